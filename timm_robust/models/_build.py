@@ -1,0 +1,80 @@
+"""timm's model builder, with one clear line where pretrained weights cannot be had."""
+from pathlib import Path
+from typing import Any, Dict
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg
+
+from ..errors import PretrainedWeightsError
+
+__all__ = ['CIFAR10_MEAN', 'CIFAR10_STD', 'HUB_ORG', 'WEIGHTS_DIR', 'build_robust_model', 'cifar_cfg', 'imagenet_cfg']
+
+HUB_ORG = 'timm-robust'
+WEIGHTS_DIR = Path(__file__).parent / 'weights'
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+_NO_WEIGHTS = 'No pretrained weights exist'  # the message of timm's builder for a tag without a location
+
+
+def imagenet_cfg(**kwargs: Any) -> Dict[str, Any]:
+    """Pretrained config of an ImageNet-size model."""
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': 0.875, 'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'license': 'apache-2.0', **kwargs,
+    }
+
+
+def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
+    """Pretrained config of a CIFAR-size model."""
+    return {
+        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8),
+        'crop_pct': 1.0, 'interpolation': 'bicubic',
+        'mean': CIFAR10_MEAN, 'std': CIFAR10_STD,
+        'license': 'apache-2.0', **kwargs,
+    }
+
+
+def _packaged_tags() -> str:
+    return ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))) or 'none yet'
+
+
+def _resolved_tag(variant: str, pretrained_cfg: Any) -> str:
+    from timm.models import get_pretrained_cfg
+    if isinstance(pretrained_cfg, str):
+        return f'{variant}.{pretrained_cfg}'
+    cfg = pretrained_cfg or get_pretrained_cfg(variant)
+    tag = cfg.get('tag') if isinstance(cfg, dict) else getattr(cfg, 'tag', None)
+    return f'{variant}.{tag}' if tag else variant
+
+
+def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkpoint: str = '', **kwargs: Any):
+    """`timm.models.build_model_with_cfg` that explains missing weights in one line.
+
+    Args:
+        model_cls: Model class.
+        variant: Registered model name.
+        pretrained: Load the weights of the tag in `pretrained_cfg`.
+        authors_checkpoint: How a checkpoint released by the papers' authors gets into this model.
+        **kwargs: Arguments of timm's builder and of the model.
+
+    Raises:
+        PretrainedWeightsError: If the weights of the tag cannot be fetched.
+    """
+    if not pretrained:
+        return build_model_with_cfg(model_cls, variant, False, **kwargs)
+    from httpx import HTTPError
+    from huggingface_hub.errors import HFValidationError
+    try:
+        return build_model_with_cfg(model_cls, variant, True, **kwargs)
+    except (OSError, HTTPError, HFValidationError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(_NO_WEIGHTS):
+            raise  # the weights were there and do not fit, which timm says well
+        tag = _resolved_tag(variant, kwargs.get('pretrained_cfg'))
+        looked = 'nowhere (the tag has no location)' if isinstance(error, RuntimeError) else (
+            f'the Hugging Face Hub at {HUB_ORG}/{tag} ({type(error).__name__})')
+        message = f'pretrained weights of {tag!r} cannot be fetched: looked at {looked}; '
+        message += f'tags with weights in this package: {_packaged_tags()}'
+        raise PretrainedWeightsError(f'{message}; {authors_checkpoint}' if authors_checkpoint else message) from error

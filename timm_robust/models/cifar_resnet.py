@@ -1,0 +1,123 @@
+"""The RobustNorm paper's small ResNets for 32x32 images, with RobustNorm or BatchNorm.
+
+Papers:
+* `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
+* `Deep Residual Learning for Image Recognition`, section 4.2 - https://arxiv.org/abs/1512.03385
+"""
+from typing import Any, List, Optional, Union
+
+import torch
+import torch.nn as nn
+from timm.models import generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from .._compat import feature_take_indices
+from ..layers import RobustNorm2d
+from ._build import HUB_ORG, build_robust_model, cifar_cfg
+from .robustnorm_resnet import ROBUSTNORM_CFG
+
+__all__ = ['CifarResNet']
+
+_NUM_FEATURES = 4  # the stem and three stages
+_STEM_REDUCTION = 4  # what the stem of an ImageNet ResNet takes from the resolution
+
+
+class CifarResNet(ResNet):
+    """timm's ResNet with a 3x3 stem of stride 1 and three stages.
+
+    The fourth stage stays as an empty module, so that every method of timm's ResNet applies as it is.
+
+    Args:
+        block: Residual block class.
+        layers: Number of blocks of each of the three stages.
+        in_chans: Number of input channels.
+        channels: Channels of each of the three stages, before the expansion of the block.
+        **kwargs: Arguments of timm's `ResNet`.
+    """
+
+    def __init__(self, block, layers, in_chans: int = 3, channels=(16, 32, 64), device=None, dtype=None, **kwargs: Any):
+        # A 'deep' stem is timm's way to ask for other than 64 channels; its convolutions are replaced below.
+        super().__init__(
+            block,
+            layers,
+            in_chans=in_chans,
+            channels=channels,
+            stem_type='deep',
+            stem_width=channels[0] // 2,
+            device=device,
+            dtype=dtype,
+            **kwargs,
+        )
+        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, device=device, dtype=dtype)
+        nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
+        self.maxpool = nn.Identity()
+        self.layer4 = nn.Sequential()
+        self.feature_info[0]['reduction'] = 1
+        for info in self.feature_info[1:]:
+            info['reduction'] //= _STEM_REDUCTION
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: Optional[Union[int, List[int]]] = None,
+            **kwargs: Any,
+    ):
+        """See timm's `ResNet.forward_intermediates`; index 0 is the stem, 1 to 3 are the stages."""
+        take_indices, _ = feature_take_indices(_NUM_FEATURES, indices)
+        return super().forward_intermediates(x, take_indices, **kwargs)
+
+    def prune_intermediate_layers(
+            self,
+            indices: Union[int, List[int]] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> List[int]:
+        """See timm's `ResNet.prune_intermediate_layers`."""
+        take_indices, max_index = feature_take_indices(_NUM_FEATURES, indices)
+        if prune_head or max_index < _NUM_FEATURES - 1:
+            super().prune_intermediate_layers(take_indices, prune_norm, prune_head)
+        return take_indices
+
+
+def _cifar_layers(depth: int) -> dict:
+    # 6n + 2 layers; bottlenecks from depth 44 up, with n as for basic blocks, as the paper's networks have it
+    return dict(block=Bottleneck if depth >= 44 else BasicBlock, layers=((depth - 2) // 6,) * 3)
+
+
+_DEPTHS = dict(robustnorm_resnet20_cifar=20, robustnorm_resnet38_cifar=38, robustnorm_resnet50_cifar=50)
+
+
+def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    model_args = dict(_cifar_layers(_DEPTHS[variant]), norm_layer=RobustNorm2d)
+    return build_robust_model(
+        CifarResNet,
+        variant,
+        pretrained,
+        feature_cfg=dict(out_indices=tuple(range(_NUM_FEATURES))),
+        **dict(model_args, **kwargs),
+    )
+
+
+default_cfgs = generate_default_cfgs({
+    f'{name}.robustnorm_cifar10': cifar_cfg(
+        **ROBUSTNORM_CFG, hf_hub_id=f'{HUB_ORG}/{name}.robustnorm_cifar10', first_conv='conv1', classifier='fc')
+    for name in _DEPTHS
+})
+
+
+@register_model
+def robustnorm_resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-20 for 32x32 with RobustNorm."""
+    return _create_cifar_resnet('robustnorm_resnet20_cifar', pretrained, **kwargs)
+
+
+@register_model
+def robustnorm_resnet38_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-38 for 32x32 with RobustNorm."""
+    return _create_cifar_resnet('robustnorm_resnet38_cifar', pretrained, **kwargs)
+
+
+@register_model
+def robustnorm_resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-50 for 32x32 with RobustNorm, in the paper's counting: three stages of eight bottlenecks."""
+    return _create_cifar_resnet('robustnorm_resnet50_cifar', pretrained, **kwargs)

@@ -1,0 +1,77 @@
+"""The RobustNorm paper's VGG networks for 32x32 images, with RobustNorm or BatchNorm.
+
+Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
+"""
+from typing import Any
+
+import torch.nn as nn
+from timm.layers import ClassifierHead
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vgg import VGG
+
+from ._build import HUB_ORG, build_robust_model, cifar_cfg
+from .robustnorm_resnet import ROBUSTNORM_CFG
+from .robustnorm_vgg import vgg_args
+
+__all__ = ['CifarVGG']
+
+
+class CifarVGG(VGG):
+    """timm's VGG with one linear layer on the pooled features, without the two layers of 4096 units.
+
+    Args:
+        cfg: Configuration list of the feature layers.
+        num_classes: Number of classes.
+        global_pool: Global pooling type.
+        drop_rate: Dropout rate before the classifier.
+        **kwargs: Arguments of timm's `VGG`.
+    """
+
+    def __init__(
+            self,
+            cfg,
+            num_classes: int = 10,
+            global_pool: str = 'avg',
+            drop_rate: float = 0.,
+            device=None,
+            dtype=None,
+            **kwargs: Any,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        # one hidden unit: the two layers are dropped right away and need not be built at full size
+        super().__init__(
+            cfg, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, mlp_ratio=1 / 4096,
+            **dd, **kwargs)
+        self.pre_logits = nn.Identity()
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = self.head.num_features
+        if num_classes > 0:
+            nn.init.normal_(self.head.fc.weight, 0, 0.01)
+            nn.init.zeros_(self.head.fc.bias)
+
+
+_ARCHS = ('robustnorm_vgg11_cifar', 'robustnorm_vgg16_cifar')
+
+
+def _create_cifar_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarVGG:
+    return build_robust_model(CifarVGG, variant, pretrained, **vgg_args(variant, **kwargs))
+
+
+default_cfgs = generate_default_cfgs({
+    f'{name}.robustnorm_cifar10': cifar_cfg(
+        **ROBUSTNORM_CFG, hf_hub_id=f'{HUB_ORG}/{name}.robustnorm_cifar10',
+        first_conv='features.0', classifier='head.fc', pool_size=(1, 1))
+    for name in _ARCHS
+})
+
+
+@register_model
+def robustnorm_vgg11_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
+    """VGG-11 for 32x32 with RobustNorm."""
+    return _create_cifar_vgg('robustnorm_vgg11_cifar', pretrained, **kwargs)
+
+
+@register_model
+def robustnorm_vgg16_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
+    """VGG-16 for 32x32 with RobustNorm."""
+    return _create_cifar_vgg('robustnorm_vgg16_cifar', pretrained, **kwargs)

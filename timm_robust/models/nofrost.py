@@ -1,0 +1,142 @@
+"""Normalizer-free ResNets for adversarial training without BatchNorm.
+
+Papers:
+* `Removing Batch Normalization Boosts Adversarial Training` (NoFrost) - https://arxiv.org/abs/2207.01156
+* `Characterizing signal propagation to close the performance gap in unnormalized ResNets` -
+    https://arxiv.org/abs/2101.08692
+
+The ImageNet networks are timm's NF-ResNets: state dicts of `nofrost_resnet50` and `nf_resnet50` are interchangeable.
+The CIFAR networks are the same blocks behind a stem that keeps the resolution.
+"""
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from timm.models.nfnet import NfCfg, NormFreeNet, model_cfgs
+
+from ._build import HUB_ORG, build_robust_model, cifar_cfg, imagenet_cfg
+
+__all__ = ['CifarNormFreeNet']
+
+_STEM_REDUCTION = 4  # what timm's '3x3_pool' stem takes from the resolution and CifarNormFreeNet gives back
+
+
+class CifarNormFreeNet(NormFreeNet):
+    """timm's normalizer-free network with a stem of stride 1 for small images.
+
+    Args:
+        cfg: Architecture of the network; its `stem_type` must be '3x3_pool'.
+        output_stride: Output stride relative to the network's own stem, as in timm.
+        **kwargs: Arguments of timm's `NormFreeNet`.
+    """
+
+    def __init__(self, cfg: NfCfg, output_stride: int = 32, **kwargs: Any):
+        super().__init__(cfg, output_stride=output_stride * _STEM_REDUCTION, **kwargs)
+        self.stem.conv.stride = (1, 1)
+        del self.stem[-1]
+        self.feature_info[0]['reduction'] = 1
+        for info in self.feature_info[1:]:
+            info['reduction'] //= _STEM_REDUCTION
+
+
+def _cifar_nfres_cfg(depths, channels, stem_chs: int) -> NfCfg:
+    return NfCfg(
+        depths=depths,
+        channels=channels,
+        stem_type='3x3_pool',
+        stem_chs=stem_chs,
+        bottle_ratio=0.25,
+        act_layer='relu',
+    )
+
+
+_cifar_model_cfgs = dict(
+    nofrost_resnet20_cifar=_cifar_nfres_cfg((2, 2, 2), (64, 128, 256), stem_chs=16),
+    nofrost_resnet26_cifar=_cifar_nfres_cfg((2, 2, 2, 2), (256, 512, 1024, 2048), stem_chs=64),
+)
+
+
+def _create_nofrost(variant: str, pretrained: bool = False, **kwargs: Any) -> NormFreeNet:
+    nf_variant = variant.replace('nofrost', 'nf')
+    return build_robust_model(
+        NormFreeNet,
+        variant,
+        pretrained,
+        model_cfg=model_cfgs[nf_variant],
+        feature_cfg=dict(flatten_sequential=True),
+        authors_checkpoint=(
+            f"the authors' checkpoints are {nf_variant} state dicts and load as they are: "
+            f"timm.create_model('{variant}', checkpoint_path=PATH)"),
+        **kwargs,
+    )
+
+
+def _create_nofrost_cifar(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarNormFreeNet:
+    model_cfg = _cifar_model_cfgs[variant]
+    return build_robust_model(
+        CifarNormFreeNet,
+        variant,
+        pretrained,
+        model_cfg=model_cfg,
+        feature_cfg=dict(
+            flatten_sequential=True,
+            out_indices=tuple(range(len(kwargs.get('depths', model_cfg.depths)) + 1)),
+        ),
+        authors_checkpoint='the authors published no checkpoint of this size',
+        **kwargs,
+    )
+
+
+_nofrost = dict(
+    first_conv='stem.conv', classifier='head.fc',
+    paper_name='Removing Batch Normalization Boosts Adversarial Training', paper_ids='arXiv:2207.01156',
+    origin_url='https://github.com/amazon-research/normalizer-free-robust-training',
+)
+
+
+def _cfg(name: str, **kwargs: Any):
+    return imagenet_cfg(**_nofrost, hf_hub_id=f'{HUB_ORG}/{name}', crop_pct=0.9, **kwargs)
+
+
+def _ccfg(name: str, **kwargs: Any):
+    return cifar_cfg(**_nofrost, hf_hub_id=f'{HUB_ORG}/{name}', **kwargs)
+
+
+default_cfgs = generate_default_cfgs({
+    'nofrost_resnet26.nofrost_linf8_in1k': _cfg('nofrost_resnet26.nofrost_linf8_in1k'),
+    'nofrost_resnet50.nofrost_linf8_in1k': _cfg('nofrost_resnet50.nofrost_linf8_in1k'),
+    'nofrost_resnet50.nofrost_star_linf8_in1k': _cfg('nofrost_resnet50.nofrost_star_linf8_in1k'),
+    'nofrost_resnet101.nofrost_linf8_in1k': _cfg('nofrost_resnet101.nofrost_linf8_in1k'),
+    'nofrost_resnet20_cifar.nofrost_linf8_cifar10': _ccfg('nofrost_resnet20_cifar.nofrost_linf8_cifar10'),
+    'nofrost_resnet26_cifar.nofrost_linf8_cifar10': _ccfg(
+        'nofrost_resnet26_cifar.nofrost_linf8_cifar10', pool_size=(4, 4)),
+})
+
+
+@register_model
+def nofrost_resnet26(pretrained: bool = False, **kwargs: Any) -> NormFreeNet:
+    """Normalizer-free ResNet-26, timm's `nf_resnet26`, for NoFrost training."""
+    return _create_nofrost('nofrost_resnet26', pretrained, **kwargs)
+
+
+@register_model
+def nofrost_resnet50(pretrained: bool = False, **kwargs: Any) -> NormFreeNet:
+    """Normalizer-free ResNet-50, timm's `nf_resnet50`, for NoFrost training."""
+    return _create_nofrost('nofrost_resnet50', pretrained, **kwargs)
+
+
+@register_model
+def nofrost_resnet101(pretrained: bool = False, **kwargs: Any) -> NormFreeNet:
+    """Normalizer-free ResNet-101, timm's `nf_resnet101`, for NoFrost training."""
+    return _create_nofrost('nofrost_resnet101', pretrained, **kwargs)
+
+
+@register_model
+def nofrost_resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarNormFreeNet:
+    """Normalizer-free ResNet-20 for 32x32: three stages of two bottlenecks, 16, 32 and 64 channels wide inside."""
+    return _create_nofrost_cifar('nofrost_resnet20_cifar', pretrained, **kwargs)
+
+
+@register_model
+def nofrost_resnet26_cifar(pretrained: bool = False, **kwargs: Any) -> CifarNormFreeNet:
+    """Normalizer-free ResNet-26 for 32x32: `nofrost_resnet26` behind a stem of stride 1."""
+    return _create_nofrost_cifar('nofrost_resnet26_cifar', pretrained, **kwargs)
