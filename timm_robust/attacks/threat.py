@@ -1,0 +1,196 @@
+"""What an attacker may do: the norm and size of the perturbation, in pixel units, and where pixels live.
+
+`ThreatModel` speaks of pixels in [0, 1]. Networks in timm's train loop see normalized images; `InputSpace` knows how
+the two relate, and `Ball` is the set of allowed images around a clean one in the network's own space.
+"""
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Optional, Sequence, Tuple, Union
+
+import torch
+
+from ..errors import InputError
+
+__all__ = ['NORMS', 'Ball', 'InputSpace', 'ThreatModel', 'madry_step_size', 'nofrost_step_size', 'parse_eps']
+
+NORMS = ('linf', 'l2')
+
+Seed = Union[int, Sequence[int]]
+
+
+def parse_eps(value: Union[str, float]) -> float:
+    """Read a perturbation size such as '8/255', '0.0314' or 0.0314, in pixel units on [0, 1].
+
+    Raises:
+        InputError: If the value is no number.
+    """
+    try:
+        return float(Fraction(value.replace(' ', '')) if isinstance(value, str) else value)
+    except (ValueError, ZeroDivisionError, TypeError, AttributeError) as error:
+        raise InputError(f'eps={value!r} is not a number: write it as 8/255 or 0.0314') from error
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The perturbations an attack may use.
+
+    Args:
+        norm: 'linf' or 'l2'.
+        eps: Largest norm of the perturbation in pixel units on [0, 1], a number or a string such as '8/255'.
+
+    Raises:
+        InputError: On an unknown norm, a negative or not finite eps, or an Linf eps above 1.
+    """
+    norm: str
+    eps: float
+
+    def __post_init__(self):
+        if self.norm not in NORMS:
+            raise InputError(f"norm={self.norm!r} is unknown: choose one of {', '.join(NORMS)}")
+        eps = parse_eps(self.eps)
+        if not math.isfinite(eps) or eps < 0:
+            raise InputError(f'eps={self.eps!r} must be a finite number >= 0, in pixel units on [0, 1]')
+        if self.norm == 'linf' and eps > 1:
+            raise InputError(f'eps={self.eps!r} is above 1: eps is in pixel units on [0, 1], write {eps:g}/255')
+        object.__setattr__(self, 'eps', eps)
+
+    def scaled(self, factor: float) -> 'ThreatModel':
+        """The same norm with eps times `factor`."""
+        return ThreatModel(self.norm, self.eps * factor)
+
+    def __str__(self) -> str:
+        in_255 = self.eps * 255
+        eps = f'{round(in_255)}/255' if in_255 >= .5 and abs(in_255 - round(in_255)) < 1e-6 else f'{self.eps:g}'
+        return f'{dict(linf="Linf", l2="L2")[self.norm]} eps {eps}'
+
+
+def madry_step_size(threat: ThreatModel, steps: int) -> float:
+    """2.5 eps / steps, so that every point of the ball is in reach (Madry et al. 2018, section 5), in pixel units."""
+    return 2.5 * threat.eps / steps
+
+
+def nofrost_step_size(threat: ThreatModel, steps: int) -> float:
+    """min(1.25 eps, eps + 4/255) / steps for Linf, as in the NoFrost authors' code; `madry_step_size` for L2."""
+    if threat.norm == 'l2':
+        return madry_step_size(threat, steps)
+    return min(1.25 * threat.eps, threat.eps + 4 / 255) / steps
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """The space a network's input lives in: x = (pixel - mean) / std per channel. The default is pixel space itself.
+
+    Args:
+        mean: Mean of each channel, or one value for all.
+        std: Standard deviation of each channel, or one value for all; positive.
+
+    Raises:
+        InputError: If a std is not positive.
+    """
+    mean: Tuple[float, ...] = (0.,)
+    std: Tuple[float, ...] = (1.,)
+
+    def __post_init__(self):
+        object.__setattr__(self, 'mean', tuple(float(m) for m in self.mean))
+        object.__setattr__(self, 'std', tuple(float(s) for s in self.std))
+        if not all(s > 0 for s in self.std):
+            raise InputError(f'std={self.std} must be positive in every channel')
+
+    def tensors(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std as tensors of shape (1, C, 1, 1) that fit x of shape (N, C, H, W)."""
+        return tuple(
+            torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels in [0, 1] to the network's input, shape (N, C, H, W)."""
+        mean, std = self.tensors(pixels)
+        return (pixels - mean) / std
+
+    def to_pixels(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's input to pixels, shape (N, C, H, W)."""
+        mean, std = self.tensors(x)
+        return x * std + mean
+
+
+def _noise(x: torch.Tensor, seed: Optional[Seed], draw) -> torch.Tensor:
+    """Noise like x drawn by `draw(shape, generator)`: from one seed, from one seed per image, or globally if None."""
+    if seed is None or isinstance(seed, int):
+        generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
+        return draw(x.shape, generator)
+    return torch.stack([draw(x.shape[1:], torch.Generator(x.device).manual_seed(int(s))) for s in seed])
+
+
+class Ball:
+    """The allowed images around clean ones, in the network's input space.
+
+    An allowed image is within eps of the clean one and its pixels are in [0, 1]. Where a clean pixel itself lies
+    outside [0, 1] (random erasing in training), the range is widened to that pixel, so that no perturbation is forced
+    upon it.
+
+    Args:
+        x: Clean images in the network's input space, shape (N, C, H, W).
+        threat: Norm and eps.
+        space: The network's input space.
+    """
+
+    def __init__(self, x: torch.Tensor, threat: ThreatModel, space: InputSpace):
+        self.x = x.detach()
+        self.threat = threat
+        mean, self.std = space.tensors(x)
+        self.lower = torch.minimum(self.x, -mean / self.std)
+        self.upper = torch.maximum(self.x, (1 - mean) / self.std)
+        if threat.norm == 'linf':
+            self.lower = torch.maximum(self.lower, self.x - threat.eps / self.std)
+            self.upper = torch.minimum(self.upper, self.x + threat.eps / self.std)
+
+    def project(self, adv: torch.Tensor) -> torch.Tensor:
+        """The nearest allowed images (for L2: scaled onto the ball, then clamped, which only shortens)."""
+        if self.threat.norm == 'l2':
+            delta = (adv - self.x) * self.std
+            shrink = (self.threat.eps / _l2(delta).clamp_min(1e-12)).clamp_max(1)
+            adv = self.x + delta * shrink / self.std
+        return torch.clamp(adv, self.lower, self.upper)
+
+    def random(self, seed: Optional[Seed] = None) -> torch.Tensor:
+        """Random allowed images: uniform in the eps ball, then clamped to valid pixels.
+
+        Args:
+            seed: One seed for the batch, one per image, or None for torch's global generator.
+        """
+        options = dict(dtype=self.x.dtype, device=self.x.device)
+        if self.threat.norm == 'linf':
+            unit = _noise(self.x, seed, lambda shape, g: torch.rand(shape, generator=g, **options) * 2 - 1)
+            return self.project(self.x + unit * self.threat.eps / self.std)
+
+        def uniform_in_l2_ball(shape, generator):
+            # a direction and a radius, for one image or for a batch
+            noise = torch.randn(shape, generator=generator, **options)
+            radius = torch.rand(shape[:-3] + (1, 1, 1), generator=generator, **options)
+            dims = shape[-1] * shape[-2] * shape[-3]
+            norm = noise.flatten(-3).norm(dim=-1)[..., None, None, None].clamp_min(1e-12)
+            return noise / norm * radius ** (1 / dims)
+
+        return self.project(self.x + _noise(self.x, seed, uniform_in_l2_ball) * self.threat.eps / self.std)
+
+    def pixel_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Gradient for pixels from the gradient for the network's input."""
+        return gradient / self.std
+
+    def ascend(self, adv: torch.Tensor, pixel_direction: torch.Tensor, step_size: float) -> torch.Tensor:
+        """Steepest ascent under the norm, then projection.
+
+        Args:
+            adv: Current images in the network's input space, shape (N, C, H, W).
+            pixel_direction: Direction in pixel space, for example `pixel_gradient`.
+            step_size: Length of the step in pixel units.
+        """
+        if self.threat.norm == 'linf':
+            step = pixel_direction.sign()
+        else:
+            step = pixel_direction / _l2(pixel_direction).clamp_min(1e-12)
+        return self.project(adv + step * step_size / self.std)
+
+
+def _l2(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -1,0 +1,44 @@
+"""`timm-robust COMMAND ...`: bad input ends in one line on standard error and exit code 2."""
+import importlib
+import sys
+from typing import List, Optional
+
+from ..errors import InputError
+from ..version import __version__
+
+__all__ = ['main']
+
+COMMANDS = {
+    'quickstart': 'harden a small network on real digits and show what it withstands (4 minutes, no data needed)',
+    'train': "train any timm model, with timm's flags and an objective of this package",
+    'eval': 'measure clean and robust accuracy of any timm model',
+}
+
+
+def _usage() -> str:
+    lines = '\n'.join(f'  {name:<12}{text}' for name, text in COMMANDS.items())
+    return f'usage: timm-robust COMMAND [flags]\n\n{lines}\n\ntimm-robust COMMAND --help lists the flags of a command.'
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run a command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ('-h', '--help'):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == '--version':
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"timm-robust: error: {argv[0]}: unknown command, choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f'.{argv[0]}', __package__)
+    try:
+        command.run(argv[1:])
+    except InputError as error:
+        print(f'timm-robust {argv[0]}: error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'timm-robust {argv[0]}: stopped', file=sys.stderr)
+        return 130
+    return 0

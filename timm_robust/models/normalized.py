@@ -1,0 +1,43 @@
+"""A network that takes pixels in [0, 1]."""
+from typing import Optional, Sequence
+
+import torch
+import torch.nn as nn
+
+__all__ = ['NormalizedModel']
+
+
+class NormalizedModel(nn.Module):
+    """A timm model behind its own normalization: pixels in [0, 1] go in, logits come out.
+
+    Adds nothing to the state dict but the prefix `model.`.
+
+    Args:
+        model: A timm model.
+        mean: Mean of each channel, by default that of the model's `pretrained_cfg`.
+        std: Standard deviation of each channel, likewise.
+
+    Examples:
+
+        ```python
+        model = NormalizedModel(timm.create_model('resnet50', pretrained=True)).eval()
+        adv = pgd(model, pixels, labels, ThreatModel('linf', '4/255'), steps=20)
+        ```
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            mean: Optional[Sequence[float]] = None,
+            std: Optional[Sequence[float]] = None,
+    ):
+        super().__init__()
+        self.model = model
+        cfg = getattr(model, 'pretrained_cfg', {})
+        reference = next(iter(model.parameters()), torch.empty(0))
+        for name, value in (('mean', mean or cfg['mean']), ('std', std or cfg['std'])):
+            tensor = torch.tensor(value, dtype=torch.float32, device=reference.device).view(1, -1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model((x - self.mean) / self.std)

@@ -1,0 +1,163 @@
+"""From command line flags to a training task."""
+import argparse
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Callable, Optional
+
+import torch.nn as nn
+from timm.task import ClassificationTask, TrainingTask
+
+from ..attacks import ATTACKS, InputSpace, ThreatModel, nofrost_step_size
+from ..attacks.context import NORM_MODES
+from ..attacks.threat import NORMS
+from ..errors import InputError
+from .adversarial import AdversarialTask
+
+__all__ = ['OBJECTIVES', 'TRAIN_ATTACKS', 'ObjectiveOptions', 'add_objective_arguments', 'create_task']
+
+OBJECTIVES = ('standard', 'sat', 'nofrost')
+TRAIN_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
+
+
+def _choose(name: str, value: Any, choices) -> None:
+    if value not in choices:
+        raise InputError(f"--{name.replace('_', '-')} {value}: unknown, choose one of {', '.join(choices)}")
+
+
+@dataclass
+class ObjectiveOptions:
+    """How to train and against which attack. Each field is a flag of the same name.
+
+    Raises:
+        InputError: On a value out of range; the message names the flag.
+    """
+    objective: str = 'standard'
+    adv_weight: float = 0.5
+    attack: str = 'pgd'
+    attack_norm: str = 'linf'
+    attack_eps: str = '8/255'
+    attack_eps_warmup_epochs: float = 0.
+    attack_steps: int = 10
+    attack_step_size: Optional[str] = None
+    attack_random_start: Optional[bool] = None
+    attack_bn_mode: str = 'eval'
+
+    def __post_init__(self):
+        _choose('objective', self.objective, OBJECTIVES)
+        _choose('attack', self.attack, TRAIN_ATTACKS)
+        _choose('attack_norm', self.attack_norm, NORMS)
+        _choose('attack_bn_mode', self.attack_bn_mode, NORM_MODES)
+        if not 0 <= self.adv_weight <= 1:
+            raise InputError(f'--adv-weight {self.adv_weight}: must be in [0, 1]; 0.5 is NoFrost, 1 is Madry')
+        if self.attack_steps < 1:
+            raise InputError(f'--attack-steps {self.attack_steps}: must be at least 1')
+        if self.attack_eps_warmup_epochs < 0:
+            raise InputError(f'--attack-eps-warmup-epochs {self.attack_eps_warmup_epochs}: must not be negative')
+        try:
+            self.threat = ThreatModel(self.attack_norm, self.attack_eps)
+        except InputError as error:
+            raise InputError(f'--attack-eps {self.attack_eps}: {error}') from error
+        self.step_size = None
+        if self.attack_step_size is not None:
+            try:
+                self.step_size = ThreatModel('l2', self.attack_step_size).eps
+            except InputError as error:
+                raise InputError(f'--attack-step-size {self.attack_step_size}: {error}') from error
+            if self.step_size == 0:
+                raise InputError(f'--attack-step-size {self.attack_step_size}: must be positive, for example 2/255')
+        if self.attack_random_start is not None and self.attack not in ('pgd', 'cw_linf'):
+            raise InputError(
+                f'--attack-random-start is fixed by --attack {self.attack}: leave it out, or choose pgd or cw_linf')
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> 'ObjectiveOptions':
+        """Take the fields out of parsed arguments."""
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
+
+    def check_schedule(self, epochs: int) -> None:
+        """Refuse a warm-up that outlasts training."""
+        if self.attack_eps_warmup_epochs > epochs:
+            raise InputError(
+                f'--attack-eps-warmup-epochs {self.attack_eps_warmup_epochs:g}: longer than training, '
+                f'choose at most --epochs {epochs}')
+
+    def build_attack(self) -> Callable:
+        """The attack for training: a function of (model, x, y, threat), `space` and `seed`."""
+        fixed = dict(keep='last', norm_mode=self.attack_bn_mode)
+        if self.attack in ('fgsm', 'fgsm_rs'):
+            return partial(ATTACKS[self.attack], **fixed)
+        if self.attack_random_start is not None:
+            fixed['random_start'] = self.attack_random_start
+
+        def attack(model, x, y, threat, **kwargs):
+            # follows eps through warm-up, keeping its ratio to a step size given by hand
+            if self.step_size is None:
+                step_size = nofrost_step_size(threat, self.attack_steps)
+            else:
+                step_size = self.step_size * (threat.eps / self.threat.eps if self.threat.eps else 1.)
+            return ATTACKS[self.attack](
+                model, x, y, threat, steps=self.attack_steps, step_size=step_size or None, **fixed, **kwargs)
+
+        return attack
+
+
+def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the group of robust training flags to a parser (ours or timm's)."""
+    group = parser.add_argument_group('Robust training parameters')
+    default = ObjectiveOptions()
+    group.add_argument('--objective', default=default.objective, metavar='NAME',
+                       help=f'training objective, one of {", ".join(OBJECTIVES)} (default: %(default)s)')
+    group.add_argument('--adv-weight', default=default.adv_weight, type=float, metavar='LAMBDA',
+                       help='weight of the adversarial loss in [0, 1]; 1 leaves the clean pass out (default: 0.5)')
+    group.add_argument('--attack', default=default.attack, metavar='NAME',
+                       help=f'attack in training, one of {", ".join(TRAIN_ATTACKS)} (default: %(default)s)')
+    group.add_argument('--attack-norm', default=default.attack_norm, metavar='NORM',
+                       help='norm of the perturbation, linf or l2 (default: %(default)s)')
+    group.add_argument('--attack-eps', default=default.attack_eps, metavar='EPS',
+                       help='size of the perturbation in pixel units on [0, 1] (default: %(default)s)')
+    group.add_argument('--attack-eps-warmup-epochs', default=default.attack_eps_warmup_epochs, type=float, metavar='N',
+                       help='epochs over which eps rises to its full size (default: 0)')
+    group.add_argument('--attack-steps', default=default.attack_steps, type=int, metavar='N',
+                       help='attack steps in training (default: %(default)s)')
+    group.add_argument('--attack-step-size', default=default.attack_step_size, metavar='SIZE',
+                       help='attack step in pixel units (default: min(1.25 eps, eps + 4/255) / steps)')
+    group.add_argument('--attack-random-start', default=None, action=argparse.BooleanOptionalAction,
+                       help='start pgd and cw_linf from a random point of the ball (default: yes)')
+    group.add_argument('--attack-bn-mode', default=default.attack_bn_mode, metavar='MODE',
+                       help='normalization layers while crafting: eval or train (default: %(default)s)')
+
+
+def create_task(
+        options: ObjectiveOptions,
+        model: nn.Module,
+        criterion: Optional[nn.Module] = None,
+        *,
+        space: InputSpace,
+        steps_per_epoch: int,
+        seed: int = 0,
+        **kwargs: Any,
+) -> TrainingTask:
+    """Build the task of an objective.
+
+    Args:
+        options: Objective and attack.
+        model: The network to train.
+        criterion: Training criterion.
+        space: Input space of the network: mean and std of the loader.
+        steps_per_epoch: Batches per epoch, the unit of warm-up.
+        seed: Seed of the attack's noise.
+        **kwargs: Arguments of timm's `ClassificationTask`.
+    """
+    if options.objective == 'standard':
+        return ClassificationTask(model, criterion, **kwargs)
+    return AdversarialTask(
+        model,
+        criterion,
+        attack=options.build_attack(),
+        threat=options.threat,
+        space=space,
+        adv_weight=options.adv_weight,
+        eps_warmup_steps=round(options.attack_eps_warmup_epochs * steps_per_epoch),
+        seed=seed,
+        **kwargs,
+    )

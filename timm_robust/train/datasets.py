@@ -1,0 +1,162 @@
+"""Training and validation data from command line arguments, by timm's factories."""
+import argparse
+from functools import partial
+from typing import Any, Dict, Tuple
+
+import numpy as np
+import torch
+from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader
+from torch.utils.data import IterableDataset, Subset
+
+from ..data import balanced_indices, check_images, check_labels, dataset_labels, image_channels
+from ..errors import InputError
+
+__all__ = ['create_datasets', 'create_loaders', 'fit_channels', 'open_dataset']
+
+
+def fit_channels(values, in_chans: int) -> Tuple[float, ...]:
+    """Mean or std for a number of channels; one value for all is their average, as in timm's loader."""
+    return tuple(values) if len(values) == in_chans else (float(np.mean(values)),) * in_chans
+
+
+def open_dataset(args: argparse.Namespace, split: str, in_chans: int, is_training: bool = False, **kwargs: Any):
+    """`timm.data.create_dataset` with one clear line if there is nothing to read or its channels do not fit.
+
+    Args:
+        args: Needs `dataset`, `data_dir`, `dataset_download`, `class_map`, `input_img_mode`, `input_key`,
+            `target_key`, `dataset_trust_remote_code`, `batch_size` and `seed`.
+        split: Name of the split.
+        in_chans: Channels of the model.
+        is_training: Whether the data is for training.
+        **kwargs: Further arguments of `create_dataset`.
+
+    Raises:
+        InputError: If the data cannot be opened or its channels do not fit.
+    """
+    where = ' '.join(filter(None, (args.data_dir and f'--data-dir {args.data_dir}', args.dataset)))
+    try:
+        dataset = create_dataset(
+            args.dataset,
+            root=args.data_dir,
+            split=split,
+            is_training=is_training,
+            class_map=args.class_map,
+            download=args.dataset_download,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            input_img_mode=args.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
+            input_key=args.input_key,
+            target_key=args.target_key,
+            trust_remote_code=args.dataset_trust_remote_code,
+            **kwargs,
+        )
+    except (RuntimeError, OSError, ValueError, TypeError, AssertionError, KeyError, ImportError) as error:
+        reason = ' '.join(str(error).split()).split('. Supported image extensions')[0]
+        raise InputError(
+            f'{where or "--data-dir"}: no {split!r} data ({reason or type(error).__name__}): '
+            'give a folder with one sub-folder of images per class, or a data set name in --dataset') from error
+    channels = None if isinstance(dataset, IterableDataset) else image_channels(dataset)
+    if channels is not None and channels != in_chans:
+        raise InputError(f'--in-chans {in_chans}: the images of {where} have {channels}, pass --in-chans {channels}')
+    return dataset
+
+
+def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int):
+    """Training and validation data sets, checked (validation is None without --val-split)."""
+    train = open_dataset(
+        args, args.train_split, in_chans, True, repeats=args.epoch_repeats, num_samples=args.train_num_samples)
+    validation = None
+    if args.val_split:
+        validation = open_dataset(args, args.val_split, in_chans, num_samples=args.val_num_samples)
+    check_labels(train, validation, num_classes)
+    for dataset in filter(None, (train, validation)):
+        check_images(dataset)
+    if not isinstance(train, IterableDataset) and len(train) < args.batch_size:
+        raise InputError(
+            f'--batch-size {args.batch_size}: the training data has {len(train)} images, choose at most that')
+    return train, validation
+
+
+def create_loaders(
+        args: argparse.Namespace,
+        train,
+        validation,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        num_classes: int,
+        img_dtype: torch.dtype = torch.float32,
+):
+    """Loaders for training, validation and robust validation, and the mixup function where no prefetcher does it."""
+    common = dict(
+        input_size=data_config['input_size'],
+        mean=data_config['mean'],
+        std=data_config['std'],
+        use_prefetcher=not args.no_prefetcher,
+        pin_memory=args.pin_mem,
+        img_dtype=img_dtype,
+        device=device,
+        distributed=args.distributed,
+        num_workers=args.workers,
+        # workers that outlive an epoch carry its random state on, and resuming would not repeat it
+        persistent_workers=False,
+    )
+    mixup_fn = collate_fn = None
+    if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
+        mixup_args = dict(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            cutmix_minmax=args.cutmix_minmax,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.smoothing,
+            num_classes=num_classes,
+        )
+        if args.no_prefetcher:
+            mixup_fn = Mixup(**mixup_args)
+        else:
+            collate_fn = FastCollateMixup(**mixup_args)
+    loader_train = create_loader(
+        train,
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,
+        interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
+        worker_seeding=args.worker_seeding,
+        collate_fn=collate_fn,
+        **common,
+    )
+    if validation is None:
+        return loader_train, None, None, mixup_fn
+    evaluation = partial(
+        create_loader,
+        batch_size=args.validation_batch_size or args.batch_size,
+        is_training=False,
+        interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'],
+        crop_mode=data_config['crop_mode'],
+        **common,
+    )
+    loader_eval, loader_robust = evaluation(validation), None
+    if args.robust_eval_steps:
+        if isinstance(validation, IterableDataset):
+            raise InputError('--robust-eval-steps: needs a data set with an index, streaming data has none')
+        size = len(validation)
+        indices = balanced_indices(
+            dataset_labels(validation), size, min(args.robust_eval_samples, size), seed=args.seed)
+        loader_robust = evaluation(Subset(validation, indices))
+    return loader_train, loader_eval, loader_robust, mixup_fn

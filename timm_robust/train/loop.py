@@ -1,0 +1,212 @@
+"""One epoch of training, one pass of validation."""
+import logging
+import math
+import time
+from collections import OrderedDict
+from contextlib import nullcontext
+from typing import Callable, Dict, Optional
+
+import torch
+from timm.task import TrainingTask, evaluation_sample_limit
+from timm.utils import AverageMeter, dispatch_clip_grad, unwrap_model
+from tqdm import tqdm
+
+from ..attacks import InputSpace, ThreatModel, pgd
+from ..errors import TrainingDivergedError
+
+__all__ = ['train_one_epoch', 'validate', 'validate_robust']
+
+_logger = logging.getLogger(__name__)
+
+
+def _mean_over_processes(value: float, device: torch.device, distributed: bool) -> float:
+    if not distributed:
+        return value
+    total = torch.tensor(value, dtype=torch.float64 if device.type != 'mps' else torch.float32, device=device)
+    torch.distributed.all_reduce(total)
+    return total.item() / torch.distributed.get_world_size()
+
+
+def train_one_epoch(
+        task: TrainingTask,
+        loader,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        *,
+        device: torch.device,
+        accum_steps: int = 1,
+        clip_grad: Optional[float] = None,
+        clip_mode: str = 'norm',
+        autocast: Callable = nullcontext,
+        loss_scaler=None,
+        lr_scheduler=None,
+        mixup_fn=None,
+        channels_last: bool = False,
+        move_to_device: bool = False,
+        distributed: bool = False,
+        log_interval: int = 50,
+        last_checkpoint: str = 'none yet',
+        verbose: bool = True,
+) -> Dict[str, float]:
+    """Train for one epoch.
+
+    Args:
+        task: timm training task; scalars in its result beside 'loss' and 'output' are averaged and reported.
+        loader: Delivers (input, target).
+        optimizer: Optimizer of the task's parameters.
+        epoch: Number of the epoch, from 0.
+        device: Device of the task.
+        accum_steps: Batches whose gradients are added up before an update.
+        clip_grad: Gradient clipping value.
+        clip_mode: timm's clipping mode: 'norm', 'value' or 'agc'.
+        autocast: Returns a context for the forward pass.
+        loss_scaler: timm's NativeScaler.
+        lr_scheduler: timm scheduler, stepped per update.
+        mixup_fn: Mixup on the device, where the loader does not do it.
+        channels_last: Convert inputs to channels_last.
+        move_to_device: Whether batches arrive on the CPU (no prefetcher).
+        distributed: Average what is reported over processes.
+        log_interval: Updates between log lines.
+        last_checkpoint: Named in the message if training diverges.
+        verbose: Show progress on this process.
+
+    Returns:
+        Averages over the epoch: 'loss' and the scalars of the task.
+
+    Raises:
+        TrainingDivergedError: If the loss is not finite, before the weights are touched.
+    """
+    task.get_trainable_module().train()
+    meters: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
+    num_batches = len(loader)
+    updates_per_epoch = math.ceil(num_batches / accum_steps)
+    num_updates = epoch * updates_per_epoch
+    second_order = getattr(optimizer, 'is_second_order', False)
+    start, num_images = time.perf_counter(), 0
+    optimizer.zero_grad()
+    progress = tqdm(loader, desc=f'epoch {epoch}', leave=False, disable=None if verbose else True, unit='batch')
+    for index, (input, target) in enumerate(progress):
+        group_start = index - index % accum_steps
+        group_size = min(accum_steps, num_batches - group_start)
+        need_update = index + 1 == group_start + group_size
+        if move_to_device:
+            input, target = input.to(device), target.to(device)
+            if mixup_fn is not None:
+                input, target = mixup_fn(input, target)
+        if channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+
+        with nullcontext() if need_update else task.no_sync():
+            with autocast():
+                result = task(input, target)
+                loss = result['loss'] / group_size
+            value = loss.item() * group_size
+            if not math.isfinite(value):
+                raise TrainingDivergedError(
+                    f'training loss is {value} in epoch {epoch}, batch {index}: lower --lr or set --clip-grad 1; '
+                    f'last good checkpoint: {last_checkpoint}')
+            clip_parameters = task.get_clip_parameters(exclude_head='agc' in clip_mode) if clip_grad else None
+            if loss_scaler is not None:
+                loss_scaler(
+                    loss,
+                    optimizer,
+                    clip_grad=clip_grad,
+                    clip_mode=clip_mode,
+                    parameters=clip_parameters,
+                    create_graph=second_order,
+                    need_update=need_update,
+                )
+            else:
+                loss.backward(create_graph=second_order)
+                if need_update:
+                    if clip_grad:
+                        dispatch_clip_grad(clip_parameters, value=clip_grad, mode=clip_mode)
+                    optimizer.step()
+
+        num_images += len(input)
+        meters['loss'].update(value, len(input))
+        for name, scalar in result.items():
+            if name not in ('loss', 'output'):
+                meters.setdefault(name, AverageMeter()).update(float(scalar), len(input))
+        if not need_update:
+            continue
+        num_updates += 1
+        optimizer.zero_grad()
+        task.update_ema(step=num_updates)
+        update_index = index // accum_steps
+        if verbose and (update_index % log_interval == 0 or index + 1 == num_batches):
+            text = '  '.join(f'{name} {meter.avg:.4g}' for name, meter in meters.items())
+            speed = num_images / (time.perf_counter() - start)
+            lr = optimizer.param_groups[0]['lr']
+            progress.set_postfix_str(text)
+            if progress.disable:
+                _logger.info(
+                    f'Train: {epoch} [{update_index + 1}/{updates_per_epoch}]  {text}  '
+                    f'{speed:.1f} images/s  lr {lr:.3e}')
+        if lr_scheduler is not None:
+            lr_scheduler.step_update(num_updates=num_updates, metric=meters['loss'].avg)
+    if hasattr(optimizer, 'sync_lookahead'):
+        optimizer.sync_lookahead()
+    return OrderedDict((n, _mean_over_processes(m.avg, device, distributed)) for n, m in meters.items())
+
+
+def _batches(loader, device: torch.device, channels_last: bool, move_to_device: bool):
+    for input, target in loader:
+        if move_to_device:
+            input, target = input.to(device), target.to(device)
+        if channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+        yield input, target
+
+
+def validate(
+        task: TrainingTask,
+        loader,
+        *,
+        device: torch.device,
+        ema: bool = False,
+        autocast: Callable = nullcontext,
+        channels_last: bool = False,
+        move_to_device: bool = False,
+        distributed: bool = False,
+) -> Dict[str, float]:
+    """Loss, top-1 and top-5 accuracy in percent on clean images, by timm's evaluator."""
+    model = task.get_eval_model(ema=ema).eval()
+    evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    with torch.inference_mode():
+        for input, target in _batches(loader, device, channels_last, move_to_device):
+            with autocast():
+                output = model(input)
+            evaluator.update(output, target)
+    return evaluator.compute(distributed=distributed)
+
+
+def validate_robust(
+        task: TrainingTask,
+        loader,
+        threat: ThreatModel,
+        space: InputSpace,
+        steps: int,
+        *,
+        device: torch.device,
+        ema: bool = False,
+        seed: int = 0,
+        autocast: Callable = nullcontext,
+        channels_last: bool = False,
+        move_to_device: bool = False,
+        distributed: bool = False,
+) -> Dict[str, float]:
+    """Accuracy in percent under PGD from one random start, to follow training by.
+
+    No figure to publish: that takes AutoAttack. The step size is 2.5 eps / steps, and the noise is the same in every
+    epoch.
+    """
+    model = unwrap_model(task.get_trainable_module(ema=ema)).eval()
+    evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    for index, (input, target) in enumerate(_batches(loader, device, channels_last, move_to_device)):
+        with autocast():
+            adv = pgd(model, input, target, threat, space=space, steps=steps, seed=seed + index)
+            with torch.no_grad():
+                output = model(adv)
+        evaluator.update(output, target)
+    return OrderedDict(robust_top1=evaluator.compute(distributed=distributed)['top1'])
