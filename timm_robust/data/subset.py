@@ -18,13 +18,12 @@ def balanced_indices(labels: Optional[np.ndarray], size: int, num_examples: Opti
         seed: Seed of the choice.
 
     Returns:
-        Indices in ascending order if all are chosen, else in a random order in which every prefix is balanced.
+        Indices in a random order in which every prefix is balanced, so that batches are mixed too.
 
     Raises:
         InputError: If `num_examples` is not positive or more than there are.
     """
-    if num_examples is None or num_examples == size:
-        return list(range(size))
+    num_examples = size if num_examples is None else num_examples
     if not 0 < num_examples <= size:
         raise InputError(f'--num-examples {num_examples}: must be between 1 and {size}, the size of the data set')
     order = np.random.default_rng(seed).permutation(size)

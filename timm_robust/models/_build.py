@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, get_pretrained_cfg
 
 from ..errors import PretrainedWeightsError
 
@@ -41,13 +41,18 @@ def _packaged_tags() -> str:
     return ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))) or 'none yet'
 
 
-def _resolved_tag(variant: str, pretrained_cfg: Any) -> str:
-    from timm.models import get_pretrained_cfg
+def _resolved_cfg(variant: str, pretrained_cfg: Any) -> Dict[str, Any]:
     if isinstance(pretrained_cfg, str):
-        return f'{variant}.{pretrained_cfg}'
+        pretrained_cfg = get_pretrained_cfg(f'{variant}.{pretrained_cfg}' if pretrained_cfg else variant)
     cfg = pretrained_cfg or get_pretrained_cfg(variant)
-    tag = cfg.get('tag') if isinstance(cfg, dict) else getattr(cfg, 'tag', None)
-    return f'{variant}.{tag}' if tag else variant
+    return cfg if isinstance(cfg, dict) else cfg.to_dict()
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether weights could not be had, as against weights that do not fit, which timm says well."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(_NO_WEIGHTS)
+    return isinstance(error, OSError) or type(error).__module__.startswith(('httpx', 'httpcore', 'requests'))
 
 
 def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkpoint: str = '', **kwargs: Any):
@@ -65,16 +70,15 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     """
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, **kwargs)
-    from httpx import HTTPError
-    from huggingface_hub.errors import HFValidationError
     try:
         return build_model_with_cfg(model_cls, variant, True, **kwargs)
-    except (OSError, HTTPError, HFValidationError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith(_NO_WEIGHTS):
-            raise  # the weights were there and do not fit, which timm says well
-        tag = _resolved_tag(variant, kwargs.get('pretrained_cfg'))
-        looked = 'nowhere (the tag has no location)' if isinstance(error, RuntimeError) else (
-            f'the Hugging Face Hub at {HUB_ORG}/{tag} ({type(error).__name__})')
-        message = f'pretrained weights of {tag!r} cannot be fetched: looked at {looked}; '
-        message += f'tags with weights in this package: {_packaged_tags()}'
+    except Exception as error:
+        if not _is_missing(error):
+            raise
+        cfg = _resolved_cfg(variant, kwargs.get('pretrained_cfg'))
+        tag = f"{variant}.{cfg['tag']}" if cfg.get('tag') else variant
+        looked = cfg.get('file') or cfg.get('hf_hub_id') and f"the Hugging Face Hub at {cfg['hf_hub_id']}"
+        message = (
+            f'pretrained weights of {tag!r} cannot be fetched: looked in {looked or "no place, the tag has none"} '
+            f'({type(error).__name__}); tags with weights in this package: {_packaged_tags()}')
         raise PretrainedWeightsError(f'{message}; {authors_checkpoint}' if authors_checkpoint else message) from error

@@ -32,7 +32,7 @@ class CifarNormFreeNet(NormFreeNet):
     def __init__(self, cfg: NfCfg, output_stride: int = 32, **kwargs: Any):
         super().__init__(cfg, output_stride=output_stride * _STEM_REDUCTION, **kwargs)
         self.stem.conv.stride = (1, 1)
-        del self.stem[-1]
+        del self.stem.pool
         self.feature_info[0]['reduction'] = 1
         for info in self.feature_info[1:]:
             info['reduction'] //= _STEM_REDUCTION

@@ -43,6 +43,8 @@ __all__ = ['build_model', 'run_training']
 
 _logger = logging.getLogger(__name__)
 
+EVAL_METRICS = ('top1', 'top5', 'loss', 'robust_top1')
+
 
 def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
     """Create the model of the arguments; `InputError` if there is none of that name or it refuses an argument."""
@@ -116,6 +118,8 @@ def _export(model: nn.Module, checkpoint: Path, directory: Path, args, data_conf
         str(directory),
         safe_serialization=True,
         model_args=args.model_kwargs or None,
+        # these are not the weights of the tag the architecture came with
+        model_config={'pretrained_cfg': {'tag': args.objective, 'description': f'trained with {args.objective}'}},
         data_config={k: data_config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')},
     )
 
@@ -142,6 +146,8 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         raise InputError(f'--robust-eval-samples {args.robust_eval_samples}: must be at least 1')
     if args.eval_metric == 'robust_top1' and not args.robust_eval_steps:
         raise InputError('--eval-metric robust_top1: needs robust validation, set --robust-eval-steps 10')
+    if args.eval_metric not in EVAL_METRICS:
+        raise InputError(f"--eval-metric {args.eval_metric}: unknown, choose one of {', '.join(EVAL_METRICS)}")
     if args.device is None:
         args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     elif args.device.startswith('cuda') and not torch.cuda.is_available():
@@ -290,9 +296,6 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
                 eval_metrics.update(validate_robust(
                     task, loader_robust, options.threat, space, args.robust_eval_steps,
                     ema=ema, seed=args.seed, **common))
-        if eval_metric not in (eval_metrics or train_metrics):
-            raise InputError(
-                f"--eval-metric {eval_metric}: unknown, choose one of {', '.join(eval_metrics or train_metrics)}")
         metric = (eval_metrics or train_metrics)[eval_metric]
         if primary:
             _logger.info(f'Epoch {epoch}: ' + '  '.join(f'{k} {v:.4g}' for k, v in eval_metrics.items()))
