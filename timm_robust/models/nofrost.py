@@ -26,31 +26,33 @@ class CifarNormFreeNet(NormFreeNet):
     Args:
         cfg: Architecture of the network; its `stem_type` must be '3x3_pool'.
         output_stride: Output stride relative to the network's own stem, as in timm.
+        stem_stride: Stride of the stem, 1 or 2.
         **kwargs: Arguments of timm's `NormFreeNet`.
     """
 
-    def __init__(self, cfg: NfCfg, output_stride: int = 32, **kwargs: Any):
+    def __init__(self, cfg: NfCfg, output_stride: int = 32, stem_stride: int = 1, **kwargs: Any):
         super().__init__(cfg, output_stride=output_stride * _STEM_REDUCTION, **kwargs)
-        self.stem.conv.stride = (1, 1)
+        self.stem.conv.stride = (stem_stride, stem_stride)
         del self.stem.pool
-        self.feature_info[0]['reduction'] = 1
+        self.feature_info[0]['reduction'] = stem_stride
         for info in self.feature_info[1:]:
-            info['reduction'] //= _STEM_REDUCTION
+            info['reduction'] = info['reduction'] * stem_stride // _STEM_REDUCTION
 
 
-def _cifar_nfres_cfg(depths, channels, stem_chs: int) -> NfCfg:
+def _cifar_nfres_cfg(depths, channels, stem_chs: int, bottle_ratio: float = 0.25) -> NfCfg:
     return NfCfg(
         depths=depths,
         channels=channels,
         stem_type='3x3_pool',
         stem_chs=stem_chs,
-        bottle_ratio=0.25,
+        bottle_ratio=bottle_ratio,
         act_layer='relu',
     )
 
 
 _cifar_model_cfgs = dict(
     nofrost_resnet20_cifar=_cifar_nfres_cfg((2, 2, 2), (64, 128, 256), stem_chs=16),
+    nofrost_resnet11_mnist=_cifar_nfres_cfg((1, 1, 1), (32, 64, 128), stem_chs=16, bottle_ratio=0.5),
     nofrost_resnet26_cifar=_cifar_nfres_cfg((2, 2, 2, 2), (256, 512, 1024, 2048), stem_chs=64),
 )
 
@@ -97,8 +99,12 @@ def _cfg(name: str, **kwargs: Any):
     return imagenet_cfg(**_nofrost, hf_hub_id=f'{HUB_ORG}/{name}', crop_pct=0.9, **kwargs)
 
 
+def _ccfg_base(**kwargs: Any):
+    return cifar_cfg(**_nofrost, **kwargs)
+
+
 def _ccfg(name: str, **kwargs: Any):
-    return cifar_cfg(**_nofrost, hf_hub_id=f'{HUB_ORG}/{name}', **kwargs)
+    return _ccfg_base(hf_hub_id=f'{HUB_ORG}/{name}', **kwargs)
 
 
 default_cfgs = generate_default_cfgs({
@@ -106,6 +112,8 @@ default_cfgs = generate_default_cfgs({
     'nofrost_resnet50.nofrost_linf8_in1k': _cfg('nofrost_resnet50.nofrost_linf8_in1k'),
     'nofrost_resnet50.nofrost_star_linf8_in1k': _cfg('nofrost_resnet50.nofrost_star_linf8_in1k'),
     'nofrost_resnet101.nofrost_linf8_in1k': _cfg('nofrost_resnet101.nofrost_linf8_in1k'),
+    'nofrost_resnet11_mnist': _ccfg_base(
+        input_size=(1, 28, 28), pool_size=(4, 4), mean=(0.1307,), std=(0.3081,)),
     'nofrost_resnet20_cifar.nofrost_linf8_cifar10': _ccfg('nofrost_resnet20_cifar.nofrost_linf8_cifar10'),
     'nofrost_resnet26_cifar.nofrost_linf8_cifar10': _ccfg(
         'nofrost_resnet26_cifar.nofrost_linf8_cifar10', pool_size=(4, 4)),
@@ -128,6 +136,12 @@ def nofrost_resnet50(pretrained: bool = False, **kwargs: Any) -> NormFreeNet:
 def nofrost_resnet101(pretrained: bool = False, **kwargs: Any) -> NormFreeNet:
     """Normalizer-free ResNet-101, timm's `nf_resnet101`, for NoFrost training."""
     return _create_nofrost('nofrost_resnet101', pretrained, **kwargs)
+
+
+@register_model
+def nofrost_resnet11_mnist(pretrained: bool = False, **kwargs: Any) -> CifarNormFreeNet:
+    """Normalizer-free ResNet-11 for 28x28 grey images: three bottlenecks behind a stem of stride 2."""
+    return _create_nofrost_cifar('nofrost_resnet11_mnist', pretrained, **dict(dict(stem_stride=2), **kwargs))
 
 
 @register_model

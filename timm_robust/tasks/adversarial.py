@@ -6,7 +6,7 @@ Papers:
 * `Towards Deep Learning Models Resistant to Adversarial Attacks` - https://arxiv.org/abs/1706.06083
 """
 import logging
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -75,6 +75,7 @@ class AdversarialTask(ClassificationTask):
         self.eps_warmup_steps = eps_warmup_steps
         self.seed = seed
         self.step = 0
+        self.mixes_batch = has_batch_statistics(model, training=True)
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'AdversarialTask':
         """Wrap the network in DistributedDataParallel, without broadcasting buffers.
@@ -82,7 +83,7 @@ class AdversarialTask(ClassificationTask):
         Two forward passes precede each backward pass, and a broadcast before the second would overwrite buffers the
         first one saved. Running statistics are averaged once an epoch by timm's `distribute_bn` instead.
         """
-        if ddp_kwargs.get('broadcast_buffers') and has_batch_statistics(self.trainable_module, training=True):
+        if ddp_kwargs.get('broadcast_buffers') and self.mixes_batch:
             _logger.info('Buffers are averaged once an epoch (dist_bn) and not broadcast in every step.')
         return super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
 
@@ -100,6 +101,20 @@ class AdversarialTask(ClassificationTask):
         return self.attack(
             unwrap_model(self.trainable_module), input, target, self.current_threat(), space=self.space, seed=seed)
 
+    def _forward_pair(
+            self,
+            input: torch.Tensor,
+            adv: Optional[torch.Tensor],
+    ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        """Clean and adversarial logits; in one pass where no layer mixes the images of a batch."""
+        if adv is None:
+            return self.trainable_module(input), None
+        if self.adv_weight == 1:
+            return None, self.trainable_module(adv)
+        if self.mixes_batch:
+            return self.trainable_module(input), self.trainable_module(adv)
+        return self.trainable_module(torch.cat([input, adv])).chunk(2)
+
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """Craft, then compute the weighted loss.
 
@@ -113,15 +128,12 @@ class AdversarialTask(ClassificationTask):
         """
         result = {}
         terms = []
-        if self.adv_weight > 0:
-            adv = self.craft(input, target)
-        if self.adv_weight < 1:
-            output = self.trainable_module(input)
+        output, adv_output = self._forward_pair(input, self.craft(input, target) if self.adv_weight > 0 else None)
+        if output is not None:
             clean_loss = self.criterion(output, target)
             terms.append((1 - self.adv_weight) * clean_loss)
             result.update(output=output, clean_loss=clean_loss.detach(), clean_top1=_top1(output, target))
-        if self.adv_weight > 0:
-            adv_output = self.trainable_module(adv)
+        if adv_output is not None:
             adv_loss = self.criterion(adv_output, target)
             terms.append(self.adv_weight * adv_loss)
             result.setdefault('output', adv_output)
