@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, get_pretrained_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
 from ..errors import PretrainedWeightsError
 
@@ -41,13 +41,6 @@ def _packaged_tags() -> str:
     return ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))) or 'none yet'
 
 
-def _resolved_cfg(variant: str, pretrained_cfg: Any) -> Dict[str, Any]:
-    if isinstance(pretrained_cfg, str):
-        pretrained_cfg = get_pretrained_cfg(f'{variant}.{pretrained_cfg}' if pretrained_cfg else variant)
-    cfg = pretrained_cfg or get_pretrained_cfg(variant)
-    return cfg if isinstance(cfg, dict) else cfg.to_dict()
-
-
 def _is_missing(error: Exception) -> bool:
     """Whether weights could not be had, as against weights that do not fit, which timm says well."""
     if isinstance(error, RuntimeError):
@@ -75,7 +68,8 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     except Exception as error:
         if not _is_missing(error):
             raise
-        cfg = _resolved_cfg(variant, kwargs.get('pretrained_cfg'))
+        cfg = resolve_pretrained_cfg(
+            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')).to_dict()
         tag = f"{variant}.{cfg['tag']}" if cfg.get('tag') else variant
         looked = cfg.get('file') or cfg.get('hf_hub_id') and f"the Hugging Face Hub at {cfg['hf_hub_id']}"
         message = (

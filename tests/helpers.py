@@ -1,0 +1,78 @@
+"""What several tests need."""
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from PIL import Image
+
+
+class TinyNet(nn.Module):
+    """A small convolutional network with optional BatchNorm and dropout, in float32 or float64."""
+
+    def __init__(self, norm: bool = False, drop: float = 0., in_chans: int = 3, num_classes: int = 4):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.drop = nn.Dropout(drop)
+        self.fc = nn.Linear(8, num_classes)
+        self.num_classes = num_classes
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.fc(self.drop(x))
+
+
+def make_image_folder(root: Path, splits=('train', 'validation'), classes=('a', 'b'), per_class: int = 8, size: int = 32):
+    """Write an image folder whose classes differ in brightness, so that a network can learn them."""
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for index, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            low, high = 256 * index // len(classes), 256 * (index + 1) // len(classes)
+            for i in range(per_class):
+                pixels = generator.integers(low, high, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.png')
+    return root
+
+
+def run_cli(*argv, timeout: int = 300, **env):
+    """Run `python -m timm_robust` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, '-m', 'timm_robust', *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
+    )
+
+
+def run_distributed(script: str, tmp_path: Path, processes: int = 2, timeout: int = 240) -> str:
+    """Run a script under torchrun over gloo; returns its output."""
+    path = tmp_path / 'script.py'
+    path.write_text(script)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={processes}', '--master-addr=127.0.0.1',
+         f'--master-port={port}', str(path)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo',
+             'PYTHONPATH': str(Path(__file__).parent)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def state_equal(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two state dicts are bit-equal."""
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
