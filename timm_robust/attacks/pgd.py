@@ -191,7 +191,7 @@ def pgd_targeted(
         y: torch.Tensor,
         threat: ThreatModel,
         *,
-        num_targets: int = 9,
+        num_targets: Optional[int] = None,
         seed: Optional[Seed] = 0,
         **kwargs,
 ) -> torch.Tensor:
@@ -202,7 +202,7 @@ def pgd_targeted(
 
     Args:
         model, x, y, threat: See `pgd`.
-        num_targets: Number of target classes per image, at most the number of classes less one.
+        num_targets: Number of target classes per image; by default 9, or all wrong classes if there are fewer.
         seed: See `pgd`.
         **kwargs: Further arguments of `pgd`.
 
@@ -212,6 +212,7 @@ def pgd_targeted(
     labels = hard_labels(y)
     with crafting(model, kwargs.get('norm_mode', 'eval')), torch.no_grad():
         logits = model(x)
+        num_targets = min(9, logits.shape[1] - 1) if num_targets is None else num_targets
         if not 1 <= num_targets < logits.shape[1]:
             raise InputError(
                 f'num_targets={num_targets} must be between 1 and {logits.shape[1] - 1}, the number of wrong classes')

@@ -30,11 +30,11 @@ __all__ = ['run', 'train_digits']
 MODEL = 'nofrost_resnet11_mnist'
 EPS = 0.2
 EVAL_BATCH = 250
-SWEEP = (0., .05, .1, .15, .2, .25, .3)
+SWEEP = (0., .1, .2, .3)
 SWEEP_IMAGES = 250
 
 OPTIONS = dict(
-    attack_eps=EPS, attack_eps_warmup_epochs=8, attack_steps=3, attack_step_size=EPS / 2, adv_weight=0.7)
+    attack_eps=EPS, attack_eps_warmup_epochs=7, attack_steps=3, attack_step_size=EPS / 2, adv_weight=0.7)
 
 
 class _Batches(DataLoader):
@@ -74,10 +74,10 @@ def train_digits(
     model = create_model(MODEL)
     cfg = model.pretrained_cfg
     space = InputSpace(cfg['mean'], cfg['std'])
-    loader = _Batches(images, labels, space, batch_size=32)
+    loader = _Batches(images, labels, space, batch_size=64)
     options = ObjectiveOptions(objective=objective, **OPTIONS)
     task = create_task(options, model, space=space, steps_per_epoch=len(loader), seed=seed, verbose=False)
-    optimizer = create_optimizer_v2(model, opt='adamw', lr=8e-3, weight_decay=5e-4)
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=1e-2, weight_decay=5e-4)
     scheduler, _ = create_scheduler_v2(
         optimizer, sched='cosine', num_epochs=epochs, warmup_epochs=max(epochs // 20, 1), warmup_lr=0,
         step_on_epochs=False, updates_per_epoch=len(loader))
@@ -110,7 +110,7 @@ def run(argv: List[str]) -> Dict[str, Any]:
     """Train both networks, attack them, and show and save what came out."""
     parser = Parser(prog='timm-robust quickstart', description=__doc__.split('\n\n', 1)[1])
     parser.add_argument('--output', default='quickstart', metavar='DIR', help='folder to write (default: quickstart)')
-    parser.add_argument('--epochs', type=int, default=40, metavar='N', help='epochs of each network (default: 40)')
+    parser.add_argument('--epochs', type=int, default=36, metavar='N', help='epochs of each network (default: 36)')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='random seed (default: 0)')
     args = parser.parse_args(argv)
     if args.epochs < OPTIONS['attack_eps_warmup_epochs']:

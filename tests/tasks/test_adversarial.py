@@ -1,0 +1,307 @@
+import copy
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from helpers import TinyNet, run_distributed, state_equal
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import ClassificationTask
+from timm.utils import NativeScaler
+
+from timm_robust.attacks import InputSpace, ThreatModel, nofrost_step_size, pgd
+from timm_robust.errors import InputError
+from timm_robust.layers import RobustNorm2d
+from timm_robust.tasks import AdversarialTask, ObjectiveOptions, create_task
+
+SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+THREAT = ThreatModel('linf', 8 / 255)
+
+
+def batch(n=6, dtype=torch.float64, classes=4):
+    x = SPACE.normalize(torch.rand(n, 3, 8, 8, dtype=dtype))
+    return x, torch.arange(n) % classes
+
+
+def make_task(model, criterion=None, steps=2, random_start=True, **kwargs):
+    attack = partial(pgd, steps=steps, keep='last', random_start=random_start)
+    return AdversarialTask(
+        model, criterion or nn.CrossEntropyLoss(), attack=attack, threat=THREAT, space=SPACE, verbose=False, **kwargs)
+
+
+@pytest.mark.parametrize('norm', [False, True], ids=['nofrost', 'sat'])
+@pytest.mark.parametrize('weight', [0., 0.3, 1.])
+def test_loss_and_gradients_follow_the_equation(norm, weight):
+    model = TinyNet(norm=norm).double().train()
+    twin = copy.deepcopy(model)
+    x, y = batch()
+    task = make_task(model, adv_weight=weight, random_start=False)
+    result = task(x, y)
+    result['loss'].backward()
+
+    adv = pgd(twin, x, y, THREAT, space=SPACE, steps=2, keep='last', random_start=False)
+    assert (adv - x).abs().max() > 0
+    # BatchNorm sees clean and adversarial images apart, each with statistics of its own
+    loss = 0
+    if weight < 1:
+        clean_logits = twin(x)
+        loss = loss + (1 - weight) * F.cross_entropy(clean_logits, y)
+    if weight > 0:
+        loss = loss + weight * F.cross_entropy(twin(adv), y)
+    loss.backward()
+    torch.testing.assert_close(result['loss'].detach(), loss.detach(), rtol=1e-12, atol=1e-12)
+    for a, b in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+    for a, b in zip(model.buffers(), twin.buffers()):
+        torch.testing.assert_close(a, b)
+    if weight < 1:
+        torch.testing.assert_close(result['output'], clean_logits, rtol=1e-12, atol=1e-12)
+    assert ('adv_loss' in result) is (weight > 0) and ('clean_loss' in result) is (weight < 1)
+    assert not any(v.requires_grad for k, v in result.items() if k not in ('loss', 'output'))
+
+
+@pytest.mark.parametrize('criterion,soft', [
+    (LabelSmoothingCrossEntropy(0.1), False),
+    (SoftTargetCrossEntropy(), True),
+    (BinaryCrossEntropy(smoothing=0.), True),
+    (BinaryCrossEntropy(smoothing=0.1), False),
+])
+def test_any_timm_criterion(criterion, soft):
+    model = TinyNet().double().train()
+    x, y = batch()
+    if soft:
+        y = 0.7 * F.one_hot(y, 4).double() + 0.3 * F.one_hot(y.roll(1), 4).double()
+    task = make_task(model, criterion)
+    result = task(x, y)
+    adv = make_task(model, criterion).craft(x, y)
+    expected = 0.5 * criterion(model(x), y) + 0.5 * criterion(model(adv), y)
+    torch.testing.assert_close(result['loss'], expected, rtol=1e-10, atol=1e-12)
+    labels = y.argmax(1) if soft else y
+    assert result['adv_top1'] == 100 * (model(adv).argmax(1) == labels).float().mean()
+
+
+def test_forward_leaves_the_world_alone():
+    model = TinyNet(norm=True, drop=0.3).train()
+    model.fc.bias.requires_grad_(False)
+    before = copy.deepcopy(model)
+    task = make_task(model, adv_weight=1.)
+    x, y = batch(dtype=torch.float32)
+    generator_state = torch.get_rng_state()
+    task.craft(x, y)
+    assert state_equal(model, before) and torch.equal(generator_state, torch.get_rng_state())
+    assert model.training and model.drop.training and not model.fc.bias.requires_grad and model.conv.weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    modes = []
+    model.drop.register_forward_hook(lambda m, i, o: modes.append(m.training))
+    task(x, y)
+    assert modes == [False, False, True], 'dropout must rest while crafting and act in the training pass'
+
+
+def test_noise_repeats_and_moves_on_with_the_step():
+    x, y = batch(dtype=torch.float32)
+    model = TinyNet()
+    first, second = make_task(model, seed=3), make_task(model, seed=3)
+    assert torch.equal(first.craft(x, y), second.craft(x, y))
+    assert not torch.equal(first.craft(x, y), make_task(model, seed=4).craft(x, y))
+    first(x, y)
+    assert not torch.equal(first.craft(x, y), second.craft(x, y))
+    second.load_task_state(first.get_task_state())
+    assert torch.equal(first.craft(x, y), second.craft(x, y))
+
+
+def test_eps_warms_up_to_its_full_size():
+    task = make_task(TinyNet(), eps_warmup_steps=3)
+    x, y = batch(dtype=torch.float32)
+    seen = []
+    for _ in range(5):
+        seen.append(task.current_threat().eps / THREAT.eps)
+        task(x, y)
+    assert seen == [0.25, 0.5, 0.75, 1., 1.]
+
+
+def test_checkpoint_state_goes_through_timm():
+    task = make_task(TinyNet())
+    task.setup_ema(decay=0.9)
+    task(*batch(dtype=torch.float32))
+    state = {**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
+    assert state['task_state'] == {'step': 1} and 'state_dict_ema' in state
+    other = make_task(TinyNet())
+    other.load_checkpoint_state(state['state_dict'], state['task_state'])
+    assert other.step == 1 and state_equal(other.trainable_module, task.trainable_module)
+
+
+def test_bfloat16_autocast_keeps_every_gradient():
+    # a forward pass with frozen parameters inside autocast must not leave gradient-less casts in its cache
+    model = TinyNet().train()
+    task = make_task(model)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        result = task(*batch(dtype=torch.float32))
+    result['loss'].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_accumulated_batches_equal_one_batch():
+    model = TinyNet().double().train()
+    whole = copy.deepcopy(model)
+    x, y = batch(8)
+    make_task(whole, random_start=False)(x, y)['loss'].backward()
+    task = make_task(model, random_start=False)
+    for part in (slice(0, 4), slice(4, 8)):
+        loss = task(x[part], y[part])['loss']
+        loss /= 2
+        loss.backward()
+    for a, b in zip(model.parameters(), whole.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['nofrost_resnet11_mnist', 'robustnorm_resnet20_cifar', 'test_vit', 'test_convnext'])
+def test_any_timm_model(name):
+    kwargs = {'in_chans': 3} if 'mnist' in name else {}
+    model = timm.create_model(name, num_classes=4, drop_path_rate=0.1, **kwargs).train()
+    size = model.pretrained_cfg['input_size'][-1]
+    x = torch.randn(4, 3, size, size).clamp(-1, 1)
+    result = make_task(model)(x, torch.arange(4))
+    result['loss'].backward()
+    assert torch.isfinite(result['loss']) and all(p.grad is not None for p in model.parameters())
+
+
+def test_compiled_task():
+    torch._dynamo.reset()
+    model = TinyNet().train()
+    task = make_task(model)
+    task.compile(backend='eager')
+    counts = []
+    for _ in range(3):
+        task(*batch(dtype=torch.float32))['loss'].backward()
+        counts.append(torch._dynamo.utils.counters['stats']['unique_graphs'])
+    assert counts[0] >= 1 and counts[0] == counts[-1], 'crafting made the network recompile'
+
+
+def test_options_build_the_objectives():
+    model = TinyNet()
+    assert type(create_task(ObjectiveOptions(), model, space=SPACE, steps_per_epoch=10)) is ClassificationTask
+    for name in ('sat', 'nofrost'):
+        task = create_task(
+            ObjectiveOptions(objective=name, adv_weight=0.3, attack_eps='4/255', attack_eps_warmup_epochs=1.5),
+            model, space=SPACE, steps_per_epoch=10, verbose=False)
+        assert type(task) is AdversarialTask and task.adv_weight == 0.3
+        assert task.threat == ThreatModel('linf', 4 / 255) and task.eps_warmup_steps == 15
+
+
+@pytest.mark.parametrize('attack', ['fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf'])
+@pytest.mark.parametrize('norm,eps', [('linf', '8/255'), ('l2', '0.5')])
+def test_every_training_attack_of_the_flags(attack, norm, eps):
+    options = ObjectiveOptions(objective='sat', attack=attack, attack_norm=norm, attack_eps=eps, attack_steps=3)
+    task = create_task(options, TinyNet(), space=SPACE, steps_per_epoch=1, verbose=False)
+    x, y = batch(dtype=torch.float32)
+    delta = SPACE.to_pixels(task.craft(x, y)) - SPACE.to_pixels(x)
+    size = delta.abs().max() if norm == 'linf' else delta.flatten(1).norm(dim=1).max()
+    assert 0.2 * options.threat.eps < size <= options.threat.eps * (1 + 1e-4)
+
+
+def test_default_step_is_nofrosts_and_follows_the_warmup():
+    options = ObjectiveOptions(objective='nofrost', attack_steps=1, attack_random_start=False)
+    task = create_task(options, TinyNet().double(), space=SPACE, steps_per_epoch=1, verbose=False)
+    x, y = SPACE.normalize(torch.full((2, 3, 8, 8), 0.5, dtype=torch.float64)), torch.tensor([0, 1])
+    for eps in (2 / 255, 8 / 255):
+        threat = ThreatModel('linf', eps)
+        adv = options.build_attack()(task.trainable_module, x, y, threat, space=SPACE, seed=0)
+        moved = (SPACE.to_pixels(adv) - SPACE.to_pixels(x)).abs().max().item()
+        assert moved == pytest.approx(min(nofrost_step_size(threat, 1), eps), rel=1e-9)
+
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(objective='trade'), '--objective trade: unknown, choose one of standard, sat, nofrost'),
+    (dict(attack='pdg'), '--attack pdg: unknown'),
+    (dict(attack_norm='l1'), '--attack-norm l1: unknown'),
+    (dict(attack_eps='8'), '--attack-eps 8: .*8/255'),
+    (dict(attack_eps='x'), '--attack-eps x'),
+    (dict(attack_steps=0), '--attack-steps 0'),
+    (dict(attack_steps=-1), '--attack-steps -1'),
+    (dict(attack_step_size='0'), '--attack-step-size 0'),
+    (dict(adv_weight=1.5), r'--adv-weight 1.5: must be in \[0, 1\]'),
+    (dict(adv_weight=-0.1), '--adv-weight -0.1'),
+    (dict(attack_eps_warmup_epochs=-1), '--attack-eps-warmup-epochs -1'),
+    (dict(attack_bn_mode='test'), '--attack-bn-mode test'),
+    (dict(attack='fgsm', attack_random_start=True), '--attack-random-start'),
+])
+def test_bad_options(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        ObjectiveOptions(**kwargs)
+
+
+def test_weight_out_of_range_is_refused_by_the_task_too():
+    with pytest.raises(InputError, match='adv_weight=2'):
+        make_task(TinyNet(), adv_weight=2)
+
+
+def test_warmup_longer_than_training_is_refused():
+    with pytest.raises(InputError, match='--attack-eps-warmup-epochs 5: longer than training, choose at most --epochs 3'):
+        ObjectiveOptions(attack_eps_warmup_epochs=5).check_schedule(3)
+
+
+def test_float16_scaler_path_is_timms():
+    # without a GPU the scaler is disabled; the call itself must fit
+    model = TinyNet().train()
+    task, optimizer = make_task(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    NativeScaler(device='cpu')(task(*batch(dtype=torch.float32))['loss'], optimizer, need_update=True)
+
+
+def test_robust_norm_statistics_come_from_training_passes_only():
+    model = timm.create_model('robustnorm_resnet20_cifar').train()
+    x = torch.randn(4, 3, 32, 32)
+    seen = []
+    norm = next(m for m in model.modules() if isinstance(m, RobustNorm2d))
+    norm.register_forward_hook(lambda m, i, o: seen.append((m.training, m.running_mean.clone())))
+    make_task(model, steps=2)(x, torch.arange(4))
+    assert [t for t, _ in seen] == [False, False, True, True]
+    assert torch.equal(seen[0][1], seen[1][1]) and not torch.equal(seen[1][1], seen[3][1])
+
+
+DDP_SCRIPT = '''
+import copy, torch, torch.distributed as dist
+from functools import partial
+from helpers import TinyNet
+from timm_robust.attacks import InputSpace, ThreatModel, pgd
+from timm_robust.tasks import AdversarialTask
+dist.init_process_group('gloo')
+rank = dist.get_rank()
+calls = []
+original = dist.all_reduce
+space = InputSpace((0.5,) * 3, (0.25,) * 3)
+def task_for(model):
+    return AdversarialTask(model, torch.nn.CrossEntropyLoss(), attack=partial(pgd, steps=2, keep='last',
+        random_start=False), threat=ThreatModel('linf', 0.03), space=space, verbose=False)
+for norm in (False, True):
+    torch.manual_seed(0)
+    model = TinyNet(norm=norm).double().train()
+    whole = copy.deepcopy(model)
+    x, y = space.normalize(torch.rand(8, 3, 8, 8, dtype=torch.float64)), torch.arange(8) % 4
+    task = task_for(model)
+    task.prepare_distributed(device_ids=None, broadcast_buffers=True)
+    own = slice(rank * 4, rank * 4 + 4)
+    for step in range(2):
+        model.zero_grad()
+        task(x[own], y[own])['loss'].backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    for g in grads:
+        other = [torch.empty_like(g) for _ in range(2)]
+        dist.all_gather(other, g)
+        assert torch.equal(other[0], other[1]), 'gradients were not reduced'
+    if not norm:
+        task_for(whole)(x, y)['loss'].backward()
+        for a, b in zip(grads, whole.parameters()):
+            torch.testing.assert_close(a, b.grad, rtol=1e-10, atol=1e-12)
+    with task.no_sync():
+        model.zero_grad()
+        task(x[own], y[own])['loss'].backward()
+dist.barrier()
+dist.destroy_process_group()
+print('fine', rank)
+'''
+
+
+def test_two_processes_equal_one(tmp_path):
+    assert run_distributed(DDP_SCRIPT, tmp_path).count('fine') == 2
