@@ -68,7 +68,7 @@ def run_distributed(script: str, tmp_path: Path, processes: int = 2, timeout: in
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo',
              'PYTHONPATH': str(Path(__file__).parent)},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, '\n'.join(line for line in done.stderr.splitlines() if 'rank1' in line)[-3000:] or done.stderr[-3000:]
     return done.stdout
 
 

@@ -9,7 +9,7 @@ from timm.data import create_loader
 from timm.models import safe_model_name
 from torch.utils.data import IterableDataset, Subset
 
-from ..attacks import ThreatModel, parse_eps
+from ..attacks import ThreatModel
 from ..attacks.threat import NORMS
 from ..data import balanced_indices, check_images, check_labels, dataset_labels
 from ..errors import InputError
@@ -20,7 +20,7 @@ from ..layers import NORM_STATISTICS, has_batch_statistics, set_norm_statistics
 from ..models import NormalizedModel
 from ..train.checkpoint import load_weights
 from ..train.datasets import open_dataset
-from ..train.run import build_model, resolve_data
+from ..train.run import build_model, resolve_data, resolve_device
 from .arguments import Parser, add_data_arguments, add_model_arguments, apply_config, start_logging
 
 __all__ = ['build_parser', 'run']
@@ -63,11 +63,12 @@ def _sweep(args, last) -> dict:
     """One attack for each eps of --eps-sweep, after the manner of the last attack."""
     specs = {}
     for text in filter(None, args.eps_sweep.split(',')):
-        eps = parse_eps(text)
-        if eps == 0:
-            specs[eps] = parse_attacks('clean', last.threat)[0]
-        else:
-            specs[eps] = parse_attacks(last.name, ThreatModel(args.norm, eps), None, args.restarts)[0]
+        try:
+            threat = ThreatModel(args.norm, text)
+        except InputError as error:
+            raise InputError(f'--eps-sweep {args.eps_sweep}: {error}') from error
+        name = last.name if threat.eps else 'clean'
+        specs[threat.eps] = parse_attacks(name, threat, None, args.restarts)[0]
     return specs
 
 
@@ -97,7 +98,7 @@ def run(argv: List[str]) -> None:
     if args.norm_statistics is not None and args.norm_statistics not in NORM_STATISTICS:
         raise InputError(
             f"--norm-statistics {args.norm_statistics}: unknown, choose one of {', '.join(NORM_STATISTICS)}")
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    device = torch.device(resolve_device(args.device))
     output = Path(args.output or Path('output/eval') / (
         datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)))
     if (output / 'results.json').exists():

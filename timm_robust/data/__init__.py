@@ -1,4 +1,4 @@
-from .check import check_images, check_labels, dataset_labels, image_channels
+from .check import check_images, check_labels, dataset_labels, image_channels, is_grey
 from .subset import balanced_indices
 
-__all__ = ['balanced_indices', 'check_images', 'check_labels', 'dataset_labels', 'image_channels']
+__all__ = ['balanced_indices', 'check_images', 'check_labels', 'dataset_labels', 'image_channels', 'is_grey']

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..errors import InputError
 
-__all__ = ['check_images', 'check_labels', 'dataset_labels', 'image_channels']
+__all__ = ['check_images', 'check_labels', 'dataset_labels', 'image_channels', 'is_grey']
 
 _MAX_CHECKED_FILES = 100_000
 
@@ -30,6 +30,21 @@ def image_channels(dataset) -> Optional[int]:
         return None
     image = dataset[0][0]
     return len(image.getbands()) if isinstance(image, Image.Image) else image.shape[0]
+
+
+def is_grey(dataset, num_looked_at: int = 16) -> bool:
+    """Whether a folder holds grey images, by a look at some spread over it."""
+    samples = _samples(dataset)
+    if not samples:
+        return False
+    modes = []
+    for path, _ in samples[::max(len(samples) // num_looked_at, 1)]:
+        try:
+            with Image.open(path) as image:
+                modes.append(image.mode)
+        except OSError:
+            continue  # check_images names it
+    return bool(modes) and all(mode in ('1', 'L', 'LA', 'I', 'I;16') for mode in modes)
 
 
 def check_labels(train, validation, num_classes: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader
 from torch.utils.data import IterableDataset, Subset
 
-from ..data import balanced_indices, check_images, check_labels, dataset_labels, image_channels
+from ..data import balanced_indices, check_images, check_labels, dataset_labels, image_channels, is_grey
 from ..errors import InputError
 
 __all__ = ['create_datasets', 'create_loaders', 'fit_channels', 'open_dataset']
@@ -58,6 +58,10 @@ def open_dataset(args: argparse.Namespace, split: str, in_chans: int, is_trainin
     channels = None if isinstance(dataset, IterableDataset) else image_channels(dataset)
     if channels is not None and channels != in_chans:
         raise InputError(f'--in-chans {in_chans}: the images of {where} have {channels}, pass --in-chans {channels}')
+    if in_chans == 3 and not args.input_img_mode and is_grey(dataset):
+        raise InputError(
+            f'--in-chans 3: the images of {where} are grey, pass --in-chans 1, or --input-img-mode RGB to let an '
+            'attack change the three copies of a grey image apart')
     return dataset
 
 

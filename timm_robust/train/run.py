@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 import torch.nn as nn
@@ -32,18 +32,27 @@ from timm.utils.summary import trim_summary
 
 from ..attacks import InputSpace
 from ..errors import InputError
-from ..layers import sync_norm_statistics
+from ..layers import has_batch_statistics, sync_norm_statistics
 from ..tasks import ObjectiveOptions, create_task
 from .checkpoint import AtomicCheckpointSaver, load_weights, resume, resume_ema
 from .curves import plot_curves
 from .datasets import create_datasets, create_loaders, fit_channels
 from .loop import train_one_epoch, validate, validate_robust
 
-__all__ = ['build_model', 'run_training']
+__all__ = ['build_model', 'resolve_data', 'resolve_device', 'run_training']
 
 _logger = logging.getLogger(__name__)
 
 EVAL_METRICS = ('top1', 'top5', 'loss', 'robust_top1')
+
+
+def resolve_device(name: Optional[str]) -> str:
+    """The named device, or the best there is; `InputError` if there is none of that name."""
+    if name is None:
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise InputError(f'--device {name}: no CUDA device is available, pass --device cpu')
+    return name
 
 
 def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
@@ -110,6 +119,11 @@ def _set_loader_epoch(loader, epoch: int) -> None:
             part.set_epoch(epoch)
 
 
+def _last_checkpoint(output_dir: Optional[Path], resumed: str) -> str:
+    last = output_dir and output_dir / 'last.pth.tar'
+    return str(last) if last and last.exists() else resumed or 'none yet'
+
+
 def _export(model: nn.Module, checkpoint: Path, directory: Path, args, data_config: Dict[str, Any]) -> None:
     """Write the best weights as safetensors with a config, to be loaded by `local-dir:`."""
     load_weights(model, str(checkpoint), use_ema=args.model_ema)
@@ -148,10 +162,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         raise InputError('--eval-metric robust_top1: needs robust validation, set --robust-eval-steps 10')
     if args.eval_metric not in EVAL_METRICS:
         raise InputError(f"--eval-metric {args.eval_metric}: unknown, choose one of {', '.join(EVAL_METRICS)}")
-    if args.device is None:
-        args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    elif args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise InputError(f'--device {args.device}: no CUDA device is available, pass --device cpu')
+    args.device = resolve_device(args.device)
     device = init_distributed_device(args)
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -162,6 +173,9 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     model = build_model(args, drop_rate=args.drop, drop_path_rate=args.drop_path, global_pool=args.gp)
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint, flag='--initial-checkpoint')
+    if args.batch_size == 1 and has_batch_statistics(model, training=True):
+        raise InputError(
+            f'--batch-size 1: {args.model} normalizes by the statistics of the batch, choose at least 2')
     if args.grad_checkpointing:
         try:
             model.set_grad_checkpointing(enable=True)
@@ -275,7 +289,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
             lr_scheduler=lr_scheduler,
             mixup_fn=mixup_fn,
             log_interval=args.log_interval,
-            last_checkpoint=str(output_dir / 'last.pth.tar') if epoch > start_epoch or args.resume else 'none yet',
+            last_checkpoint=_last_checkpoint(output_dir, args.resume),
             verbose=primary,
             **common,
         )
@@ -314,7 +328,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     if best[0] is None and not (output_dir / 'model_best.pth.tar').exists():
         raise InputError(f'--epochs {args.epochs}: nothing left to train after epoch {start_epoch}')
     plot_curves(output_dir / 'summary.csv', output_dir / 'curves.png')
-    plain = unwrap_model(task.get_trainable_module()).cpu()
+    plain = unwrap_model(task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
     _export(plain, output_dir / 'model_best.pth.tar', output_dir / 'export', args, data_config)
     _logger.info(
         f'Best {eval_metric} {saver.best_metric} (epoch {saver.best_epoch}); weights in {output_dir / "export"}, '

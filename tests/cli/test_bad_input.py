@@ -1,0 +1,198 @@
+"""Bad input: one line that names argument, value and mend, exit code 2, before training, nothing overwritten."""
+import pickle
+import shutil
+
+import pytest
+import timm
+import torch
+from helpers import make_image_folder, run_cli
+from PIL import Image
+
+from timm_robust.cli.main import COMMANDS, main
+
+MODEL = ['--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '2', '-j', '0',
+         '--device', 'cpu']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp('images'), per_class=4)
+
+
+@pytest.fixture
+def fails(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def check(command, *argv, mentions=()):
+        before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*'))
+        assert main([command, *map(str, argv)]) == 2
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith('timm-robust')]
+        assert len(lines) == 1 and 'Traceback' not in captured.err, captured.err
+        assert lines[0].startswith(f'timm-robust {command}: error: ')
+        for text in mentions:
+            assert str(text) in lines[0], lines[0]
+        assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before, 'something was written'
+        return lines[0]
+
+    return check
+
+
+@pytest.mark.parametrize('flags,mentions', [
+    (['--objective', 'trade'], ['--objective trade', 'nofrost']),
+    (['--attack', 'pdg'], ['--attack pdg', 'pgd']),
+    (['--attack-norm', 'l7'], ['--attack-norm l7', 'linf']),
+    (['--attack-eps', '8'], ['--attack-eps 8', '8/255']),
+    (['--attack-steps', '-1'], ['--attack-steps -1', 'at least 1']),
+    (['--attack-steps', '0'], ['--attack-steps 0']),
+    (['--attack-steps', 'many'], ['--attack-steps', 'many']),
+    (['--attack-eps-warmup-epochs', '9', '--epochs', '3'], ['--attack-eps-warmup-epochs 9', '--epochs 3']),
+    (['--adv-weight', '1.2'], ['--adv-weight 1.2', '[0, 1]']),
+    (['--eval-metric', 'robust_top1'], ['--eval-metric robust_top1', '--robust-eval-steps 10']),
+    (['--eval-metric', 'top2'], ['--eval-metric top2', 'top1']),
+    (['--model', 'nofrost_resnet5000'], ['--model nofrost_resnet5000', 'timm.list_models()']),
+    (['--model-kwargs', 'colour=red'], ['colour']),
+    (['--no-such-flag'], ['--no-such-flag', '--help']),
+    (['--batch-size', '64'], ['--batch-size 64', '8 images']),
+    (['--num-classes', '1'], ['--num-classes 1', '--num-classes 2']),
+    (['--resume', 'nowhere.pth.tar'], ['--resume nowhere.pth.tar', 'no such file']),
+    (['--model', 'robustnorm_vgg11_cifar', '--grad-checkpointing'], ['--grad-checkpointing', 'leave it out']),
+    (['--model', 'robustnorm_resnet20_cifar', '--batch-size', '1'], ['--batch-size 1', 'at least 2']),
+])
+def test_flags_of_train(fails, folder, flags, mentions):
+    fails('train', *MODEL, '--data-dir', folder, '--batch-size', '4', *flags, mentions=mentions)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
+def test_missing_device(fails, folder):
+    fails('train', *MODEL, '--data-dir', folder, '--device', 'cuda', mentions=['--device cuda', '--device cpu'])
+    fails('eval', *MODEL, '--data-dir', folder, '--device', 'cuda', mentions=['--device cuda', '--device cpu'])
+
+
+@pytest.mark.parametrize('flags,mentions', [
+    (['--attacks', 'clean,pdg20'], ['--attacks pdg20', 'pgd']),
+    (['--attacks', 'fgsm3'], ['--attacks fgsm3', 'single step']),
+    (['--attacks', 'pgd0'], ['--attacks pgd0']),
+    (['--attacks', ''], ['--attacks']),
+    (['--norm', 'l1'], ['--norm l1']),
+    (['--eps', '8'], ['--eps 8', '8/255']),
+    (['--eps', 'x'], ['--eps x']),
+    (['--restarts', '0'], ['--restarts 0']),
+    (['--step-size', '0'], ['--step-size 0']),
+    (['--eps-sweep', '0,4', '--attacks', 'pgd20'], ['--eps-sweep', '4/255']),
+    (['--eps-sweep', '0,1/255', '--attacks', 'clean'], ['--eps-sweep', 'pgd20']),
+    (['--num-examples', '0'], ['--num-examples 0', 'between 1 and 8']),
+    (['--num-examples', '99'], ['--num-examples 99', 'between 1 and 8']),
+    (['--norm-statistics', 'batch'], ['--norm-statistics batch', 'no BatchNorm or RobustNorm']),
+    (['--norm-statistics', 'both'], ['--norm-statistics both', 'population']),
+    (['--checkpoint', 'nowhere.pth'], ['--checkpoint nowhere.pth', 'no such file']),
+    (['--model', 'robustnorm_resnet20_cifar', '--norm-statistics', 'batch', '-b', '1'], ['--batch-size 1', 'larger']),
+    (['--model', 'local-dir:nowhere'], ['local-dir:nowhere']),
+])
+def test_flags_of_eval(fails, folder, flags, mentions):
+    fails('eval', *MODEL, '--data-dir', folder, *flags, mentions=mentions)
+
+
+@pytest.mark.parametrize('command', ['train', 'eval'])
+def test_checkpoints_that_do_not_load(fails, folder, tmp_path_factory, command):
+    flag = {'train': '--initial-checkpoint', 'eval': '--checkpoint'}[command]
+    files = tmp_path_factory.mktemp('checkpoints')
+    common = [*MODEL, '--data-dir', folder, '--batch-size', '4', flag]
+
+    class Payload:
+        def __reduce__(self):
+            return open, (str(files / 'pwned'), 'w')
+
+    torch.save({'state_dict': Payload()}, files / 'evil.pth')
+    fails(command, *common, files / 'evil.pth', mentions=[flag, 'evil.pth', 'holds code'])
+    (files / 'plain.pth').write_bytes(pickle.dumps({'state_dict': Payload()}))
+    fails(command, *common, files / 'plain.pth', mentions=[flag, 'plain.pth'])
+    assert not (files / 'pwned').exists(), 'code from a checkpoint was run'
+
+    model = timm.create_model('nofrost_resnet11_mnist', in_chans=3, num_classes=2)
+    torch.save(model.state_dict(), files / 'whole.pth')
+    whole = (files / 'whole.pth').read_bytes()
+    (files / 'cut.pth').write_bytes(whole[:len(whole) // 2])
+    fails(command, *common, files / 'cut.pth', mentions=['cut.pth', 'truncated'])
+    from safetensors.torch import save_file
+    save_file(model.state_dict(), files / 'whole.safetensors')
+    (files / 'cut.safetensors').write_bytes((files / 'whole.safetensors').read_bytes()[:-100])
+    fails(command, *common, files / 'cut.safetensors', mentions=['cut.safetensors', 'truncated'])
+    other = timm.create_model('nofrost_resnet20_cifar', num_classes=2)
+    torch.save(other.state_dict(), files / 'other.pth')
+    fails(command, *common, files / 'other.pth', mentions=['other.pth', 'another architecture', '--model'])
+
+
+def test_empty_folder_and_missing_split(fails, tmp_path_factory):
+    empty = tmp_path_factory.mktemp('empty')
+    (empty / 'train').mkdir()
+    (empty / 'validation').mkdir()
+    fails('train', *MODEL, '--data-dir', empty, mentions=['--data-dir', 'one sub-folder of images per class'])
+    fails('eval', *MODEL, '--data-dir', empty, mentions=['--data-dir', 'one sub-folder of images per class'])
+    fails('train', *MODEL, '--data-dir', empty / 'nowhere', mentions=['nowhere'])
+    fails('train', *MODEL, '--dataset', 'torch/no_such', '--data-dir', empty, mentions=['torch/no_such'])
+
+
+def test_class_missing_in_validation(fails, tmp_path_factory):
+    root = make_image_folder(tmp_path_factory.mktemp('classes'), classes=('a', 'b', 'c'))
+    shutil.rmtree(root / 'validation' / 'b')
+    fails('train', *MODEL, '--num-classes', '3', '--data-dir', root, '-b', '4',
+          mentions=['--val-split', "lacks class 'b'"])
+
+
+def test_unreadable_image(fails, tmp_path_factory):
+    root = make_image_folder(tmp_path_factory.mktemp('broken'), per_class=4)
+    broken = root / 'validation' / 'a' / '2.png'
+    broken.write_bytes(broken.read_bytes()[:200])
+    fails('eval', *MODEL, '--data-dir', root, mentions=['--data-dir', broken, 'mend or delete'])
+    fails('train', *MODEL, '--data-dir', root, '-b', '4', mentions=[broken])
+
+
+def test_grey_data_for_a_colour_model(fails, tmp_path_factory):
+    root = tmp_path_factory.mktemp('grey')
+    for split in ('train', 'validation'):
+        for i, name in enumerate('ab'):
+            (root / split / name).mkdir(parents=True)
+            for k in range(4):
+                Image.new('L', (32, 32), 40 * k + i).save(root / split / name / f'{k}.png')
+    for command in ('train', 'eval'):
+        fails(command, *MODEL, '-b', '4', '--data-dir', root,
+              mentions=['--in-chans 3', 'grey', '--in-chans 1', '--input-img-mode RGB'])
+
+
+def test_finished_runs_are_not_overwritten(fails, folder, tmp_path_factory):
+    done = tmp_path_factory.mktemp('done')
+    (done / 'run').mkdir()
+    (done / 'run' / 'last.pth.tar').write_text('precious')
+    (done / 'results.json').write_text('precious')
+    fails('train', *MODEL, '-b', '4', '--data-dir', folder, '--output', done, '--experiment', 'run',
+          mentions=['--experiment run', '--resume'])
+    fails('eval', *MODEL, '--data-dir', folder, '--output', done, mentions=['--output', 'results.json'])
+
+
+def test_config_files(fails, folder, tmp_path_factory):
+    files = tmp_path_factory.mktemp('configs')
+    (files / 'unknown.yaml').write_text('objectve: sat\n')
+    fails('train', '-c', files / 'unknown.yaml', mentions=['--config', "'objectve' is no flag"])
+    (files / 'list.yaml').write_text('- a\n')
+    fails('train', '-c', files / 'list.yaml', mentions=['--config'])
+    (files / 'broken.yaml').write_text('a: [\n')
+    fails('train', '-c', files / 'broken.yaml', mentions=['--config', 'YAML'])
+    fails('eval', '-c', files / 'missing.yaml', mentions=['--config', 'missing.yaml'])
+
+
+def test_unknown_command_and_help(capsys):
+    assert main(['trian']) == 2
+    assert 'trian' in capsys.readouterr().err
+    assert main([]) == 2 and main(['--help']) == 0 and main(['--version']) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stopped:
+            main([name, '--help'])
+        assert stopped.value.code == 0
+
+
+def test_exit_code_of_the_process(tmp_path):
+    done = run_cli('eval', '--model', 'no_such_model', '--data-dir', tmp_path)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1

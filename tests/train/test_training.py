@@ -1,0 +1,182 @@
+"""Whole runs of `timm-robust train` on a small image folder."""
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from helpers import make_image_folder, run_cli, run_distributed
+
+from timm_robust.cli.main import main
+from timm_robust.train.checkpoint import AtomicCheckpointSaver
+
+TINY = ['--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '2', '-b', '8',
+        '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', '0', '-j', '0', '--attack-steps', '2', '--device', 'cpu']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp('images'), per_class=16)
+
+
+def train(folder, output, *extra):
+    return main(['train', *TINY, '--data-dir', str(folder), '--output', str(output), '--experiment', 'run', *extra])
+
+
+def checkpoint(path):
+    import argparse
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b))
+    return a == b
+
+
+def test_a_run_leaves_everything_behind(folder, tmp_path):
+    assert train(
+        folder, tmp_path, '--objective', 'nofrost', '--epochs', '3', '--robust-eval-steps', '3',
+        '--robust-eval-samples', '20', '--eval-metric', 'robust_top1', '--model-ema', '--model-ema-warmup',
+        '--mixup', '0.2', '--clip-grad', '1', '--grad-accum-steps', '3', '--reprob', '0.3', '--channels-last',
+        '--attack-eps-warmup-epochs', '1') == 0
+    run = tmp_path / 'run'
+    rows = list(csv.DictReader(open(run / 'summary.csv')))
+    assert [r['epoch'] for r in rows] == ['0', '1', '2']
+    assert {'train_loss', 'train_clean_loss', 'train_adv_loss', 'train_clean_top1', 'train_adv_top1', 'eval_top1',
+            'eval_robust_top1', 'lr'} <= set(rows[0])
+    args = yaml.safe_load(open(run / 'args.yaml'))
+    assert args['objective'] == 'nofrost' and args['mixup'] == 0.2
+    assert (run / 'curves.png').stat().st_size > 5000
+    best = checkpoint(run / 'model_best.pth.tar')
+    assert best['metric'] == max(float(r['eval_robust_top1']) for r in rows)
+    model = timm.create_model(f'local-dir:{run / "export"}', pretrained=True)
+    assert equal(dict(model.state_dict()), dict(best['state_dict_ema'])) and model.in_chans == 3
+
+
+def test_args_yaml_repeats_the_run(folder, tmp_path):
+    assert train(folder, tmp_path, '--objective', 'sat', '--epochs', '1') == 0
+    first = checkpoint(tmp_path / 'run' / 'last.pth.tar')
+    again = tmp_path / 'again'
+    assert main(['train', '-c', str(tmp_path / 'run' / 'args.yaml'), '--output', str(again)]) == 0
+    assert equal(first['state_dict'], checkpoint(again / 'run' / 'last.pth.tar')['state_dict'])
+
+
+def test_standard_objective_learns(folder, tmp_path):
+    assert train(folder, tmp_path, '--epochs', '8', '--lr', '5e-3', '--no-aug') == 0
+    rows = list(csv.DictReader(open(tmp_path / 'run' / 'summary.csv')))
+    assert max(float(r['eval_top1']) for r in rows) == 100.
+
+
+@pytest.mark.parametrize('model', ['robustnorm_resnet20_cifar', 'test_vit'])
+def test_other_models_with_amp(folder, tmp_path, model):
+    assert main([
+        'train', '--model', model, '--num-classes', '2', '-b', '8', '--epochs', '1', '-j', '0', '--warmup-epochs', '0',
+        '--objective', 'sat', '--attack-steps', '1', '--amp', '--amp-dtype', 'bfloat16', '--data-dir', str(folder),
+        '--output', str(tmp_path), '--experiment', 'run', '--drop', '0.1', '--device', 'cpu']) == 0
+
+
+def test_killed_run_resumes_to_the_same_weights(folder, tmp_path):
+    flags = ['--objective', 'nofrost', '--epochs', '6', '--model-ema', '--model-ema-warmup', '--reprob', '0.2',
+             '--drop-path', '0.1', '--sched-on-updates', '-j', '1']
+    assert run_cli('train', *TINY, '--data-dir', folder, '--output', tmp_path / 'whole', '--experiment', 'run',
+                   *flags).returncode == 0
+    command = [sys.executable, '-m', 'timm_robust', 'train', *TINY, '--data-dir', str(folder), '--output',
+               str(tmp_path / 'cut'), '--experiment', 'run', *flags, '--log-interval', '1']
+    log = open(tmp_path / 'log', 'w')
+    process = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    deadline = time.time() + 240
+    while 'Train: 2 [2/4]' not in (tmp_path / 'log').read_text():
+        assert process.poll() is None and time.time() < deadline, (tmp_path / 'log').read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    last = tmp_path / 'cut' / 'run' / 'last.pth.tar'
+    assert checkpoint(last)['epoch'] < 5
+    resumed = run_cli('train', *TINY, '--data-dir', folder, '--output', tmp_path / 'cut', '--experiment', 'run', *flags,
+                      '--resume', last)
+    assert resumed.returncode == 0, resumed.stderr
+    whole, cut = checkpoint(tmp_path / 'whole' / 'run' / 'last.pth.tar'), checkpoint(last)
+    for key in ('epoch', 'state_dict', 'state_dict_ema', 'optimizer', 'task_state', 'metric'):
+        assert equal(whole[key], cut[key]), key
+    rows = list(csv.DictReader(open(tmp_path / 'cut' / 'run' / 'summary.csv')))
+    assert [r['epoch'] for r in rows] == list('012345')
+
+
+def test_saver_never_leaves_a_gap(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    saver = AtomicCheckpointSaver(model, torch.optim.SGD(model.parameters(), 0.1), checkpoint_dir=str(tmp_path),
+                                  recovery_dir=str(tmp_path))
+    saver.save_checkpoint(0, metric=1.)
+    names = ('last.pth.tar', 'model_best.pth.tar')
+    real_link, real_replace = os.link, os.replace
+
+    def watched(real):
+        def call(*args, **kwargs):
+            for name in names:
+                assert checkpoint(tmp_path / name)['epoch'] in (0, 1), f'{name} is not whole'
+            return real(*args, **kwargs)
+        return call
+
+    monkeypatch.setattr('os.link', watched(real_link))
+    monkeypatch.setattr('os.replace', watched(real_replace))
+    real_unlink = os.unlink
+
+    def unlink(path, *args, **kwargs):
+        assert Path(path).name not in names, f'{path} was removed'
+        return real_unlink(path, *args, **kwargs)
+
+    monkeypatch.setattr('os.unlink', unlink)
+    saver.save_checkpoint(1, metric=2.)
+    assert checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == 1
+
+
+def test_diverging_run_stops_and_keeps_the_last_good_checkpoint(folder, tmp_path, capsys, monkeypatch):
+    import timm_robust.train.run as run_module
+    real, calls = run_module.train_one_epoch, []
+
+    def poisoned(task, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            with torch.no_grad():
+                next(task.parameters()).fill_(float('nan'))
+        return real(task, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, 'train_one_epoch', poisoned)
+    assert train(folder, tmp_path, '--objective', 'standard', '--epochs', '3') == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    last = tmp_path / 'run' / 'last.pth.tar'
+    assert 'training loss is nan in epoch 1' in error and str(last) in error and '--lr' in error
+    saved = checkpoint(last)
+    assert saved['epoch'] == 0 and all(torch.isfinite(v).all() for v in saved['state_dict'].values())
+
+
+def test_fashion_mnist_by_timms_name(fashion_mnist_dir, tmp_path, capsys):
+    assert main(['train', *TINY, '--dataset', 'torch/fashion_mnist', '--data-dir', str(fashion_mnist_dir),
+                 '--val-split', 'test', '--epochs', '1']) == 2
+    assert '--in-chans 3: the images of' in capsys.readouterr().err
+
+
+def test_torchrun_trains_and_shards_validation(folder, tmp_path):
+    script = (
+        'import sys\nfrom timm_robust.cli.main import main\n'
+        f'sys.exit(main({["train", *TINY, "--data-dir", str(folder), "--output", str(tmp_path), "--experiment", "run"]!r}'
+        " + ['--model', 'robustnorm_resnet20_cifar', '--objective', 'sat', '--epochs', '2', '--robust-eval-steps', '2',"
+        " '--robust-eval-samples', '9', '--sync-bn']))\n")
+    run_distributed(script, tmp_path)
+    rows = list(csv.DictReader(open(tmp_path / 'run' / 'summary.csv')))
+    assert len(rows) == 2
+    # nine images over two processes: padding must not count, so accuracy is a multiple of a ninth
+    share = float(rows[-1]['eval_robust_top1']) / 100 * 9
+    assert abs(share - round(share)) < 1e-6
