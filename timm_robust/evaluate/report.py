@@ -161,7 +161,7 @@ def plot_images(examples: List[dict], names: Optional[Sequence[str]], title: str
         return names[index] if names else str(index)
 
     def show(axes, image: torch.Tensor, text: str) -> None:
-        image = image.permute(1, 2, 0)
+        image = image.permute(1, 2, 0).numpy()
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=1)
         axes.set_title(text, fontsize=8)
         axes.axis('off')

@@ -1,0 +1,209 @@
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from helpers import TinyNet, make_image_folder
+from torch.utils.data import DataLoader, TensorDataset
+
+from timm_robust.attacks import ATTACKS, ThreatModel
+from timm_robust.cli.main import main
+from timm_robust.data import balanced_indices
+from timm_robust.errors import InputError
+from timm_robust.evaluate import evaluate_attacks, parse_attacks, weights_sha256
+from timm_robust.layers import set_norm_statistics
+from timm_robust.models import NormalizedModel
+
+THREAT = ThreatModel('linf', 8 / 255)
+CPU = torch.device('cpu')
+
+
+def data(n=20, classes=4):
+    return torch.rand(n, 3, 8, 8), torch.arange(n) % classes
+
+
+def evaluate(model, x, y, names='clean,fgsm,pgd3', batch_size=8, threat=THREAT, **kwargs):
+    loader = DataLoader(TensorDataset(x, y), batch_size=batch_size)
+    specs = parse_attacks(names, threat)
+    return evaluate_attacks(model, loader, range(len(x)), specs, device=CPU, progress=False, **kwargs)
+
+
+def undecided_net(x):
+    """A network whose logits are centred on these images, so that a perturbation changes some of its verdicts."""
+    model = TinyNet().eval()
+    with torch.no_grad():
+        model.fc.bias -= model(x).mean(0)
+    return model
+
+
+def labels_of(model, x):
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+def test_verdicts_are_those_of_a_plain_forward_pass():
+    x, _ = data()
+    model = undecided_net(x)
+    y = labels_of(model, x)
+    y[::5] = (y[::5] + 1) % 4  # these are wrong when clean, and count as wrong
+    evaluation = evaluate(model, x, y, threat=ThreatModel('linf', 0.005))
+    clean, fgsm_result, pgd_result = evaluation.results
+    assert clean.correct == (labels_of(model, x) == y).tolist() and clean.accuracy == 80.
+    adv = ATTACKS['fgsm'](model, x, y, ThreatModel('linf', 0.005))
+    expected = (labels_of(model, adv) == y) & torch.tensor(clean.correct)
+    assert fgsm_result.correct == expected.tolist()
+    assert 0 < sum(fgsm_result.correct) < 16, 'the comparison says nothing'
+    assert all(not p or c for p, c in zip(pgd_result.correct, clean.correct))
+    worst = [a and b and c for a, b, c in zip(clean.correct, fgsm_result.correct, pgd_result.correct)]
+    assert evaluation.worst_case == worst and evaluation.labels == y.tolist()
+
+
+def test_outcome_depends_neither_on_batch_size_nor_on_order():
+    x, _ = data(24)
+    model = undecided_net(x)
+    y = labels_of(model, x)
+    threat = ThreatModel('linf', 0.005)
+    outcomes = [evaluate(model, x, y, 'fgsm_rs,pgd2', batch_size=b, threat=threat) for b in (1, 7, 24)]
+    for other in outcomes[1:]:
+        for a, b in zip(outcomes[0].results, other.results):
+            assert a.correct == b.correct
+    order = torch.randperm(24)
+    specs = parse_attacks('fgsm_rs,pgd2', threat)
+    shuffled = evaluate_attacks(
+        model, DataLoader(TensorDataset(x[order], y[order]), batch_size=5), order.tolist(), specs, device=CPU,
+        progress=False)
+    for a, b in zip(outcomes[0].results, shuffled.results):
+        assert [a.correct[i] for i in order] == b.correct
+    assert 0 < sum(outcomes[0].results[0].correct) < 24, 'the comparison says nothing'
+
+
+def test_batch_dependent_networks_are_attacked_in_whole_batches():
+    model = timm.create_model('robustnorm_resnet20_cifar', num_classes=4).eval()
+    sizes = []
+    model.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    x, y = torch.rand(16, 3, 32, 32), torch.arange(16) % 4
+    evaluation = evaluate(set_norm_statistics(model, 'batch'), x, y, batch_size=8)
+    assert evaluation.batch_dependent and set(sizes) == {8}
+    sizes.clear()
+    assert not evaluate(set_norm_statistics(model, 'population'), x, y, batch_size=8).batch_dependent
+    assert min(sizes) < 8, 'images already wrong were attacked'
+    set_norm_statistics(model, 'batch')
+    with pytest.raises(InputError, match='pgd_targeted5'):
+        evaluate(model, x, y, 'pgd_targeted5')
+
+
+def test_an_attack_that_cheats_is_caught(monkeypatch):
+    model, (x, _) = TinyNet().eval(), data()
+    y = labels_of(model, x)
+    for cheat in (lambda x: (x + 2 * THREAT.eps).clamp(0, 1), lambda x: x + THREAT.eps):
+        monkeypatch.setitem(ATTACKS, 'fgsm', lambda model, x, y, threat, cheat=cheat, **kwargs: cheat(x))
+        with pytest.raises(RuntimeError, match='fgsm left its threat model'):
+            evaluate(model, x, y, 'fgsm')
+
+
+def test_refusals():
+    model, (x, y) = TinyNet().eval(), data()
+    with pytest.raises(InputError, match='training mode'):
+        evaluate(TinyNet().train(), x, y)
+    with pytest.raises(InputError, match=r'pixels span \[-1'):
+        evaluate(model, x * 2 - 1, y)
+    with pytest.raises(InputError, match='--num-classes 4: the data has label 7'):
+        evaluate(model, x, y + 4)
+    broken = TinyNet().eval()
+    nn.init.constant_(broken.fc.bias, float('nan'))
+    with pytest.raises(InputError, match='not finite'):
+        evaluate(broken, x, y)
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(InputError, match='tuple'):
+        evaluate(Pair().eval(), x, y)
+
+
+def test_parse_attacks():
+    specs = parse_attacks('clean, fgsm,pgd20,mim5,cw30,pgd', THREAT, restarts=3)
+    assert [s.function for s in specs] == [None, 'fgsm', 'pgd', 'mim', 'cw_linf', 'pgd']
+    assert specs[2].settings == {'steps': 20, 'step_size': pytest.approx(1 / 255), 'restarts': 3}
+    assert specs[3].settings == {'steps': 5, 'step_size': pytest.approx(8 / 255 / 5)}
+    assert specs[5].settings['steps'] == 20
+
+
+def test_balanced_indices():
+    labels = np.array([0] * 50 + [1] * 30 + [2] * 20)
+    chosen = balanced_indices(labels, 100, 30, seed=1)
+    assert len(set(chosen)) == 30 and (np.bincount(labels[chosen]) == 10).all()
+    assert chosen == balanced_indices(labels, 100, 30, seed=1) != balanced_indices(labels, 100, 30, seed=2)
+    assert (np.bincount(labels[chosen[:9]]) == 3).all(), 'a prefix is not balanced'
+    assert sorted(balanced_indices(labels, 100, None, seed=1)) == list(range(100))
+    assert len(balanced_indices(None, 100, 7, seed=1)) == 7
+
+
+def test_weights_hash_sees_every_value():
+    model = TinyNet()
+    first = weights_sha256(model)
+    assert first == weights_sha256(model)
+    with torch.no_grad():
+        model.fc.bias[3] += 1e-6
+    assert first != weights_sha256(model)
+
+
+def test_eval_command_writes_all_it_takes_to_repeat_it(tmp_path, capsys):
+    folder = make_image_folder(tmp_path / 'images', per_class=12)
+    torch.manual_seed(0)
+    model = timm.create_model('robustnorm_resnet20_cifar', num_classes=2)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    command = ['eval', '--model', 'robustnorm_resnet20_cifar', '--num-classes', '2', '--checkpoint',
+               str(tmp_path / 'weights.pth'), '--data-dir', str(folder), '--attacks', 'clean,fgsm,pgd3',
+               '--num-examples', '10', '-j', '0', '-b', '4', '--seed', '5', '--device', 'cpu']
+    assert main([*command, '--output', str(tmp_path / 'a'), '--eps-sweep', '0,1/255,8/255', '--save-images', '3']) == 0
+    table = capsys.readouterr().out
+    for text in ('Linf eps 8/255', '10 images', 'seed 5', 'worst case', 'pgd3'):
+        assert text in table
+    results = json.loads((tmp_path / 'a' / 'results.json').read_text())
+    assert results['model']['weights_sha256'] == weights_sha256(model)
+    assert results['threat_model'] == {'norm': 'linf', 'eps': 8 / 255, 'text': 'Linf eps 8/255'}
+    assert len(results['data']['indices']) == 10 == len(results['data']['labels'])
+    assert results['settings']['seed'] == 5 and results['settings']['command'].startswith('timm-robust eval')
+    assert {'timm', 'torch', 'timm_robust'} <= set(results['versions'])
+    assert [r['attack']['name'] for r in results['results']] == ['clean', 'fgsm', 'pgd3']
+    for r in results['results']:
+        assert r['accuracy'] == 100 * sum(r['correct']) / 10
+    assert [p['eps'] for p in results['eps_sweep']] == [0, 1 / 255, 8 / 255]
+    for name in ('eps_sweep.png', 'images.png'):
+        assert (tmp_path / 'a' / name).stat().st_size > 3000
+    assert main([*command, '--output', str(tmp_path / 'b')]) == 0
+    again = json.loads((tmp_path / 'b' / 'results.json').read_text())
+    assert [r['correct'] for r in again['results']] == [r['correct'] for r in results['results']]
+    assert again['data'] == results['data']
+
+    # the images are the ones the indices name, through the model's own preprocessing
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+    transform = create_transform(**resolve_data_config({}, model=model))
+    files = [(p, k) for k, c in enumerate('ab') for p in sorted(
+        (folder / 'validation' / c).iterdir(), key=lambda p: int(p.stem))]
+    chosen = [files[i] for i in results['data']['indices']]
+    assert [k for _, k in chosen] == results['data']['labels']
+    x = torch.stack([transform(Image.open(p).convert('RGB')) for p, _ in chosen])
+    with torch.no_grad():
+        predicted = model.eval()(x).argmax(1)
+    assert results['results'][0]['correct'] == [int(p == k) for p, (_, k) in zip(predicted, chosen)]
+
+    assert main([*command, '--output', str(tmp_path / 'c'), '--norm-statistics', 'batch']) == 0
+    assert 'WARNING: this network normalizes by the batch at hand' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'c' / 'results.json').read_text())['settings']['batch_dependent'] is True
+
+
+def test_pixels_reach_the_attack_unnormalized():
+    # the same numbers through NormalizedModel and through a network that normalizes by hand
+    model = timm.create_model('nofrost_resnet20_cifar').eval()
+    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+    wrapped = NormalizedModel(model).eval()
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
+    a = ATTACKS['fgsm'](wrapped, x, y, THREAT, keep='last')
+    b = ATTACKS['fgsm'](lambda p: model((p - mean) / std), x, y, THREAT, keep='last')
+    assert torch.equal(a, b) and (a - x).abs().max() <= THREAT.eps * (1 + 3e-6)
