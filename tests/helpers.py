@@ -27,7 +27,13 @@ class TinyNet(nn.Module):
         return self.fc(self.drop(x))
 
 
-def make_image_folder(root: Path, splits=('train', 'validation'), classes=('a', 'b'), per_class: int = 8, size: int = 32):
+def make_image_folder(
+        root: Path,
+        splits=('train', 'validation'),
+        classes=('a', 'b'),
+        per_class: int = 8,
+        size: int = 32,
+):
     """Write an image folder whose classes differ in brightness, so that a network can learn them."""
     generator = np.random.default_rng(0)
     for split in splits:
@@ -68,7 +74,8 @@ def run_distributed(script: str, tmp_path: Path, processes: int = 2, timeout: in
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo',
              'PYTHONPATH': str(Path(__file__).parent)},
     )
-    assert done.returncode == 0, '\n'.join(line for line in done.stderr.splitlines() if 'rank1' in line)[-3000:] or done.stderr[-3000:]
+    of_second = '\n'.join(line for line in done.stderr.splitlines() if 'rank1' in line)
+    assert done.returncode == 0, (of_second or done.stderr)[-3000:]
     return done.stdout
 
 

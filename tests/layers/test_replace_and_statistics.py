@@ -68,7 +68,7 @@ def test_batch_norm_switches_to_batch_statistics_and_back(norm):
 def test_switch_refuses_what_does_not_exist():
     with pytest.raises(ValueError, match='choose one of batch, mean, population'):
         set_norm_statistics(nn.BatchNorm2d(3), 'batches')
-    with pytest.raises(ValueError, match="BatchNorm has no such mode"):
+    with pytest.raises(ValueError, match='BatchNorm has no such mode'):
         set_norm_statistics(nn.BatchNorm2d(3), 'mean')
     with pytest.raises(ValueError, match='no BatchNorm or RobustNorm layer'):
         set_norm_statistics(timm.create_model('nofrost_resnet11_mnist'), 'batch')

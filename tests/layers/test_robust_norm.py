@@ -1,5 +1,5 @@
-import timm
 import pytest
+import timm
 import torch
 import torch.nn as nn
 from helpers import run_distributed
@@ -159,7 +159,7 @@ def test_predictions_depend_on_the_batch_only_in_batch_modes():
         assert torch.allclose(together, apart, atol=1e-5) is not depends, statistics
 
 
-SYNC_SCRIPT = '''
+SYNC_SCRIPT = """
 import torch, torch.distributed as dist
 from timm.utils import distribute_bn
 from timm_robust.layers import RobustNorm2d, sync_norm_statistics
@@ -186,7 +186,7 @@ torch.testing.assert_close(plain.running_mean, torch.full((3,), 0.05))
 dist.barrier()
 dist.destroy_process_group()
 print('fine', rank)
-'''
+"""
 
 
 def test_statistics_shared_between_processes(tmp_path):

@@ -169,9 +169,10 @@ def test_fashion_mnist_by_timms_name(fashion_mnist_dir, tmp_path, capsys):
 
 
 def test_torchrun_trains_and_shards_validation(folder, tmp_path):
+    command = ['train', *TINY, '--data-dir', str(folder), '--output', str(tmp_path), '--experiment', 'run']
     script = (
         'import sys\nfrom timm_robust.cli.main import main\n'
-        f'sys.exit(main({["train", *TINY, "--data-dir", str(folder), "--output", str(tmp_path), "--experiment", "run"]!r}'
+        f'sys.exit(main({command!r}'
         " + ['--model', 'robustnorm_resnet20_cifar', '--objective', 'sat', '--epochs', '2', '--robust-eval-steps', '2',"
         " '--robust-eval-samples', '9', '--sync-bn']))\n")
     run_distributed(script, tmp_path)

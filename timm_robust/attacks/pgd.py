@@ -5,8 +5,8 @@ of x. By default x holds pixels in [0, 1] (wrap a network for normalized images 
 normalized images, as timm's loaders deliver them. eps and step sizes are in pixel units either way.
 
 With `keep='best'` (evaluation) an image that fools the network is kept from the moment it does, each restart attacks
-only what resists, and images that resist to the end have the highest loss of the last run. With `keep='last'` (training) the last
-iterate is returned and one evaluation of the network is saved.
+only what resists, and images that resist to the end have the highest loss of the last run. With `keep='last'`
+(training) the last iterate is returned and one evaluation of the network is saved.
 """
 from functools import partial
 from typing import Callable, Optional

@@ -52,7 +52,7 @@ def apply_config(parser: argparse.ArgumentParser, argv: List[str]) -> List[str]:
     flags = {action.dest for action in parser._actions}
     unknown = sorted(set(config) - flags - {'config', 'distributed', 'world_size', 'rank', 'local_rank'})
     if unknown:
-        raise InputError(f"--config {known.config}: {unknown[0]!r} is no flag of this command ({parser.prog} --help)")
+        raise InputError(f'--config {known.config}: {unknown[0]!r} is no flag of this command ({parser.prog} --help)')
     parser.set_defaults(**{k: v for k, v in config.items() if k in flags})
     return rest
 

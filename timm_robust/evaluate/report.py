@@ -174,6 +174,6 @@ def plot_images(examples: List[dict], names: Optional[Sequence[str]], title: str
         largest = delta.abs().max().clamp_min(1e-12)
         show(grid[0, column], example['clean'], f'clean: {name(example["label"])}')
         show(grid[1, column], delta / largest / 2 + .5, f'perturbation ×{.5 / largest:.0f}')
-        fooled = example['prediction'] != example['label']
-        show(grid[2, column], example['adversarial'], f'{"fooled" if fooled else "holds"}: {name(example["prediction"])}')
+        verdict = 'fooled' if example['prediction'] != example['label'] else 'holds'
+        show(grid[2, column], example['adversarial'], f'{verdict}: {name(example["prediction"])}')
     figure.savefig(path, dpi=120)

@@ -3,7 +3,7 @@
 The switch behind Tables 1 and 2 of `Towards an Adversarially Robust Normalization Approach`
 (https://arxiv.org/abs/2006.11007): population (P) or batch (B) statistics.
 """
-from functools import lru_cache
+from functools import cache
 from typing import Type
 
 import torch
@@ -28,7 +28,7 @@ class _BatchStatisticsAtInference:
         return x
 
 
-@lru_cache(maxsize=None)
+@cache
 def _with_batch_statistics(norm_class: Type[nn.Module]) -> Type[nn.Module]:
     return type(f'BatchStatistics{norm_class.__name__}', (_BatchStatisticsAtInference, norm_class), {})
 

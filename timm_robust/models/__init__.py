@@ -1,8 +1,8 @@
+from . import cifar_resnet, cifar_vgg, nofrost, robustnorm_resnet, robustnorm_vgg
 from .cifar_resnet import CifarResNet
 from .cifar_vgg import CifarVGG
 from .nofrost import CifarNormFreeNet
 from .normalized import NormalizedModel
-from . import cifar_resnet, cifar_vgg, nofrost, robustnorm_resnet, robustnorm_vgg
 
 __all__ = ['CifarNormFreeNet', 'CifarResNet', 'CifarVGG', 'NormalizedModel', 'ROBUST_MODEL_MODULES']
 
