@@ -18,9 +18,9 @@ from ..evaluate.accuracy import sweep_eps
 from ..evaluate.report import evaluation_table
 from ..layers import NORM_STATISTICS, has_batch_statistics, set_norm_statistics
 from ..models import NormalizedModel
+from ..train.build import build_model, resolve_data, resolve_device
 from ..train.checkpoint import load_weights
 from ..train.datasets import open_dataset
-from ..train.run import build_model, resolve_data, resolve_device
 from .arguments import Parser, add_data_arguments, add_model_arguments, apply_config, start_logging
 
 __all__ = ['build_parser', 'run']

@@ -1,9 +1,7 @@
-from . import cifar_resnet, cifar_vgg, nofrost, robustnorm_resnet, robustnorm_vgg
+from . import robustnorm_resnet, robustnorm_vgg  # noqa: F401  their entry points
 from .cifar_resnet import CifarResNet
 from .cifar_vgg import CifarVGG
 from .nofrost import CifarNormFreeNet
 from .normalized import NormalizedModel
 
-__all__ = ['CifarNormFreeNet', 'CifarResNet', 'CifarVGG', 'NormalizedModel', 'ROBUST_MODEL_MODULES']
-
-ROBUST_MODEL_MODULES = (nofrost, robustnorm_resnet, robustnorm_vgg, cifar_resnet, cifar_vgg)
+__all__ = ['CifarNormFreeNet', 'CifarResNet', 'CifarVGG', 'NormalizedModel']

@@ -1,0 +1,142 @@
+"""The parts of a run, built from command line arguments by timm's factories."""
+import argparse
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn as nn
+from timm.data import resolve_data_config
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import create_model
+from timm.utils import NativeScaler
+
+from ..errors import InputError
+from ..layers import has_batch_statistics
+from ..tasks import ObjectiveOptions
+from .checkpoint import load_weights
+from .datasets import fit_channels
+
+__all__ = [
+    'build_criterion',
+    'build_model',
+    'build_network',
+    'check_arguments',
+    'mixed_precision',
+    'resolve_data',
+    'resolve_device',
+    'resolve_lr',
+]
+
+EVAL_METRICS = ('top1', 'top5', 'loss', 'robust_top1')
+
+
+def check_arguments(args: argparse.Namespace) -> ObjectiveOptions:
+    """Refuse what can be refused before anything is built.
+
+    Raises:
+        InputError: Naming the flag.
+    """
+    options = ObjectiveOptions.from_args(args)
+    options.check_schedule(args.epochs)
+    if args.batch_size < 1:
+        raise InputError(f'--batch-size {args.batch_size}: must be at least 1')
+    if args.epochs < 1:
+        raise InputError(f'--epochs {args.epochs}: must be at least 1')
+    if args.grad_accum_steps < 1:
+        raise InputError(f'--grad-accum-steps {args.grad_accum_steps}: must be at least 1')
+    if args.robust_eval_steps and args.robust_eval_samples < 1:
+        raise InputError(f'--robust-eval-samples {args.robust_eval_samples}: must be at least 1')
+    if args.eval_metric not in EVAL_METRICS:
+        raise InputError(f"--eval-metric {args.eval_metric}: unknown, choose one of {', '.join(EVAL_METRICS)}")
+    if args.eval_metric == 'robust_top1' and not (args.robust_eval_steps and args.val_split):
+        raise InputError('--eval-metric robust_top1: needs --val-split and robust validation, --robust-eval-steps 10')
+    args.device = resolve_device(args.device)
+    return options
+
+
+def resolve_device(name: Optional[str]) -> str:
+    """The named device, or the best there is; `InputError` if there is none of that name."""
+    if name is None:
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise InputError(f'--device {name}: no CUDA device is available, pass --device cpu')
+    return name
+
+
+def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
+    """Create the model of the arguments; `InputError` if there is none of that name or it refuses an argument."""
+    in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
+    try:
+        return create_model(
+            args.model,
+            pretrained=args.pretrained,
+            in_chans=in_chans,
+            num_classes=args.num_classes,
+            **kwargs,
+            **args.model_kwargs,
+        )
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, OSError, AssertionError) as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(f'--model {args.model}: {reason} (timm.list_models() lists the names)') from error
+
+
+def build_network(args: argparse.Namespace) -> nn.Module:
+    """The model of the arguments, with weights and memory options, on the CPU."""
+    model = build_model(args, drop_rate=args.drop, drop_path_rate=args.drop_path, global_pool=args.gp)
+    if args.initial_checkpoint:
+        load_weights(model, args.initial_checkpoint, flag='--initial-checkpoint')
+    if args.batch_size == 1 and has_batch_statistics(model, training=True):
+        raise InputError(
+            f'--batch-size 1: {args.model} normalizes by the statistics of the batch, choose at least 2')
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except AssertionError as error:
+            raise InputError(f'--grad-checkpointing: {args.model} does not support it, leave it out') from error
+    return model
+
+
+def build_criterion(args: argparse.Namespace) -> nn.Module:
+    """timm's choice of training criterion."""
+    mixup_active = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+    if args.bce_loss:
+        return BinaryCrossEntropy(
+            smoothing=0. if mixup_active else args.smoothing,
+            target_threshold=args.bce_target_thresh,
+            sum_classes=args.bce_sum,
+            pos_weight=args.bce_pos_weight,
+        )
+    if mixup_active:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def resolve_data(args: argparse.Namespace, model: nn.Module) -> Dict[str, Any]:
+    """timm's data config with mean and std for the channels of the model."""
+    data_config = resolve_data_config(vars(args), model=model)
+    in_chans = getattr(model, 'in_chans', data_config['input_size'][0])
+    data_config['input_size'] = (in_chans, *data_config['input_size'][1:])
+    for name in ('mean', 'std'):
+        data_config[name] = fit_channels(data_config[name], in_chans)
+    return data_config
+
+
+def resolve_lr(args: argparse.Namespace) -> None:
+    """Set --lr from --lr-base and the global batch size, by timm's rule."""
+    if args.lr:
+        return
+    ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+    scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
+    args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+
+
+def mixed_precision(args: argparse.Namespace, device: torch.device):
+    """Autocast context and loss scaler."""
+    if not args.amp:
+        return nullcontext, None
+    low = torch.bfloat16 if args.amp_dtype == 'bfloat16' or device.type == 'cpu' else torch.float16
+    scaler = NativeScaler(device=device.type) if low == torch.float16 else None
+    return partial(torch.autocast, device_type=device.type, dtype=low), scaler
