@@ -43,10 +43,10 @@ def test_at_least_as_successful(trained, name):
     step = 2.5 * EPS / STEPS
     theirs, ours = {
         'FGSM': (lambda: torchattacks.FGSM(model, eps=EPS), lambda: fgsm(model, x, y, linf)),
-        'PGD': (lambda: torchattacks.PGD(model, eps=EPS, alpha=step, steps=STEPS),
-                lambda: pgd(model, x, y, linf, steps=STEPS, step_size=step)),
-        'PGDL2': (lambda: torchattacks.PGDL2(model, eps=0.8, alpha=0.2, steps=STEPS),
-                  lambda: pgd(model, x, y, l2, steps=STEPS, step_size=0.2)),
+        'PGD': (lambda: torchattacks.PGD(model, eps=EPS, alpha=step, steps=STEPS, random_start=False),
+                lambda: pgd(model, x, y, linf, steps=STEPS, step_size=step, random_start=False)),
+        'PGDL2': (lambda: torchattacks.PGDL2(model, eps=0.8, alpha=0.2, steps=STEPS, random_start=False),
+                  lambda: pgd(model, x, y, l2, steps=STEPS, step_size=0.2, random_start=False)),
         'BIM': (lambda: torchattacks.BIM(model, eps=EPS, alpha=EPS / STEPS, steps=STEPS),
                 lambda: bim(model, x, y, linf, steps=STEPS)),
         'MIFGSM': (lambda: torchattacks.MIFGSM(model, eps=EPS, alpha=EPS / STEPS, steps=STEPS, decay=1.),
@@ -55,5 +55,5 @@ def test_at_least_as_successful(trained, name):
     clean = robust_accuracy(model, x, y)
     reference, own = robust_accuracy(model, theirs()(x, y), y), robust_accuracy(model, ours(), y)
     assert 10 < reference < clean - 5, f'the comparison says nothing: clean {clean}, under attack {reference}'
-    # random starts differ between the two, so equally strong attacks differ by a few of 1,000 images
-    assert own <= reference + 0.5, f'{name}: ours leaves {own} %, theirs {reference} %'
+    # both start from the clean image: theirs keeps the last iterate, ours the best
+    assert own <= reference, f'{name}: ours leaves {own} %, theirs {reference} %'

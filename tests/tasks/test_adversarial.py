@@ -262,7 +262,7 @@ def test_robust_norm_statistics_come_from_training_passes_only():
 
 
 DDP_SCRIPT = """
-import copy, torch, torch.distributed as dist
+import copy, gc, torch, torch.distributed as dist
 from functools import partial
 from helpers import TinyNet
 from timm_robust.attacks import InputSpace, ThreatModel, pgd
@@ -298,6 +298,8 @@ for norm in (False, True):
     with task.no_sync():
         model.zero_grad()
         task(x[own], y[own])['loss'].backward()
+del task
+gc.collect()
 dist.barrier()
 dist.destroy_process_group()
 print('fine', rank)

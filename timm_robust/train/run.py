@@ -1,5 +1,6 @@
 """A training run from start to end, on timm's parts."""
 import argparse
+import gc
 import logging
 import time
 from collections import OrderedDict
@@ -108,6 +109,16 @@ def _open_saver(args: argparse.Namespace, task, optimizer, loss_scaler, output_d
     trim_summary(str(output_dir / 'summary.csv'), start_epoch)
     (output_dir / 'args.yaml').write_text(yaml.safe_dump(vars(args), default_flow_style=False))
     return saver
+
+
+def _leave_process_group(task, saver: Optional[AtomicCheckpointSaver]) -> None:
+    # DistributedDataParallel must be gone first: if it holds the last reference to a gloo group, torch 2.11 can wait
+    # for itself when the group ends with it
+    task.trainable_module = unwrap_model(task.trainable_module)
+    if saver is not None:
+        saver.model = task.trainable_module
+    gc.collect()
+    torch.distributed.destroy_process_group()
 
 
 def run_training(args: argparse.Namespace) -> Dict[str, Any]:
@@ -239,7 +250,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
             lr_scheduler.step(epoch + 1, metric)
 
     if args.distributed:
-        torch.distributed.destroy_process_group()
+        _leave_process_group(task, saver)
     if not primary:
         return {}
     plot_curves(output_dir / 'summary.csv', output_dir / 'curves.png')
