@@ -191,6 +191,11 @@ def test_options_build_the_objectives():
         assert task.threat == ThreatModel('linf', 4 / 255) and task.eps_warmup_steps == 15
 
 
+def test_nofrost_on_batch_norm_is_called_by_its_name(caplog):
+    create_task(ObjectiveOptions(objective='nofrost'), TinyNet(norm=True), space=SPACE, steps_per_epoch=1)
+    assert 'is SAT' in caplog.text
+
+
 @pytest.mark.parametrize('attack', ['fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf'])
 @pytest.mark.parametrize('norm,eps', [('linf', '8/255'), ('l2', '0.5')])
 def test_every_training_attack_of_the_flags(attack, norm, eps):

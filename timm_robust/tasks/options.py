@@ -1,5 +1,6 @@
 """From command line flags to a training task."""
 import argparse
+import logging
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Callable, Optional
@@ -11,9 +12,12 @@ from ..attacks import ATTACKS, InputSpace, ThreatModel, nofrost_step_size
 from ..attacks.context import NORM_MODES
 from ..attacks.threat import NORMS
 from ..errors import InputError
+from ..layers import has_batch_statistics
 from .adversarial import AdversarialTask
 
 __all__ = ['OBJECTIVES', 'TRAIN_ATTACKS', 'ObjectiveOptions', 'add_objective_arguments', 'create_task']
+
+_logger = logging.getLogger(__name__)
 
 OBJECTIVES = ('standard', 'sat', 'nofrost')
 TRAIN_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
@@ -150,6 +154,10 @@ def create_task(
     """
     if options.objective == 'standard':
         return ClassificationTask(model, criterion, **kwargs)
+    if options.objective == 'nofrost' and has_batch_statistics(model, training=True):
+        _logger.warning(
+            f'--objective nofrost on {type(model).__name__}, which normalizes by the batch, is SAT: '
+            'NoFrost is the same objective on a normalizer-free network')
     return AdversarialTask(
         model,
         criterion,
