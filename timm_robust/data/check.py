@@ -15,7 +15,8 @@ _MAX_CHECKED_FILES = 100_000
 def _samples(dataset) -> Optional[list]:
     """(path, label) pairs of a data set that reads a folder, else None (archives have samples of another kind)."""
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
-    return samples if samples and isinstance(samples[0][0], str) else None
+    first = samples[0] if isinstance(samples, list) and samples else None
+    return samples if isinstance(first, tuple) and isinstance(first[0], str) else None
 
 
 def dataset_labels(dataset) -> Optional[np.ndarray]:
