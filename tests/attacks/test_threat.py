@@ -34,7 +34,9 @@ def test_threat_model_refuses_255_units():
 
 def test_threat_model_in_words():
     assert str(ThreatModel('linf', '8/255')) == 'Linf eps 8/255'
-    assert str(ThreatModel('l2', 0.5)) == 'L2 eps 0.5'
+    assert str(ThreatModel('linf', 0.2)) == 'Linf eps 0.2'
+    assert str(ThreatModel('linf', 0.031)) == 'Linf eps 0.031'
+    assert str(ThreatModel('l2', 1)) == 'L2 eps 1'
 
 
 def test_step_sizes():

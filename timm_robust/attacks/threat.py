@@ -60,9 +60,12 @@ class ThreatModel:
         return ThreatModel(self.norm, self.eps * factor)
 
     def __str__(self) -> str:
-        in_255 = self.eps * 255
-        eps = f'{round(in_255)}/255' if in_255 >= .5 and abs(in_255 - round(in_255)) < 1e-6 else f'{self.eps:g}'
-        return f'{dict(linf="Linf", l2="L2")[self.norm]} eps {eps}'
+        if self.norm == 'l2':
+            return f'L2 eps {self.eps:g}'
+        # the field counts small perturbations in 255ths and large ones (MNIST) in decimals
+        in_255 = round(self.eps * 255)
+        as_fraction = 1 <= in_255 <= 32 and math.isclose(self.eps, in_255 / 255, rel_tol=1e-9)
+        return f'Linf eps {in_255}/255' if as_fraction else f'Linf eps {self.eps:g}'
 
 
 def madry_step_size(threat: ThreatModel, steps: int) -> float:

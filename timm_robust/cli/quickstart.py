@@ -3,6 +3,7 @@
 Trains the same small network twice, as usual and with NoFrost, with the same images, epochs, optimizer and seed, and
 attacks both.
 """
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -85,7 +86,7 @@ def train_digits(
     for epoch in range(epochs):
         train_one_epoch(
             task, loader, optimizer, epoch, device=torch.device('cpu'), lr_scheduler=scheduler,
-            log_interval=10 ** 9, verbose=True)
+            verbose=sys.stderr.isatty())
     return unwrap_model(task.get_trainable_module(ema=True)).eval()
 
 
@@ -142,7 +143,7 @@ def run(argv: List[str]) -> Dict[str, Any]:
         f'\nAccuracy on {len(test_labels):,} test digits; attacks within Linf eps {EPS} (pixels in [0, 1]), '
         f'PGD with 20 steps\nfrom one random start, seed {args.seed}. Stronger attacks find less. '
         f'{time.perf_counter() - start:.0f} seconds.\n\n'
-        f'Written to {output}{"/" if str(output) else ""}: hardened/ and undefended/ '
-        f"(safetensors; timm.create_model('local-dir:{output / 'hardened'}', pretrained=True)),\n"
-        'robustness.png (accuracy over eps), hardened.png and undefended.png (what the attacks look like).')
+        f'Written to {output}: the networks (hardened/ and undefended/, safetensors), robustness.png (accuracy over '
+        f'eps),\nhardened.png and undefended.png (what the attacks look like). To load a network:\n'
+        f"timm.create_model('local-dir:{output / 'hardened'}', pretrained=True)")
     return accuracies
