@@ -19,6 +19,20 @@ def folder(tmp_path_factory):
     return make_image_folder(tmp_path_factory.mktemp('images'), per_class=4)
 
 
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """Flag and path of random weights for a model of these tests."""
+    files = tmp_path_factory.mktemp('weights')
+
+    def of(name='nofrost_resnet11_mnist'):
+        path = files / f'{name}.pth'
+        if not path.exists():
+            torch.save(timm.create_model(name, in_chans=3, num_classes=2).state_dict(), path)
+        return ['--checkpoint', path]
+
+    return of
+
+
 @pytest.fixture
 def fails(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -87,10 +101,15 @@ def test_missing_device(fails, folder):
     (['--norm-statistics', 'both'], ['--norm-statistics both', 'population']),
     (['--checkpoint', 'nowhere.pth'], ['--checkpoint nowhere.pth', 'no such file']),
     (['--model', 'robustnorm_resnet20_cifar', '--norm-statistics', 'batch', '-b', '1'], ['--batch-size 1', 'larger']),
-    (['--model', 'local-dir:nowhere'], ['local-dir:nowhere']),
 ])
-def test_flags_of_eval(fails, folder, flags, mentions):
-    fails('eval', *MODEL, '--data-dir', folder, *flags, mentions=mentions)
+def test_flags_of_eval(fails, folder, weights, flags, mentions):
+    name = flags[1] if flags[0] == '--model' else 'nofrost_resnet11_mnist'
+    fails('eval', *MODEL, '--data-dir', folder, *weights(name), *flags, mentions=mentions)
+
+
+def test_eval_never_measures_random_weights(fails, folder):
+    fails('eval', *MODEL, '--data-dir', folder, mentions=['pretrained weights', 'nofrost_resnet11_mnist', 'no place'])
+    fails('eval', '--model', 'local-dir:nowhere', '--data-dir', folder, mentions=['local-dir:nowhere'])
 
 
 @pytest.mark.parametrize('command', ['train', 'eval'])
@@ -123,12 +142,12 @@ def test_checkpoints_that_do_not_load(fails, folder, tmp_path_factory, command):
     fails(command, *common, files / 'other.pth', mentions=['other.pth', 'another architecture', '--model'])
 
 
-def test_empty_folder_and_missing_split(fails, tmp_path_factory):
+def test_empty_folder_and_missing_split(fails, weights, tmp_path_factory):
     empty = tmp_path_factory.mktemp('empty')
     (empty / 'train').mkdir()
     (empty / 'validation').mkdir()
     fails('train', *MODEL, '--data-dir', empty, mentions=['--data-dir', 'one sub-folder of images per class'])
-    fails('eval', *MODEL, '--data-dir', empty, mentions=['--data-dir', 'one sub-folder of images per class'])
+    fails('eval', *MODEL, *weights(), '--data-dir', empty, mentions=['--data-dir', 'one sub-folder of images per class'])
     fails('train', *MODEL, '--data-dir', empty / 'nowhere', mentions=['nowhere'])
     fails('train', *MODEL, '--dataset', 'torch/no_such', '--data-dir', empty, mentions=['torch/no_such'])
 
@@ -140,23 +159,23 @@ def test_class_missing_in_validation(fails, tmp_path_factory):
           mentions=['--val-split', "lacks class 'b'"])
 
 
-def test_unreadable_image(fails, tmp_path_factory):
+def test_unreadable_image(fails, weights, tmp_path_factory):
     root = make_image_folder(tmp_path_factory.mktemp('broken'), per_class=4)
     broken = root / 'validation' / 'a' / '2.png'
     broken.write_bytes(broken.read_bytes()[:200])
-    fails('eval', *MODEL, '--data-dir', root, mentions=['--data-dir', broken, 'mend or delete'])
+    fails('eval', *MODEL, *weights(), '--data-dir', root, mentions=['--data-dir', broken, 'mend or delete'])
     fails('train', *MODEL, '--data-dir', root, '-b', '4', mentions=[broken])
 
 
-def test_grey_data_for_a_colour_model(fails, tmp_path_factory):
+def test_grey_data_for_a_colour_model(fails, weights, tmp_path_factory):
     root = tmp_path_factory.mktemp('grey')
     for split in ('train', 'validation'):
         for i, name in enumerate('ab'):
             (root / split / name).mkdir(parents=True)
             for k in range(4):
                 Image.new('L', (32, 32), 40 * k + i).save(root / split / name / f'{k}.png')
-    for command in ('train', 'eval'):
-        fails(command, *MODEL, '-b', '4', '--data-dir', root,
+    for command, extra in (('train', []), ('eval', weights())):
+        fails(command, *MODEL, *extra, '-b', '4', '--data-dir', root,
               mentions=['--in-chans 3', 'grey', '--in-chans 1', '--input-img-mode RGB'])
 
 

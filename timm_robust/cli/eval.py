@@ -104,8 +104,7 @@ def run(argv: List[str]) -> None:
     if (output / 'results.json').exists():
         raise InputError(f'--output {output}: already holds results.json, choose another folder')
 
-    local_dir = args.model.startswith('local-dir:')
-    args.pretrained = args.pretrained or (local_dir and not args.checkpoint)
+    args.pretrained = args.pretrained or not args.checkpoint  # as timm's validate.py: never random weights
     model = build_model(args)
     if args.checkpoint:
         load_weights(model, args.checkpoint, use_ema=args.use_ema)
