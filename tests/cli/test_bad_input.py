@@ -146,8 +146,9 @@ def test_empty_folder_and_missing_split(fails, weights, tmp_path_factory):
     empty = tmp_path_factory.mktemp('empty')
     (empty / 'train').mkdir()
     (empty / 'validation').mkdir()
-    fails('train', *MODEL, '--data-dir', empty, mentions=['--data-dir', 'one sub-folder of images per class'])
-    fails('eval', *MODEL, *weights(), '--data-dir', empty, mentions=['--data-dir', 'one sub-folder of images per class'])
+    mentions = ['--data-dir', 'one sub-folder of images per class']
+    fails('train', *MODEL, '--data-dir', empty, mentions=mentions)
+    fails('eval', *MODEL, *weights(), '--data-dir', empty, mentions=mentions)
     fails('train', *MODEL, '--data-dir', empty / 'nowhere', mentions=['nowhere'])
     fails('train', *MODEL, '--dataset', 'torch/no_such', '--data-dir', empty, mentions=['torch/no_such'])
 
