@@ -21,7 +21,7 @@ def _convert(module: nn.Module, norm_layer: Callable[..., nn.Module], norm_kwarg
         module.num_features,
         **{
             'eps': module.eps,
-            'momentum': module.momentum,
+            'momentum': 0.1 if module.momentum is None else module.momentum,  # None: BatchNorm's cumulative average
             'affine': module.affine,
             'device': reference.device,
             'dtype': reference.dtype,
