@@ -29,7 +29,7 @@ def test_a_short_quickstart(tmp_path, monkeypatch, capsys):
     small = images[:320], labels[:320], test_images[:40], test_labels[:40]
     monkeypatch.setattr(quickstart, 'load_digits', lambda: small)
     monkeypatch.setattr(quickstart, 'SWEEP_IMAGES', 20)
-    assert main(['quickstart', '--epochs', '7', '--output', str(tmp_path / 'out')]) == 0
+    assert main(['quickstart', '--epochs', '6', '--output', str(tmp_path / 'out')]) == 0
     out = capsys.readouterr().out
     assert re.search(r'undefended +[\d.]+ % +[\d.]+ % +[\d.]+ %', out)
     assert re.search(r'hardened \(NoFrost\) +[\d.]+ % +[\d.]+ % +[\d.]+ %', out)
@@ -48,7 +48,7 @@ def test_a_short_quickstart(tmp_path, monkeypatch, capsys):
 
 def test_training_repeats_exactly():
     images, labels, *_ = load_digits()
-    models = [quickstart.train_digits('nofrost', images[:128], labels[:128], epochs=7, seed=3) for _ in range(2)]
+    models = [quickstart.train_digits('nofrost', images[:128], labels[:128], epochs=6, seed=3) for _ in range(2)]
     for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values()):
         assert torch.equal(a, b)
 

@@ -35,7 +35,7 @@ SWEEP = (0., .1, .2, .3)
 SWEEP_IMAGES = 250
 
 OPTIONS = dict(
-    attack_eps=EPS, attack_eps_warmup_epochs=7, attack_steps=3, attack_step_size=EPS / 2, adv_weight=0.7)
+    attack_eps=EPS, attack_eps_warmup_epochs=6, attack_steps=3, attack_step_size=EPS / 2, adv_weight=1.)
 
 
 class _Batches(DataLoader):
@@ -111,7 +111,7 @@ def run(argv: List[str]) -> Dict[str, Any]:
     """Train both networks, attack them, and show and save what came out."""
     parser = Parser(prog='timm-robust quickstart', description=__doc__.split('\n\n', 1)[1])
     parser.add_argument('--output', default='quickstart', metavar='DIR', help='folder to write (default: quickstart)')
-    parser.add_argument('--epochs', type=int, default=36, metavar='N', help='epochs of each network (default: 36)')
+    parser.add_argument('--epochs', type=int, default=30, metavar='N', help='epochs of each network (default: 30)')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='random seed (default: 0)')
     args = parser.parse_args(argv)
     if args.epochs < OPTIONS['attack_eps_warmup_epochs']:
