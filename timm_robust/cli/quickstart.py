@@ -1,7 +1,7 @@
 """`timm-robust quickstart`: what adversarial training buys, shown on real digits in minutes.
 
-Trains the same small network twice, as usual and with NoFrost, with the same images, epochs, optimizer and seed, and
-attacks both.
+Trains the same small network twice, as usual and with NoFrost's objective at λ = 1 (adversarial images alone), with the
+same images, epochs, optimizer and seed, and attacks both.
 """
 import sys
 import time
