@@ -5,9 +5,9 @@ The default run takes the small networks; `pytest -m timm_contract` takes all of
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,7 @@ def sdist():
             capture_output=True, text=True, timeout=300)
         if done.returncode:
             pytest.skip(f'the sdist of {name} cannot be had: {done.stderr.strip().splitlines()[-1:]}')
-        with tarfile.open(next(CACHE.glob(f'{name}.tar.gz'))) as archive:
-            archive.extractall(CACHE, filter='data')
+        shutil.unpack_archive(CACHE / f'{name}.tar.gz', CACHE)
     return CACHE / name
 
 
