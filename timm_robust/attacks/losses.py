@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-__all__ = ['cross_entropy', 'hard_labels', 'margin']
+__all__ = ['cross_entropy', 'dlr', 'dlr_targeted', 'hard_labels', 'logit_gap', 'margin']
 
 
 def hard_labels(target: torch.Tensor) -> torch.Tensor:
@@ -13,6 +13,12 @@ def hard_labels(target: torch.Tensor) -> torch.Tensor:
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross-entropy per image, shape (N,), for class indices (N,) or soft targets (N, K), in float32 or better."""
     return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), target, reduction='none')
+
+
+def logit_gap(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """max_{j != y} z_j - z_y per image, shape (N,): positive where a wrong class leads. Labels as in `margin`."""
+    target = hard_labels(target)[:, None]
+    return logits.scatter(1, target, float('-inf')).amax(dim=1) - logits.gather(1, target).squeeze(1)
 
 
 def margin(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.) -> torch.Tensor:
@@ -26,7 +32,30 @@ def margin(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.) 
         target: Class indices (N,) or soft targets (N, K), of which the largest entry counts.
         confidence: Lead of a wrong class, in logits, that ends the ascent.
     """
-    target = hard_labels(target)[:, None]
-    correct = logits.gather(1, target).squeeze(1)
-    wrong = logits.scatter(1, target, float('-inf')).amax(dim=1)
-    return -F.relu(correct - wrong + confidence)
+    return -F.relu(confidence - logit_gap(logits, target))
+
+
+def dlr(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Difference of logits ratio per image, shape (N,): (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
+
+    Croce & Hein 2020, equation 6 (https://arxiv.org/abs/2003.01690); unmoved by shift and scale of the logits. z_(i) is
+    the i-th largest logit: at least 3 classes are needed.
+    """
+    top = logits.topk(3, dim=1).values
+    return logit_gap(logits, target) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_targeted(logits: torch.Tensor, target: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    """Targeted DLR per image, shape (N,): (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
+
+    Croce & Hein 2020, equation 7; needs at least 4 classes.
+
+    Args:
+        logits: Shape (N, K).
+        target: True labels as in `margin`.
+        goal: Class t to steer towards, shape (N,).
+    """
+    top = logits.topk(4, dim=1).values
+    own = logits.gather(1, hard_labels(target)[:, None]).squeeze(1)
+    gap = logits.gather(1, goal[:, None]).squeeze(1) - own
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

@@ -4,84 +4,126 @@ All share one loop and one signature, `attack(model, x, y, threat, ...)`, and re
 of x. By default x holds pixels in [0, 1] (wrap a network for normalized images in `NormalizedModel`); pass `space` for
 normalized images, as timm's loaders deliver them. eps and step sizes are in pixel units either way.
 
-With `keep='best'` (evaluation) an image that fools the network is kept from the moment it does, each restart attacks
-only what resists, and images that resist to the end have the highest loss of the last run. With `keep='last'`
-(training) the last iterate is returned and one evaluation of the network is saved.
+With `keep='best'` (evaluation) an image that fools the network leaves the batch, each restart attacks only what
+resists, and images that resist to the end have the highest loss of any run. With `keep='last'` (training) the last
+iterate is returned and one evaluation of the network is saved. With `keep='batch'` the images stay together, and the
+iterate, of any restart, in which most of them fool the network at once is returned: the choice for a network that
+normalizes by the batch, where an image's best iterate means nothing without its neighbours'.
 """
 from functools import partial
-from typing import Callable, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 
 from ..errors import InputError
 from .context import crafting, input_gradient
 from .losses import cross_entropy, hard_labels, margin
+from .search import RUN_STRIDE, Jobs, Search, State, check_images, keep_best, run_search
 from .threat import Ball, InputSpace, Seed, ThreatModel, madry_step_size
 
-__all__ = ['ATTACKS', 'bim', 'cw_linf', 'fgsm', 'fgsm_rs', 'mim', 'pgd', 'pgd_targeted']
+__all__ = ['bim', 'cw_linf', 'fgsm', 'fgsm_rs', 'mim', 'pgd', 'pgd_targeted']
 
-_PIXEL_SLACK = 1e-5
-_RESTART_STRIDE = 1_000_003  # keeps the seeds of restarts apart from those of neighbouring images
+KEEP = ('best', 'last', 'batch')
 
 
-def _check_inputs(x: torch.Tensor, y: torch.Tensor, steps: int, step_size: Optional[float], restarts: int) -> None:
-    if x.ndim != 4:
-        raise InputError(f'x has shape {tuple(x.shape)}: images must have shape (N, C, H, W)')
-    if len(y) != len(x):
-        raise InputError(f'y has {len(y)} labels for {len(x)} images')
+def _check_steps(steps: int, step_size: Optional[float]) -> None:
     if steps < 1:
         raise InputError(f'steps={steps} must be at least 1')
     if step_size is not None and not step_size > 0:
         raise InputError(f'step_size={step_size} must be positive, in pixel units on [0, 1]')
-    if restarts < 1:
-        raise InputError(f'restarts={restarts} must be at least 1')
 
 
-def _check_pixels(x: torch.Tensor) -> None:
-    low, high = torch.aminmax(x)
-    if low < -_PIXEL_SLACK or high > 1 + _PIXEL_SLACK:
-        raise InputError(
-            f'x spans [{low.item():.3g}, {high.item():.3g}] but pixels in [0, 1] are expected: for normalized images '
-            'pass space=InputSpace(mean, std), or wrap the network in NormalizedModel and give it pixels')
+class _Ascent:
+    """The step all attacks of this file share."""
+
+    def __init__(self, threat: ThreatModel, step_size: float, decay: float):
+        self.threat = threat
+        self.step_size = step_size
+        self.decay = decay
+
+    def move(self, ball: Ball, rows: Dict[str, torch.Tensor], gradient: torch.Tensor) -> None:
+        direction = ball.pixel_gradient(gradient)
+        if self.decay > 0:
+            unit = direction / direction.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
+            direction = rows['velocity'] = self.decay * rows.get('velocity', 0.) + unit
+        rows['point'] = ball.ascend(rows['point'], direction, self.step_size)
 
 
-def _ascend(
+class PGDSearch(Search):
+    """PGD on a pool of images; the arguments are those of `pgd`."""
+
+    def __init__(
+            self,
+            threat: ThreatModel,
+            steps: int,
+            step_size: float,
+            random_start: bool,
+            loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+            decay: float,
+    ):
+        self.threat = threat
+        self.steps = steps
+        self.random_start = random_start
+        self.loss_fn = loss_fn
+        self.ascent = _Ascent(threat, step_size, decay)
+
+    def start(self, jobs: Jobs) -> State:
+        ball = Ball(jobs.x, self.threat, InputSpace())
+        point = ball.random(jobs.seeds) if self.random_start else ball.x
+        state = jobs.state(**ball.rows(), point=point)
+        if self.ascent.decay > 0:
+            state['velocity'] = torch.zeros_like(point)
+        return state
+
+    def step(self, model: Callable, state: State) -> None:
+        def loss_fn(logits: torch.Tensor) -> torch.Tensor:
+            return -self.loss_fn(logits, state['target']) if 'target' in state else self.loss_fn(logits, state['y'])
+
+        point = state['point']
+        # looking costs nothing on a CPU; a GPU would have to be waited for
+        all_last = point.device.type == 'cpu' and bool((state['step'] == self.steps).all())
+        if all_last:
+            with torch.no_grad():
+                logits = model(point)
+                loss = loss_fn(logits)
+        else:
+            gradient, logits, loss = input_gradient(model, point, loss_fn)
+        keep_best(state, point, logits.argmax(1) != hard_labels(state['y']), loss)
+        state['done'] = (state['rank'] == float('inf')) | (state['step'] >= self.steps)
+        state['step'] = state['step'] + 1
+        if not all_last:
+            self.ascent.move(Ball.of_rows(state, self.threat), state, gradient)
+
+
+def _whole_batch(
         model: Callable,
         ball: Ball,
         start: torch.Tensor,
         loss_fn: Callable[[torch.Tensor], torch.Tensor],
         fooled_fn: Callable[[torch.Tensor], torch.Tensor],
         steps: int,
-        step_size: float,
-        decay: float,
+        ascent: _Ascent,
         keep: str,
-) -> torch.Tensor:
-    adv, best, best_rank = start, None, None
-    velocity = torch.zeros_like(adv) if decay > 0 else None
+) -> Tuple[torch.Tensor, int]:
+    """All images in step. Returns the last iterate, or the one in which most images fool, and their number."""
+    rows, best, most = {'point': start}, start, -1
 
-    def keep_best(logits: torch.Tensor, loss: torch.Tensor) -> None:
-        nonlocal best, best_rank
-        # every fooling image ranks above every other, and the first one found stays
-        rank = torch.where(fooled_fn(logits), float('inf'), loss)
-        better = torch.ones_like(rank, dtype=torch.bool) if best is None else rank > best_rank
-        best = adv if best is None else torch.where(better.view(-1, 1, 1, 1), adv, best)
-        best_rank = rank if best_rank is None else torch.where(better, rank, best_rank)
+    def look(logits: torch.Tensor) -> None:
+        nonlocal best, most
+        count = int(fooled_fn(logits).sum())
+        if count > most:
+            best, most = rows['point'], count
 
     for _ in range(steps):
-        gradient, logits, loss = input_gradient(model, adv, loss_fn)
-        if keep == 'best':
-            keep_best(logits, loss)
-        direction = ball.pixel_gradient(gradient)
-        if velocity is not None:
-            velocity = decay * velocity + direction / direction.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
-            direction = velocity
-        adv = ball.ascend(adv, direction, step_size)
-    if keep == 'best':
+        gradient, logits, _ = input_gradient(model, rows['point'], loss_fn)
+        if keep == 'batch':
+            look(logits)
+        ascent.move(ball, rows, gradient)
+    if keep == 'batch':
         with torch.no_grad():
-            logits = model(adv)
-            keep_best(logits, loss_fn(logits))
-        return best
-    return adv
+            look(model(rows['point']))
+        return best, most
+    return rows['point'], most
 
 
 def pgd(
@@ -100,6 +142,8 @@ def pgd(
         decay: float = 0.,
         keep: str = 'best',
         norm_mode: str = 'eval',
+        batch_size: Optional[int] = None,
+        search_model: Optional[Callable] = None,
         seed: Optional[Seed] = 0,
 ) -> torch.Tensor:
     """Projected gradient descent.
@@ -116,14 +160,16 @@ def pgd(
         steps: Number of gradient steps.
         step_size: Length of a step in pixel units, `madry_step_size` by default.
         random_start: Start from a random point of the ball.
-        restarts: Number of runs; each attacks the images that still resist. More than one needs `keep='best'`.
+        restarts: Number of runs; not with `keep='last'`.
         targets: Class indices (N,) to steer towards instead of away from y.
         loss_fn: What to ascend: maps logits and labels to one value per image.
         decay: Momentum decay over L1-normalized gradients (`mim`).
-        keep: 'best' or 'last', see the module's head.
-        norm_mode: 'eval' or 'train', see `crafting`.
+        keep: 'best', 'last' or 'batch', see the module's head.
+        norm_mode: 'eval' or 'train', see `crafting`; 'train' not with `keep='best'`.
+        batch_size: Images in the network at once with `keep='best'`, all by default.
+        search_model: Faster network to search with, see `run_search`; for `keep='best'`.
         seed: Seed of the random start: one for the batch, one per image (then neither batch size nor order matters),
-            or None for torch's global generator.
+            or None for torch's global generator (not with `keep='best'`).
 
     Returns:
         Adversarial images like x, detached, within eps of x and within valid pixels.
@@ -131,58 +177,44 @@ def pgd(
     Raises:
         InputError: On bad arguments, and if x is not in [0, 1] although no `space` is given.
     """
-    _check_inputs(x, y, steps, step_size, restarts)
-    if keep not in ('best', 'last'):
-        raise InputError(f"keep={keep!r} is unknown: choose 'best' or 'last'")
-    if restarts > 1 and keep != 'best':
-        raise InputError(f"restarts={restarts} needs keep='best'")
-    if space is None:
-        _check_pixels(x)
-    step_size = step_size or madry_step_size(threat, steps)
+    _check_steps(steps, step_size)
+    if keep not in KEEP:
+        raise InputError(f"keep={keep!r} is unknown: choose one of {', '.join(KEEP)}")
+    if restarts > 1 and keep == 'last':
+        raise InputError(f"restarts={restarts} needs keep='best' or 'batch'")
+    if norm_mode != 'eval' and keep == 'best':
+        raise InputError(f"norm_mode={norm_mode!r} mixes the images of a batch: it needs keep='last' or 'batch'")
+    step_size = step_size or madry_step_size(threat, steps) or 1.
+    if keep == 'best':
+        attack = PGDSearch(threat, steps, step_size, random_start, loss_fn, decay)
+        return run_search(
+            attack, model, x, y, space=space, restarts=restarts, targets=targets, batch_size=batch_size,
+            search_model=search_model, seed=seed).adv
+    check_images(x, y, None if space is None else space)
     labels = hard_labels(y)
-
+    best, most = x.detach(), -1
+    ball = Ball(x, threat, space or InputSpace())
     with crafting(model, norm_mode):
-        adv = x.detach()
-        pending = torch.arange(len(x), device=x.device)
         for restart in range(restarts):
-            if len(pending) == 0:
-                break
-            ball = Ball(x[pending], threat, space or InputSpace())
-            own_labels = labels[pending]
-            if targets is None:
-                ascent = partial(_untargeted, loss_fn, y[pending])
-            else:
-                ascent = partial(_targeted, loss_fn, targets[pending])
-            candidate = _ascend(
+            adv, fooled = _whole_batch(
                 model,
                 ball,
-                ball.random(_restart_seed(seed, restart, pending)) if random_start else ball.x,
-                ascent,
-                lambda logits, own=own_labels: logits.argmax(dim=1) != own,
+                ball.random(_restart_seed(seed, restart)) if random_start else ball.x,
+                (lambda z: loss_fn(z, y)) if targets is None else (lambda z: -loss_fn(z, targets)),
+                lambda z: z.argmax(dim=1) != labels,
                 steps,
-                step_size,
-                decay,
+                _Ascent(threat, step_size, decay),
                 keep,
             )
-            adv = adv.index_copy(0, pending, candidate)
-            if restart + 1 < restarts:
-                with torch.no_grad():
-                    pending = pending[model(candidate).argmax(dim=1) == own_labels]
-    return adv
+            if keep == 'last' or fooled > most:
+                best, most = adv, fooled
+    return best
 
 
-def _untargeted(loss_fn, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    return loss_fn(logits, y)
-
-
-def _targeted(loss_fn, targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    return -loss_fn(logits, targets)
-
-
-def _restart_seed(seed: Optional[Seed], restart: int, pending: torch.Tensor) -> Optional[Seed]:
+def _restart_seed(seed: Optional[Seed], restart: int) -> Optional[Seed]:
     if seed is None or isinstance(seed, int):
-        return None if seed is None else seed + restart * _RESTART_STRIDE
-    return [int(seed[i]) + restart * _RESTART_STRIDE for i in pending.tolist()]
+        return None if seed is None else seed + restart * RUN_STRIDE
+    return [int(s) + restart * RUN_STRIDE for s in seed]
 
 
 def pgd_targeted(
@@ -192,8 +224,15 @@ def pgd_targeted(
         threat: ThreatModel,
         *,
         num_targets: Optional[int] = None,
-        seed: Optional[Seed] = 0,
-        **kwargs,
+        space: Optional[InputSpace] = None,
+        steps: int = 10,
+        step_size: Optional[float] = None,
+        random_start: bool = True,
+        restarts: int = 1,
+        loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
+        batch_size: Optional[int] = None,
+        search_model: Optional[Callable] = None,
+        seed: Seed = 0,
 ) -> torch.Tensor:
     """Multi-targeted PGD: one targeted run for each of the likeliest wrong classes, on the images that still resist.
 
@@ -203,31 +242,16 @@ def pgd_targeted(
     Args:
         model, x, y, threat: See `pgd`.
         num_targets: Number of target classes per image; by default 9, or all wrong classes if there are fewer.
-        seed: See `pgd`.
-        **kwargs: Further arguments of `pgd`.
+        space, steps, step_size, random_start, restarts, loss_fn, batch_size, search_model, seed: See `pgd`.
 
     Raises:
         InputError: See `pgd`, and if there are fewer than `num_targets` wrong classes.
     """
-    labels = hard_labels(y)
-    with crafting(model, kwargs.get('norm_mode', 'eval')), torch.no_grad():
-        logits = model(x)
-        num_targets = min(9, logits.shape[1] - 1) if num_targets is None else num_targets
-        if not 1 <= num_targets < logits.shape[1]:
-            raise InputError(
-                f'num_targets={num_targets} must be between 1 and {logits.shape[1] - 1}, the number of wrong classes')
-        ranked = logits.scatter(1, labels[:, None], float('-inf')).topk(num_targets, dim=1).indices
-    adv = x.detach()
-    pending = torch.arange(len(x), device=x.device)
-    for k in range(num_targets):
-        if len(pending) == 0:
-            break
-        own_seed = _restart_seed(seed, 0, pending)
-        candidate = pgd(model, x[pending], y[pending], threat, targets=ranked[pending, k], seed=own_seed, **kwargs)
-        adv = adv.index_copy(0, pending, candidate)
-        with crafting(model, kwargs.get('norm_mode', 'eval')), torch.no_grad():
-            pending = pending[model(candidate).argmax(dim=1) == labels[pending]]
-    return adv
+    _check_steps(steps, step_size)
+    step_size = step_size or madry_step_size(threat, steps) or 1.
+    return run_search(
+        PGDSearch(threat, steps, step_size, random_start, loss_fn, 0.), model, x, y, space=space, targeted=True,
+        num_targets=num_targets, restarts=restarts, batch_size=batch_size, search_model=search_model, seed=seed).adv
 
 
 def fgsm(model: Callable, x: torch.Tensor, y: torch.Tensor, threat: ThreatModel, **kwargs) -> torch.Tensor:
@@ -304,14 +328,3 @@ def cw_linf(
     Carlini & Wagner 2017 (https://arxiv.org/abs/1608.04644) in the form of Madry et al. 2018.
     """
     return pgd(model, x, y, threat, loss_fn=partial(margin, confidence=confidence), **kwargs)
-
-
-ATTACKS = {
-    'fgsm': fgsm,
-    'fgsm_rs': fgsm_rs,
-    'bim': bim,
-    'pgd': pgd,
-    'pgd_targeted': pgd_targeted,
-    'mim': mim,
-    'cw_linf': cw_linf,
-}

@@ -6,11 +6,12 @@ the two relate, and `Ball` is the set of allowed images around a clean one in th
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Optional, Sequence, Tuple, Union
+from typing import Dict, Optional, Sequence, Tuple, Union
 
 import torch
 
 from ..errors import InputError
+from . import noise
 
 __all__ = ['NORMS', 'Ball', 'InputSpace', 'ThreatModel', 'madry_step_size', 'nofrost_step_size', 'parse_eps']
 
@@ -116,14 +117,6 @@ class InputSpace:
         return x * std + mean
 
 
-def _noise(x: torch.Tensor, seed: Optional[Seed], draw) -> torch.Tensor:
-    """Noise like x drawn by `draw(shape, generator)`: from one seed, from one seed per image, or globally if None."""
-    if seed is None or isinstance(seed, int):
-        generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
-        return draw(x.shape, generator)
-    return torch.stack([draw(x.shape[1:], torch.Generator(x.device).manual_seed(int(s))) for s in seed])
-
-
 class Ball:
     """The allowed images around clean ones, in the network's input space.
 
@@ -140,19 +133,36 @@ class Ball:
     def __init__(self, x: torch.Tensor, threat: ThreatModel, space: InputSpace):
         self.x = x.detach()
         self.threat = threat
-        mean, self.std = space.tensors(x)
-        self.lower = torch.minimum(self.x, -mean / self.std)
-        self.upper = torch.maximum(self.x, (1 - mean) / self.std)
+        mean, std = space.tensors(x)
+        self.std = None if space == InputSpace() else std
+        self.lower = torch.minimum(self.x, -mean / std)
+        self.upper = torch.maximum(self.x, (1 - mean) / std)
         if threat.norm == 'linf':
-            self.lower = torch.maximum(self.lower, self.x - threat.eps / self.std)
-            self.upper = torch.minimum(self.upper, self.x + threat.eps / self.std)
+            self.lower = torch.maximum(self.lower, self.x - threat.eps / std)
+            self.upper = torch.minimum(self.upper, self.x + threat.eps / std)
+
+    @classmethod
+    def of_rows(cls, rows: Dict[str, torch.Tensor], threat: ThreatModel) -> 'Ball':
+        """The ball in pixel space whose `rows()` these are, or were before rows were exchanged."""
+        ball = cls.__new__(cls)
+        ball.threat, ball.std = threat, None
+        ball.x, ball.lower, ball.upper = rows['x'], rows['lower'], rows['upper']
+        return ball
+
+    def rows(self) -> Dict[str, torch.Tensor]:
+        """What the ball is made of, one row per image."""
+        return {'x': self.x, 'lower': self.lower, 'upper': self.upper}
+
+    def to_input(self, delta: torch.Tensor) -> torch.Tensor:
+        """A perturbation of pixels as a perturbation of the network's input."""
+        return delta if self.std is None else delta / self.std
 
     def project(self, adv: torch.Tensor) -> torch.Tensor:
         """The nearest allowed images (for L2: scaled onto the ball, then clamped, which only shortens)."""
         if self.threat.norm == 'l2':
-            delta = (adv - self.x) * self.std
-            shrink = (self.threat.eps / _l2(delta).clamp_min(1e-12)).clamp_max(1)
-            adv = self.x + delta * shrink / self.std
+            delta = adv - self.x
+            size = l2_norm(delta if self.std is None else delta * self.std)
+            adv = self.x + delta * (self.threat.eps / size.clamp_min(1e-12)).clamp_max(1)
         return torch.clamp(adv, self.lower, self.upper)
 
     def random(self, seed: Optional[Seed] = None) -> torch.Tensor:
@@ -161,24 +171,25 @@ class Ball:
         Args:
             seed: One seed for the batch, one per image, or None for torch's global generator.
         """
-        options = dict(dtype=self.x.dtype, device=self.x.device)
+        count, size = len(self.x), self.x[0].numel()
+        seeds = None if seed is None else noise.image_seeds(seed, count, self.x.device)
+
+        def draw(kind: str, n: int) -> torch.Tensor:
+            if seeds is None:
+                return getattr(torch, {'uniform': 'rand', 'normal': 'randn'}[kind])(count, n, device=self.x.device)
+            return getattr(noise, kind)(seeds, n, n)
+
         if self.threat.norm == 'linf':
-            unit = _noise(self.x, seed, lambda shape, g: torch.rand(shape, generator=g, **options) * 2 - 1)
-            return self.project(self.x + unit * self.threat.eps / self.std)
-
-        def uniform_in_l2_ball(shape, generator):
-            # a direction and a radius, for one image or for a batch
-            noise = torch.randn(shape, generator=generator, **options)
-            radius = torch.rand(shape[:-3] + (1, 1, 1), generator=generator, **options)
-            dims = shape[-1] * shape[-2] * shape[-3]
-            norm = noise.flatten(-3).norm(dim=-1)[..., None, None, None].clamp_min(1e-12)
-            return noise / norm * radius ** (1 / dims)
-
-        return self.project(self.x + _noise(self.x, seed, uniform_in_l2_ball) * self.threat.eps / self.std)
+            unit = draw('uniform', size) * 2 - 1
+        else:
+            direction = draw('normal', size)
+            unit = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-12) * draw('uniform', 1) ** (1 / size)
+        unit = unit.to(self.x.dtype)
+        return self.project(self.x + self.to_input(unit.view(self.x.shape) * self.threat.eps))
 
     def pixel_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """Gradient for pixels from the gradient for the network's input."""
-        return gradient / self.std
+        return self.to_input(gradient)
 
     def ascend(self, adv: torch.Tensor, pixel_direction: torch.Tensor, step_size: float) -> torch.Tensor:
         """Steepest ascent under the norm, then projection.
@@ -191,9 +202,10 @@ class Ball:
         if self.threat.norm == 'linf':
             step = pixel_direction.sign()
         else:
-            step = pixel_direction / _l2(pixel_direction).clamp_min(1e-12)
-        return self.project(adv + step * step_size / self.std)
+            step = pixel_direction / l2_norm(pixel_direction).clamp_min(1e-12)
+        return self.project(adv + self.to_input(step * step_size))
 
 
-def _l2(x: torch.Tensor) -> torch.Tensor:
+def l2_norm(x: torch.Tensor) -> torch.Tensor:
+    """L2 norm of each image, shape (N, 1, 1, 1)."""
     return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -1,0 +1,60 @@
+"""Random numbers that depend on an image's seed and a counter alone.
+
+Attacks on a pool of images draw noise row by row: neither the batch an image stands in, nor its place there, nor the
+device changes what it gets. A hash of (seed, stream, position) gives that without a generator per image.
+
+Steele et al. 2014, `Fast Splittable Pseudorandom Number Generators` (SplitMix64).
+"""
+import math
+from typing import Sequence, Union
+
+import torch
+
+__all__ = ['image_seeds', 'normal', 'signs', 'uniform']
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    z = (z ^ _shift(z, 30)) * _MIX_1
+    z = (z ^ _shift(z, 27)) * _MIX_2
+    return z ^ _shift(z, 31)
+
+
+def image_seeds(seed: Union[int, Sequence[int], None], count: int, device: torch.device) -> torch.Tensor:
+    """One seed per image, shape (count,): given ones, or from one for all and each image's place, or drawn if None."""
+    if seed is None:
+        seed = int(torch.randint(1 << 62, ()))
+    if isinstance(seed, int):
+        return _mix(torch.arange(count, device=device) * _GOLDEN + seed)
+    return torch.as_tensor([int(s) for s in seed], device=device)
+
+
+def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1), shape (N, count), float32.
+
+    Args:
+        seeds: One seed per row, shape (N,), int64.
+        stream: Which of a seed's sequences: one for all rows, or one per row (N,).
+        count: Numbers per row.
+    """
+    start = _mix(_mix(seeds) + (torch.as_tensor(stream, device=seeds.device) + 1) * _MIX_1)
+    position = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
+    return _shift(_mix(start[:, None] + position), 40).to(torch.float32) * 2 ** -24
+
+
+def signs(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:
+    """-1 and 1 with equal chance; arguments of `uniform`."""
+    return torch.where(uniform(seeds, stream, count) < .5, -1., 1.)
+
+
+def normal(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:
+    """Standard normal numbers (Box-Muller); arguments of `uniform`."""
+    radius, angle = uniform(seeds, stream, 2 * count).chunk(2, dim=1)
+    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
