@@ -95,8 +95,8 @@ class FABSearch(Search):
             direction = normal(jobs.seeds, 0, size)
         direction = (direction / _size(direction, self.threat.norm)[:, None].clamp_min(1e-12)).view(x.shape)
         # the first run starts at the image, the others half an eps away
-        radius = torch.where(jobs.restart > 0, self.threat.eps / 2, 0.).view(-1, 1, 1, 1)
-        return jobs.state(y=hard_labels(jobs.y), point=(x + direction * radius).clamp(0, 1).to(x.dtype))
+        radius = ((jobs.restart > 0) * self.threat.eps / 2).view(-1, 1, 1, 1)
+        return jobs.state(y=hard_labels(jobs.y), point=(x + (direction * radius).to(x.dtype)).clamp(0, 1))
 
     def _boundary(self, model: Callable, state: State) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (N, K), lead of a wrong class over the true one (N,) and its gradient (N, D)."""

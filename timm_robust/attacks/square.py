@@ -66,10 +66,10 @@ class SquareSearch(Search):
         count, channels, height, width = x.shape
         if self.threat.norm == 'linf':
             stripes = noise.signs(jobs.seeds, 0, channels * width).view(count, channels, 1, width)
-            delta = self.threat.eps * stripes
+            delta = self.threat.eps * stripes.to(x.dtype)
         else:
             delta = self._tiles(jobs)
-        return jobs.state(point=(x + delta.to(x.dtype)).clamp(0, 1))
+        return jobs.state(point=(x + delta).clamp(0, 1))
 
     def _tiles(self, jobs: Jobs) -> torch.Tensor:
         count, channels, height, width = jobs.x.shape
@@ -108,8 +108,8 @@ class SquareSearch(Search):
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
         inside = ((rows >= top) & (rows < top + size))[:, None, :, None] & (
             (columns >= left) & (columns < left + size))[:, None, None, :]
-        change = torch.where(random[:, 2:] < .5, -self.threat.eps, self.threat.eps).to(x.dtype)[:, :, None, None]
-        return torch.where(inside, (x + change).clamp(0, 1), best)
+        sign = torch.where(random[:, 2:] < .5, -1., 1.).to(x.dtype)[:, :, None, None]
+        return torch.where(inside, (x + sign * self.threat.eps).clamp(0, 1), best)
 
     def _propose_l2(self, state: State) -> torch.Tensor:
         x, eps = state['x'], self.threat.eps
