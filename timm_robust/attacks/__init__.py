@@ -1,3 +1,4 @@
+from .adaptive import adaptive_batch
 from .apgd import apgd_ce, apgd_dlr, apgd_t
 from .autoattack import ATTACKS, AUTOATTACK_VERSIONS, autoattack
 from .context import crafting, input_gradient
@@ -17,6 +18,7 @@ __all__ = [
     'InputSpace',
     'Search',
     'ThreatModel',
+    'adaptive_batch',
     'apgd_ce',
     'apgd_dlr',
     'apgd_t',

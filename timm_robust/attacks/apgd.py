@@ -146,6 +146,7 @@ def apgd_ce(
         space: Optional[InputSpace] = None,
         batch_size: Optional[int] = None,
         search_model: Optional[Callable] = None,
+        progress: Optional[Callable[[int], None]] = None,
         seed: Seed = 0,
 ) -> torch.Tensor:
     """APGD on the cross-entropy.
@@ -162,6 +163,7 @@ def apgd_ce(
         space: Input space of the network if it is not pixels.
         batch_size: Images in the network at once, all by default.
         search_model: Faster network to search with, see `run_search`.
+        progress: Told how many images have come to their end since it was last told.
         seed: One seed for all images, or one per image.
 
     Returns:
@@ -172,7 +174,7 @@ def apgd_ce(
     """
     return _apgd(
         model, x, y, threat, 'ce', steps=steps, rho=rho, eot_iter=eot_iter, restarts=restarts, space=space,
-        batch_size=batch_size, search_model=search_model, seed=seed)
+        batch_size=batch_size, search_model=search_model, progress=progress, seed=seed)
 
 
 def apgd_dlr(model: Callable, x: torch.Tensor, y: torch.Tensor, threat: ThreatModel, **kwargs) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import torch
 
 from ..errors import InputError
+from .adaptive import adaptive_batch
 from .apgd import apgd_ce, apgd_dlr, apgd_t
 from .cw_l2 import cw_l2
 from .fab import fab, fab_t
@@ -36,6 +37,7 @@ ATTACKS: Dict[str, Callable] = {
     'fab_t': fab_t,
     'square': square,
     'rays': rays,
+    'adaptive_batch': adaptive_batch,
 }
 
 _STANDARD = (('apgd_ce', {}), ('apgd_t', {}), ('fab_t', {}), ('square', {}))

@@ -3,7 +3,7 @@
 Carlini & Wagner 2017, `Towards Evaluating the Robustness of Neural Networks` - https://arxiv.org/abs/1608.04644,
 section VI.
 """
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from ..errors import InputError
 from .context import input_gradient
 from .losses import hard_labels, logit_gap
 from .search import Jobs, Search, State, keep_best, run_search
-from .threat import InputSpace, Seed, ThreatModel, l2_norm
+from .threat import ThreatModel, l2_norm
 
 __all__ = ['CWL2Search', 'cw_l2']
 
@@ -135,10 +135,7 @@ def cw_l2(
         initial_const: float = 1e-3,
         confidence: float = 0.,
         abort_early: bool = True,
-        space: Optional[InputSpace] = None,
-        batch_size: Optional[int] = None,
-        search_model: Optional[Callable] = None,
-        seed: Seed = 0,
+        **kwargs,
 ) -> torch.Tensor:
     """Carlini & Wagner's L2 attack.
 
@@ -156,8 +153,7 @@ def cw_l2(
         initial_const: First weight.
         confidence: Lead of a wrong class, in logits, to aim for.
         abort_early: End a round once the loss has not fallen for a tenth of its steps.
-        space, batch_size, search_model: See `apgd_ce`.
-        seed: Without effect: no random numbers are drawn.
+        **kwargs: `space`, `batch_size`, `search_model` and `progress` of `apgd_ce`; a `seed` is without effect.
 
     Returns:
         Images like x: one that fools within eps of x, x itself where none was found.
@@ -166,5 +162,4 @@ def cw_l2(
         InputError: On bad arguments, a norm other than L2, and if x is not in [0, 1] although no `space` is given.
     """
     attack = CWL2Search(threat, steps, step_size, binary_search_steps, initial_const, confidence, abort_early)
-    return run_search(
-        attack, model, x, y, space=space, batch_size=batch_size, search_model=search_model, seed=seed).adv
+    return run_search(attack, model, x, y, **kwargs).adv

@@ -163,7 +163,7 @@ def fab(
         alpha_max: Largest share of the step that goes from the clean image instead of the current point.
         eta: Extrapolation beyond the boundary.
         beta: Share of the way from the image that is left after a point fools.
-        **kwargs: `restarts`, `space`, `batch_size`, `search_model` and `seed` of `apgd_ce`.
+        **kwargs: `restarts`, `space`, `batch_size`, `search_model`, `progress` and `seed` of `apgd_ce`.
 
     Returns:
         Images like x: the nearest that fools within eps of x, x itself where there is none.

@@ -144,6 +144,7 @@ def pgd(
         norm_mode: str = 'eval',
         batch_size: Optional[int] = None,
         search_model: Optional[Callable] = None,
+        progress: Optional[Callable[[int], None]] = None,
         seed: Optional[Seed] = 0,
 ) -> torch.Tensor:
     """Projected gradient descent.
@@ -168,6 +169,7 @@ def pgd(
         norm_mode: 'eval' or 'train', see `crafting`; 'train' not with `keep='best'`.
         batch_size: Images in the network at once with `keep='best'`, all by default.
         search_model: Faster network to search with, see `run_search`; for `keep='best'`.
+        progress: Told how many images have come to their end, see `run_search`; for `keep='best'`.
         seed: Seed of the random start: one for the batch, one per image (then neither batch size nor order matters),
             or None for torch's global generator (not with `keep='best'`).
 
@@ -189,7 +191,7 @@ def pgd(
         attack = PGDSearch(threat, steps, step_size, random_start, loss_fn, decay)
         return run_search(
             attack, model, x, y, space=space, restarts=restarts, targets=targets, batch_size=batch_size,
-            search_model=search_model, seed=seed).adv
+            search_model=search_model, progress=progress, seed=seed).adv
     check_images(x, y, None if space is None else space)
     labels = hard_labels(y)
     best, most = x.detach(), -1
@@ -224,15 +226,11 @@ def pgd_targeted(
         threat: ThreatModel,
         *,
         num_targets: Optional[int] = None,
-        space: Optional[InputSpace] = None,
         steps: int = 10,
         step_size: Optional[float] = None,
         random_start: bool = True,
-        restarts: int = 1,
         loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
-        batch_size: Optional[int] = None,
-        search_model: Optional[Callable] = None,
-        seed: Seed = 0,
+        **kwargs,
 ) -> torch.Tensor:
     """Multi-targeted PGD: one targeted run for each of the likeliest wrong classes, on the images that still resist.
 
@@ -240,18 +238,16 @@ def pgd_targeted(
     random target is a weak attack. For targets of your own, pass `targets` to `pgd`.
 
     Args:
-        model, x, y, threat: See `pgd`.
+        model, x, y, threat, steps, step_size, random_start, loss_fn: See `pgd`.
         num_targets: Number of target classes per image; by default 9, or all wrong classes if there are fewer.
-        space, steps, step_size, random_start, restarts, loss_fn, batch_size, search_model, seed: See `pgd`.
+        **kwargs: `restarts`, `space`, `batch_size`, `search_model`, `progress` and `seed` of `pgd`.
 
     Raises:
         InputError: See `pgd`, and if there are fewer than `num_targets` wrong classes.
     """
     _check_steps(steps, step_size)
-    step_size = step_size or madry_step_size(threat, steps) or 1.
-    return run_search(
-        PGDSearch(threat, steps, step_size, random_start, loss_fn, 0.), model, x, y, space=space, targeted=True,
-        num_targets=num_targets, restarts=restarts, batch_size=batch_size, search_model=search_model, seed=seed).adv
+    attack = PGDSearch(threat, steps, step_size or madry_step_size(threat, steps) or 1., random_start, loss_fn, 0.)
+    return run_search(attack, model, x, y, targeted=True, num_targets=num_targets, **kwargs).adv
 
 
 def fgsm(model: Callable, x: torch.Tensor, y: torch.Tensor, threat: ThreatModel, **kwargs) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from ..errors import InputError
 from .losses import hard_labels
 from .search import Jobs, Search, State, keep_best, run_search
-from .threat import InputSpace, Seed, ThreatModel
+from .threat import ThreatModel
 
 __all__ = ['RaySSearch', 'rays']
 
@@ -108,10 +108,7 @@ def rays(
         *,
         query_limit: int = 10000,
         targets: Optional[torch.Tensor] = None,
-        space: Optional[InputSpace] = None,
-        batch_size: Optional[int] = None,
-        search_model: Optional[Callable] = None,
-        seed: Seed = 0,
+        **kwargs,
 ) -> torch.Tensor:
     """RayS: needs the predicted class alone, and draws no random numbers.
 
@@ -122,8 +119,7 @@ def rays(
         threat: Linf and eps; an image is fooled once its radius is at most eps.
         query_limit: Largest number of images shown to the network for each image.
         targets: Not supported.
-        space, batch_size, search_model: See `apgd_ce`.
-        seed: Without effect.
+        **kwargs: `space`, `batch_size`, `search_model` and `progress` of `apgd_ce`; a `seed` is without effect.
 
     Returns:
         Images like x: one that fools within eps of x, x itself where none was found.
@@ -134,6 +130,4 @@ def rays(
     """
     if targets is not None:
         raise InputError('targets: RayS is an untargeted Linf attack, use pgd or apgd_t to steer towards a class')
-    attack = RaySSearch(threat, query_limit)
-    return run_search(
-        attack, model, x, y, space=space, batch_size=batch_size, search_model=search_model, seed=seed).adv
+    return run_search(RaySSearch(threat, query_limit), model, x, y, **kwargs).adv

@@ -146,6 +146,7 @@ def search(
         runs: int = 1,
         targets: Optional[torch.Tensor] = None,
         batch_size: Optional[int] = None,
+        progress: Optional[Callable[[int], None]] = None,
 ) -> Found:
     """Attack every image, `runs` times at most, with full batches.
 
@@ -158,8 +159,9 @@ def search(
         runs: Restarts, or restarts times targets; a run starts only while its image resists.
         targets: Target classes, shape (N, T); run r steers towards column r modulo T.
         batch_size: Images in the network at once, all by default.
+        progress: Told how many images have come to their end since it was last told.
     """
-    best, rank = x.clone(), [float('-inf')] * len(x)
+    best, rank, runs_left = x.clone(), [float('-inf')] * len(x), [runs] * len(x)
     queries = Counter()
     queue = ((run, image) for run in range(runs) for image in range(len(x)))
     batch_size = batch_size or len(x)
@@ -182,13 +184,18 @@ def search(
 
     def keep(finished: List[int]) -> None:
         ranks = state['rank'][finished].tolist()
-        winners = {}
+        winners, ended = {}, 0
         for slot, value in zip(finished, ranks):
             image = owners[slot]
+            runs_left[image] -= 1
+            if rank[image] < float('inf'):
+                ended += value == float('inf') or not runs_left[image]
             if value > rank[image]:
                 rank[image], winners[image] = value, slot
         if winners:
             best[list(winners)] = state['best'][list(winners.values())]
+        if progress is not None and ended:
+            progress(ended)
 
     items = take(batch_size)
     owners = [image for _, image in items]
@@ -273,6 +280,7 @@ def run_search(
         targets: Optional[torch.Tensor] = None,
         batch_size: Optional[int] = None,
         search_model: Optional[Callable] = None,
+        progress: Optional[Callable[[int], None]] = None,
         seed: Seed = 0,
 ) -> Found:
     """What every attack function of an evaluation does around its `Search`.
@@ -290,6 +298,7 @@ def run_search(
         batch_size: Images in the network at once, all by default.
         search_model: A faster network to search with. What fools it counts only if it fools `model`; what does not is
             searched again with `model`.
+        progress: Told how many images have come to their end since it was last told.
         seed: One seed for all images, or one per image.
 
     Raises:
@@ -304,7 +313,7 @@ def run_search(
         found = run_search(
             attack, _on_pixels(model, space), space.to_pixels(x).clamp(0, 1), y, restarts=restarts,
             num_targets=num_targets, targeted=targeted, targets=targets, batch_size=batch_size,
-            search_model=search_model and _on_pixels(search_model, space), seed=seed)
+            search_model=search_model and _on_pixels(search_model, space), progress=progress, seed=seed)
         found.adv = space.normalize(found.adv)
         return found
     check_images(x, y)
@@ -318,7 +327,7 @@ def run_search(
             targets = wrong_classes(logits_of(model, x, batch_size), labels, num_targets)
         runs = restarts * (1 if targets is None else targets.shape[1])
         common = dict(runs=runs, batch_size=batch_size)
-        found = search(attack, search_model or model, x, y, seeds, targets=targets, **common)
+        found = search(attack, search_model or model, x, y, seeds, targets=targets, progress=progress, **common)
         if search_model is not None and found.fooled.any():
             claimed = found.fooled.nonzero().squeeze(1)
             holds = logits_of(model, found.adv[claimed], batch_size).argmax(1) == labels[claimed]

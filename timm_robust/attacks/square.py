@@ -3,7 +3,7 @@
 Andriushchenko et al. 2020, `Square Attack: a query-efficient black-box adversarial attack via random search` -
 https://arxiv.org/abs/1912.00049, algorithms 1 to 3.
 """
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 
@@ -11,7 +11,7 @@ from ..errors import InputError
 from . import noise
 from .losses import logit_gap
 from .search import Jobs, Search, State, keep_best, run_search
-from .threat import InputSpace, Seed, ThreatModel, l2_norm
+from .threat import ThreatModel, l2_norm
 
 __all__ = ['SquareSearch', 'square']
 
@@ -154,11 +154,7 @@ def square(
         *,
         query_limit: int = 5000,
         p_init: float = .8,
-        restarts: int = 1,
-        space: Optional[InputSpace] = None,
-        batch_size: Optional[int] = None,
-        search_model: Optional[Callable] = None,
-        seed: Seed = 0,
+        **kwargs,
 ) -> torch.Tensor:
     """Square attack on the margin of the logits.
 
@@ -169,7 +165,7 @@ def square(
         threat: Norm and eps.
         query_limit: Largest number of images shown to the network for each image and restart.
         p_init: Share of an image's pixels in the first patch, in (0, 1].
-        restarts, space, batch_size, search_model, seed: See `apgd_ce`.
+        **kwargs: `restarts`, `space`, `batch_size`, `search_model`, `progress` and `seed` of `apgd_ce`.
 
     Returns:
         Adversarial images like x, within eps of x and within valid pixels.
@@ -177,7 +173,4 @@ def square(
     Raises:
         InputError: On bad arguments, and if x is not in [0, 1] although no `space` is given.
     """
-    attack = SquareSearch(threat, query_limit, p_init)
-    return run_search(
-        attack, model, x, y, restarts=restarts, space=space, batch_size=batch_size, search_model=search_model,
-        seed=seed).adv
+    return run_search(SquareSearch(threat, query_limit, p_init), model, x, y, **kwargs).adv

@@ -1,0 +1,508 @@
+"""Checks that tell real robustness from false.
+
+An accuracy under attack bounds robustness from above, and loosely where gradients mislead the attack. Each check
+measures one sign of that.
+
+Athalye et al. 2018, `Obfuscated Gradients Give a False Sense of Security` - https://arxiv.org/abs/1802.00420,
+section 3.1; Carlini et al. 2019, `On Evaluating Adversarial Robustness` - https://arxiv.org/abs/1902.06705, section 5.
+"""
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+from ..attacks import (
+    ThreatModel,
+    apgd_ce,
+    apgd_dlr,
+    crafting,
+    cross_entropy,
+    fgsm,
+    input_gradient,
+    logit_gap,
+    pgd,
+    square,
+)
+from ..attacks.noise import image_seeds, signs
+from ..attacks.search import check_images, logits_of
+from ..attacks.threat import Ball, InputSpace, l2_norm
+from ..errors import InputError
+from ..layers import has_batch_statistics
+from .batch_dependence import ROUNDING, adaptive_accuracy, compare_batches, even_batch_size
+
+__all__ = ['Finding', 'diagnose', 'loss_surface', 'plot_loss_surface']
+
+_RESTARTS = 5
+_UNBOUNDED_STEPS = 50
+_POINT = 1.  # a difference of accuracies, in percentage points, above which it says something
+
+
+@dataclass
+class Finding:
+    """Outcome of one check.
+
+    Attributes:
+        name: The check, for example 'zero_gradients'.
+        verdict: 'ok', 'warning', 'alarm' or 'skipped'.
+        text: What was measured, and what to conclude.
+        measured: The numbers behind the text, for JSON.
+    """
+    name: str
+    verdict: str
+    text: str
+    measured: Dict[str, Any]
+
+
+class _Connected(nn.Module):
+    """A network whose gradient is zero where it has none, so that attacks on one that cuts the graph still run."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A randomized network repeats itself from call to call, and torch's generators are as they were after."""
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
+    return torch.cat([
+        input_gradient(model, part, partial(cross_entropy, target=labels))[0]
+        for part, labels in zip(x.split(batch_size), y.split(batch_size))])
+
+
+def _directions(
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        threat: ThreatModel,
+        batch_size: int,
+        seed: int,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Steepest ascent of the cross-entropy, and random signs; of length eps."""
+    gradient = _gradients(model, x, y, batch_size)
+    random = signs(image_seeds(seed, len(x), x.device), 0, x[0].numel()).view_as(x).to(x.dtype)
+    if threat.norm == 'linf':
+        return threat.eps * gradient.sign(), threat.eps * random
+    return tuple(threat.eps * d / l2_norm(d).clamp_min(1e-12) for d in (gradient, random))
+
+
+def _mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> float:
+    return cross_entropy(logits_of(model, x.clamp(0, 1), batch_size), y).mean().item()
+
+
+class _Case:
+    """What all checks share; arguments of `diagnose`."""
+
+    def __init__(self, model, x, y, threat, batch_size, seed, surrogate, steps, black_box_queries, search_model):
+        self.model, self.x, self.y, self.threat = model, x, y, threat
+        self.batch_size, self.seed = batch_size, seed
+        self.surrogate, self.search_model = surrogate, search_model
+        self.steps, self.black_box_queries = steps, black_box_queries
+        self.usual_steps = steps[len(steps) // 2]
+        self.joint = has_batch_statistics(model)
+        self.seeds = image_seeds(seed, len(x), x.device)
+        self.logits = logits_of(model, x, batch_size)
+        self.correct = self.logits.argmax(1) == y
+        self.left = self.correct  # what gradient attacks have left so far
+        self.random = False
+
+    def finding(self, name: str, verdict: str, text: str, **measured) -> Finding:
+        return Finding(name, verdict, f'{text} ({len(self.x)} images, seed {self.seed}.)', {
+            'num_examples': len(self.x),
+            'num_correct': int(self.correct.sum()),
+            'norm': self.threat.norm,
+            'eps': self.threat.eps,
+            'seed': self.seed,
+            'batch_size': self.batch_size,
+            **measured,
+        })
+
+    def percent(self, held: torch.Tensor) -> float:
+        return 100. * int(held.sum()) / len(self.x)
+
+    def holds(self, adv: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+        """Which images of the mask `among` are still classified correctly, given adversarial images of those."""
+        held = logits_of(self.model, adv, self.batch_size).argmax(1) == self.y[among]
+        return among.masked_scatter(among, held)
+
+    def withstood(
+            self,
+            attack: Callable,
+            among: torch.Tensor,
+            threat: Optional[ThreatModel] = None,
+            **settings,
+    ) -> torch.Tensor:
+        """Which images of the mask `among` withstand an attack; whole batches are attacked if the batch matters."""
+        threat = threat or self.threat
+        if self.joint:
+            batches = zip(*(t.split(self.batch_size) for t in (self.x, self.y, self.seeds)))
+            adv = torch.cat([
+                attack(self.model, x, y, threat, keep='batch', seed=s.tolist(), **settings) for x, y, s in batches])
+            return among & self.holds(adv, torch.ones_like(among))
+        if not among.any():
+            return among
+        return self.holds(
+            attack(
+                self.model, self.x[among], self.y[among], threat, seed=self.seeds[among].tolist(),
+                batch_size=self.batch_size, search_model=self.search_model, **settings),
+            among)
+
+
+def _grade(count: int, total: int, alarm_above: float = .01) -> str:
+    """No image is fine, few are a warning."""
+    return 'ok' if count == 0 else 'alarm' if count > alarm_above * total else 'warning'
+
+
+def _randomness(case: _Case) -> Finding:
+    again = logits_of(case.model, case.x, case.batch_size)
+    largest = ((again - case.logits).abs().amax(1) / case.logits.abs().amax(1).clamp_min(1e-12)).max().item()
+    changed = int((again.argmax(1) != case.logits.argmax(1)).sum())
+    case.random = largest > ROUNDING
+    text = f'Two passes of the same images differ by up to {largest:.2g} of the largest logit, in {changed} predictions. '
+    verdict = 'alarm' if case.random else 'warning' if largest else 'ok'
+    text += {
+        'ok': 'The network is deterministic.',
+        'warning': 'That is no more than rounding.',
+        'alarm': 'The network is randomized: gradients of a single pass are noise, average them (eot_iter, AutoAttack '
+                 "'rand') before trusting any accuracy under attack.",
+    }[verdict]
+    return case.finding('randomness', verdict, text, passes=2, largest_change=largest, predictions_changed=changed)
+
+
+def _zero_gradients(case: _Case) -> Finding:
+    models = {'float32': case.model, 'float64': copy.deepcopy(case.model).double()}
+    images, entries = {}, {}
+    for name, model in models.items():
+        x = case.x.to(getattr(torch, name))
+        zero = _gradients(model, x, case.y, case.batch_size)[case.correct].flatten(1) == 0
+        images[name], entries[name] = int(zero.all(1).sum()), zero.double().mean().item()
+    total = int(case.correct.sum())
+    verdict = _grade(images['float32'], total)
+    text = (
+        f'The input gradient of the cross-entropy is exactly zero for {images["float32"]} of {total} correctly '
+        f'classified images in float32 and {images["float64"]} in float64 (single entries: {entries["float32"]:.1%} and '
+        f'{entries["float64"]:.1%}). ')
+    if images['float32'] > images['float64']:
+        text += ('The logits saturate in float32: there is a slope, but attacks on the cross-entropy cannot see it. '
+                 'Attack in float64 or by a loss on the logits (DLR, logit gap).')
+    elif images['float32']:
+        text += ('The network is not differentiable, masks its gradients or saturates even in float64: gradient '
+                 'attacks measure nothing here.')
+    elif entries['float32'] > entries['float64'] + .1:
+        verdict = 'warning'
+        text += 'Gradients begin to vanish in float32: compare with attacks in float64 or on the logits.'
+    else:
+        text += 'Gradient attacks have a direction to go.'
+    return case.finding('zero_gradients', verdict, text, images=images, share_of_entries=entries)
+
+
+def _saturated_logits(case: _Case) -> Finding:
+    logits, labels = case.logits[case.correct].float(), case.y[case.correct]
+    zero_loss = int((cross_entropy(logits, labels) == 0).sum())
+    certain = int((logits.softmax(1).amax(1) == 1).sum())
+    gap = -logit_gap(logits, labels).median().item()
+    verdict = _grade(max(zero_loss, certain), len(labels), alarm_above=.1)
+    text = (
+        f'In float32 the cross-entropy is exactly 0 for {zero_loss} of {len(labels)} correctly classified images and '
+        f'the probability exactly 1 for {certain}; the median gap between the two highest logits is {gap:.3g}. ')
+    text += 'No image is saturated.' if verdict == 'ok' else (
+        'Where the loss is flat an attack on it cannot tell better from worse: use a loss that ignores the scale of '
+        'the logits (APGD-DLR).')
+    return case.finding(
+        'saturated_logits', verdict, text, zero_loss=zero_loss, probability_one=certain, median_logit_gap=gap)
+
+
+def _more_steps(case: _Case) -> Finding:
+    runs = [{'steps': steps, 'restarts': 1} for steps in case.steps]
+    runs.append({'steps': case.usual_steps, 'restarts': _RESTARTS})
+    for run in runs:
+        case.left = case.withstood(apgd_ce, case.left, **run)
+        run['accuracy'] = case.percent(case.left)
+    last_drop = max(a['accuracy'] - b['accuracy'] for a, b in list(pairwise(runs))[-2:])
+    verdict = 'warning' if last_drop > _POINT else 'ok'
+    found = ', '.join(f'{r["accuracy"]:.1f} % ({r["steps"]} steps, {r["restarts"]} restarts)' for r in runs)
+    text = f'Accuracy under APGD-CE at {case.threat}, each run on what the runs before left: {found}. '
+    text += (
+        f'The last increase still took {last_drop:.1f} points: the attack has not converged, go on adding steps and '
+        'restarts.' if verdict == 'warning' else 'More steps and restarts hardly help: the attack has converged.')
+    return case.finding('more_steps', verdict, text, runs=runs, last_drop=last_drop)
+
+
+def _black_box(case: _Case) -> Finding:
+    gradient_attacks = f'APGD-CE (up to {max(case.steps)} steps)'
+    if case.logits.shape[1] >= 3:
+        case.left = case.withstood(apgd_dlr, case.left, steps=case.usual_steps)
+        gradient_attacks += f' and APGD-DLR ({case.usual_steps} steps)'
+    before = int(case.left.sum())
+    broken = before - int(case.withstood(square, case.left, query_limit=case.black_box_queries).sum())
+    verdict = _grade(broken, len(case.x))
+    text = (
+        f'Square, {case.black_box_queries} queries, {case.threat}, breaks {broken} of {before} images that '
+        f'{gradient_attacks} left. ')
+    text += 'Gradients find what scores alone find.' if verdict == 'ok' else (
+        'An attack without gradients finds what gradients do not: the gradients mislead, and accuracy under gradient '
+        'attacks overstates robustness.')
+    return case.finding(
+        'black_box', verdict, text, queries=case.black_box_queries, steps=case.usual_steps, left_by_gradients=before,
+        broken=broken)
+
+
+def _transfer(case: _Case) -> Finding:
+    if case.surrogate is None:
+        return case.finding(
+            'transfer', 'skipped', 'No surrogate to craft images on: pass one, a network trained without the defence '
+            'for example (--surrogate).')
+    adv = case.x.clone()
+    for index in case.left.nonzero().squeeze(1).split(case.batch_size):
+        # the last iterate: the first that fools the surrogate by a hair seldom fools another network
+        adv[index] = pgd(
+            case.surrogate, case.x[index], case.y[index], case.threat, steps=case.usual_steps, keep='last',
+            seed=case.seeds[index].tolist())
+    before = int(case.left.sum())
+    broken = before - int(case.holds(adv[case.left], case.left).sum())
+    verdict = _grade(broken, len(case.x))
+    text = (
+        f'Images crafted on the surrogate (PGD, {case.usual_steps} steps, {case.threat}) break {broken} of {before} that '
+        'attacks by the gradients of the network itself left. ')
+    text += 'Its own gradients are the better guide, as they should be.' if verdict == 'ok' else (
+        'Gradients of another network are a better guide than its own: its gradients are masked.')
+    return case.finding(
+        'transfer', verdict, text, steps=case.usual_steps, left_by_gradients=before, broken=broken)
+
+
+def _adaptive(case: _Case) -> Finding:
+    few, steps = case.steps[0], case.usual_steps
+    measured = adaptive_accuracy(
+        case.model, case.x, case.y, case.threat, batch_size=case.batch_size, few_steps=few, steps=steps,
+        restarts=_RESTARTS, seed=case.seed)
+    simple = {f'PGD-{few}': measured['pgd'], 'statistics taken as fixed': measured['standing']}
+    simple = {name: accuracy for name, accuracy in simple.items() if accuracy is not None}
+    worst = min(measured['adaptive'], *simple.values())
+    apparent = max(simple.values()) - worst
+    text = (
+        f'The network normalizes by the batch, so whole batches of {case.batch_size} were attacked, {case.threat}: clean '
+        f'{measured["clean"]:.1f} %, PGD-{few} {measured["pgd"]:.1f} %, PGD-{steps} with {_RESTARTS} restarts '
+        f'{measured["adaptive"]:.1f} % (cross-entropy {measured["joint_cross_entropy"]:.1f} %, logit gap '
+        f'{measured["joint_logit_gap"]:.1f} %). ')
+    if measured['standing'] is not None:
+        text += (
+            f'PGD-{steps} that takes the statistics as fixed leaves {measured["standing"]:.1f} %: '
+            f'{max(measured["standing"] - worst, 0):.1f} points come from an attacker who does not know that they move. ')
+    text += 'These numbers hold for these batches and guarantee nothing for others. '
+    text += 'It tracks no statistics to deploy with.' if measured['population_clean'] is None else (
+        'Deploy it with population statistics; the comparable numbers are theirs: clean '
+        f'{measured["population_clean"]:.1f} %, {measured["population_apgd_ce"]:.1f} % under APGD-CE ({steps} steps).')
+    return case.finding(
+        'adaptive', 'alarm' if apparent > _POINT else 'warning', text, few_steps=few, steps=steps, restarts=_RESTARTS,
+        apparent=apparent, **measured)
+
+
+def _unbounded(case: _Case) -> Finding:
+    threat = ThreatModel(case.threat.norm, 1. if case.threat.norm == 'linf' else case.x[0].numel() ** .5)
+    # without a random start, that a network without gradients survives is not left to chance
+    survivors = int(case.withstood(pgd, case.correct, threat, steps=_UNBOUNDED_STEPS, random_start=False).sum())
+    text = f'PGD without a bound ({threat}, {_UNBOUNDED_STEPS} steps) leaves {survivors} of {int(case.correct.sum())} images. '
+    text += (
+        'It may turn any image into any other, so it fails for want of a usable gradient: bounded attacks fail for the '
+        'same reason.' if survivors else 'It reaches 0 %, as it must.')
+    return case.finding(
+        'unbounded', 'alarm' if survivors else 'ok', text, unbounded_eps=threat.eps, steps=_UNBOUNDED_STEPS,
+        survivors=survivors)
+
+
+def _noise(case: _Case) -> Finding:
+    noisy = Ball(case.x, case.threat, InputSpace()).random(case.seeds.tolist())
+    clean = case.percent(case.correct)
+    under_noise = case.percent(case.correct & case.holds(noisy, torch.ones_like(case.correct)))
+    under_fgsm = case.percent(case.withstood(fgsm, case.correct))
+    text = f'Clean {clean:.1f} %, uniform noise {under_noise:.1f} %, FGSM {under_fgsm:.1f} % at {case.threat}. '
+    if under_noise - under_fgsm > _POINT:
+        verdict = 'ok'
+        text += 'The gradient points somewhere.'
+    elif under_noise < clean:
+        verdict = 'alarm'
+        text += 'The gradient is no better a direction than chance: it is masked.'
+    else:
+        verdict = 'warning'
+        text += 'Neither does anything: eps is small for this network, or its gradient is masked.'
+    return case.finding('noise', verdict, text, clean=clean, noise=under_noise, fgsm=under_fgsm, steps=1)
+
+
+def _single_step(case: _Case) -> Finding:
+    steps = case.steps[0]
+    single = case.correct & ~case.withstood(fgsm, case.correct)
+    only_single = int((single & case.withstood(pgd, case.correct, steps=steps)).sum())
+    verdict = 'ok' if only_single <= 2 else _grade(only_single, len(case.x))
+    text = f'FGSM breaks {only_single} images that PGD-{steps} does not, {case.threat}. '
+    text += 'Steps help, as they should.' if verdict == 'ok' else (
+        'One step beats many: the loss is bent around the image, a classic sign of masked gradients.')
+    return case.finding('single_step', verdict, text, steps=steps, only_by_single_step=only_single)
+
+
+def _rugged_loss(case: _Case) -> Finding:
+    loss = partial(_mean_loss, case.model, y=case.y, batch_size=case.batch_size)
+    gradient, random = _directions(case.model, case.x, case.y, case.threat, case.batch_size, case.seed)
+    clean = loss(case.x)
+    rise, random_rise = loss(case.x + gradient) - clean, loss(case.x + random) - clean
+    ratio = rise / random_rise if random_rise > 0 else None
+    verdict = 'ok' if rise > max(random_rise, 0) else 'warning'
+    text = (
+        f'At {case.threat} the mean cross-entropy, {clean:.3g} when clean, rises by {rise:.3g} along the gradient and by '
+        f'{random_rise:.3g} along random signs. ')
+    text += 'The gradient leads uphill.' if verdict == 'ok' else (
+        'A random direction is as good as the gradient: the loss surface is rugged or flat.')
+    return case.finding(
+        'loss_surface', verdict, text, clean_loss=clean, gradient_rise=rise, random_rise=random_rise, ratio=ratio)
+
+
+def _batch_dependence(case: _Case) -> Finding:
+    if case.random and not case.joint:
+        return case.finding(
+            'batch_dependence', 'skipped', 'The network is randomized: its predictions change without any neighbour.')
+    measured = compare_batches(case.model, case.x, case.y, batch_size=case.batch_size, seed=case.seed + 1)
+    parts = [
+        f'{name.replace("_", " ")} ' + ('cannot be run' if m is None else (
+            f'{m["accuracy"]:.1f} %' + ('' if name == 'own' else f' ({m["changed"]} predictions change)')))
+        for name, m in measured.items()]
+    changed = any(m is None or m['changed'] for m in measured.values())
+    verdict = 'alarm' if case.joint or changed else 'ok'
+    text = f'Clean accuracy by the batch an image stands in: {", ".join(parts)}. '
+    text += 'Predictions do not depend on the batch.' if verdict == 'ok' else (
+        'The network predicts by the other images of the batch: an accuracy, clean or under attack, holds for its '
+        'batches alone.')
+    return case.finding('batch_dependence', verdict, text, **measured)
+
+
+_GRADIENTS = (_randomness, _zero_gradients, _saturated_logits)
+_PER_IMAGE = (_more_steps, _black_box, _transfer, _unbounded)
+_REST = (_noise, _single_step, _rugged_loss, _batch_dependence)
+
+
+def diagnose(
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        threat: ThreatModel,
+        *,
+        batch_size: int = 128,
+        seed: int = 0,
+        surrogate: Optional[nn.Module] = None,
+        steps: Sequence[int] = (20, 100, 1000),
+        black_box_queries: int = 1000,
+        search_model: Optional[Callable] = None,
+        progress: Optional[bool] = None,
+) -> List[Finding]:
+    """Look for signs that a network's robust accuracy is an artefact of the attack.
+
+    Attacks that start over image by image are not defined for a network that normalizes by the batch: there a joint
+    attack of fixed, shuffled batches ('adaptive') stands in for 'more_steps', 'black_box', 'transfer' and 'unbounded'.
+
+    Args:
+        model: Maps pixels in [0, 1], shape (N, C, H, W), to logits (N, K); in eval mode. It is left alone, the checks
+            work on a copy.
+        x: Clean images, shape (N, C, H, W), pixels in [0, 1]; 100 to 200 do.
+        y: True class indices, shape (N,).
+        threat: Norm and eps.
+        batch_size: Largest batch.
+        seed: Seed of the batches, of every attack and of the network's own noise; the same seed gives the same
+            findings on a CPU.
+        surrogate: Another network to craft images on.
+        steps: Steps of APGD-CE, ascending; the middle one is that of all other attacks, the first that of PGD.
+        black_box_queries: Queries of Square for each image.
+        search_model: Faster network to search with, see `run_search`.
+        progress: Show a progress bar; by default only on a terminal.
+
+    Returns:
+        Findings, always in the same order.
+
+    Raises:
+        InputError: If the network is in training mode or returns no finite logits (N, K), if pixels are not in [0, 1],
+            labels do not fit, or no image is classified correctly.
+    """
+    if model.training:
+        raise InputError('model is in training mode: call model.eval() before a diagnosis')
+    check_images(x, y)
+    model = _Connected(copy.deepcopy(model).requires_grad_(False)).eval()
+    search_model = search_model and _Connected(search_model).eval()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    batch_size = even_batch_size(len(x), batch_size) if len(x) else batch_size
+    findings = []
+    with _seeded(seed, x.device):
+        case = _Case(
+            model, x[order].detach(), y[order], threat, batch_size, seed, surrogate, steps, black_box_queries,
+            search_model)
+        if (y >= case.logits.shape[1]).any():
+            raise InputError(f'y has label {y.max().item()} but the model has {case.logits.shape[1]} classes')
+        if not case.correct.any():
+            raise InputError('model classifies no image of the sample correctly: there is no robustness to diagnose')
+        checks = _GRADIENTS + ((_adaptive,) if case.joint else _PER_IMAGE) + _REST
+        bar = tqdm(checks, unit='check', disable=None if progress is None else not progress)
+        for check in bar:
+            bar.set_postfix_str(check.__name__.strip('_'))
+            findings.append(check(case))
+    return findings
+
+
+def loss_surface(
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        threat: ThreatModel,
+        *,
+        points: int = 21,
+        batch_size: int = 128,
+        seed: int = 0,
+) -> Dict[str, Any]:
+    """Mean cross-entropy on a grid around clean images, spanned by the gradient and a random direction.
+
+    Args:
+        model, x, y, threat: See `diagnose`.
+        points: Points along each direction, from -eps to eps; images are clamped to [0, 1].
+        batch_size: Images in the network at once.
+        seed: Seed of the random signs and of the network's own noise.
+
+    Returns:
+        `coordinates` in units of eps (a list of `points`), `loss` (one list for each coordinate of the random
+        direction, along the gradient) and the settings, for JSON.
+    """
+    check_images(x, y)
+    model = _Connected(copy.deepcopy(model).requires_grad_(False)).eval()
+    coordinates = torch.linspace(-1, 1, points).tolist()
+    with _seeded(seed, x.device):
+        gradient, random = _directions(model, x, y, threat, batch_size, seed)
+        loss = [
+            [_mean_loss(model, x + a * gradient + b * random, y, batch_size) for a in coordinates]
+            for b in coordinates]
+    return {
+        'norm': threat.norm,
+        'eps': threat.eps,
+        'seed': seed,
+        'num_examples': len(x),
+        'coordinates': coordinates,
+        'loss': loss,
+    }
+
+
+def plot_loss_surface(surface: Dict[str, Any], title: str, path) -> None:
+    """Draw what `loss_surface` measured; `path` is a file name or an open binary file."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(5.5, 4.5), layout='constrained')
+    axes = figure.subplots()
+    drawn = axes.contourf(surface['coordinates'], surface['coordinates'], surface['loss'], levels=20)
+    figure.colorbar(drawn, label='mean cross-entropy')
+    axes.set(xlabel='along the gradient (eps)', ylabel='along random signs (eps)', title=title)
+    figure.savefig(path, dpi=120)
