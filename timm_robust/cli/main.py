@@ -12,6 +12,7 @@ COMMANDS = {
     'quickstart': 'harden a small network on real digits and show what it withstands (3 to 4 minutes, no data needed)',
     'train': "train any timm model, with timm's flags and an objective of this package",
     'eval': 'measure clean and robust accuracy of any timm model',
+    'diagnose': 'look for signs that the robustness of a model is not real',
 }
 
 

@@ -19,7 +19,15 @@ from torchvision.transforms.v2 import RandomCrop
 from ..attacks import InputSpace, ThreatModel
 from ..data.samples import load_digits
 from ..errors import InputError
-from ..evaluate import Evaluation, evaluate_attacks, format_table, parse_attacks, plot_eps_sweep, plot_images
+from ..evaluate import (
+    Evaluation,
+    evaluate_attacks,
+    example_images,
+    format_table,
+    parse_attacks,
+    plot_eps_sweep,
+    plot_images,
+)
 from ..evaluate.accuracy import sweep_eps
 from ..models import NormalizedModel
 from ..tasks import ObjectiveOptions, create_task
@@ -90,7 +98,7 @@ def train_digits(
     return unwrap_model(task.get_trainable_module(ema=True)).eval()
 
 
-def _measure(model: torch.nn.Module, images, labels, seed: int) -> Tuple[Evaluation, Dict[float, float]]:
+def _measure(model: torch.nn.Module, images, labels, seed: int) -> Tuple[Evaluation, Dict[float, float], List[dict]]:
     pixel_model = NormalizedModel(model).eval()
 
     def loader(count: int) -> DataLoader:
@@ -99,12 +107,12 @@ def _measure(model: torch.nn.Module, images, labels, seed: int) -> Tuple[Evaluat
     common = dict(device=torch.device('cpu'), seed=seed, progress=False)
     specs = parse_attacks('clean,fgsm,pgd20', ThreatModel('linf', EPS))
     evaluation = evaluate_attacks(
-        pixel_model, loader(len(labels)), range(len(labels)), specs, num_examples_kept=8, **common)
+        pixel_model, loader(len(labels)), range(len(labels)), specs, **common)
     sweep_specs = {
         eps: parse_attacks('pgd20' if eps else 'clean', ThreatModel('linf', eps))[0] for eps in SWEEP}
     curve = sweep_eps(
         pixel_model, lambda: loader(SWEEP_IMAGES), range(SWEEP_IMAGES), sweep_specs, **common)
-    return evaluation, curve
+    return evaluation, curve, example_images(pixel_model, images[:EVAL_BATCH], evaluation, seed=seed)
 
 
 def run(argv: List[str]) -> Dict[str, Any]:
@@ -126,13 +134,13 @@ def run(argv: List[str]) -> Dict[str, Any]:
     for name, objective in (('undefended', 'standard'), ('hardened (NoFrost)', 'nofrost')):
         print(f'Training the {name} network: {len(train_labels):,} digits, {args.epochs} epochs ...', flush=True)
         model = train_digits(objective, train_images, train_labels, epochs=args.epochs, seed=args.seed)
-        evaluation, curves[name] = _measure(model, test_images, test_labels, args.seed)
+        evaluation, curves[name], examples = _measure(model, test_images, test_labels, args.seed)
         accuracies[objective] = {r.spec.name: r.accuracy for r in evaluation.results}
         rows.append((name, *(f'{r.accuracy:.1f} %' for r in evaluation.results)))
         folder = output / name.split()[0]
         save_for_hf(model, str(folder), safe_serialization=True, model_config={'pretrained_cfg': {'tag': objective}})
         plot_images(
-            evaluation.examples, None, f'{name}: PGD-20, Linf eps {EPS}', output / f'{name.split()[0]}.png')
+            examples, None, f'{name}: PGD-20, Linf eps {EPS}', output / f'{name.split()[0]}.png')
     plot_eps_sweep(
         curves, 'Linf', f'MNIST digits under PGD-20, {SWEEP_IMAGES} test images, seed {args.seed}',
         output / 'robustness.png')

@@ -1,11 +1,13 @@
-"""Seeded, class-balanced choices of images."""
+"""Which images of a data set to evaluate: a seeded, class-balanced choice, or a published list."""
+import importlib.util
+from pathlib import Path
 from typing import List, Optional
 
 import numpy as np
 
 from ..errors import InputError
 
-__all__ = ['balanced_indices']
+__all__ = ['balanced_indices', 'listed_indices']
 
 
 def balanced_indices(labels: Optional[np.ndarray], size: int, num_examples: Optional[int], seed: int) -> List[int]:
@@ -35,3 +37,46 @@ def balanced_indices(labels: Optional[np.ndarray], size: int, num_examples: Opti
             rank[own] = np.arange(len(own))
         order = order[np.argsort(rank[order], kind='stable')]
     return order[:num_examples].tolist()
+
+
+def _robustbench_list() -> Path:
+    """The list of 5,000 ImageNet validation images in an installed robustbench package."""
+    spec = importlib.util.find_spec('robustbench')
+    places = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    for folder in places:
+        for found in folder.rglob('imagenet_test_image_ids.txt'):
+            return found
+    raise InputError(
+        '--subset robustbench: the list imagenet_test_image_ids.txt is part of the robustbench package, which is not '
+        'installed: install it, or give the path of the list')
+
+
+def listed_indices(dataset, subset: str, num_examples: Optional[int]) -> List[int]:
+    """The images a list names, in its order.
+
+    Args:
+        dataset: A timm data set of image files.
+        subset: 'robustbench' for the ImageNet images of RobustBench (Croce et al. 2021,
+            https://arxiv.org/abs/2010.09670), or the path of a text file with one image file name on each line; folders
+            before the name do not count.
+        num_examples: Take the first so many, None for all.
+
+    Returns:
+        Indices into the data set.
+
+    Raises:
+        InputError: If there is no such list, the data set has no file names, or it lacks an image.
+    """
+    path = _robustbench_list() if subset == 'robustbench' else Path(subset)
+    if not path.is_file():
+        raise InputError(f'--subset {subset}: no such file; choose balanced, robustbench or a file of image names')
+    if getattr(getattr(dataset, 'reader', None), 'samples', None) is None:
+        raise InputError(f'--subset {subset}: needs a folder of image files')
+    index = {Path(dataset.filename(i, basename=True)).name: i for i in range(len(dataset))}
+    names = [Path(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise InputError(f'--subset {subset}: {len(missing)} images are not in the data set, {missing[0]} for one')
+    if num_examples is not None and not 0 < num_examples <= len(names):
+        raise InputError(f'--num-examples {num_examples}: must be between 1 and {len(names)}, the length of the list')
+    return [index[name] for name in names[:num_examples]]

@@ -1,16 +1,36 @@
-from .accuracy import AttackResult, Evaluation, evaluate_attacks
-from .report import format_table, plot_eps_sweep, plot_images, weights_sha256, write_results
+from .accuracy import evaluate_attacks
+from .diagnostics import Finding, diagnose, plot_loss_surface
+from .examples import example_images
+from .journal import Journal
+from .outcome import AttackResult, Evaluation
+from .report import (
+    build_results,
+    evaluation_table,
+    format_table,
+    plot_eps_sweep,
+    plot_images,
+    weights_sha256,
+    write_json,
+)
 from .specs import AttackSpec, parse_attacks
 
 __all__ = [
     'AttackResult',
     'AttackSpec',
     'Evaluation',
+    'Finding',
+    'Journal',
+    'build_results',
+    'diagnose',
     'evaluate_attacks',
+    'evaluation_table',
+    'example_images',
     'format_table',
     'parse_attacks',
     'plot_eps_sweep',
     'plot_images',
+    'plot_loss_surface',
     'weights_sha256',
-    'write_results',
+    'write_json',
+    'write_report',
 ]

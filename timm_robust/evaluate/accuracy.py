@@ -1,11 +1,11 @@
 """Accuracy under attack, image by image.
 
-Every verdict comes from one place: a plain forward pass, after the attack is over, on the image it returned, which
-must lie within eps of the clean one and within [0, 1].
+Every verdict comes from one place: a plain float32 forward pass, after the attack is over, on the image it returned,
+which must lie within eps of the clean one and within [0, 1].
 """
+import math
 import time
-from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -13,61 +13,26 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..layers import has_batch_statistics
-from .specs import AttackSpec
+from .journal import Journal
+from .outcome import Evaluation, assemble, keyed_steps
+from .specs import AttackSpec, check_specs
 
-__all__ = ['AttackResult', 'Evaluation', 'evaluate_attacks']
+__all__ = ['evaluate_attacks', 'image_seeds', 'sweep_eps']
 
 # float32 cannot hold clean + eps exactly: a pixel near 1 is half an ulp (6e-8) off, and the comparison as much again
 _FLOAT32_SLACK = 1.2e-7
+_FEWEST_FOR_CHANCE = 50
 
 
-@dataclass
-class AttackResult:
-    """Outcome of one attack.
-
-    Attributes:
-        spec: The attack and its settings.
-        correct: Per image, in the order of the evaluation: classified correctly (clean and) after the attack.
-        seconds: Time spent on the attack.
-    """
-    spec: AttackSpec
-    correct: List[bool] = field(default_factory=list)
-    seconds: float = 0.
-
-    @property
-    def accuracy(self) -> float:
-        """Percent of images classified correctly."""
-        return 100. * sum(self.correct) / max(len(self.correct), 1)
-
-
-@dataclass
-class Evaluation:
-    """Outcome of all attacks on the same images.
-
-    Attributes:
-        results: One per attack.
-        labels: True label of each image.
-        indices: Index of each image in the data set.
-        examples: Image tensors and predictions of some images, for a figure.
-        batch_dependent: The network's prediction depends on the other images of the batch.
-    """
-    results: List[AttackResult]
-    labels: List[int] = field(default_factory=list)
-    indices: List[int] = field(default_factory=list)
-    examples: List[dict] = field(default_factory=list)
-    batch_dependent: bool = False
-
-    @property
-    def worst_case(self) -> List[bool]:
-        """Per image: classified correctly whatever the attack."""
-        return [all(outcome) for outcome in zip(*(r.correct for r in self.results))]
-
-
-def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
+    parts = []
     with torch.no_grad():
-        logits = model(x)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise InputError(f'--model: must return logits of shape (N, K), not {type(logits).__name__}')
+        for part in x.split(batch_size):
+            logits = model(part)
+            if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+                raise InputError(f'--model: must return logits of shape (N, K), not {type(logits).__name__}')
+            parts.append(logits)
+    logits = torch.cat(parts)
     if not torch.isfinite(logits).all():
         raise InputError('--model: returns logits that are not finite, its weights are broken')
     if labels.max() >= logits.shape[1]:
@@ -87,8 +52,104 @@ def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, spec: AttackSpec) -> Non
             f'pixels in [{adv.min():.8g}, {adv.max():.8g}]')
 
 
-def _image_seeds(seed: int, indices: Sequence[int]) -> List[int]:
+def image_seeds(seed: int, indices: Sequence[int]) -> List[int]:
+    """A seed for each image of a data set, whatever batch it comes in."""
     return [(seed * 0x9E3779B1 + i) % (1 << 62) for i in indices]
+
+
+def _refuse_chance(correct: int, count: int, num_classes: int) -> None:
+    """Three standard deviations above chance is what a network has to reach that has seen its labels."""
+    chance = 1 / num_classes
+    limit = count * chance + 3 * math.sqrt(count * chance * (1 - chance))
+    if count >= _FEWEST_FOR_CHANCE and correct <= limit:
+        raise InputError(
+            f'--model: classifies {100 * correct / count:.1f} % of the first {count} clean images correctly, as good '
+            f'as guessing among {num_classes} classes: its classes are not those of the data, or it has no trained '
+            'weights (--allow-chance evaluates all the same)')
+
+
+class _Evaluator:
+    """Runs the attacks on one pool of images after the other and writes down what comes out."""
+
+    def __init__(
+            self,
+            model: nn.Module,
+            specs: Sequence[AttackSpec],
+            journal: Journal,
+            *,
+            batch_size: int,
+            seed: int,
+            worst_case: bool,
+            search_model: Optional[Callable],
+            surrogate: Optional[nn.Module],
+            bar: tqdm,
+    ):
+        self.model = model
+        self.specs = specs
+        self.journal = journal
+        self.batch_size = batch_size
+        self.seed = seed
+        self.worst_case = worst_case
+        self.search_model = search_model
+        self.surrogate = surrogate
+        self.bar = bar
+        self.whole_batches = has_batch_statistics(model)
+
+    def clean(self, x: torch.Tensor, labels: torch.Tensor) -> Tuple[List[bool], int]:
+        """Which clean images are classified correctly, and the number of classes."""
+        if x.min() < 0 or x.max() > 1:
+            raise InputError(
+                f'pixels span [{x.min().item():.3g}, {x.max().item():.3g}]: the loader must deliver [0, 1], '
+                'without normalization')
+        logits = _logits(self.model, x, labels, self.batch_size)
+        return (logits.argmax(1) == labels).tolist(), logits.shape[1]
+
+    def attack(self, x: torch.Tensor, labels: torch.Tensor, indices: List[int], correct: List[bool]) -> None:
+        """Run every attack on a pool of images of which `correct` are classified correctly."""
+        standing = list(correct)
+        for spec in self.specs:
+            withstood = list(standing if self.worst_case else correct)
+            for part, key in keyed_steps(spec):
+                self.bar.set_description_str(key)
+                end = self.bar.n + len(x)
+                self._run(part, key, x, labels, indices, withstood)
+                self.bar.update(end - self.bar.n)
+            standing = [a and b for a, b in zip(standing, withstood)]
+
+    def _run(self, spec: AttackSpec, key: str, x, labels, indices: List[int], withstood: List[bool]) -> None:
+        known = self.journal.correct[key]
+        todo = [i for i, stands in enumerate(withstood) if stands and indices[i] not in known]
+        if self.whole_batches and todo:
+            todo = list(range(len(x)))
+        if todo:
+            start = time.perf_counter()
+            rows = torch.tensor(todo, device=x.device)
+            own = [indices[i] for i in todo]
+            # The best iterates of several images never stood in one batch, which matters if the batch does; and an
+            # attack that stops where the surrogate is fooled is a weak one on another network.
+            keep = 'last' if self.whole_batches or self.surrogate else 'best'
+            adv = spec(
+                self.surrogate or self.model, x[rows], labels[rows], image_seeds(self.seed, own), keep=keep,
+                batch_size=self.batch_size, search_model=None if self.surrogate else self.search_model,
+                progress=self.bar.update)
+            _assert_allowed(adv, x[rows], spec)
+            right = _logits(self.model, adv, labels[rows], self.batch_size).argmax(1) == labels[rows]
+            self.journal.record(key, own, right.tolist(), time.perf_counter() - start)
+        for i, stands in enumerate(withstood):
+            withstood[i] = stands and known[indices[i]]
+
+
+def _pools(loader, size: int, device: torch.device) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+    images: List[torch.Tensor] = []
+    labels: List[torch.Tensor] = []
+    for x, y in loader:
+        images.append(x.to(device))
+        labels.append(y.to(device))
+        if sum(map(len, images)) >= size:
+            yield torch.cat(images), torch.cat(labels)
+            images, labels = [], []
+    if images:
+        yield torch.cat(images), torch.cat(labels)
 
 
 def evaluate_attacks(
@@ -99,13 +160,20 @@ def evaluate_attacks(
         *,
         device: torch.device,
         seed: int = 0,
-        num_examples_kept: int = 0,
+        worst_case: bool = False,
+        batch_size: Optional[int] = None,
+        batches_in_pool: int = 8,
+        search_model: Optional[Callable] = None,
+        surrogate: Optional[nn.Module] = None,
+        journal: Optional[Journal] = None,
+        refuse_chance: bool = False,
         progress: Optional[bool] = None,
 ) -> Evaluation:
     """Attack a network on a data set.
 
-    Each attack works on the images the network classifies correctly; noise is seeded per image of the data set. For a
-    network with batch statistics the whole batch is attacked together, since a prediction holds within its batch only.
+    Images are attacked in pools of several batches, so that the batch stays full while images that are fooled leave it.
+    Noise is seeded per image of the data set: neither batch size nor number of processes changes it. For a network with
+    batch statistics each batch of the loader is attacked as a whole, since a prediction holds within its batch only.
 
     Args:
         model: Maps pixels in [0, 1], shape (N, C, H, W), to logits; in eval mode.
@@ -114,59 +182,61 @@ def evaluate_attacks(
         specs: Attacks by `parse_attacks`.
         device: Device of the network.
         seed: Seed of the noise.
-        num_examples_kept: Images to keep for a figure.
+        worst_case: Run each attack only on images that withstood those before it; otherwise each runs on all images
+            classified correctly.
+        batch_size: Images in the network at once; by default that of the loader's first batch.
+        batches_in_pool: Batches attacked together.
+        search_model: Faster network to search with, see `run_search`.
+        surrogate: Network to craft on instead of the model: a black-box transfer attack.
+        journal: Where outcomes are kept; what it holds already is not done again.
+        refuse_chance: Stop before any attack if the first pool is classified no better than by guessing.
         progress: Show a progress bar; by default only on a terminal.
 
+    Returns:
+        Outcomes of the images of `indices`, of this process alone.
+
     Raises:
-        InputError: If the network is in training mode, pixels are not in [0, 1], labels do not fit or logits are not
-            finite.
+        InputError: If the network is in training mode, pixels are not in [0, 1], labels do not fit, logits are not
+            finite, or an attack is not defined for the network.
     """
     if model.training:
         raise InputError('model is in training mode: call model.eval() before an evaluation')
-    evaluation = Evaluation([AttackResult(spec) for spec in specs], batch_dependent=has_batch_statistics(model))
-    if evaluation.batch_dependent:
-        for spec in specs:
-            if spec.function == 'pgd_targeted' or spec.settings.get('restarts', 1) > 1:
-                raise InputError(
-                    f'--attacks {spec.name}: picks the best of several runs per image, which is not defined for a '
-                    'network that normalizes by the batch: choose pgd with --restarts 1')
-    done = 0
-    bar = tqdm(loader, unit='batch', disable=None if progress is None else not progress)
-    for x, labels in bar:
-        x, labels = x.to(device), labels.to(device)
-        if x.min() < 0 or x.max() > 1:
+    batch_dependent = has_batch_statistics(model)
+    if batch_dependent and worst_case:
+        raise InputError(
+            '--worst-case: is not defined for a network that normalizes by the batch, where an image withstands an '
+            'attack only beside certain others')
+    for spec in specs if surrogate is not None else ():
+        if not all(part.takes('keep') for part in spec.steps):
             raise InputError(
-                f'pixels span [{x.min().item():.3g}, {x.max().item():.3g}]: the loader must deliver [0, 1], '
-                'without normalization')
-        own_indices = list(indices[done:done + len(x)])
-        done += len(x)
-        clean_prediction = _logits(model, x, labels).argmax(dim=1)
-        clean_correct = clean_prediction == labels
-        attacked = torch.arange(len(x), device=device)
-        if not evaluation.batch_dependent:
-            attacked = attacked[clean_correct]
-        for result in evaluation.results:
-            adv, start = x, time.perf_counter()
-            if result.spec.function is not None and len(attacked):
-                seeds = _image_seeds(seed, [own_indices[i] for i in attacked.tolist()])
-                # the best iterates of several images never stood in one batch, which matters if the batch does
-                keep = 'last' if evaluation.batch_dependent else 'best'
-                adv = x.index_copy(0, attacked, result.spec(model, x[attacked], labels[attacked], seeds, keep=keep))
-                _assert_allowed(adv, x, result.spec)
-            prediction = clean_prediction if adv is x else _logits(model, adv, labels).argmax(dim=1)
-            result.correct += (clean_correct & (prediction == labels)).tolist()
-            result.seconds += time.perf_counter() - start
-        evaluation.labels += labels.tolist()
-        evaluation.indices += own_indices
-        for i in range(len(x)):
-            if len(evaluation.examples) < num_examples_kept and clean_correct[i]:
-                evaluation.examples.append({
-                    'clean': x[i].cpu(),
-                    'adversarial': adv[i].cpu(),
-                    'label': labels[i].item(),
-                    'prediction': prediction[i].item(),
-                })
-        bar.set_postfix_str('  '.join(f'{r.spec.name} {r.accuracy:.1f}%' for r in evaluation.results))
+                f'--surrogate: {spec.name} stops where the surrogate is fooled and transfers badly, choose fgsm, pgd, '
+                'bim, mim or cw')
+    journal = journal or Journal(None, {})
+    attacks = [s for s in specs if s.is_attack]
+    done = 0
+    total = len(indices) * sum(len(s.steps) for s in specs)
+    with tqdm(total=total, unit='img', disable=None if progress is None else not progress) as bar:
+        for x, labels in _pools(loader, 1 if batch_dependent else (batch_size or 1) * batches_in_pool, device):
+            batch_size = len(x) if batch_dependent else batch_size or len(x)
+            runner = _Evaluator(
+                model, specs, journal, batch_size=batch_size, seed=seed, worst_case=worst_case,
+                search_model=search_model, surrogate=surrogate, bar=bar)
+            start, own = time.perf_counter(), list(indices[done:done + len(x)])
+            correct, num_classes = runner.clean(x, labels)
+            if done == 0:
+                check_specs(list(specs), num_classes, batch_dependent)
+                if refuse_chance and attacks:
+                    _refuse_chance(sum(correct), len(correct), num_classes)
+            if own[0] not in journal.labels:
+                journal.record('clean', own, correct, time.perf_counter() - start, labels.tolist())
+            runner.attack(x, labels, own, correct)
+            done += len(x)
+            so_far = assemble(specs, journal, indices[:done], worst_case)
+            bar.set_postfix_str('  '.join(
+                f'{r.spec.name} {r.worst_case_accuracy if r.accuracy is None else r.accuracy:.1f}%'
+                for r in so_far.results))
+    evaluation = assemble(specs, journal, indices, worst_case)
+    evaluation.batch_dependent = batch_dependent
     return evaluation
 
 
@@ -175,7 +245,7 @@ def sweep_eps(
         make_loader: Callable,
         indices: Sequence[int],
         specs_by_eps: Dict[float, AttackSpec],
-        **kwargs,
+        **kwargs: Any,
 ) -> Dict[float, float]:
     """Accuracy in percent for each eps; 0 stands for clean images.
 

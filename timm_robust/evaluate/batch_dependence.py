@@ -7,20 +7,29 @@ with gradients through the statistics.
 import copy
 import math
 import warnings
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 import torch
 import torch.nn as nn
 
-from ..attacks import ThreatModel, apgd_ce, cross_entropy, logit_gap, pgd
+from ..attacks import ThreatModel, adaptive_batch, apgd_ce, pgd
 from ..attacks.noise import image_seeds
 from ..attacks.search import logits_of
 from ..layers import has_batch_statistics, set_norm_statistics
 
-__all__ = ['ROUNDING', 'adaptive_accuracy', 'compare_batches', 'even_batch_size']
+__all__ = [
+    'POINT',
+    'ROUNDING',
+    'adaptive_accuracy',
+    'compare_batches',
+    'even_batch_size',
+    'judge_adaptive',
+    'judge_batches',
+]
 
 # Logits of one image from kernels for another batch size differ by rounding, in TF32 by this share of the largest.
 ROUNDING = 1e-3
+POINT = 1.  # a difference of accuracies, in percentage points, above which it says something
 
 
 def even_batch_size(num_examples: int, batch_size: int) -> int:
@@ -61,12 +70,13 @@ def compare_batches(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # RobustNorm's, on a batch of one image: here it is meant
-                logits = torch.cat([logits_of(model, x[batch]) for batch in batches])[torch.cat(list(batches)).argsort()]
+                logits = torch.cat([logits_of(model, x[batch]) for batch in batches])
         except ValueError:
             if name == 'own':
                 raise
             outcome[name] = None
             continue
+        logits = logits[torch.cat(list(batches)).argsort()]
         if name == 'own':
             own = logits.argmax(1, keepdim=True)
         lead = logits.amax(1) - logits.gather(1, own).squeeze(1)
@@ -75,6 +85,20 @@ def compare_batches(
             'changed': int((lead > ROUNDING * logits.abs().amax(1)).sum()),
         }
     return outcome
+
+
+def judge_batches(measured: Dict[str, Any], normalizes_by_batch: bool) -> Tuple[str, str]:
+    """Verdict and text for what `compare_batches` measured."""
+    parts = [
+        f'{name.replace("_", " ")} ' + ('cannot be run' if m is None else (
+            f'{m["accuracy"]:.1f} %' + ('' if name == 'own' else f' ({m["changed"]} predictions change)')))
+        for name, m in measured.items()]
+    text = f'Clean accuracy by the batch an image stands in: {", ".join(parts)}. '
+    if not normalizes_by_batch and all(m is not None and not m['changed'] for m in measured.values()):
+        return 'ok', text + 'No prediction depends on the batch.'
+    return 'alarm', text + (
+        'The network predicts by the other images of the batch: an accuracy, clean or under attack, holds for its '
+        'batches alone.')
 
 
 def adaptive_accuracy(
@@ -99,14 +123,14 @@ def adaptive_accuracy(
         batch_size: Size of a batch.
         few_steps: Steps of plain PGD.
         steps: Steps of all other attacks.
-        restarts: Restarts of the joint attacks.
+        restarts: Restarts of `adaptive_batch` with each loss.
         seed: Seed of random starts.
 
     Returns:
-        Accuracies in percent, in these batches: `clean`; `pgd` (joint, few steps); `joint_cross_entropy` and
-        `joint_logit_gap` (joint, many steps and restarts); `adaptive` (the stronger of these two in each batch);
-        `standing` (crafted as if statistics stood still, at those of the population). And with population statistics:
-        `population_clean` and `population_apgd_ce`. The last three are None for a network that tracks no statistics.
+        Accuracies in percent, in these batches: `clean`; `pgd` (whole batches, few steps); `adaptive`
+        (`adaptive_batch`); `standing` (PGD crafted as if statistics stood still, at those of the population). And with
+        population statistics: `population_clean` and `population_apgd_ce`. The last three are None for a network that
+        tracks no statistics.
     """
     population = set_norm_statistics(copy.deepcopy(model), 'population')
     tracked = not has_batch_statistics(population)
@@ -114,20 +138,18 @@ def adaptive_accuracy(
     count: Dict[str, int] = {}
     for part, labels, own_seeds in zip(*(t.split(batch_size) for t in (x, y, seeds))):
         common = dict(threat=threat, seed=own_seeds.tolist())
-        joint = dict(steps=steps, restarts=restarts, keep='batch', **common)
         images = {
             'clean': part,
             'pgd': pgd(model, part, labels, steps=few_steps, keep='batch', **common),
-            'joint_cross_entropy': pgd(model, part, labels, loss_fn=cross_entropy, **joint),
-            'joint_logit_gap': pgd(model, part, labels, loss_fn=logit_gap, **joint),
+            'adaptive': adaptive_batch(model, part, labels, steps=steps, restarts=restarts, **common),
         }
         if tracked:
             # the last iterate: the first that fools one network by a hair seldom fools another
             images['standing'] = pgd(population, part, labels, steps=steps, keep='last', **common)
-        correct = {name: logits_of(model, adv).argmax(1) == labels for name, adv in images.items()}
-        held = {name: int((correct['clean'] & kept).sum()) for name, kept in correct.items()}
-        held['adaptive'] = min(held['joint_cross_entropy'], held['joint_logit_gap'])
-        count = {name: count.get(name, 0) + number for name, number in held.items()}
+        clean = logits_of(model, part).argmax(1) == labels
+        for name, adv in images.items():
+            held = clean & (logits_of(model, adv).argmax(1) == labels)
+            count[name] = count.get(name, 0) + int(held.sum())
     if tracked:
         clean = logits_of(population, x, batch_size).argmax(1) == y
         count['population_clean'] = int(clean.sum())
@@ -135,3 +157,29 @@ def adaptive_accuracy(
         count['population_apgd_ce'] = int((clean & (logits_of(population, adv, batch_size).argmax(1) == y)).sum())
     names = ('standing', 'population_clean', 'population_apgd_ce')
     return {**dict.fromkeys(names), **{name: 100. * number / len(x) for name, number in count.items()}}
+
+
+def judge_adaptive(
+        measured: Dict[str, Any],
+        threat: ThreatModel,
+        few_steps: int,
+        steps: int,
+        restarts: int,
+) -> Tuple[str, str]:
+    """Verdict and text for what `adaptive_accuracy` measured."""
+    standing = measured['standing']
+    simple = [measured['pgd']] + ([] if standing is None else [standing])
+    worst = min(measured['adaptive'], *simple)
+    text = (
+        f'Whole batches attacked at {threat}, since the network normalizes by the batch: clean '
+        f'{measured["clean"]:.1f} %, PGD-{few_steps} {measured["pgd"]:.1f} %, PGD-{steps} on cross-entropy and logit '
+        f'gap with {restarts} restarts {measured["adaptive"]:.1f} %. ')
+    if standing is not None:
+        text += (
+            f'PGD-{steps} that takes the statistics as fixed leaves {standing:.1f} %, of which {standing - worst:.1f} '
+            'points are owed to its not knowing that they move. ')
+    text += f'The lowest, {worst:.1f} %, holds for these batches and guarantees nothing for others. '
+    text += 'The network tracks no statistics to deploy it with.' if measured['population_clean'] is None else (
+        'Deploy the network with population statistics; the comparable numbers are theirs: clean '
+        f'{measured["population_clean"]:.1f} %, APGD-CE ({steps} steps) {measured["population_apgd_ce"]:.1f} %.')
+    return 'alarm' if max(simple) - worst > POINT else 'warning', text

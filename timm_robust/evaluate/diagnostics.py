@@ -21,7 +21,7 @@ from ..attacks import (
     ThreatModel,
     apgd_ce,
     apgd_dlr,
-    crafting,
+    apgd_t,
     cross_entropy,
     fgsm,
     input_gradient,
@@ -34,13 +34,20 @@ from ..attacks.search import check_images, logits_of
 from ..attacks.threat import Ball, InputSpace, l2_norm
 from ..errors import InputError
 from ..layers import has_batch_statistics
-from .batch_dependence import ROUNDING, adaptive_accuracy, compare_batches, even_batch_size
+from .batch_dependence import (
+    POINT,
+    ROUNDING,
+    adaptive_accuracy,
+    compare_batches,
+    even_batch_size,
+    judge_adaptive,
+    judge_batches,
+)
 
 __all__ = ['Finding', 'diagnose', 'loss_surface', 'plot_loss_surface']
 
 _RESTARTS = 5
 _UNBOUNDED_STEPS = 50
-_POINT = 1.  # a difference of accuracies, in percentage points, above which it says something
 
 
 @dataclass
@@ -172,7 +179,7 @@ def _randomness(case: _Case) -> Finding:
     largest = ((again - case.logits).abs().amax(1) / case.logits.abs().amax(1).clamp_min(1e-12)).max().item()
     changed = int((again.argmax(1) != case.logits.argmax(1)).sum())
     case.random = largest > ROUNDING
-    text = f'Two passes of the same images differ by up to {largest:.2g} of the largest logit, in {changed} predictions. '
+    text = f'Two passes differ by up to {largest:.2g} of the largest logit, in {changed} predictions. '
     verdict = 'alarm' if case.random else 'warning' if largest else 'ok'
     text += {
         'ok': 'The network is deterministic.',
@@ -194,8 +201,8 @@ def _zero_gradients(case: _Case) -> Finding:
     verdict = _grade(images['float32'], total)
     text = (
         f'The input gradient of the cross-entropy is exactly zero for {images["float32"]} of {total} correctly '
-        f'classified images in float32 and {images["float64"]} in float64 (single entries: {entries["float32"]:.1%} and '
-        f'{entries["float64"]:.1%}). ')
+        f'classified images in float32 and {images["float64"]} in float64 (of single entries: '
+        f'{entries["float32"]:.1%} and {entries["float64"]:.1%}). ')
     if images['float32'] > images['float64']:
         text += ('The logits saturate in float32: there is a slope, but attacks on the cross-entropy cannot see it. '
                  'Attack in float64 or by a loss on the logits (DLR, logit gap).')
@@ -233,32 +240,36 @@ def _more_steps(case: _Case) -> Finding:
         case.left = case.withstood(apgd_ce, case.left, **run)
         run['accuracy'] = case.percent(case.left)
     last_drop = max(a['accuracy'] - b['accuracy'] for a, b in list(pairwise(runs))[-2:])
-    verdict = 'warning' if last_drop > _POINT else 'ok'
-    found = ', '.join(f'{r["accuracy"]:.1f} % ({r["steps"]} steps, {r["restarts"]} restarts)' for r in runs)
-    text = f'Accuracy under APGD-CE at {case.threat}, each run on what the runs before left: {found}. '
+    verdict = 'warning' if last_drop > POINT else 'ok'
+    found = ', '.join(f'{r["accuracy"]:.1f} % after {r["steps"]} steps' for r in runs)
+    text = (
+        f'Accuracy under APGD-CE at {case.threat}, each run on what those before left: {found} and {_RESTARTS} '
+        'restarts. ')
     text += (
         f'The last increase still took {last_drop:.1f} points: the attack has not converged, go on adding steps and '
-        'restarts.' if verdict == 'warning' else 'More steps and restarts hardly help: the attack has converged.')
+        'restarts.' if verdict == 'warning' else 'More steps and restarts take hardly more.')
     return case.finding('more_steps', verdict, text, runs=runs, last_drop=last_drop)
 
 
 def _black_box(case: _Case) -> Finding:
-    gradient_attacks = f'APGD-CE (up to {max(case.steps)} steps)'
-    if case.logits.shape[1] >= 3:
-        case.left = case.withstood(apgd_dlr, case.left, steps=case.usual_steps)
-        gradient_attacks += f' and APGD-DLR ({case.usual_steps} steps)'
+    gradient_attacks = 'APGD-CE'
+    # cross-entropy alone may climb towards the wrong class, and flattens where logits are large
+    for name, attack, classes in (('APGD-DLR', apgd_dlr, 3), ('APGD-T', apgd_t, 4)):
+        if case.logits.shape[1] >= classes:
+            case.left = case.withstood(attack, case.left, steps=case.usual_steps)
+            gradient_attacks += f', {name}'
     before = int(case.left.sum())
     broken = before - int(case.withstood(square, case.left, query_limit=case.black_box_queries).sum())
     verdict = _grade(broken, len(case.x))
     text = (
-        f'Square, {case.black_box_queries} queries, {case.threat}, breaks {broken} of {before} images that '
-        f'{gradient_attacks} left. ')
+        f'Square with {case.black_box_queries} queries at {case.threat} breaks {broken} of {before} images that '
+        f'{gradient_attacks} ({case.usual_steps} steps and more) left. ')
     text += 'Gradients find what scores alone find.' if verdict == 'ok' else (
         'An attack without gradients finds what gradients do not: the gradients mislead, and accuracy under gradient '
         'attacks overstates robustness.')
     return case.finding(
-        'black_box', verdict, text, queries=case.black_box_queries, steps=case.usual_steps, left_by_gradients=before,
-        broken=broken)
+        'black_box', verdict, text, queries=case.black_box_queries, steps=case.usual_steps,
+        gradient_attacks=gradient_attacks, left_by_gradients=before, broken=broken)
 
 
 def _transfer(case: _Case) -> Finding:
@@ -276,8 +287,8 @@ def _transfer(case: _Case) -> Finding:
     broken = before - int(case.holds(adv[case.left], case.left).sum())
     verdict = _grade(broken, len(case.x))
     text = (
-        f'Images crafted on the surrogate (PGD, {case.usual_steps} steps, {case.threat}) break {broken} of {before} that '
-        'attacks by the gradients of the network itself left. ')
+        f'Images crafted on the surrogate (PGD, {case.usual_steps} steps, {case.threat}) break {broken} of {before} '
+        'that attacks by the gradients of the network itself left. ')
     text += 'Its own gradients are the better guide, as they should be.' if verdict == 'ok' else (
         'Gradients of another network are a better guide than its own: its gradients are masked.')
     return case.finding(
@@ -285,37 +296,18 @@ def _transfer(case: _Case) -> Finding:
 
 
 def _adaptive(case: _Case) -> Finding:
-    few, steps = case.steps[0], case.usual_steps
+    settings = dict(few_steps=case.steps[0], steps=case.usual_steps, restarts=_RESTARTS)
     measured = adaptive_accuracy(
-        case.model, case.x, case.y, case.threat, batch_size=case.batch_size, few_steps=few, steps=steps,
-        restarts=_RESTARTS, seed=case.seed)
-    simple = {f'PGD-{few}': measured['pgd'], 'statistics taken as fixed': measured['standing']}
-    simple = {name: accuracy for name, accuracy in simple.items() if accuracy is not None}
-    worst = min(measured['adaptive'], *simple.values())
-    apparent = max(simple.values()) - worst
-    text = (
-        f'The network normalizes by the batch, so whole batches of {case.batch_size} were attacked, {case.threat}: clean '
-        f'{measured["clean"]:.1f} %, PGD-{few} {measured["pgd"]:.1f} %, PGD-{steps} with {_RESTARTS} restarts '
-        f'{measured["adaptive"]:.1f} % (cross-entropy {measured["joint_cross_entropy"]:.1f} %, logit gap '
-        f'{measured["joint_logit_gap"]:.1f} %). ')
-    if measured['standing'] is not None:
-        text += (
-            f'PGD-{steps} that takes the statistics as fixed leaves {measured["standing"]:.1f} %: '
-            f'{max(measured["standing"] - worst, 0):.1f} points come from an attacker who does not know that they move. ')
-    text += 'These numbers hold for these batches and guarantee nothing for others. '
-    text += 'It tracks no statistics to deploy with.' if measured['population_clean'] is None else (
-        'Deploy it with population statistics; the comparable numbers are theirs: clean '
-        f'{measured["population_clean"]:.1f} %, {measured["population_apgd_ce"]:.1f} % under APGD-CE ({steps} steps).')
-    return case.finding(
-        'adaptive', 'alarm' if apparent > _POINT else 'warning', text, few_steps=few, steps=steps, restarts=_RESTARTS,
-        apparent=apparent, **measured)
+        case.model, case.x, case.y, case.threat, batch_size=case.batch_size, seed=case.seed, **settings)
+    return case.finding('adaptive', *judge_adaptive(measured, case.threat, **settings), **settings, **measured)
 
 
 def _unbounded(case: _Case) -> Finding:
     threat = ThreatModel(case.threat.norm, 1. if case.threat.norm == 'linf' else case.x[0].numel() ** .5)
     # without a random start, that a network without gradients survives is not left to chance
     survivors = int(case.withstood(pgd, case.correct, threat, steps=_UNBOUNDED_STEPS, random_start=False).sum())
-    text = f'PGD without a bound ({threat}, {_UNBOUNDED_STEPS} steps) leaves {survivors} of {int(case.correct.sum())} images. '
+    total = int(case.correct.sum())
+    text = f'PGD without a bound ({threat}, {_UNBOUNDED_STEPS} steps) leaves {survivors} of {total} images. '
     text += (
         'It may turn any image into any other, so it fails for want of a usable gradient: bounded attacks fail for the '
         'same reason.' if survivors else 'It reaches 0 %, as it must.')
@@ -330,7 +322,7 @@ def _noise(case: _Case) -> Finding:
     under_noise = case.percent(case.correct & case.holds(noisy, torch.ones_like(case.correct)))
     under_fgsm = case.percent(case.withstood(fgsm, case.correct))
     text = f'Clean {clean:.1f} %, uniform noise {under_noise:.1f} %, FGSM {under_fgsm:.1f} % at {case.threat}. '
-    if under_noise - under_fgsm > _POINT:
+    if under_noise - under_fgsm > POINT:
         verdict = 'ok'
         text += 'The gradient points somewhere.'
     elif under_noise < clean:
@@ -361,8 +353,8 @@ def _rugged_loss(case: _Case) -> Finding:
     ratio = rise / random_rise if random_rise > 0 else None
     verdict = 'ok' if rise > max(random_rise, 0) else 'warning'
     text = (
-        f'At {case.threat} the mean cross-entropy, {clean:.3g} when clean, rises by {rise:.3g} along the gradient and by '
-        f'{random_rise:.3g} along random signs. ')
+        f'At {case.threat} the mean cross-entropy, {clean:.3g} when clean, rises by {rise:.3g} along the gradient and '
+        f'by {random_rise:.3g} along random signs. ')
     text += 'The gradient leads uphill.' if verdict == 'ok' else (
         'A random direction is as good as the gradient: the loss surface is rugged or flat.')
     return case.finding(
@@ -374,17 +366,7 @@ def _batch_dependence(case: _Case) -> Finding:
         return case.finding(
             'batch_dependence', 'skipped', 'The network is randomized: its predictions change without any neighbour.')
     measured = compare_batches(case.model, case.x, case.y, batch_size=case.batch_size, seed=case.seed + 1)
-    parts = [
-        f'{name.replace("_", " ")} ' + ('cannot be run' if m is None else (
-            f'{m["accuracy"]:.1f} %' + ('' if name == 'own' else f' ({m["changed"]} predictions change)')))
-        for name, m in measured.items()]
-    changed = any(m is None or m['changed'] for m in measured.values())
-    verdict = 'alarm' if case.joint or changed else 'ok'
-    text = f'Clean accuracy by the batch an image stands in: {", ".join(parts)}. '
-    text += 'Predictions do not depend on the batch.' if verdict == 'ok' else (
-        'The network predicts by the other images of the batch: an accuracy, clean or under attack, holds for its '
-        'batches alone.')
-    return case.finding('batch_dependence', verdict, text, **measured)
+    return case.finding('batch_dependence', *judge_batches(measured, case.joint), **measured)
 
 
 _GRADIENTS = (_randomness, _zero_gradients, _saturated_logits)
@@ -437,7 +419,7 @@ def diagnose(
         raise InputError('model is in training mode: call model.eval() before a diagnosis')
     check_images(x, y)
     model = _Connected(copy.deepcopy(model).requires_grad_(False)).eval()
-    search_model = search_model and _Connected(search_model).eval()
+    search_model = None if search_model is None else _Connected(search_model)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     batch_size = even_batch_size(len(x), batch_size) if len(x) else batch_size
     findings = []

@@ -1,0 +1,167 @@
+"""Time and strength of our attacks beside the reference's, on the same network and images, in one run.
+
+    python benchmarks/attacks.py --model resnet50 --checkpoint FILE --data-dir DIR --num-examples 1000 --split test
+
+The reference is the AutoAttack repository (pip install git+https://github.com/fra31/auto-attack); PGD's is torchattacks.
+CPU time is printed beside wall time: other work on the machine moves it less. `--parts` chooses what to run.
+"""
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from timm_robust.attacks import ATTACKS, input_gradient
+from timm_robust.attacks.losses import cross_entropy
+from timm_robust.cli.arguments import Parser
+from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+from timm_robust.models.search_copy import make_search_model
+
+PGD = dict(steps=20, random_start=False)
+
+
+class Counter(torch.nn.Module):
+    """Counts how many images are shown to a network, and how many gradients are taken."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += len(x)
+        if x.requires_grad:
+            x.register_hook(lambda g: setattr(self, 'backwards', self.backwards + len(g)))
+        return self.model(x)
+
+
+def theirs(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
+    """The reference's adversarial images."""
+    eps, norm = threat.eps, {'linf': 'Linf', 'l2': 'L2'}[threat.norm]
+    common = dict(norm=norm, eps=eps, device=x.device, seed=0)
+    if name == 'pgd':
+        import torchattacks
+        attack = torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / PGD['steps'], **PGD)
+    elif name in ('apgd_ce', 'apgd_dlr'):
+        from autoattack.autopgd_base import APGDAttack
+        attack = APGDAttack(model, n_iter=100, loss=name[5:], **common).perturb
+    elif name == 'apgd_t':
+        from autoattack.autopgd_base import APGDAttack_targeted
+        attack = APGDAttack_targeted(model, n_iter=100, **common).perturb
+    elif name == 'fab_t':
+        from autoattack.fab_pt import FABAttack_PT
+        attack = FABAttack_PT(model, n_iter=100, targeted=True, **common).perturb
+    elif name == 'square':
+        from autoattack.square import SquareAttack
+        attack = SquareAttack(model, n_queries=5000, p_init=.8, resc_schedule=False, **common).perturb
+    else:
+        from autoattack import AutoAttack
+        attack = partial(AutoAttack(model, norm=norm, eps=eps, device=x.device, seed=0, verbose=False)
+                         .run_standard_evaluation, bs=batch_size)
+    return torch.cat([attack(a, b) for a, b in zip(x.split(batch_size), y.split(batch_size))])
+
+
+def ours(name: str, model, x, y, threat, batch_size: int, search_model) -> torch.Tensor:
+    """Our adversarial images."""
+    from timm_robust.attacks import autoattack
+    attack = autoattack if name == 'autoattack' else ATTACKS[name]
+    return attack(model, x, y, threat, batch_size=batch_size, search_model=search_model, **(PGD if name == 'pgd' else {}))
+
+
+def floor(model, x, y, threat, batch_size: int) -> torch.Tensor:
+    """The least PGD can cost where nothing is fooled: a forward pass and an input gradient for each step."""
+    adv = []
+    for a, b in zip(x.split(batch_size), y.split(batch_size)):
+        point = a
+        for _ in range(PGD['steps']):
+            gradient, _, _ = input_gradient(model, point, partial(cross_entropy, target=b))
+            point = point + 2.5 * threat.eps / PGD['steps'] * gradient.sign()
+            point = torch.clamp(point, a - threat.eps, a + threat.eps).clamp(0, 1)
+        adv.append(point)
+    return torch.cat(adv)
+
+
+@torch.no_grad()
+def predicted(model, x) -> torch.Tensor:
+    """Predicted classes."""
+    return torch.cat([model(part).argmax(1) for part in x.split(500)])
+
+
+def measure(model, x, y, attack) -> dict:
+    """Robust accuracy, time and evaluations of the network."""
+    counter = Counter(model).eval()
+    right = predicted(model, x) == y
+    x, y, count = x[right], y[right], len(y)
+    wall, cpu = time.perf_counter(), time.process_time()
+    adv = attack(counter, x, y)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    holds = predicted(model, adv) == y
+    return {'accuracy': 100 * holds.sum().item() / count, 'wall': wall, 'cpu': cpu,
+            'forwards': counter.forwards / len(x), 'backwards': counter.backwards / len(x)}
+
+
+def main() -> None:
+    """Run."""
+    parser = Parser(prog='benchmarks/attacks.py', description=__doc__.split('\n', 1)[0])
+    group = parser.add_argument_group('Benchmark parameters')
+    add_threat_arguments(group)
+    group.add_argument('--parts', default='pgd,apgd_ce,apgd_dlr,apgd_t,fab_t,square,autoattack', help='what to run')
+    group.add_argument('--arms', default='reference,exact,float32,bfloat16', help='reference, and our searches')
+    group.add_argument('--json', default='', metavar='FILE', help='write the figures')
+    group.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
+    add_input_arguments(parser, num_examples=1000)
+    args = parser.parse_args(sys.argv[1:])
+    torch.set_num_threads(args.threads)
+    threat = read_threat(args)
+    inputs = open_inputs(args, torch.device(args.device or 'cpu'))
+    x, y = inputs.first(len(inputs.indices))
+    model, size = inputs.pixel_model, args.batch_size
+    searched = {'exact': None, 'float32': make_search_model(model, x[:8]),
+                'bfloat16': make_search_model(model, x[:8], torch.bfloat16)}
+    found = {}
+    print(f'{args.model} {args.checkpoint}, {len(x)} images, {threat}, batch {size}, {args.threads} threads')
+    for part in args.parts.split(','):
+        arms = {'reference': lambda m, a, b: theirs(part, m, a, b, threat, size)}
+        if part == 'pgd':
+            arms['floor'] = lambda m, a, b: floor(m, a, b, threat, size)
+        for name, copy in searched.items():
+            def attack(m, a, b, copy=copy):
+                return ours(part, m, a, b, threat, size, None if copy is None else counted(copy, m))
+
+            arms[name] = attack
+        for name in ['floor', *args.arms.split(',')] if part == 'pgd' else args.arms.split(','):
+            try:
+                found[part, name] = row = measure(model, x, y, arms[name])
+            except ImportError as error:
+                print(f'{part:11}{name:10} not run: {error}')
+                continue
+            base = found.get((part, 'reference'), row)
+            print(f"{part:11}{name:10}{row['accuracy']:7.1f} %{row['wall']:9.1f} s  {row['wall'] / base['wall']:5.2f}"
+                  f" of the reference  CPU {row['cpu'] / base['cpu']:5.2f}  forwards {row['forwards']:7.1f} "
+                  f"backwards {row['backwards']:6.1f}", flush=True)
+            if args.json:
+                Path(args.json).write_text(json.dumps(
+                    {'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
+                     'threads': args.threads, 'model': args.model,
+                     'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
+
+
+def counted(copy: torch.nn.Module, counter: Counter) -> torch.nn.Module:
+    """A search copy whose evaluations count too."""
+    own = Counter(copy).eval()
+
+    class Shared(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            before = own.forwards, own.backwards
+            out = own(x)
+            counter.forwards += own.forwards - before[0]
+            if x.requires_grad:
+                x.register_hook(lambda g: setattr(counter, 'backwards', counter.backwards + len(g)))
+            return out
+
+    return Shared()
+
+
+if __name__ == '__main__':
+    main()

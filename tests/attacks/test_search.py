@@ -1,0 +1,225 @@
+"""The loop all attacks of an evaluation share: pooling, queries, noise, a faster network to search with."""
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from helpers import TinyNet
+
+from timm_robust.attacks import ATTACKS, ThreatModel, apgd_ce, apgd_t, autoattack, fab_t, noise, pgd, rays, square
+from timm_robust.attacks.apgd import APGDSearch
+from timm_robust.attacks.search import run_search
+from timm_robust.attacks.square import SquareSearch
+from timm_robust.errors import InputError
+from timm_robust.layers import fold_for_inference, set_norm_statistics
+from timm_robust.models.search_copy import make_search_model
+
+LINF = ThreatModel('linf', 0.02)
+
+
+class Counting(nn.Module):
+    """Counts how often each image of a batch, told apart by its first pixel, is shown."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.sizes = model, []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return self.model(x)
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(3)
+    model = TinyNet().eval()
+    x = torch.rand(40, 3, 8, 8)
+    with torch.no_grad():
+        model.fc.weight *= 20
+        model.fc.bias -= model(x).mean(0)
+        y = model(x).argmax(1)
+    return model, x, y
+
+
+def accuracy(model, adv, y):
+    with torch.no_grad():
+        return (model(adv).argmax(1) == y).float().mean().item()
+
+
+def test_noise_is_uniform_and_depends_on_seed_stream_and_place_alone():
+    seeds = torch.arange(50)
+    u = noise.uniform(seeds, 3, 4000)
+    assert 0 <= u.min() and u.max() < 1
+    # five standard errors of mean, variance and correlation of 200,000 numbers
+    assert abs(u.mean() - .5) < 5 * (1 / 12) ** .5 / u.numel() ** .5
+    assert abs(u.var() - 1 / 12) < 5 * (1 / 180) ** .5 / u.numel() ** .5
+    for a, b in ((u[:-1], u[1:]), (u[:, :-1], u[:, 1:]), (u, noise.uniform(seeds, 4, 4000))):
+        assert abs(((a - .5) * (b - .5)).mean() * 12) < 5 / a.numel() ** .5
+    assert torch.equal(u[7:9], noise.uniform(seeds[7:9], 3, 4000))
+    assert torch.equal(u[:, :10], noise.uniform(seeds, torch.full((50,), 3), 10))
+    n = noise.normal(seeds, 0, 4000)
+    assert abs(n.mean()) < 5 / n.numel() ** .5 and abs(n.var() - 1) < 5 * (2 / n.numel()) ** .5
+    assert set(noise.signs(seeds, 0, 9).unique().tolist()) == {-1., 1.}
+
+
+@pytest.mark.parametrize('attack', [
+    lambda *a, **k: pgd(*a, steps=5, restarts=3, **k),
+    lambda *a, **k: apgd_ce(*a, steps=20, restarts=2, **k),
+    lambda *a, **k: apgd_t(*a, steps=10, **k),
+    lambda *a, **k: fab_t(*a, steps=10, **k),
+    lambda *a, **k: square(*a, query_limit=60, **k),
+    lambda *a, **k: rays(*a, query_limit=150, **k),
+], ids=['pgd', 'apgd_ce', 'apgd_t', 'fab_t', 'square', 'rays'])
+def test_the_batch_an_image_is_in_changes_nothing(problem, attack):
+    model, x, y = problem
+    whole = attack(model, x, y, LINF, seed=list(range(40)))
+    assert .02 < accuracy(model, whole, y) < .98, 'the comparison says nothing'
+    pooled = attack(model, x, y, LINF, seed=list(range(40)), batch_size=7)
+    part = attack(model, x[20:], y[20:], LINF, seed=list(range(20, 40)), batch_size=3)
+    fooled = [model(adv).argmax(1) != y for adv in (whole, pooled)] + [model(part).argmax(1) != y[20:]]
+    assert torch.equal(fooled[0], fooled[1]) and torch.equal(fooled[0][20:], fooled[2])
+    torch.testing.assert_close(pooled[fooled[0]], whole[fooled[0]], rtol=0, atol=1e-6)
+
+
+def test_the_batch_stays_full_until_the_queue_is_empty(problem):
+    model, x, y = problem
+    counting = Counting(model)
+    found = run_search(APGDSearch(LINF, 'ce', 20), counting, x, y, batch_size=8, restarts=2)
+    assert 0 < found.fooled.sum() < 40
+    shrinking = next(i for i, n in enumerate(counting.sizes) if n < 8)
+    assert all(n == 8 for n in counting.sizes[:shrinking]) and sum(counting.sizes[:shrinking]) > 40 * 8
+    assert counting.sizes[shrinking:] == sorted(counting.sizes[shrinking:], reverse=True)
+    assert found.queries.sum() == sum(counting.sizes)
+    # a fooled image costs no more; one that resists costs both runs: 20 steps and the start, twice
+    assert (found.queries[~found.fooled] == 42).all() and (found.queries[found.fooled] < 42).any()
+
+
+@pytest.mark.parametrize('name', ['square', 'rays'])
+def test_queries_are_counted_truly_and_limited(problem, name):
+    model, x, y = problem
+    from timm_robust.attacks.rays import RaySSearch
+    make = {'square': SquareSearch, 'rays': RaySSearch}[name]
+    counting = Counting(model)
+    found = run_search(make(LINF, 37), counting, x, y, batch_size=16)
+    assert found.queries.sum() == sum(counting.sizes) and found.queries.max() == 37
+    assert (found.queries[~found.fooled] == 37).all() and found.fooled.any()
+    more = run_search(make(LINF, 400), model, x, y)
+    assert more.fooled.sum() > found.fooled.sum() and (more.fooled | ~found.fooled).all()
+
+
+def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
+    _, x, y = problem
+    robust = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
+    nn.init.zeros_(robust[1].weight)
+    with torch.no_grad():
+        robust[1].bias[:] = torch.arange(10., 0, -1)
+    y = torch.zeros(40, dtype=torch.int64)
+    for attack, most in ((apgd_ce, 101), (fab_t, 9 * 101 + 1)):
+        counting = Counting(robust)
+        attack(counting, x, y, LINF)
+        assert sum(counting.sizes) / 40 == most, 'nothing can be fooled here, so every evaluation is made'
+
+
+def test_progress_tells_every_image_once(problem):
+    model, x, y = problem
+    for attack in (apgd_t, pgd):
+        told = []
+        attack(model, x, y, LINF, steps=5, batch_size=7, progress=told.append)
+        assert sum(told) == 40 and len(told) > 2
+
+
+def lying_copy(model, y_wrong):
+    """A search network that calls everything fooled."""
+    class Liar(nn.Module):
+        def forward(self, x):
+            return -model(x)
+
+    return Liar().eval()
+
+
+def test_what_fools_only_the_copy_does_not_count(problem):
+    model, x, y = problem
+    for name in ('pgd', 'apgd_ce'):
+        attack = partial(ATTACKS[name], model, x, y, LINF, steps=10)
+        expected = accuracy(model, attack(), y)
+        assert 0 < expected < 1
+        assert accuracy(model, attack(search_model=lying_copy(model, y)), y) == expected
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar', 'nofrost_resnet26',
+                                  'nf_resnet26', 'resnetv2_50', 'vgg11_bn', 'vit_tiny_patch16_224'])
+def test_folded_copies_compute_the_same(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **({'img_size': 32} if 'vit' in name else {}))
+    size = 64 if name == 'vgg11_bn' else 32
+    x = torch.rand(4, 3, size, size)
+    for module in model.modules():
+        if getattr(module, 'running_mean', None) is not None:
+            nn.init.normal_(module.running_mean, std=.1)
+            nn.init.uniform_(module.running_var, .5, 2)
+            nn.init.uniform_(module.weight, .5, 1.5)
+            nn.init.normal_(module.bias)
+    model.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    folded = fold_for_inference(model, x)
+    with torch.no_grad():
+        wanted, got = model(x), make_search_model(model, x)(x)
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    if 'vit' in name:
+        assert folded is None
+        return
+    left = sum(isinstance(m, nn.BatchNorm2d) or type(m).__name__ in ('RobustNorm2d', 'ScaledStdConv2d')
+               for m in folded.modules())
+    before = sum(isinstance(m, nn.BatchNorm2d) or type(m).__name__ in ('RobustNorm2d', 'ScaledStdConv2d')
+                 for m in model.modules())
+    # pre-activation networks normalize what no convolution made
+    assert left < before and (left == 0 or name == 'resnetv2_50')
+
+
+def test_no_copy_of_a_network_that_normalizes_by_the_batch():
+    model = set_norm_statistics(timm.create_model('robustnorm_resnet20_cifar').eval(), 'batch')
+    assert make_search_model(model, torch.rand(2, 3, 32, 32)) is None
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_searching_on_a_copy_leaves_the_answer(dtype):
+    """--exact against a folded copy: verdicts are those of the network either way, and as many are fooled."""
+    torch.manual_seed(0)
+    model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d', num_classes=10).eval()
+    x = torch.rand(24, 3, 32, 32)
+    with torch.no_grad():
+        model.fc.bias -= model(x).mean(0)
+        y = model(x).argmax(1)
+    threat = ThreatModel('linf', 0.002)
+    copy = make_search_model(model, x[:4], dtype)
+    left = [accuracy(model, pgd(model, x, y, threat, steps=10, search_model=m), y) for m in (None, copy)]
+    assert 0 < left[0] < 1 and abs(left[0] - left[1]) <= 1 / 24
+
+
+def test_autoattack_is_at_least_as_strong_as_each_part(problem):
+    model, x, y = problem
+    alone = [accuracy(model, ATTACKS[name](model, x, y, LINF), y) for name in ('apgd_ce', 'apgd_t', 'fab_t')]
+    assert accuracy(model, autoattack(model, x, y, LINF), y) <= min(alone) < 1
+    two = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).eval()
+    with pytest.raises(InputError, match='needs 4 classes for apgd_t, the model has 2'):
+        autoattack(two, x, torch.zeros(40, dtype=torch.int64), LINF)
+
+
+def test_bad_input(problem):
+    model, x, y = problem
+    with pytest.raises(InputError, match='untargeted Linf'):
+        rays(model, x, y, LINF, targets=y)
+    with pytest.raises(InputError, match="norm='l2'.*untargeted Linf"):
+        rays(model, x, y, ThreatModel('l2', 1.))
+    with pytest.raises(InputError, match="norm='linf'.*L2 attack"):
+        ATTACKS['cw_l2'](model, x, y, LINF)
+    with pytest.raises(InputError, match='num_targets=4 must be between 1 and 3'):
+        apgd_t(model, x, y, LINF, num_targets=4)
+    with pytest.raises(InputError, match='query_limit=0'):
+        square(model, x, y, LINF, query_limit=0)
+    with pytest.raises(InputError, match='tuple'):
+        apgd_t(lambda x: (model(x),), x, y, LINF)
+    with pytest.raises(InputError, match='not finite'):
+        apgd_t(lambda x: model(x) * float('nan'), x, y, LINF)

@@ -1,0 +1,267 @@
+"""Every check of `diagnose` on a network that has the fault it looks for, and on an honest one."""
+import copy
+import io
+import json
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from helpers import TinyNet, state_equal
+
+from timm_robust.attacks import ThreatModel, fgsm
+from timm_robust.errors import InputError
+from timm_robust.evaluate.batch_dependence import compare_batches, even_batch_size
+from timm_robust.evaluate.diagnostics import diagnose, loss_surface, plot_loss_surface
+from timm_robust.layers import replace_norm, set_norm_statistics
+
+THREAT = ThreatModel('linf', 0.1)
+COLOURS = torch.tensor([[0.3, 0.5, 0.7], [0.7, 0.5, 0.3], [0.5, 0.7, 0.5], [0.5, 0.3, 0.5]])
+PER_IMAGE = [
+    'randomness', 'zero_gradients', 'saturated_logits', 'more_steps', 'black_box', 'transfer', 'unbounded', 'noise',
+    'single_step', 'loss_surface', 'batch_dependence']
+WHOLE_BATCHES = [
+    'randomness', 'zero_gradients', 'saturated_logits', 'adaptive', 'noise', 'single_step', 'loss_surface',
+    'batch_dependence']
+
+
+def problem(n=60, seed=0):
+    """Four colours under noise."""
+    y = torch.arange(n) % 4
+    noise = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return (COLOURS[y].view(n, 3, 1, 1) + 0.15 * noise).clamp(0, 1), y
+
+
+def trained(model, steps=120):
+    """Adversarial training, until about half of the images withstand."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for step in range(steps):
+        x, y = problem(64, seed=1 + step)
+        x = fgsm(model.eval(), x, y, THREAT, keep='last')
+        optimizer.zero_grad()
+        F.cross_entropy(model.train()(x), y).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def honest():
+    return trained(TinyNet())
+
+
+@pytest.fixture(scope='module')
+def robust_norm():
+    return trained(replace_norm(TinyNet(norm=True)))
+
+
+class Around(nn.Module):
+    """A network with something in front of it and something behind it."""
+
+    def __init__(self, model, before=lambda x: x, after=lambda z: z):
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+
+    def forward(self, x):
+        return self.after(self.model(self.before(x)))
+
+
+def quantized(model):
+    return Around(model, before=lambda x: torch.round(x * 4) / 4).eval()
+
+
+def findings(model, threat=THREAT, batch_size=32, data=None, **kwargs):
+    x, y = data or problem()
+    kwargs = {'steps': (5, 20, 50), 'black_box_queries': 200, **kwargs}
+    return {f.name: f for f in diagnose(model, x, y, threat, batch_size=batch_size, progress=False, **kwargs)}
+
+
+@pytest.mark.parametrize('threat', [THREAT, ThreatModel('l2', 1.2)])
+def test_an_honest_network_raises_no_alarm(honest, threat):
+    found = findings(honest, threat)
+    assert list(found) == PER_IMAGE
+    assert [f.name for f in found.values() if f.verdict == 'alarm'] == []
+    for name in ('randomness', 'zero_gradients', 'saturated_logits', 'unbounded', 'noise', 'loss_surface',
+                 'batch_dependence'):
+        assert found[name].verdict == 'ok', found[name].text
+    accuracy = [run['accuracy'] for run in found['more_steps'].measured['runs']]
+    assert accuracy == sorted(accuracy, reverse=True) and 20 < accuracy[-1] < 80, 'the network proves nothing'
+    assert found['noise'].measured['fgsm'] < found['noise'].measured['noise'] - 10
+    assert found['transfer'].verdict == 'skipped' and '--surrogate' in found['transfer'].text
+    for finding in found.values():
+        assert '60 images, seed 0' in finding.text
+        settings = {k: finding.measured[k] for k in ('num_examples', 'norm', 'eps', 'seed')}
+        assert settings == {'num_examples': 60, 'norm': threat.norm, 'eps': threat.eps, 'seed': 0}
+
+
+def test_a_network_without_gradients_is_caught(honest):
+    found = findings(quantized(honest), surrogate=honest)
+    for name in ('zero_gradients', 'black_box', 'transfer', 'unbounded'):
+        assert found[name].verdict == 'alarm', found[name].text
+    assert found['zero_gradients'].measured['images'] == {'float32': 60, 'float64': 60}
+    assert 'not differentiable' in found['zero_gradients'].text
+    assert 'gradients mislead' in found['black_box'].text and found['black_box'].measured['left_by_gradients'] == 60
+    assert 'masked' in found['transfer'].text and found['transfer'].measured['broken'] > 10
+    assert found['unbounded'].measured['survivors'] == 60
+    assert found['loss_surface'].verdict == 'warning' and found['noise'].verdict != 'ok'
+    assert found['batch_dependence'].verdict == 'ok'
+
+
+def test_an_honest_network_is_no_easier_through_a_surrogate(honest):
+    assert findings(honest, surrogate=honest)['transfer'].verdict == 'ok'
+
+
+def test_a_network_that_cuts_the_graph_is_diagnosed_all_the_same(honest):
+    found = findings(Around(honest, before=torch.Tensor.detach).eval())
+    assert found['zero_gradients'].verdict == found['unbounded'].verdict == 'alarm'
+
+
+def test_saturation_is_told_from_masking(honest):
+    by_100 = findings(Around(honest, after=lambda z: 100 * z).eval())
+    assert by_100['saturated_logits'].verdict == by_100['zero_gradients'].verdict == 'alarm'
+    images = by_100['zero_gradients'].measured['images']
+    assert images['float32'] > 30 and images['float64'] == 0
+    assert 'saturate in float32' in by_100['zero_gradients'].text
+    assert by_100['black_box'].verdict == 'ok', 'a loss that ignores the scale sees the slope'
+    by_10000 = findings(Around(honest, after=lambda z: 1e4 * z).eval())
+    assert by_10000['saturated_logits'].verdict == by_10000['unbounded'].verdict == 'alarm'
+    assert by_10000['zero_gradients'].measured['images']['float64'] > 50
+
+
+def test_a_randomized_network_is_caught_and_torchs_generator_is_left_alone(honest):
+    noisy = Around(honest, before=lambda x: x + 0.1 * torch.randn_like(x)).eval()
+    state = torch.random.get_rng_state()
+    found = findings(noisy)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert found['randomness'].verdict == 'alarm' and 'rand' in found['randomness'].text
+    assert found['batch_dependence'].verdict == 'skipped'
+    torch.rand(1)
+    assert findings(noisy) == found
+
+
+def test_a_gradient_worse_than_noise_is_caught(honest):
+    downhill = Around(honest, before=lambda x: 2 * x.detach() - x).eval()
+    x, _ = problem()
+    between_classes = (x + x.roll(1, 0)) / 2
+    data = between_classes, downhill(between_classes).argmax(1)
+    found = findings(downhill, ThreatModel('linf', 0.05), data=data, steps=(5,), black_box_queries=50)
+    assert found['noise'].verdict == 'alarm' and 'no better a direction than chance' in found['noise'].text
+    assert found['noise'].measured['noise'] < found['noise'].measured['clean'] - 5, found['noise'].text
+    assert found['loss_surface'].verdict == 'warning' and found['loss_surface'].measured['gradient_rise'] < 0
+    assert found['zero_gradients'].verdict == 'ok', 'there is a gradient, and it misleads'
+
+
+def test_a_loss_bent_around_the_image_is_caught(honest):
+    """The gradient is right on a grid of pixel values, which the data keeps to, and misleads beside it."""
+    x, y = problem()
+    ripples = Around(honest, before=lambda x: x + 0.005 * torch.sin(160 * torch.pi * x)).eval()
+    found = findings(ripples, data=((10 * x).round() / 10, y), steps=(20,), black_box_queries=50)
+    assert found['single_step'].verdict == 'alarm' and found['single_step'].measured['only_by_single_step'] > 5
+    assert findings(honest, data=((10 * x).round() / 10, y), steps=(20,))['single_step'].verdict == 'ok'
+
+
+def test_an_attack_that_has_not_converged_is_told(honest):
+    assert findings(honest, ThreatModel('l2', 1.2), steps=(1, 2, 50))['more_steps'].verdict == 'warning'
+
+
+@pytest.mark.parametrize('statistics', ['batch', 'mean', 'population'])
+def test_robust_norm_by_its_statistics(robust_norm, statistics):
+    model = set_norm_statistics(copy.deepcopy(robust_norm), statistics)
+    found = findings(model)
+    if statistics == 'population':
+        assert list(found) == PER_IMAGE and found['batch_dependence'].verdict == 'ok'
+        assert all(found['batch_dependence'].measured[k]['changed'] == 0 for k in ('alone', 'shuffled', 'one_class'))
+        return
+    assert list(found) == WHOLE_BATCHES
+    assert found['batch_dependence'].verdict == 'alarm' and found['adaptive'].verdict in ('warning', 'alarm')
+    measured = found['adaptive'].measured
+    assert measured['clean'] > 90 and measured['adaptive'] <= measured['pgd'] < measured['clean']
+    assert 20 < measured['population_apgd_ce'] < measured['population_clean']
+    assert measured['batch_size'] == 30 and (measured['few_steps'], measured['steps']) == (5, 20)
+    assert 'population statistics' in found['adaptive'].text and 'guarantees nothing' in found['adaptive'].text
+    if statistics == 'batch':
+        assert found['batch_dependence'].measured['one_class']['changed'] > 10
+        assert found['adaptive'].verdict == 'alarm' and measured['adaptive'] < measured['standing'] - 1
+
+
+def test_population_numbers_are_those_of_the_network_with_population_statistics(robust_norm):
+    own = findings(set_norm_statistics(copy.deepcopy(robust_norm), 'batch'))['adaptive'].measured
+    population = findings(robust_norm, steps=(20,))
+    assert population['more_steps'].measured['runs'][0]['accuracy'] == own['population_apgd_ce']
+    assert population['noise'].measured['clean'] == own['population_clean']
+
+
+def test_batch_norm_on_batches_it_cannot_take():
+    """One value per channel is refused by BatchNorm in its batch mode, which is an answer too."""
+    model = set_norm_statistics(nn.Sequential(TinyNet(norm=True)), 'batch').eval()
+    x, y = problem(9)
+    measured = compare_batches(model, x[:, :, :1, :1], y, batch_size=3)
+    assert measured['alone'] is None and measured['own']['changed'] == 0 and measured['shuffled'] is not None
+
+
+def test_without_tracked_statistics_there_is_none_to_deploy(honest):
+    model = TinyNet(norm=True)
+    model.norm = nn.BatchNorm2d(8, track_running_stats=False)
+    x, y = problem()
+    model.eval()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    found = {f.name: f for f in diagnose(model, x, y, THREAT, steps=(2, 3), progress=False)}
+    assert found['adaptive'].measured['standing'] is None
+    assert found['adaptive'].measured['population_apgd_ce'] is None and 'no statistics' in found['adaptive'].text
+
+
+def test_findings_are_json_and_repeat_and_the_model_is_untouched(robust_norm):
+    model = copy.deepcopy(set_norm_statistics(robust_norm, 'batch'))
+    set_norm_statistics(robust_norm, 'population')
+    model.fc.weight.requires_grad_(False)
+    model.conv.train()  # a part that trains on, in a network in eval mode
+    frozen = [p.requires_grad for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
+    before = copy.deepcopy(model)
+    found = findings(model)
+    assert state_equal(model, before) and [p.requires_grad for p in model.parameters()] == frozen
+    assert [m.training for m in model.modules()] == modes and not model.norm._warned
+    assert all(p.grad is None for p in model.parameters())
+    assert json.loads(json.dumps([f.measured for f in found.values()])) == [f.measured for f in found.values()]
+    assert findings(model) == found
+    honest_findings = findings(robust_norm)
+    assert findings(robust_norm) == honest_findings
+    assert findings(robust_norm, seed=1) != honest_findings
+
+
+@pytest.mark.parametrize('threat', [THREAT, ThreatModel('l2', 1.2)])
+def test_loss_surface(honest, threat):
+    x, y = problem(20)
+    surface = loss_surface(honest, x, y, threat, points=5)
+    assert json.loads(json.dumps(surface)) == surface
+    assert surface['coordinates'] == [-1, -0.5, 0, 0.5, 1] and (surface['norm'], surface['eps']) == (
+        threat.norm, threat.eps)
+    loss = torch.tensor(surface['loss'])
+    with torch.no_grad():
+        clean = F.cross_entropy(honest(x), y)
+        adv = fgsm(honest, x, y, threat, keep='last')
+        torch.testing.assert_close(loss[2, 2], clean)
+        torch.testing.assert_close(loss[2, 4], F.cross_entropy(honest(adv), y))
+    assert loss[2, 0] < clean and loss[2, 4] - clean > 5 * (loss[4, 2] - clean).abs()
+    file = io.BytesIO()
+    plot_loss_surface(surface, 'loss', file)
+    assert file.getvalue().startswith(b'\x89PNG')
+
+
+def test_bad_input(honest):
+    x, y = problem(8)
+    with pytest.raises(InputError, match='eval'):
+        diagnose(copy.deepcopy(honest).train(), x, y, THREAT)
+    with pytest.raises(InputError, match='pixels'):
+        diagnose(honest, x * 255, y, THREAT)
+    with pytest.raises(InputError, match='no image'):
+        diagnose(honest, x, (y + 1) % 4, THREAT)
+    with pytest.raises(InputError, match='label 4'):
+        diagnose(honest, x, torch.full_like(y, 4), THREAT)
+    with pytest.raises(InputError, match='no image'):
+        diagnose(honest, x[:0], y[:0], THREAT)
+
+
+def test_even_batch_size():
+    assert [even_batch_size(n, 128) for n in (1, 128, 129, 200, 300)] == [1, 128, 65, 100, 100]

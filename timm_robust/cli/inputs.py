@@ -1,0 +1,191 @@
+"""The network and the images that the commands which attack a network share."""
+import argparse
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.nn as nn
+from timm.data import create_loader
+from torch.utils.data import IterableDataset, Subset
+
+from ..attacks import ThreatModel
+from ..attacks.threat import NORMS
+from ..data import balanced_indices, check_images, check_labels, dataset_labels, listed_indices
+from ..errors import InputError
+from ..layers import NORM_STATISTICS, has_batch_statistics, set_norm_statistics
+from ..models import NormalizedModel
+from ..train.build import build_model, resolve_data
+from ..train.checkpoint import load_weights
+from ..train.datasets import open_dataset
+from .arguments import add_data_arguments, add_model_arguments
+
+__all__ = ['Inputs', 'add_input_arguments', 'add_threat_arguments', 'build_surrogate', 'open_inputs', 'read_threat']
+
+
+def add_threat_arguments(group: argparse._ArgumentGroup) -> None:
+    """Flags of the threat model."""
+    group.add_argument('--norm', default='linf', metavar='NORM', help='linf or l2 (default: linf)')
+    group.add_argument('--eps', default='8/255', help='perturbation size in pixel units on [0, 1] (default: 8/255)')
+    group.add_argument('--norm-statistics', default=None, metavar='MODE',
+                       help='normalize by population, batch or (RobustNorm) mean statistics (default: of the model)')
+    group.add_argument('--surrogate', default='', metavar='MODEL',
+                       help='another network of the same classes (a timm model, local-dir:PATH), for attacks crafted '
+                            'on it')
+    group.add_argument('--surrogate-checkpoint', default='', metavar='PATH', help='weights of the surrogate')
+    group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of subset and noise (default: 0)')
+
+
+def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[int] = None) -> None:
+    """Flags of data and model."""
+    group = add_data_arguments(parser)
+    group.add_argument('--split', default='validation', metavar='NAME', help='split (default: validation)')
+    group.add_argument('--num-examples', type=int, default=num_examples, metavar='N',
+                       help=f"evaluate so many images of the subset (default: {num_examples or 'all'})")
+    group.add_argument('--subset', default='balanced', metavar='NAME',
+                       help='balanced (seeded, as many of each class), robustbench (its ImageNet images, where that '
+                            'package is installed) or a file of image names (default: balanced)')
+    group = add_model_arguments(parser)
+    group.add_argument('--checkpoint', default='', metavar='PATH', help='weights to load, safetensors or checkpoint')
+    group.add_argument('--use-ema', action=argparse.BooleanOptionalAction, default=True,
+                       help='prefer averaged weights of the checkpoint (default: yes)')
+
+
+def read_threat(args: argparse.Namespace) -> ThreatModel:
+    """Threat model of the flags.
+
+    Raises:
+        InputError: Naming the flag.
+    """
+    if args.norm not in NORMS:
+        raise InputError(f"--norm {args.norm}: unknown, choose one of {', '.join(NORMS)}")
+    if args.norm_statistics is not None and args.norm_statistics not in NORM_STATISTICS:
+        raise InputError(
+            f"--norm-statistics {args.norm_statistics}: unknown, choose one of {', '.join(NORM_STATISTICS)}")
+    if args.batch_size < 1:
+        raise InputError(f'--batch-size {args.batch_size}: must be at least 1')
+    try:
+        return ThreatModel(args.norm, args.eps)
+    except InputError as error:
+        raise InputError(f'--eps {args.eps}: {error}') from error
+
+
+@dataclass
+class Inputs:
+    """A network and the images to attack it with.
+
+    Attributes:
+        model: The timm model.
+        pixel_model: Takes pixels in [0, 1].
+        data_config: timm's data configuration.
+        dataset: The data set.
+        indices: The chosen images.
+        device: Where the network is.
+    """
+    model: nn.Module
+    pixel_model: NormalizedModel
+    data_config: Dict[str, Any]
+    dataset: Any
+    indices: List[int]
+    device: torch.device
+    args: argparse.Namespace
+
+    def loader(self, positions: Optional[List[int]] = None):
+        """A loader of pixels in [0, 1] and labels, for all chosen images or those at some positions."""
+        indices = self.indices if positions is None else [self.indices[i] for i in positions]
+        subset = Subset(self.dataset, indices)
+        channels = self.data_config['input_size'][0]
+        loader = create_loader(
+            subset,
+            input_size=self.data_config['input_size'],
+            batch_size=self.args.batch_size,
+            interpolation=self.data_config['interpolation'],
+            crop_pct=self.data_config['crop_pct'],
+            crop_mode=self.data_config['crop_mode'],
+            mean=(0.,) * channels,
+            std=(1.,) * channels,
+            num_workers=self.args.workers,
+            pin_memory=self.args.pin_mem,
+            device=self.device,
+            persistent_workers=False,
+        )
+        # timm sets the transform on the subset, which does not apply it
+        self.dataset.transform = subset.transform
+        return loader
+
+    def first(self, count: int):
+        """The first chosen images and their labels, as tensors on the device."""
+        count = min(count, len(self.indices))
+        batches = [(x.to(self.device), y.to(self.device)) for x, y in self.loader(list(range(count)))]
+        return tuple(torch.cat(part) for part in zip(*batches))
+
+    @property
+    def class_names(self) -> Optional[List[str]]:
+        """Names of the classes, where the data set knows them."""
+        reader = getattr(self.dataset, 'reader', None)
+        return sorted(getattr(reader, 'class_to_idx', {}) or getattr(self.dataset, 'classes', [])) or None
+
+
+def _on_pixels(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], device) -> NormalizedModel:
+    pixel_model = NormalizedModel(model, data_config['mean'], data_config['std'])
+    memory_format = torch.channels_last if args.channels_last else torch.preserve_format
+    return pixel_model.to(device=device, memory_format=memory_format).eval()
+
+
+def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
+    """Build the network, load its weights, open the data and choose the images.
+
+    Raises:
+        InputError: Naming the flag.
+    """
+    args.pretrained = args.pretrained or not args.checkpoint  # as timm's validate.py: never random weights
+    model = build_model(args)
+    if args.checkpoint:
+        load_weights(model, args.checkpoint, use_ema=args.use_ema)
+    if args.norm_statistics:
+        try:
+            set_norm_statistics(model, args.norm_statistics)
+        except ValueError as error:
+            raise InputError(f'--norm-statistics {args.norm_statistics}: {error}') from error
+    if args.batch_size == 1 and has_batch_statistics(model):
+        raise InputError(
+            '--batch-size 1: this network normalizes by the statistics of the batch, use a larger batch or '
+            '--norm-statistics population')
+    data_config = resolve_data(args, model)
+    dataset = open_dataset(args, args.split, data_config['input_size'][0])
+    if isinstance(dataset, IterableDataset):
+        raise InputError(f'--dataset {args.dataset}: streaming data has no index, use a data set with one')
+    check_labels(None, dataset, model.num_classes)
+    if args.subset == 'balanced':
+        indices = balanced_indices(dataset_labels(dataset), len(dataset), args.num_examples, args.seed)
+    else:
+        indices = listed_indices(dataset, args.subset, args.num_examples)
+    check_images(dataset, indices)
+    return Inputs(model, _on_pixels(args, model, data_config, device), data_config, dataset, indices, device, args)
+
+
+def build_surrogate(args: argparse.Namespace, inputs: Inputs) -> Optional[NormalizedModel]:
+    """The network of --surrogate on pixels, or None.
+
+    Raises:
+        InputError: If it cannot be built or its classes or input are not those of the model.
+    """
+    if not args.surrogate:
+        if args.surrogate_checkpoint:
+            raise InputError(f'--surrogate-checkpoint {args.surrogate_checkpoint}: name its model with --surrogate')
+        return None
+    own = argparse.Namespace(**{
+        **vars(args), 'model': args.surrogate, 'pretrained': not args.surrogate_checkpoint, 'model_kwargs': {},
+        'num_classes': args.num_classes or (inputs.model.num_classes if args.surrogate_checkpoint else None)})
+    model = build_model(own)
+    if args.surrogate_checkpoint:
+        load_weights(model, args.surrogate_checkpoint, use_ema=args.use_ema)
+    if model.num_classes != inputs.model.num_classes:
+        raise InputError(
+            f'--surrogate {args.surrogate}: has {model.num_classes} classes, the model {inputs.model.num_classes}')
+    own.mean = own.std = None
+    data_config = resolve_data(own, model)
+    if data_config['input_size'] != inputs.data_config['input_size']:
+        raise InputError(
+            f"--surrogate {args.surrogate}: takes {data_config['input_size']} images, the model "
+            f"{inputs.data_config['input_size']}: give both --input-size")
+    return _on_pixels(args, model, data_config, inputs.device)

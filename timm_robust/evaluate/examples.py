@@ -1,0 +1,65 @@
+"""Adversarial images to look at."""
+from typing import Any, Dict, List
+
+import torch
+import torch.nn as nn
+
+from ..attacks.search import logits_of
+from .accuracy import image_seeds
+from .outcome import Evaluation, keyed_steps
+
+__all__ = ['example_images']
+
+
+def example_images(
+        model: nn.Module,
+        x: torch.Tensor,
+        evaluation: Evaluation,
+        *,
+        seed: int = 0,
+        count: int = 8,
+) -> List[Dict[str, Any]]:
+    """Adversarial images for a figure, made again with the seeds of the evaluation.
+
+    For each image the first attack that fooled the network is shown, the last one where none did.
+
+    Args:
+        model: The network that was evaluated.
+        x: The first images of the evaluation; for a network with batch statistics, its first batch.
+        evaluation: What came out.
+        seed: Seed of the evaluation.
+        count: Number of images, those classified correctly when clean.
+
+    Returns:
+        One dict per image: clean and adversarial image, label, prediction and confidence of both, attack.
+    """
+    attacks = [(part, r) for r in evaluation.results for part, _ in keyed_steps(r.spec)]
+    if not attacks:
+        return []
+    labels = torch.tensor(evaluation.labels[:len(x)], device=x.device)
+    clean = logits_of(model, x).softmax(1)
+    rows = (clean.argmax(1) == labels).nonzero().squeeze(1)[:count].tolist()
+    by_attack: Dict[int, List[int]] = {}
+    for i in rows:
+        fooled = [k for k, (_, r) in enumerate(attacks) if r.correct[i] is False]
+        by_attack.setdefault(fooled[0] if fooled else len(attacks) - 1, []).append(i)
+    examples = []
+    for k, own in by_attack.items():
+        part = attacks[k][0]
+        picked = list(range(len(x))) if evaluation.batch_dependent else own
+        keep = 'last' if evaluation.batch_dependent else 'best'
+        adv = part(model, x[picked], labels[picked],
+                   image_seeds(seed, [evaluation.indices[i] for i in picked]), keep=keep)
+        after = logits_of(model, adv).softmax(1)
+        for i in own:
+            j = picked.index(i)
+            examples.append({
+                'clean': x[i].cpu(),
+                'adversarial': adv[j].cpu(),
+                'attack': part.name,
+                'label': labels[i].item(),
+                'clean_confidence': clean[i].max().item(),
+                'prediction': after[j].argmax().item(),
+                'confidence': after[j].max().item(),
+            })
+    return sorted(examples, key=lambda e: e['label'])
