@@ -1,7 +1,7 @@
 """Which images of a data set to evaluate: a seeded, class-balanced choice, or a published list."""
 import importlib.util
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import numpy as np
 
@@ -57,8 +57,8 @@ def listed_indices(dataset, subset: str, num_examples: Optional[int]) -> List[in
     Args:
         dataset: A timm data set of image files.
         subset: 'robustbench' for the ImageNet images of RobustBench (Croce et al. 2021,
-            https://arxiv.org/abs/2010.09670), or the path of a text file with one image file name on each line; folders
-            before the name do not count.
+            https://arxiv.org/abs/2010.09670), or the path of a text file with one image on each line, by its name or
+            by folder and name.
         num_examples: Take the first so many, None for all.
 
     Returns:
@@ -72,11 +72,17 @@ def listed_indices(dataset, subset: str, num_examples: Optional[int]) -> List[in
         raise InputError(f'--subset {subset}: no such file; choose balanced, robustbench or a file of image names')
     if getattr(getattr(dataset, 'reader', None), 'samples', None) is None:
         raise InputError(f'--subset {subset}: needs a folder of image files')
-    index = {Path(dataset.filename(i, basename=True)).name: i for i in range(len(dataset))}
-    names = [Path(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
-    missing = [name for name in names if name not in index]
-    if missing:
-        raise InputError(f'--subset {subset}: {len(missing)} images are not in the data set, {missing[0]} for one')
+    index: Dict[str, List[int]] = {}
+    for i in range(len(dataset)):
+        file = Path(dataset.filename(i, basename=False))
+        for name in (file.name, f'{file.parent.name}/{file.name}'):
+            index.setdefault(name, []).append(i)
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    found = [index.get('/'.join(Path(n).parts[-2:])) or index.get(Path(n).name, []) for n in names]
+    for name, places in zip(names, found):
+        if len(places) != 1:
+            what = 'is the name of more than one image' if places else 'is not in the data set'
+            raise InputError(f'--subset {subset}: {name} {what}')
     if num_examples is not None and not 0 < num_examples <= len(names):
         raise InputError(f'--num-examples {num_examples}: must be between 1 and {len(names)}, the length of the list')
-    return [index[name] for name in names[:num_examples]]
+    return [places[0] for places in found[:num_examples]]

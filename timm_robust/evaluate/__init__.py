@@ -11,6 +11,7 @@ from .report import (
     plot_images,
     weights_sha256,
     write_json,
+    write_report,
 )
 from .specs import AttackSpec, parse_attacks
 

@@ -339,7 +339,7 @@ def _single_step(case: _Case) -> Finding:
     single = case.correct & ~case.withstood(fgsm, case.correct)
     only_single = int((single & case.withstood(pgd, case.correct, steps=steps)).sum())
     verdict = 'ok' if only_single <= 2 else _grade(only_single, len(case.x))
-    text = f'FGSM breaks {only_single} images that PGD-{steps} does not, {case.threat}. '
+    text = f'Images broken by FGSM and not by PGD-{steps} at {case.threat}: {only_single}. '
     text += 'Steps help, as they should.' if verdict == 'ok' else (
         'One step beats many: the loss is bent around the image, a classic sign of masked gradients.')
     return case.finding('single_step', verdict, text, steps=steps, only_by_single_step=only_single)

@@ -86,7 +86,7 @@ def _split(name: str) -> Tuple[str, str]:
 
 
 def _single(name: str, threat: ThreatModel, step_size, restarts: int, num_targets: Optional[int]) -> AttackSpec:
-    function, number = _split(name)
+    function, number = _split(name.replace('-', '_'))
     takes = _parameters(function)
     settings: Dict[str, Any] = {}
     if _ONE_NORM.get(function, threat.norm) != threat.norm:
@@ -149,8 +149,7 @@ def parse_attacks(
                 for part, settings in autoattack_parts(function, 10))
             specs.append(AttackSpec(name, None, threat, {}, parts))
         elif function in ATTACKS:
-            single = _single(name.replace('-', '_'), threat, step_size, restarts, num_targets)
-            specs.append(AttackSpec(name, single.function, threat, single.settings))
+            specs.append(_single(name, threat, step_size, restarts, num_targets))
         else:
             choices = ', '.join(['clean', *ATTACKS, *_ALIASES, *_AUTOATTACKS]).replace('_', '-')
             raise InputError(f'--attacks {name}: unknown attack, choose from {choices}, with steps as in pgd20')

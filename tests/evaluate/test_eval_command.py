@@ -1,0 +1,201 @@
+"""`timm-robust eval` as a whole: resume, processes, worst case, surrogates, subsets, refusals."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from helpers import make_image_folder, run_distributed
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
+
+from timm_robust.cli.main import main
+from timm_robust.models import NormalizedModel
+
+ARGUMENTS = ['--attacks', 'clean,pgd5,square30', '-b', '2', '-j', '0', '--device', 'cpu', '--eps', '8/255',
+             '--save-images', '0', '--allow-chance']
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """A small data set and networks that classify it with small margins."""
+    root = tmp_path_factory.mktemp('eval')
+    folder = make_image_folder(root / 'images', classes=('a', 'b', 'c', 'd'), per_class=16)
+    data = ImageFolder(folder / 'train', ToTensor())
+    x, y = torch.stack([image for image, _ in data]), torch.tensor(data.targets)
+    for name, seed in (('model', 0), ('other', 1)):
+        torch.manual_seed(seed)
+        model = timm.create_model('robustnorm_resnet20_cifar', num_classes=4).train()
+        on_pixels, optimizer = NormalizedModel(model), torch.optim.AdamW(model.parameters(), lr=.01)
+        for _ in range(20):
+            picked = torch.randperm(len(x))[:32]
+            loss = F.cross_entropy(on_pixels(x[picked]), y[picked])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.save(model.state_dict(), root / f'{name}.pth')
+    return root, folder
+
+
+def command(world, output, *more, checkpoint='model'):
+    root, folder = world
+    return ['eval', '--model', 'robustnorm_resnet20_cifar', '--num-classes', '4', '--checkpoint',
+            str(root / f'{checkpoint}.pth'), '--data-dir', str(folder), '--output', str(output), *ARGUMENTS, *more]
+
+
+def outcome(folder):
+    results = json.loads((folder / 'results.json').read_text())
+    return results, [r['correct'] for r in results['results']]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('whole') / 'out'
+    assert main(command(world, folder)) == 0
+    return outcome(folder)
+
+
+def test_both_columns_and_every_image(uninterrupted):
+    results, correct = uninterrupted
+    clean, pgd, square = results['results']
+    assert 0 < sum(pgd['correct']) < sum(clean['correct']) and sum(square['correct']) < sum(clean['correct'])
+    assert pgd['attacked'] == square['attacked'] == sum(clean['correct'])
+    both = [p and s for p, s in zip(pgd['correct'], square['correct'])]
+    assert square['worst_case_so_far'] == results['worst_case_accuracy'] == 100 * sum(both) / 64
+    assert square['accuracy'] == 100 * sum(square['correct']) / 64
+    assert square['attack']['query_limit'] == 30 and pgd['attack']['steps'] == 5
+
+
+def test_worst_case_runs_each_attack_on_what_is_left(world, uninterrupted, tmp_path, capsys):
+    assert main(command(world, tmp_path / 'out', '--worst-case')) == 0
+    assert 'ran only on images that withstood those above it' in capsys.readouterr().out
+    results, correct = outcome(tmp_path / 'out')
+    apart, _ = uninterrupted
+    clean, pgd, square = results['results']
+    assert square['attacked'] == sum(pgd['correct']) < pgd['attacked'] and square['accuracy'] is None
+    assert results['worst_case_accuracy'] == apart['worst_case_accuracy']
+    skipped = [c and not p for c, p in zip(clean['correct'], pgd['correct'])]
+    assert [c is None for c in square['correct']] == skipped
+
+
+def test_killed_and_resumed(world, uninterrupted, tmp_path):
+    folder = tmp_path / 'out'
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'timm_robust', *command(world, folder)], stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    progress = folder / 'progress-0.jsonl'
+    deadline = time.time() + 120
+    while not (progress.exists() and progress.read_text().count('"attack"') >= 4):
+        assert time.time() < deadline and process.poll() is None, 'it ended before it could be killed'
+        time.sleep(.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / 'results.json').exists()
+    with open(progress, 'a') as file:
+        file.write('\n{"attack": "pgd5", "indices": [1, 2')  # what a kill in the middle of a write leaves
+    kept = progress.read_text()
+
+    from timm_robust.evaluate import specs
+    attacked = []
+    original = specs.AttackSpec.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        def spy(self, model, x, y, seeds, **how):
+            attacked.extend((self.name, s) for s in seeds)
+            return original(self, model, x, y, seeds, **how)
+
+        patch.setattr(specs.AttackSpec, '__call__', spy)
+        assert main(command(world, folder)) == 2, 'an unfinished evaluation was not noticed'
+        assert main(command(world, folder, '--eps', '3/255', '--resume')) == 2, 'other settings were not noticed'
+        assert progress.read_text() == kept and not attacked
+        assert main(command(world, folder, '--resume')) == 0
+    before = [json.loads(line) for line in kept.splitlines() if line.startswith('{"attack"') and line.endswith('}')]
+    done = {(e['attack'], i) for e in before for i in e['indices']}
+    assert done and not done & set(attacked), 'finished work was done again'
+    assert outcome(folder)[1] == uninterrupted[1]
+    assert not progress.exists()
+
+
+def test_two_processes_give_the_result_of_one(world, uninterrupted, tmp_path):
+    argv = command(world, tmp_path / 'out')
+    run_distributed(f'from timm_robust.cli.main import main\nassert main({argv!r}) == 0\n', tmp_path)
+    assert outcome(tmp_path / 'out')[1] == uninterrupted[1]
+
+
+def test_searching_on_the_network_itself_gives_the_same(world, uninterrupted, tmp_path):
+    assert main(command(world, tmp_path / 'out', '--exact')) == 0
+    assert outcome(tmp_path / 'out')[1] == uninterrupted[1]
+
+
+def test_transfer_from_a_surrogate(world, uninterrupted, tmp_path, capsys):
+    root, _ = world
+    surrogate = ['--surrogate', 'robustnorm_resnet20_cifar', '--attacks', 'clean,pgd5']
+    same = [*surrogate, '--surrogate-checkpoint', str(root / 'model.pth')]
+    other = [*surrogate, '--surrogate-checkpoint', str(root / 'other.pth')]
+    assert main(command(world, tmp_path / 'same', *same)) == 0
+    assert main(command(world, tmp_path / 'other', *other)) == 0
+    assert 'crafted on robustnorm_resnet20_cifar, not on this network' in capsys.readouterr().out
+    white, transfer = (outcome(tmp_path / n)[0]['results'][1]['accuracy'] for n in ('same', 'other'))
+    assert abs(white - uninterrupted[0]['results'][1]['accuracy']) <= 5 and transfer > white + 5
+    assert main(command(world, tmp_path / 'c', *same, '--attacks', 'apgd-ce')) == 2
+    assert 'transfers badly' in capsys.readouterr().err
+
+
+def test_a_list_of_images(world, tmp_path, capsys):
+    names = tmp_path / 'list.txt'
+    names.write_text('c/3.png\nwherever/5.png\n')
+    assert main(command(world, tmp_path / 'a', '--subset', str(names))) == 2
+    assert 'more than one image' in capsys.readouterr().err
+    root, folder = world
+    unique = make_image_folder(tmp_path / 'unique', splits=('validation',), classes=('a', 'b', 'c', 'd'), per_class=3)
+    for c in 'abcd':
+        for path in (unique / 'validation' / c).iterdir():
+            path.rename(path.with_name(f'{c}{path.name}'))
+    names.write_text('c/c2.png\nwherever/a1.png\n')
+    argv = command((root, unique), tmp_path / 'b', '--subset', str(names))
+    assert main(argv) == 0
+    assert outcome(tmp_path / 'b')[0]['data']['labels'] == [2, 0]
+    names.write_text('c/c2.png\nd/nowhere.png\n')
+    assert main(command((root, unique), tmp_path / 'c', '--subset', str(names))) == 2
+    assert 'nowhere.png' in capsys.readouterr().err
+    assert main(command((root, unique), tmp_path / 'c', '--subset', 'robustbench')) == 2
+    assert 'robustbench package' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('more, message', [
+    (['--attacks', 'apgd-ce', '--num-targets', '3'], '--num-targets 3: apgd-ce has no target classes'),
+    (['--attacks', 'rays', '--num-targets', '3'], 'RayS is an untargeted Linf attack'),
+    (['--attacks', 'apgd-t', '--num-targets', '4'], '--num-targets 4: must be between 1 and 3'),
+    (['--eps', '0'], '--eps 0: leaves an attack nothing to do'),
+    (['--attacks', 'clean,rays', '--norm', 'l2'], '--attacks rays: is for --norm linf alone'),
+    (['--attacks', 'cw-l2'], '--attacks cw-l2: is for --norm l2 alone'),
+    (['--attacks', 'pgd5,pgd5'], 'names pgd5 more than once'),
+    (['--attacks', 'autoattack9'], '--attacks autoattack9: unknown attack'),
+    (['--attacks', 'square0'], '--attacks square0: the number of query_limit must be at least 1'),
+    (['--norm-statistics', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch: choose adaptive'),
+    (['--norm-statistics', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
+    (['--exact', '--search-dtype', 'bfloat16'], '--exact searches in float32'),
+    (['--search-dtype', 'int8'], '--search-dtype int8: unknown'),
+    (['--surrogate-checkpoint', 'x.pth'], 'name its model with --surrogate'),
+])
+def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypatch, more, message):
+    from timm_robust.evaluate import specs
+    monkeypatch.setattr(specs.AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
+    assert main(command(world, tmp_path / 'out', *more)) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and '\n' not in error.split('timm-robust eval: error: ')[1]
+
+
+def test_guessing_is_noticed_before_hours_are_spent(world, tmp_path, capsys, monkeypatch):
+    from timm_robust.evaluate import specs
+    monkeypatch.setattr(specs.AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
+    root, _ = world
+    torch.save(timm.create_model('robustnorm_resnet20_cifar', num_classes=4).state_dict(), root / 'untrained.pth')
+    argv = command(world, tmp_path / 'out', '-b', '64', checkpoint='untrained')
+    argv.remove('--allow-chance')
+    assert main(argv) == 2
+    assert 'as good as guessing among 4 classes' in capsys.readouterr().err
