@@ -69,7 +69,8 @@ def input_gradient(
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradient of the summed loss for the input alone.
 
-    Nothing is accumulated in `.grad`, and no hook of distributed training fires.
+    Nothing is accumulated in `.grad`, and no hook of distributed training fires. A network that cuts the graph, as some
+    defences do, has gradient zero.
 
     Args:
         model: Maps x to logits.
@@ -83,6 +84,8 @@ def input_gradient(
         x = x.detach().requires_grad_(True)
         logits = model(x)
         loss = loss_fn(logits)
+        if not loss.requires_grad:
+            return torch.zeros_like(x), logits, loss
         scale = _FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.
         gradient, = torch.autograd.grad(loss.sum() * scale, x)
     return gradient, logits.detach(), loss.detach()

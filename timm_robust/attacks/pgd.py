@@ -192,7 +192,7 @@ def pgd(
         return run_search(
             attack, model, x, y, space=space, restarts=restarts, targets=targets, batch_size=batch_size,
             search_model=search_model, progress=progress, seed=seed).adv
-    check_images(x, y, None if space is None else space)
+    check_images(x, y, space)
     labels = hard_labels(y)
     best, most = x.detach(), -1
     ball = Ball(x, threat, space or InputSpace())

@@ -10,8 +10,8 @@ from timm.models import safe_model_name
 
 from ..errors import InputError
 from ..evaluate import Finding, diagnose, plot_loss_surface, weights_sha256, write_json
-from ..evaluate.diagnostics import loss_surface
 from ..evaluate.report import versions
+from ..evaluate.surface import loss_surface
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
@@ -65,7 +65,8 @@ def run(argv: List[str]) -> None:
         search_model=make_search_model(model, x[:8]))
     surface = loss_surface(model, x, y, threat, seed=args.seed)
     output.mkdir(parents=True, exist_ok=True)
-    plot_loss_surface(surface, f'{args.model}\n{threat}, {len(x)} images, seed {args.seed}', output / 'loss_surface.png')
+    title = f'{args.model}\n{threat}, {len(x)} images, seed {args.seed}'
+    plot_loss_surface(surface, title, output / 'loss_surface.png')
     write_json(output / 'diagnostics.json', {
         'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(inputs.model)},
         'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},

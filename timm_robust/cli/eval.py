@@ -27,9 +27,9 @@ from ..evaluate import (
     write_report,
 )
 from ..evaluate.accuracy import sweep_eps
-from ..evaluate.diagnostics import loss_surface
 from ..evaluate.outcome import assemble
 from ..evaluate.specs import check_specs
+from ..evaluate.surface import loss_surface
 from ..layers import has_batch_statistics
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device

@@ -1,5 +1,5 @@
 from .accuracy import evaluate_attacks
-from .diagnostics import Finding, diagnose, plot_loss_surface
+from .diagnostics import Finding, diagnose
 from .examples import example_images
 from .journal import Journal
 from .outcome import AttackResult, Evaluation
@@ -14,6 +14,7 @@ from .report import (
     write_report,
 )
 from .specs import AttackSpec, parse_attacks
+from .surface import loss_surface, plot_loss_surface
 
 __all__ = [
     'AttackResult',
@@ -27,6 +28,7 @@ __all__ = [
     'evaluation_table',
     'example_images',
     'format_table',
+    'loss_surface',
     'parse_attacks',
     'plot_eps_sweep',
     'plot_images',

@@ -7,11 +7,10 @@ Athalye et al. 2018, `Obfuscated Gradients Give a False Sense of Security` - htt
 section 3.1; Carlini et al. 2019, `On Evaluating Adversarial Robustness` - https://arxiv.org/abs/1902.06705, section 5.
 """
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -24,14 +23,13 @@ from ..attacks import (
     apgd_t,
     cross_entropy,
     fgsm,
-    input_gradient,
     logit_gap,
     pgd,
     square,
 )
-from ..attacks.noise import image_seeds, signs
+from ..attacks.noise import image_seeds
 from ..attacks.search import check_images, logits_of
-from ..attacks.threat import Ball, InputSpace, l2_norm
+from ..attacks.threat import Ball, InputSpace
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from .batch_dependence import (
@@ -43,8 +41,9 @@ from .batch_dependence import (
     judge_adaptive,
     judge_batches,
 )
+from .surface import directions, input_gradients, mean_loss, seeded
 
-__all__ = ['Finding', 'diagnose', 'loss_surface', 'plot_loss_surface']
+__all__ = ['Finding', 'diagnose']
 
 _RESTARTS = 5
 _UNBOUNDED_STEPS = 50
@@ -64,51 +63,6 @@ class Finding:
     verdict: str
     text: str
     measured: Dict[str, Any]
-
-
-class _Connected(nn.Module):
-    """A network whose gradient is zero where it has none, so that attacks on one that cuts the graph still run."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(x) + 0 * x.flatten(1).sum(1, keepdim=True)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A randomized network repeats itself from call to call, and torch's generators are as they were after."""
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
-    return torch.cat([
-        input_gradient(model, part, partial(cross_entropy, target=labels))[0]
-        for part, labels in zip(x.split(batch_size), y.split(batch_size))])
-
-
-def _directions(
-        model: nn.Module,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        threat: ThreatModel,
-        batch_size: int,
-        seed: int,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Steepest ascent of the cross-entropy, and random signs; of length eps."""
-    gradient = _gradients(model, x, y, batch_size)
-    random = signs(image_seeds(seed, len(x), x.device), 0, x[0].numel()).view_as(x).to(x.dtype)
-    if threat.norm == 'linf':
-        return threat.eps * gradient.sign(), threat.eps * random
-    return tuple(threat.eps * d / l2_norm(d).clamp_min(1e-12) for d in (gradient, random))
-
-
-def _mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> float:
-    return cross_entropy(logits_of(model, x.clamp(0, 1), batch_size), y).mean().item()
 
 
 class _Case:
@@ -195,7 +149,7 @@ def _zero_gradients(case: _Case) -> Finding:
     images, entries = {}, {}
     for name, model in models.items():
         x = case.x.to(getattr(torch, name))
-        zero = _gradients(model, x, case.y, case.batch_size)[case.correct].flatten(1) == 0
+        zero = input_gradients(model, x, case.y, case.batch_size)[case.correct].flatten(1) == 0
         images[name], entries[name] = int(zero.all(1).sum()), zero.double().mean().item()
     total = int(case.correct.sum())
     verdict = _grade(images['float32'], total)
@@ -346,8 +300,8 @@ def _single_step(case: _Case) -> Finding:
 
 
 def _rugged_loss(case: _Case) -> Finding:
-    loss = partial(_mean_loss, case.model, y=case.y, batch_size=case.batch_size)
-    gradient, random = _directions(case.model, case.x, case.y, case.threat, case.batch_size, case.seed)
+    loss = partial(mean_loss, case.model, y=case.y, batch_size=case.batch_size)
+    gradient, random = directions(case.model, case.x, case.y, case.threat, case.batch_size, case.seed)
     clean = loss(case.x)
     rise, random_rise = loss(case.x + gradient) - clean, loss(case.x + random) - clean
     ratio = rise / random_rise if random_rise > 0 else None
@@ -418,12 +372,11 @@ def diagnose(
     if model.training:
         raise InputError('model is in training mode: call model.eval() before a diagnosis')
     check_images(x, y)
-    model = _Connected(copy.deepcopy(model).requires_grad_(False)).eval()
-    search_model = None if search_model is None else _Connected(search_model)
+    model = copy.deepcopy(model).requires_grad_(False)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     batch_size = even_batch_size(len(x), batch_size) if len(x) else batch_size
     findings = []
-    with _seeded(seed, x.device):
+    with seeded(seed, x.device):
         case = _Case(
             model, x[order].detach(), y[order], threat, batch_size, seed, surrogate, steps, black_box_queries,
             search_model)
@@ -437,54 +390,3 @@ def diagnose(
             bar.set_postfix_str(check.__name__.strip('_'))
             findings.append(check(case))
     return findings
-
-
-def loss_surface(
-        model: nn.Module,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        threat: ThreatModel,
-        *,
-        points: int = 21,
-        batch_size: int = 128,
-        seed: int = 0,
-) -> Dict[str, Any]:
-    """Mean cross-entropy on a grid around clean images, spanned by the gradient and a random direction.
-
-    Args:
-        model, x, y, threat: See `diagnose`.
-        points: Points along each direction, from -eps to eps; images are clamped to [0, 1].
-        batch_size: Images in the network at once.
-        seed: Seed of the random signs and of the network's own noise.
-
-    Returns:
-        `coordinates` in units of eps (a list of `points`), `loss` (one list for each coordinate of the random
-        direction, along the gradient) and the settings, for JSON.
-    """
-    check_images(x, y)
-    model = _Connected(copy.deepcopy(model).requires_grad_(False)).eval()
-    coordinates = torch.linspace(-1, 1, points).tolist()
-    with _seeded(seed, x.device):
-        gradient, random = _directions(model, x, y, threat, batch_size, seed)
-        loss = [
-            [_mean_loss(model, x + a * gradient + b * random, y, batch_size) for a in coordinates]
-            for b in coordinates]
-    return {
-        'norm': threat.norm,
-        'eps': threat.eps,
-        'seed': seed,
-        'num_examples': len(x),
-        'coordinates': coordinates,
-        'loss': loss,
-    }
-
-
-def plot_loss_surface(surface: Dict[str, Any], title: str, path) -> None:
-    """Draw what `loss_surface` measured; `path` is a file name or an open binary file."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(5.5, 4.5), layout='constrained')
-    axes = figure.subplots()
-    drawn = axes.contourf(surface['coordinates'], surface['coordinates'], surface['loss'], levels=20)
-    figure.colorbar(drawn, label='mean cross-entropy')
-    axes.set(xlabel='along the gradient (eps)', ylabel='along random signs (eps)', title=title)
-    figure.savefig(path, dpi=120)

@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from .diagnostics import plot_loss_surface
 from .summary import class_name, sweep_attack, title
+from .surface import plot_loss_surface
 
 __all__ = ['draw_figures', 'panels', 'plot_eps_sweep', 'plot_images', 'to_png']
 

@@ -128,7 +128,7 @@ def parse_attacks(
     Args:
         names: 'clean', keys of `ATTACKS` ('cw' is 'cw_linf'; hyphens may stand for underscores) and AutoAttacks.
         threat: Norm and eps of all attacks.
-        step_size: Step in pixel units for pgd, bim, mim and cw; by default 2.5 eps / steps, for bim and mim eps / steps.
+        step_size: Step in pixel units for pgd, bim, mim and cw; 2.5 eps / steps by default, eps / steps for bim, mim.
         restarts: Random restarts for attacks that start at random.
         num_targets: Number of target classes of targeted attacks.
 

@@ -1,0 +1,102 @@
+"""The loss around clean images, along the gradient and along a random direction."""
+import copy
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Dict, Iterator, Tuple
+
+import torch
+import torch.nn as nn
+
+from ..attacks import ThreatModel, cross_entropy, input_gradient
+from ..attacks.noise import image_seeds, signs
+from ..attacks.search import check_images, logits_of
+from ..attacks.threat import l2_norm
+
+__all__ = ['directions', 'input_gradients', 'loss_surface', 'mean_loss', 'plot_loss_surface', 'seeded']
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A randomized network repeats itself from call to call, and torch's generators are as they were after."""
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def input_gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Gradient of the cross-entropy for each image, like x."""
+    return torch.cat([
+        input_gradient(model, part, partial(cross_entropy, target=labels))[0]
+        for part, labels in zip(x.split(batch_size), y.split(batch_size))])
+
+
+def directions(
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        threat: ThreatModel,
+        batch_size: int,
+        seed: int,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Steepest ascent of the cross-entropy, and random signs; of length eps."""
+    gradient = input_gradients(model, x, y, batch_size)
+    random = signs(image_seeds(seed, len(x), x.device), 0, x[0].numel()).view_as(x).to(x.dtype)
+    if threat.norm == 'linf':
+        return threat.eps * gradient.sign(), threat.eps * random
+    return tuple(threat.eps * d / l2_norm(d).clamp_min(1e-12) for d in (gradient, random))
+
+
+def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> float:
+    """Mean cross-entropy of images clamped to [0, 1]."""
+    return cross_entropy(logits_of(model, x.clamp(0, 1), batch_size), y).mean().item()
+
+
+def loss_surface(
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        threat: ThreatModel,
+        *,
+        points: int = 21,
+        batch_size: int = 128,
+        seed: int = 0,
+) -> Dict[str, Any]:
+    """Mean cross-entropy on a grid around clean images, spanned by the gradient and a random direction.
+
+    Args:
+        model, x, y, threat: See `diagnose`.
+        points: Points along each direction, from -eps to eps; images are clamped to [0, 1].
+        batch_size: Images in the network at once.
+        seed: Seed of the random signs and of the network's own noise.
+
+    Returns:
+        `coordinates` in units of eps (a list of `points`), `loss` (one list for each coordinate of the random
+        direction, along the gradient) and the settings, for JSON.
+    """
+    check_images(x, y)
+    model = copy.deepcopy(model).requires_grad_(False)
+    coordinates = torch.linspace(-1, 1, points).tolist()
+    with seeded(seed, x.device):
+        gradient, random = directions(model, x, y, threat, batch_size, seed)
+        loss = [
+            [mean_loss(model, x + a * gradient + b * random, y, batch_size) for a in coordinates]
+            for b in coordinates]
+    return {
+        'norm': threat.norm,
+        'eps': threat.eps,
+        'seed': seed,
+        'num_examples': len(x),
+        'coordinates': coordinates,
+        'loss': loss,
+    }
+
+
+def plot_loss_surface(surface: Dict[str, Any], title: str, path) -> None:
+    """Draw what `loss_surface` measured; `path` is a file name or an open binary file."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(5.5, 4.5), layout='constrained')
+    axes = figure.subplots()
+    drawn = axes.contourf(surface['coordinates'], surface['coordinates'], surface['loss'], levels=20)
+    figure.colorbar(drawn, label='mean cross-entropy')
+    axes.set(xlabel='along the gradient (eps)', ylabel='along random signs (eps)', title=title)
+    figure.savefig(path, dpi=120)
