@@ -2,7 +2,7 @@
 
     python benchmarks/attacks.py --model resnet50 --checkpoint FILE --data-dir DIR --num-examples 1000 --split test
 
-The reference is the AutoAttack repository (pip install git+https://github.com/fra31/auto-attack); PGD's is torchattacks.
+The reference is the AutoAttack repository (pip install git+https://github.com/fra31/auto-attack), for PGD torchattacks.
 CPU time is printed beside wall time: other work on the machine moves it less. `--parts` chooses what to run.
 """
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from timm_robust.attacks import ATTACKS, input_gradient
+from timm_robust.attacks import ATTACKS, autoattack, input_gradient
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
@@ -29,11 +29,27 @@ class Counter(torch.nn.Module):
         super().__init__()
         self.model, self.forwards, self.backwards = model, 0, 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def count(self, x: torch.Tensor) -> None:
+        """Count the images of x, and their gradients once they are taken."""
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(lambda g: setattr(self, 'backwards', self.backwards + len(g)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count(x)
         return self.model(x)
+
+
+class Shared(torch.nn.Module):
+    """A copy to search with, whose evaluations count as the network's."""
+
+    def __init__(self, copy: torch.nn.Module, counter: Counter):
+        super().__init__()
+        self.copy, self.count = copy.eval(), counter.count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count(x)
+        return self.copy(x)
 
 
 def theirs(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
@@ -62,14 +78,15 @@ def theirs(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
     return torch.cat([attack(a, b) for a, b in zip(x.split(batch_size), y.split(batch_size))])
 
 
-def ours(name: str, model, x, y, threat, batch_size: int, search_model) -> torch.Tensor:
-    """Our adversarial images."""
-    from timm_robust.attacks import autoattack
+def ours(name: str, model, x, y, threat, batch_size: int, copy) -> torch.Tensor:
+    """Our adversarial images, searched on a copy if there is one."""
     attack = autoattack if name == 'autoattack' else ATTACKS[name]
-    return attack(model, x, y, threat, batch_size=batch_size, search_model=search_model, **(PGD if name == 'pgd' else {}))
+    search_model = None if copy is None else Shared(copy, model)
+    settings = PGD if name == 'pgd' else {}
+    return attack(model, x, y, threat, batch_size=batch_size, search_model=search_model, **settings)
 
 
-def floor(model, x, y, threat, batch_size: int) -> torch.Tensor:
+def floor(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
     """The least PGD can cost where nothing is fooled: a forward pass and an input gradient for each step."""
     adv = []
     for a, b in zip(x.split(batch_size), y.split(batch_size)):
@@ -121,18 +138,12 @@ def main() -> None:
                 'bfloat16': make_search_model(model, x[:8], torch.bfloat16)}
     found = {}
     print(f'{args.model} {args.checkpoint}, {len(x)} images, {threat}, batch {size}, {args.threads} threads')
+    arms = {'reference': theirs, 'floor': floor, **{k: partial(ours, copy=v) for k, v in searched.items()}}
     for part in args.parts.split(','):
-        arms = {'reference': lambda m, a, b: theirs(part, m, a, b, threat, size)}
-        if part == 'pgd':
-            arms['floor'] = lambda m, a, b: floor(m, a, b, threat, size)
-        for name, copy in searched.items():
-            def attack(m, a, b, copy=copy):
-                return ours(part, m, a, b, threat, size, None if copy is None else counted(copy, m))
-
-            arms[name] = attack
-        for name in ['floor', *args.arms.split(',')] if part == 'pgd' else args.arms.split(','):
+        for name in [*(['floor'] if part == 'pgd' else []), *args.arms.split(',')]:
+            attack = partial(arms[name], part, threat=threat, batch_size=size)
             try:
-                found[part, name] = row = measure(model, x, y, arms[name])
+                found[part, name] = row = measure(model, x, y, attack)
             except ImportError as error:
                 print(f'{part:11}{name:10} not run: {error}')
                 continue
@@ -145,22 +156,6 @@ def main() -> None:
                     {'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
                      'threads': args.threads, 'model': args.model,
                      'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
-
-
-def counted(copy: torch.nn.Module, counter: Counter) -> torch.nn.Module:
-    """A search copy whose evaluations count too."""
-    own = Counter(copy).eval()
-
-    class Shared(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            before = own.forwards, own.backwards
-            out = own(x)
-            counter.forwards += own.forwards - before[0]
-            if x.requires_grad:
-                x.register_hook(lambda g: setattr(counter, 'backwards', counter.backwards + len(g)))
-            return out
-
-    return Shared()
 
 
 if __name__ == '__main__':

@@ -16,12 +16,13 @@ _MAGNIFIED = 10
 
 
 def _plain(text: str, width: int) -> str:
-    """Text in lines; matplotlib would read what is between two dollar signs as a formula."""
-    return textwrap.fill(text, width).replace('$', r'\$')
+    """Text in lines that can be drawn: no formula between dollar signs, no bytes of a path that are no text."""
+    text = text.encode('utf-8', 'backslashreplace').decode().replace('$', r'\$')
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def _short(text: str, width: int = 26) -> str:
-    return text if len(text) <= width else text[:width - 1] + '…'
+    return _plain(text if len(text) <= width else text[:width - 1] + '…', 2 * width)
 
 
 def panels(example: Dict[str, Any]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,7 +78,7 @@ def plot_images(examples: List[Dict[str, Any]], names: Optional[Sequence[str]], 
         for axes, image, text in zip(row, panels(example), texts):
             image = image.permute(1, 2, 0).numpy()
             axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=1)
-            axes.set_title(text.replace('$', r'\$'), fontsize=8)
+            axes.set_title(text, fontsize=8)
             axes.axis('off')
     figure.savefig(path, dpi=120)
 

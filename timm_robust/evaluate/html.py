@@ -41,7 +41,7 @@ p { margin: .5rem 0; } .soft, figcaption { color: var(--soft); font-size: .875re
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
-.bar { display: grid; grid-template: 'name chart values' / 9rem 1fr 12rem; gap: 0 .75rem; align-items: center;
+.bar { display: grid; grid-template: 'name chart values' / 9rem 1fr 13rem; gap: 0 .75rem; align-items: center;
   font-size: .9rem; font-variant-numeric: tabular-nums; padding: .2rem 0; }
 .bar svg { grid-area: chart; width: 100%; height: 1.1rem; } .bar .values { grid-area: values; text-align: right; }
 .worst { fill: var(--bar); } .alone { fill: var(--alone); } .track { fill: var(--panel); }
@@ -50,13 +50,15 @@ figure { margin: 0; } img { max-width: 100%; height: auto; }
 .chart { display: block; border-radius: .5rem; border: 1px solid var(--line); background: #fff; }
 .beside { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center; }
 .beside figure { flex: 1 1 20rem; max-width: 45rem; } .beside table { flex: 1 1 10rem; width: auto; max-width: 16rem; }
-.example { display: grid; grid-template-columns: 1fr repeat(3, minmax(0, 11rem)); gap: .75rem; padding: .75rem 0;
-  border-bottom: 1px solid var(--line); }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
+.example { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .25rem .5rem; }
+.example p { grid-column: 1 / -1; margin: 0; }
 .example img { width: 100%; display: block; border-radius: .25rem; } .pixels img { image-rendering: pixelated; }
 .finding { display: grid; grid-template-columns: 5.5rem 1fr; gap: .75rem; padding: .5rem 0; align-items: start;
   border-bottom: 1px solid var(--line); }
 pre { padding: .75rem; border: 1px solid var(--line); border-radius: .4rem; background: var(--panel);
   white-space: pre-wrap; font-size: .85rem; }
+.facts { columns: 2 22rem; column-gap: 2rem; } .facts div { break-inside: avoid; overflow: hidden; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 0; font-size: .85rem; }
 dt { color: var(--soft); } dd { margin: 0; }
 @media (max-width: 40rem) {
@@ -65,8 +67,7 @@ dt { color: var(--soft); } dd { margin: 0; }
   .wide td { display: flex; justify-content: space-between; gap: 1rem; padding: .1rem 0; border: 0; }
   .wide td::before { content: attr(data-label); color: var(--soft); } .wide td:first-child { font-weight: 600; }
   .bar { grid-template: 'name values' 'chart chart' / max-content 1fr; }
-  .example { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .5rem; }
-  .example > :first-child { grid-column: 1 / -1; } dl { grid-template-columns: 1fr; } dd { margin: 0 0 .3rem 1rem; }
+  dl { grid-template-columns: 1fr; } dd { margin: 0 0 .3rem 1rem; }
 }
 """
 
@@ -118,8 +119,9 @@ def _bars(results: Dict[str, Any]) -> str:
     bars = []
     for found in results['results']:
         alone, worst = found['accuracy'], found['worst_case_so_far']
-        drawn = [('track', 100)] + ([] if alone is None else [('alone', alone)]) + [('worst', worst)]
-        said = ('' if alone is None else f'{alone:.2f} % alone, ') + f'{worst:.2f} % so far'
+        two = alone not in (None, worst)
+        drawn = [('track', 100)] + ([('alone', alone)] if two else []) + [('worst', worst)]
+        said = f'<b>{worst:.2f} %</b>' + (f' ({alone:.2f} % alone)' if two else '')
         rects = ''.join(f'<rect class="{kind}" width="{width:.3f}" height="10"/>' for kind, width in drawn)
         bars.append(
             f'<div class="bar"><span>{escape(found["attack"]["name"])}</span>'
@@ -135,28 +137,23 @@ def _example(example: Dict[str, Any], names: Optional[Sequence[str]]) -> str:
     label, prediction = (summary.class_name(example[key], names) for key in ('label', 'prediction'))
     fooled = example['prediction'] != example['label']
     texts = (
-        ('clean', f"{label}, {100 * example['clean_confidence']:.1f} %"),
-        ('perturbation x10', ''),
-        ('adversarial', f"{prediction}, {100 * example['confidence']:.1f} %"),
+        ('clean', label, f"{100 * example['clean_confidence']:.1f} %"),
+        ('perturbation x10',),
+        ('adversarial', prediction, f"{100 * example['confidence']:.1f} %"),
     )
     shown = ''.join(
-        f'<figure>{_image(to_png(panel), name)}<figcaption>{name}<br>{escape(text)}</figcaption></figure>'
-        for panel, (name, text) in zip(panels(example), texts))
-    verdict = '<span class="badge alarm">fooled</span>' if fooled else '<span class="badge ok">holds</span>'
+        f'<figure>{_image(to_png(panel), lines[0])}<figcaption>{"<br>".join(map(escape, lines))}</figcaption></figure>'
+        for panel, lines in zip(panels(example), texts))
+    verdict, outcome = ('alarm', 'fooled by') if fooled else ('ok', 'holds against')
+    badge = f'<span class="badge {verdict}">{outcome} {escape(example["attack"])}</span>'
     # small images are shown larger than they are, and their pixels as they are
     kind = 'example pixels' if example['clean'].shape[-1] < 128 else 'example'
-    return (
-        f'<div class="{kind}"><div><strong>{escape(label)}</strong><br>{verdict}<br>'
-        f'<span class="soft">{escape(example["attack"])}</span></div>{shown}</div>\n')
-
-
-def _badge(verdict: str) -> str:
-    return f'<span class="badge {escape(verdict)}">{escape(verdict)}</span>'
+    return f'<div class="{kind}"><p><strong>{escape(label)}</strong> {badge}</p>{shown}</div>\n'
 
 
 def _findings(results: Dict[str, Any]) -> str:
     return ''.join(
-        f'<div class="finding"><div>{_badge(f["verdict"])}</div>'
+        f'<div class="finding"><div><span class="badge {f["verdict"]}">{f["verdict"]}</span></div>'
         f'<div><strong>{escape(summary.spoken(f["name"]))}.</strong> {escape(f["text"])}</div></div>\n'
         for f in results['diagnostics'])
 
@@ -164,9 +161,11 @@ def _findings(results: Dict[str, Any]) -> str:
 def _repeat(results: Dict[str, Any]) -> str:
     command = results['settings'].get('command')
     blocks = [f'<pre><code>{escape(command)}</code></pre>'] if command else []
+    groups = []
     for group, rows in summary.facts(results).items():
         items = ''.join(f'<dt>{escape(key)}</dt><dd>{escape(value)}</dd>' for key, value in rows)
-        blocks.append(f'<h3>{escape(group.capitalize())}</h3><dl>{items}</dl>')
+        groups.append(f'<div><h3>{escape(group)}</h3><dl>{items}</dl></div>')
+    blocks.append(f'<div class="facts">{"".join(groups)}</div>')
     blocks.append('<p class="soft">The indices of the images and the outcome of each are in results.json.</p>')
     return '\n'.join(blocks)
 
@@ -198,11 +197,12 @@ def html_report(
             f"<div class=\"beside\"><figure>{curve}</figure>"
             f"{_table(('eps', 'accuracy %'), summary.sweep_rows(results))}</div>"]
     if examples:
-        body += ['<h2>Images</h2>', *(_example(e, names) for e in examples)]
+        body += ['<h2>Images</h2>', f'<div class="examples">{"".join(_example(e, names) for e in examples)}</div>']
     if results.get('diagnostics'):
         body += ['<h2>Is the robustness real?</h2>', _findings(results)]
     if 'loss_surface.png' in figures:
         surface = _image(figures['loss_surface.png'], 'Mean cross-entropy around clean images', 'chart')
-        body += ['<h2>Loss around clean images</h2>', f'<figure>{surface}</figure>']
+        caption = f'<figcaption>{summary.SURFACE}</figcaption>'
+        body += ['<h2>Loss around clean images</h2>', f'<figure>{surface}{caption}</figure>']
     body += ['<h2>To repeat this</h2>', _repeat(results)]
     return _PAGE.format(title=escape(summary.title(results)), style=_STYLE, body='\n'.join(body))

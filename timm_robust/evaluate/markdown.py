@@ -15,7 +15,8 @@ def _safe(value: Any) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ['---', *['---:'] * (len(header) - 1)], *([_safe(cell) for cell in row] for row in rows)]
+    numbers = [all(re.fullmatch(r'-|[\d.]+', cell) for cell in column) for column in zip(*rows)]
+    lines = [header, ['---:' if n else '---' for n in numbers], *([_safe(cell) for cell in row] for row in rows)]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -64,7 +65,8 @@ def markdown_report(
             f"- **{f['verdict']}** {_safe(summary.spoken(f['name']))}: {_safe(f['text'])}"
             for f in results['diagnostics'])]
     if 'loss_surface.png' in figures:
-        blocks += ['## Loss around clean images', '![Mean cross-entropy around clean images](loss_surface.png)']
+        blocks += ['## Loss around clean images', '![Mean cross-entropy around clean images](loss_surface.png)',
+                   summary.SURFACE]
     blocks += ['## To repeat this']
     if results['settings'].get('command'):
         blocks.append(_code(results['settings']['command']))

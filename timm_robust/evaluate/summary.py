@@ -7,6 +7,10 @@ __all__ = ['HEADER', 'facts', 'headline', 'notes', 'robust_accuracy', 'sweep_row
 
 HEADER = ('attack', 'threat model', 'steps', 'attacked', 'accuracy under it alone %', 'worst case so far %', 'seconds')
 
+SURFACE = (
+    'Mean cross-entropy of clean images moved by up to eps: to the right along the gradient, '
+    'upwards along random signs. Where the gradient is of use to an attack, the loss rises smoothly to the right.')
+
 _BOUND = 'These attacks bound robustness from above; stronger ones (AutoAttack) find less.'
 _BY_BATCH = (
     'this network normalizes by the batch at hand. A prediction depends on the other images in its batch, and these '
@@ -135,7 +139,7 @@ def headline(results: Dict[str, Any]) -> str:
 
 
 def warnings(results: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """What casts doubt on the accuracies, the worst first: pairs of verdict and text."""
+    """What casts doubt on the accuracies, as pairs of verdict and text."""
     found = [(v, f) for v in ('alarm', 'warning') for f in results.get('diagnostics', []) if f['verdict'] == v]
     return [
         *([('warning', _BY_BATCH[0].upper() + _BY_BATCH[1:])] if results['settings']['batch_dependent'] else []),
@@ -166,9 +170,11 @@ def sweep_attack(results: Dict[str, Any]) -> str:
     return _attacks(results)[-1]['attack']['name'] if _attacks(results) else 'no attack'
 
 
-def _settings(facts: Dict[str, Any]) -> str:
-    shown = [f"{k} {f'{v:g}' if isinstance(v, float) else v}" for k, v in facts.items() if k not in ('name', 'parts')]
-    parts = [f"{p['name']} ({_settings(p)})" for p in facts.get('parts', [])]
+def _settings(attack: Dict[str, Any]) -> str:
+    shown = [
+        f"{k} {f'{v:g}' if isinstance(v, float) else v}" for k, v in attack.items()
+        if k not in ('name', 'norm', 'eps', 'parts')]
+    parts = [f"{p['name']} ({_settings(p)})" for p in attack.get('parts', [])]
     return ', '.join(shown + parts)
 
 
@@ -177,8 +183,8 @@ def facts(results: Dict[str, Any]) -> Dict[str, List[Tuple[str, str]]]:
     hidden = ('indices', 'labels', 'command')
     groups = {
         group: [
-            (key.replace('_', ' '), str(value)) for key, value in results[group].items()
+            (key, str(value)) for key, value in results[group].items()
             if key not in hidden and value not in (None, '', {}, [])]
-        for group in ('settings', 'model', 'data', 'versions')}
+        for group in ('settings', 'threat_model', 'model', 'data', 'versions')}
     groups['attacks'] = [(r['attack']['name'], _settings(r['attack'])) for r in _attacks(results)]
-    return {group: rows for group, rows in groups.items() if rows}
+    return {spoken(group): rows for group, rows in groups.items() if rows}

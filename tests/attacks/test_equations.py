@@ -1,0 +1,279 @@
+"""Each attack against its equations, stated once more in plain float64 for one image at a time."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from scipy.optimize import linprog, minimize
+
+from timm_robust.attacks import ThreatModel, cw_l2, dlr, dlr_targeted, logit_gap
+from timm_robust.attacks.apgd import APGDSearch
+from timm_robust.attacks.fab import FABSearch, project_onto_hyperplane
+from timm_robust.attacks.rays import RaySSearch
+from timm_robust.attacks.search import Jobs, run_search
+from timm_robust.attacks.square import SquareSearch, _two_pyramids
+
+LINF, L2 = ThreatModel('linf', .05), ThreatModel('l2', .4)
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 16, 5)).double().eval()
+    x = torch.rand(4, 2, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model[3].weight *= 4
+        model[3].bias -= model(x).mean(0)
+        y = model(x).argmax(1)
+    return model, x, y
+
+
+def jobs(x, y, target=None):
+    index = torch.arange(len(x))
+    return Jobs(x, y, index, torch.zeros_like(index), target)
+
+
+def test_dlr_losses():
+    z, y = torch.tensor([[3., 1., 2., -1., 0.]], dtype=torch.float64), torch.tensor([0])
+    assert dlr(z, y).item() == pytest.approx(-(3 - 2) / (3 - 1))
+    assert dlr(z, torch.tensor([2])).item() == pytest.approx(-(2 - 3) / (3 - 1))
+    assert dlr_targeted(z, y, torch.tensor([4])).item() == pytest.approx(-(3 - 0) / (3 - (1 + 0) / 2))
+    assert logit_gap(z, torch.tensor([1])).item() == 2
+    torch.testing.assert_close(dlr(z, y), dlr(7 * z + 5, y))
+
+
+@pytest.mark.parametrize('threat', [LINF, L2], ids=['linf', 'l2'])
+@pytest.mark.parametrize('loss', ['ce', 'dlr'])
+def test_apgd_is_algorithm_1(problem, threat, loss):
+    """Croce & Hein 2020, algorithm 1 and conditions 1 and 2, iterate by iterate."""
+    model, x, y = problem
+    steps, eps = 40, threat.eps
+    search = APGDSearch(threat, loss, steps)
+    state = search.start(jobs(x, y))
+    start = state['point'].clone()
+    path = []
+    for _ in range(steps + 1):
+        path.append(state['point'].clone())
+        search.step(model, state)
+
+    def project(p, x):
+        if threat is L2:
+            d = p - x
+            p = x + d * min(1, eps / d.norm().item())
+        else:
+            p = torch.min(torch.max(p, x - eps), x + eps)
+        return p.clamp(0, 1)
+
+    def value_and_gradient(p, label):
+        p = p.clone().requires_grad_()
+        z = model(p[None])
+        value = F.cross_entropy(z, label[None]) if loss == 'ce' else dlr(z, label[None]).sum()
+        return value.item(), torch.autograd.grad(value, p)[0], z.argmax().item() != label.item()
+
+    checks, checkpoints = 0, set()
+    interval, since = max(int(.22 * steps), 1), 0
+    for i in range(steps):
+        since += 1
+        if since == interval:
+            checkpoints.add(i + 1)
+            since, interval = 0, max(interval - max(int(.03 * steps), 1), max(int(.06 * steps), 1))
+    for i in range(len(x)):
+        point, previous, size = start[i], start[i], 2 * eps
+        value, gradient, fooled = value_and_gradient(point, y[i])
+        best, best_value, best_gradient = point, value, gradient
+        ascents, best_then, halved_then, since = 0, -math.inf, True, 0
+        for k in range(steps + 1):
+            torch.testing.assert_close(path[k][i], point, rtol=0, atol=1e-9, msg=f'image {i} step {k}')
+            if fooled:
+                break  # from here on the attack keeps what it has
+            if k in checkpoints:
+                halve = ascents <= .75 * since or (not halved_then and best_then >= best_value)
+                if halve:
+                    size, point, gradient = size / 2, best, best_gradient
+                halved_then, best_then, ascents, since = halve, best_value, 0, 0
+            if k == steps:
+                break
+            move = gradient.sign() if threat is LINF else gradient / gradient.norm()
+            ahead = project(point + size * move, x[i])
+            share = 1. if k == 0 else .75
+            point, previous = project(point + share * (ahead - point) + (1 - share) * (point - previous), x[i]), point
+            last = value
+            value, gradient, fooled = value_and_gradient(point, y[i])
+            since += 1
+            ascents += value > last
+            if value > best_value:
+                best, best_value, best_gradient = point, value, gradient
+            checks += 1
+    assert checks > 40, 'hardly a step was compared'
+
+
+def shortest(p, w, b, norm):
+    """Size of the shortest move of p onto the hyperplane within the box, by scipy's solvers."""
+    dim = len(p)
+    if norm == 'linf':
+        # min t, subject to -t <= d <= t, the hyperplane and the box
+        upper = np.block([[np.eye(dim), -np.ones((dim, 1))], [-np.eye(dim), -np.ones((dim, 1))]])
+        return linprog(np.r_[np.zeros(dim), 1], upper, np.zeros(2 * dim), np.r_[w, 0][None], [b - w @ p],
+                       [(-v, 1 - v) for v in p] + [(0, None)]).fun
+    return minimize(lambda v: v @ v, np.zeros(dim), jac=lambda v: 2 * v, bounds=[(-v, 1 - v) for v in p],
+                    constraints={'type': 'eq', 'fun': lambda v: w @ (p + v) - b, 'jac': lambda v: w},
+                    options={'ftol': 1e-14, 'maxiter': 500}).fun
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_projection_onto_the_boundary_against_a_solver(norm):
+    generator = np.random.default_rng(0)
+    reached = 0
+    dim = 6
+    for _ in range(40):
+        p, w = generator.random(dim), generator.normal(size=dim)
+        w[generator.random(dim) < .2] = 0
+        low, high = np.minimum(w, 0).sum(), np.maximum(w, 0).sum()
+        b = generator.uniform(low * 1.3 - .1, high * 1.3 + .1)
+        d = project_onto_hyperplane(*(torch.tensor(v)[None] for v in (p, w)), torch.tensor([b]), norm)[0].numpy()
+        assert ((p + d) > -1e-12).all() and ((p + d) < 1 + 1e-12).all()
+        if not low < b < high:
+            # out of reach: the corner that comes nearest
+            side = b > high
+            np.testing.assert_allclose(w @ (p + d), high if side else low, atol=1e-6)
+            continue
+        reached += 1
+        np.testing.assert_allclose(w @ (p + d), b, atol=1e-6)
+        size = np.abs(d).max() if norm == 'linf' else d @ d
+        assert size == pytest.approx(shortest(p, w, b, norm), abs=1e-5)
+    assert reached > 15
+
+
+def test_fab_finds_the_boundary_of_a_linear_network():
+    """The nearest point of a half-space is known: FAB reaches it in a step, and fools just where eps allows."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
+    x = torch.rand(30, 3, 2, 2, dtype=torch.float64) * .2 + .4
+    with torch.no_grad():
+        model[1].bias -= model(x).mean(0)
+        z = model(x)
+    y = z.argmax(1)
+    w = (model[1].weight[0] - model[1].weight[1]).detach()
+    for norm, dual in (('linf', w.abs().sum()), ('l2', w.norm())):
+        distance = (z[:, 0] - z[:, 1]).abs() / dual
+        eps = distance.median().item()
+        target = (1 - y)[:, None]
+        # the last step goes 5 % beyond the boundary
+        found = run_search(FABSearch(ThreatModel(norm, eps), 20), model, x, y, targets=target)
+        clear = ((distance / eps - 1).abs() > .06)
+        assert (found.fooled == (distance < eps))[clear].all() and 5 < found.fooled.sum() < 25
+
+
+def test_square_follows_its_schedule_and_stays_in_its_patch(problem):
+    model, x, y = problem
+    search = SquareSearch(LINF, 5000)
+    # the reference's p_selection at 32x32: iterations 0..10 with .8, then halved at 11, 51, 201, 501, 1001, 2001, 4001
+    at = torch.tensor([0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001]) + 1
+    share = [.8, .8, .4, .4, .2, .2, .1, .1, .05, .05, .025, .025, .0125, .0125, .00625]
+    assert search.patch_sizes(at, 32, 32).tolist() == [max(round(math.sqrt(p * 1024)), 1) for p in share]
+    state = search.start(jobs(x, y))
+    stripes = state['point'] - x
+    assert (stripes[:, :, 0] - stripes[:, :, 1]).abs()[(x[:, :, 0] > .05) & (x[:, :, 0] < .95) & (
+        x[:, :, 1] > .05) & (x[:, :, 1] < .95)].max() < 1e-12, 'the start is made of vertical stripes'
+    for k in range(1, 40):
+        search.step(model, state)
+        size = search.patch_sizes(torch.tensor([k]), 6, 6).item()
+        changed = (state['point'] != state['best']).any(1)
+        for i in range(len(x)):
+            rows, columns = changed[i].any(1).nonzero(), changed[i].any(0).nonzero()
+            for line in (rows, columns):
+                assert not len(line) or line.max() - line.min() < size
+        edge = torch.stack([x - LINF.eps, x + LINF.eps]).clamp(0, 1)
+        distance = (state['point'][None] - edge).abs().amin(0)
+        assert distance.max() < 1e-12, 'every pixel of the perturbation is at an end of its range'
+
+
+def test_square_l2_spends_the_whole_budget_and_no_more(problem):
+    model, x, y = problem
+    x = x * .2 + .4  # away from black and white, where clamping shortens the perturbation
+    search = SquareSearch(ThreatModel('l2', .3), 5000)
+    state = search.start(jobs(x, y))
+    for _ in range(30):
+        size = (state['point'] - x).flatten(1).norm(dim=1)
+        torch.testing.assert_close(size, torch.full_like(size, .3), rtol=0, atol=1e-6)
+        search.step(model, state)
+    window = _two_pyramids(5)
+    assert window.norm().item() == pytest.approx(1, abs=1e-6) and (window[:2] > 0).all() and (window[2:] < 0).all()
+
+
+def reference_rays(model, x, label, limit):
+    """Chen & Gu 2020, algorithms 2 and 3, for one image; yields every image shown to the network."""
+    size = x.numel()
+
+    def fools(signs, radius):
+        shown.append((x + signs.view(x.shape) * radius).clamp(0, 1))
+        return model(shown[-1][None]).argmax().item() != label
+
+    shown, best, radius = [], torch.ones(size, dtype=x.dtype), math.inf
+    trial, level, block = best.clone(), 0, -1
+    while len(shown) < limit:
+        if fools(trial, min(radius, 1.)):
+            low, high = 0., min(radius, 1.)
+            while high - low > 1e-3 / size ** .5 and len(shown) < limit:
+                middle = (low + high) / 2
+                low, high = (low, middle) if fools(trial, middle) else (middle, high)
+            if high < radius and high - low <= 1e-3 / size ** .5:
+                best, radius = trial, high
+        block += 1
+        length = -(-size // 2 ** level)
+        if block >= 2 ** level or block * length >= size:
+            level, block = (level + 1 if length > 1 else 0), 0
+            length = -(-size // 2 ** level)
+        trial = best.clone()
+        trial[block * length:(block + 1) * length] *= -1
+    return shown[:limit]
+
+
+def test_rays_is_algorithms_2_and_3(problem):
+    model, x, y = problem
+    threat = ThreatModel('linf', 1e-6)  # nothing is near enough, so the search goes on
+    shown = []
+
+    def spy(images):
+        shown.append(images.clone())
+        return model(images)
+
+    run_search(RaySSearch(threat, 150), spy, x, y)
+    for i in range(len(x)):
+        expected = reference_rays(model, x[i], y[i].item(), 150)
+        torch.testing.assert_close(torch.stack([s[i] for s in shown]), torch.stack(expected), rtol=0, atol=1e-12)
+
+
+def test_cw_l2_is_adam_on_its_loss(problem):
+    """Against torch's Adam and the search for the constant as Carlini & Wagner wrote it."""
+    model, x, y = problem
+    steps, rounds, rate = 30, 4, .02
+    nearest = []
+    for image, label in zip(x, y):
+        low, high, const, best = 0., 1e10, .05, math.inf
+        for _ in range(rounds):
+            w = torch.atanh((2 * image - 1) * (1 - 1e-6)).requires_grad_()
+            optimizer, fooled = torch.optim.Adam([w], lr=rate), False
+            for _ in range(steps):
+                adv = (w.tanh() + 1) / 2
+                z = model(adv[None])
+                gap = logit_gap(z, label[None])
+                distance = (adv - image).square().sum()
+                if gap.item() > 0:
+                    fooled, best = True, min(best, distance.sqrt().item())
+                loss = distance + const * F.relu(-gap).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            low, high = (low, min(high, const)) if fooled else (max(low, const), high)
+            const = (low + high) / 2 if high < 1e10 else const * 10
+        nearest.append(best)
+    assert any(math.isfinite(n) for n in nearest)
+    common = dict(steps=steps, binary_search_steps=rounds, step_size=rate, initial_const=.05, abort_early=False)
+    for factor, expected in ((1 + 1e-6, True), (1 - 1e-6, False)):
+        for i, distance in enumerate(nearest):
+            if math.isfinite(distance):
+                adv = cw_l2(model, x[i:i + 1], y[i:i + 1], ThreatModel('l2', distance * factor), **common)
+                assert bool((model(adv).argmax(1) != y[i]).item()) is expected
