@@ -18,6 +18,7 @@ _STYLE = """
 }
 @media print {
   :root { color-scheme: light; } main { max-width: none; } h2 { break-after: avoid; }
+  .examples { grid-template-columns: 1fr 1fr !important; }
   figure, tr, .warn, .finding, .example, .bar { break-inside: avoid; }
 }
 * { box-sizing: border-box; }
