@@ -76,7 +76,7 @@ def test_at_least_as_successful(trained, name):
 
 
 def check(name, trained, norm, theirs, ours):
-    """On 1,000 images ours leaves at most 0.5 points more than theirs; every image is allowed by a fresh float32 look."""
+    """On 1,000 images ours leaves at most 0.5 points more than theirs; every image is allowed, as float32 sees it."""
     model, x, y = trained
     eps = {'Linf': EPS, 'L2': 1.2}[norm]
     threat = ThreatModel(norm.lower(), eps)

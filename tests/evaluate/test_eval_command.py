@@ -174,6 +174,7 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--attacks', 'clean,rays', '--norm', 'l2'], '--attacks rays: is for --norm linf alone'),
     (['--attacks', 'cw-l2'], '--attacks cw-l2: is for --norm l2 alone'),
     (['--attacks', 'pgd5,pgd5'], 'names pgd5 more than once'),
+    (['--attacks', 'fgsm5'], '--attacks fgsm5: fgsm takes a single step'),
     (['--attacks', 'autoattack9'], '--attacks autoattack9: unknown attack'),
     (['--attacks', 'square0'], '--attacks square0: the number of query_limit must be at least 1'),
     (['--norm-statistics', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch: choose adaptive'),

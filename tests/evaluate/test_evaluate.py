@@ -132,6 +132,22 @@ def test_parse_attacks():
     assert specs[5].settings['steps'] == 20
 
 
+def test_what_is_written_of_an_attack_names_the_defaults_it_passes_on():
+    fgsm, autoattack = (s.describe() for s in parse_attacks('fgsm,autoattack', THREAT))
+    assert fgsm['steps'] == 1
+    assert [p.get('steps', p.get('query_limit')) for p in autoattack['parts']] == [100, 100, 100, 5000]
+
+
+def test_a_surrogate_gets_no_more_than_a_batch_at_once():
+    x, _ = data()
+    model = undecided_net(x)
+    sizes = []
+    surrogate = TinyNet().eval()
+    surrogate.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    evaluate(model, x, labels_of(model, x), 'clean,pgd3', batch_size=3, surrogate=surrogate)
+    assert max(sizes) == 3
+
+
 def test_balanced_indices():
     labels = np.array([0] * 50 + [1] * 30 + [2] * 20)
     chosen = balanced_indices(labels, 100, 30, seed=1)

@@ -63,7 +63,7 @@ def run(argv: List[str]) -> None:
     findings = diagnose(
         model, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=surrogate,
         search_model=make_search_model(model, x[:8]))
-    surface = loss_surface(model, x, y, threat, seed=args.seed)
+    surface = loss_surface(model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
     output.mkdir(parents=True, exist_ok=True)
     title = f'{args.model}\n{threat}, {len(x)} images, seed {args.seed}'
     plot_loss_surface(surface, title, output / 'loss_surface.png')

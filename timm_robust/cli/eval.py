@@ -232,7 +232,7 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
         findings = diagnose(
             inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=surrogate,
             search_model=search_model)
-        surface = loss_surface(inputs.pixel_model, x, y, threat, seed=args.seed)
+        surface = loss_surface(inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
     results = build_results(evaluation, threat, eps_sweep=curve, findings=findings, **facts)
     examples = []
     if args.save_images:

@@ -121,8 +121,8 @@ class Inputs:
     @property
     def class_names(self) -> Optional[List[str]]:
         """Names of the classes, where the data set knows them."""
-        reader = getattr(self.dataset, 'reader', None)
-        return sorted(getattr(reader, 'class_to_idx', {}) or getattr(self.dataset, 'classes', [])) or None
+        index = getattr(getattr(self.dataset, 'reader', None), 'class_to_idx', {})
+        return sorted(index, key=index.get) or getattr(self.dataset, 'classes', None)
 
 
 def _on_pixels(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], device) -> NormalizedModel:

@@ -128,10 +128,13 @@ class _Evaluator:
             # The best iterates of several images never stood in one batch, which matters if the batch does; and an
             # attack that stops where the surrogate is fooled is a weak one on another network.
             keep = 'last' if self.whole_batches or self.surrogate else 'best'
-            adv = spec(
-                self.surrogate or self.model, x[rows], labels[rows], image_seeds(self.seed, own), keep=keep,
-                batch_size=self.batch_size, search_model=None if self.surrogate else self.search_model,
-                progress=self.bar.update)
+            # the searches of 'best' fill their batches from the pool themselves
+            adv = torch.cat([
+                spec(
+                    self.surrogate or self.model, x[part], labels[part],
+                    image_seeds(self.seed, [indices[i] for i in part.tolist()]), keep=keep, batch_size=self.batch_size,
+                    search_model=None if self.surrogate else self.search_model, progress=self.bar.update)
+                for part in rows.split(len(rows) if keep == 'best' else self.batch_size)])
             _assert_allowed(adv, x[rows], spec)
             right = _logits(self.model, adv, labels[rows], self.batch_size).argmax(1) == labels[rows]
             self.journal.record(key, own, right.tolist(), time.perf_counter() - start)

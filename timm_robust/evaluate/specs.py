@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
-from ..attacks import ATTACKS, AUTOATTACK_VERSIONS, ThreatModel, madry_step_size, pgd, run_search
+from ..attacks import ATTACKS, AUTOATTACK_VERSIONS, ThreatModel, apgd_ce, madry_step_size, pgd, run_search
 from ..attacks.autoattack import autoattack_parts
 from ..errors import InputError
 
@@ -15,17 +15,21 @@ _ALIASES = {'cw': 'cw_linf', 'mia': 'mim', 'apgd': 'apgd_ce', 'adaptive': 'adapt
 _AUTOATTACKS = {'autoattack': 'standard', 'aa': 'standard', **{f'autoattack_{v}': v for v in AUTOATTACK_VERSIONS}}
 _DEFAULT_STEPS = {'bim': 20, 'pgd': 20, 'pgd_targeted': 20, 'mim': 20, 'cw_linf': 20}
 _BUDGET = {'square': 'query_limit', 'rays': 'query_limit'}
+_ONE_STEP = ('fgsm', 'fgsm_rs')
 _ONE_NORM = {'rays': 'linf', 'cw_l2': 'l2'}
 _TARGETED = ('pgd_targeted', 'apgd_t', 'fab_t')
 
 
-def _parameters(function: str) -> Tuple[str, ...]:
-    """Names of an attack's arguments, those it passes on included."""
-    names = tuple(inspect.signature(ATTACKS[function]).parameters)
-    if 'kwargs' not in names:
-        return names
-    passed_to = pgd if function in ('fgsm', 'fgsm_rs', 'bim', 'mim', 'cw_linf') else run_search
-    return names + tuple(inspect.signature(passed_to).parameters)
+_PASSES_TO = {**dict.fromkeys(('fgsm', 'fgsm_rs', 'bim', 'mim', 'cw_linf'), pgd),
+              **dict.fromkeys(('apgd_dlr', 'apgd_t'), apgd_ce)}
+
+
+def _parameters(function: str) -> Dict[str, inspect.Parameter]:
+    """An attack's arguments by name, those it passes on included."""
+    own = dict(inspect.signature(ATTACKS[function]).parameters)
+    if 'kwargs' not in own:
+        return own
+    return {**inspect.signature(_PASSES_TO.get(function, run_search)).parameters, **own}
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,10 @@ class AttackSpec:
         if self.parts:
             return {**common, 'parts': [part.describe() for part in self.parts]}
         defaults = {
-            k: p.default for k, p in inspect.signature(ATTACKS[self.function]).parameters.items()
+            k: p.default for k, p in _parameters(self.function).items()
             if k in ('steps', 'restarts', 'query_limit', 'rho', 'eot_iter') and p.default is not p.empty}
+        if self.function in _ONE_STEP:
+            defaults['steps'] = 1
         return {**common, 'function': self.function, **defaults, **self.settings}
 
 
@@ -96,7 +102,7 @@ def _single(name: str, threat: ThreatModel, step_size, restarts: int, num_target
     if function in _BUDGET:
         if number:
             settings[_BUDGET[function]] = int(number)
-    elif 'steps' in takes:
+    elif 'steps' in takes and function not in _ONE_STEP:
         if number or function in _DEFAULT_STEPS:
             settings['steps'] = int(number or _DEFAULT_STEPS[function])
     elif number:

@@ -98,5 +98,7 @@ def plot_loss_surface(surface: Dict[str, Any], title: str, path) -> None:
     axes = figure.subplots()
     drawn = axes.contourf(surface['coordinates'], surface['coordinates'], surface['loss'], levels=20)
     figure.colorbar(drawn, label='mean cross-entropy')
-    axes.set(xlabel='along the gradient (eps)', ylabel='along random signs (eps)', title=title)
+    ticks = [-1, -.5, 0, .5, 1]
+    axes.set(title=title, xticks=ticks, yticks=ticks)
+    axes.set(xlabel='along the gradient (eps)', ylabel='along random signs (eps)')
     figure.savefig(path, dpi=120)
