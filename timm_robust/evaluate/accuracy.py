@@ -5,6 +5,7 @@ which must lie within eps of the clean one and within [0, 1].
 """
 import math
 import time
+from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -142,17 +143,12 @@ class _Evaluator:
             withstood[i] = stands and known[indices[i]]
 
 
-def _pools(loader, size: int, device: torch.device) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-    images: List[torch.Tensor] = []
-    labels: List[torch.Tensor] = []
-    for x, y in loader:
-        images.append(x.to(device))
-        labels.append(y.to(device))
-        if sum(map(len, images)) >= size:
-            yield torch.cat(images), torch.cat(labels)
-            images, labels = [], []
-    if images:
-        yield torch.cat(images), torch.cat(labels)
+def _pools(loader, batches: int, device: torch.device) -> Iterator[Tuple[torch.Tensor, torch.Tensor, int]]:
+    """Images and labels of several batches together, and the size of the first batch."""
+    stream = iter(loader)
+    while pool := [(x.to(device), y.to(device)) for x, y in islice(stream, batches)]:
+        images, labels = zip(*pool)
+        yield torch.cat(images), torch.cat(labels), len(images[0])
 
 
 def evaluate_attacks(
@@ -188,7 +184,7 @@ def evaluate_attacks(
         worst_case: Run each attack only on images that withstood those before it; otherwise each runs on all images
             classified correctly.
         batch_size: Images in the network at once; by default that of the loader's first batch.
-        batches_in_pool: Batches attacked together.
+        batches_in_pool: Batches of the loader attacked together.
         search_model: Faster network to search with, see `run_search`.
         surrogate: Network to craft on instead of the model: a black-box transfer attack.
         journal: Where outcomes are kept; what it holds already is not done again.
@@ -219,8 +215,8 @@ def evaluate_attacks(
     done = 0
     total = len(indices) * sum(len(s.steps) for s in specs)
     with tqdm(total=total, unit='img', disable=None if progress is None else not progress) as bar:
-        for x, labels in _pools(loader, 1 if batch_dependent else (batch_size or 1) * batches_in_pool, device):
-            batch_size = len(x) if batch_dependent else batch_size or len(x)
+        for x, labels, size in _pools(loader, 1 if batch_dependent else batches_in_pool, device):
+            batch_size = size if batch_dependent else batch_size or size
             runner = _Evaluator(
                 model, specs, journal, batch_size=batch_size, seed=seed, worst_case=worst_case,
                 search_model=search_model, surrogate=surrogate, bar=bar)
