@@ -71,9 +71,10 @@ def test_both_columns_and_every_image(uninterrupted):
     assert square['attack']['query_limit'] == 30 and pgd['attack']['steps'] == 5
 
 
-def test_worst_case_runs_each_attack_on_what_is_left(world, uninterrupted, tmp_path, capsys):
+def test_worst_case_runs_each_attack_on_what_is_left(world, uninterrupted, tmp_path, capsys, caplog):
     assert main(command(world, tmp_path / 'out', '--worst-case')) == 0
     assert 'ran only on images that withstood those above it' in capsys.readouterr().out
+    assert '64 of 64 images: clean' in caplog.text
     results, correct = outcome(tmp_path / 'out')
     apart, _ = uninterrupted
     clean, pgd, square = results['results']

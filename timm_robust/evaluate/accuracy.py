@@ -3,6 +3,7 @@
 Every verdict comes from one place: a plain float32 forward pass, after the attack is over, on the image it returned,
 which must lie within eps of the clean one and within [0, 1].
 """
+import logging
 import math
 import time
 from itertools import islice
@@ -23,6 +24,8 @@ __all__ = ['evaluate_attacks', 'image_seeds', 'sweep_eps']
 # float32 cannot hold clean + eps exactly: a pixel near 1 is half an ulp (6e-8) off, and the comparison as much again
 _FLOAT32_SLACK = 1.2e-7
 _FEWEST_FOR_CHANCE = 50
+
+_logger = logging.getLogger(__name__)
 
 
 def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -189,7 +192,7 @@ def evaluate_attacks(
         surrogate: Network to craft on instead of the model: a black-box transfer attack.
         journal: Where outcomes are kept; what it holds already is not done again.
         refuse_chance: Stop before any attack if the first pool is classified no better than by guessing.
-        progress: Show a progress bar; by default only on a terminal.
+        progress: Show a progress bar; by default on a terminal, and a line for each pool in a log.
 
     Returns:
         Outcomes of the images of `indices`, of this process alone.
@@ -212,7 +215,7 @@ def evaluate_attacks(
                 'bim, mim or cw')
     journal = journal or Journal(None, {})
     attacks = [s for s in specs if s.is_attack]
-    done = 0
+    done, began = 0, time.perf_counter()
     total = len(indices) * sum(len(s.steps) for s in specs)
     with tqdm(total=total, unit='img', disable=None if progress is None else not progress) as bar:
         for x, labels, size in _pools(loader, 1 if batch_dependent else batches_in_pool, device):
@@ -231,9 +234,13 @@ def evaluate_attacks(
             runner.attack(x, labels, own, correct)
             done += len(x)
             so_far = assemble(specs, journal, indices[:done], worst_case)
-            bar.set_postfix_str('  '.join(
+            accuracies = '  '.join(
                 f'{r.spec.name} {r.worst_case_accuracy if r.accuracy is None else r.accuracy:.1f}%'
-                for r in so_far.results))
+                for r in so_far.results)
+            bar.set_postfix_str(accuracies)
+            if bar.disable and progress is None:
+                left = (time.perf_counter() - began) * (len(indices) / done - 1)
+                _logger.info(f'{done} of {len(indices)} images: {accuracies}, {tqdm.format_interval(left)} left')
     evaluation = assemble(specs, journal, indices, worst_case)
     evaluation.batch_dependent = batch_dependent
     return evaluation
