@@ -3,13 +3,19 @@
     python benchmarks/attacks.py --model resnet50 --checkpoint FILE --data-dir DIR --num-examples 1000 --split test
 
 The reference is the AutoAttack repository (pip install git+https://github.com/fra31/auto-attack), for PGD torchattacks.
-CPU time is printed beside wall time: other work on the machine moves it less. `--parts` chooses what to run.
+CPU time is printed beside wall time: other work on the machine moves it less. `--parts` chooses what to run. Memory is
+what an attack takes on top of the network and the images: on a GPU what torch allocates, on a CPU under Linux what the
+process occupies at most.
 """
+import ctypes
+import gc
 import json
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Callable, Iterator
 
 import torch
 
@@ -17,6 +23,7 @@ from timm_robust.attacks import ATTACKS, autoattack, input_gradient
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+from timm_robust.evaluate.report import versions
 from timm_robust.models.search_copy import make_search_model
 
 PGD = dict(steps=20, random_start=False)
@@ -105,16 +112,40 @@ def predicted(model, x) -> torch.Tensor:
     return torch.cat([model(part).argmax(1) for part in x.split(500)])
 
 
+def resident(name: str) -> float:
+    """Memory of this process in MiB: now ('VmRSS') or at most ('VmHWM')."""
+    line = next(v for v in Path('/proc/self/status').read_text().splitlines() if v.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+@contextmanager
+def memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Yields what tells the MiB taken since."""
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
+    else:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)  # what another arm freed would hide what this one takes
+        Path('/proc/self/clear_refs').write_text('5')  # forgets the highest so far
+        before = resident('VmRSS')
+        yield lambda: resident('VmHWM') - before
+
+
 def measure(model, x, y, attack) -> dict:
-    """Robust accuracy, time and evaluations of the network."""
+    """Robust accuracy, time, memory and evaluations of the network."""
     counter = Counter(model).eval()
     right = predicted(model, x) == y
     x, y, count = x[right], y[right], len(y)
-    wall, cpu = time.perf_counter(), time.process_time()
-    adv = attack(counter, x, y)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    with memory(x.device) as taken:
+        wall, cpu = time.perf_counter(), time.process_time()
+        adv = attack(counter, x, y)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        wall, cpu, mib = time.perf_counter() - wall, time.process_time() - cpu, taken()
     holds = predicted(model, adv) == y
-    return {'accuracy': 100 * holds.sum().item() / count, 'wall': wall, 'cpu': cpu,
+    return {'accuracy': 100 * holds.sum().item() / count, 'wall': wall, 'cpu': cpu, 'mib': mib,
             'forwards': counter.forwards / len(x), 'backwards': counter.backwards / len(x)}
 
 
@@ -150,11 +181,11 @@ def main() -> None:
             base = found.get((part, 'reference'), row)
             print(f"{part:11}{name:10}{row['accuracy']:7.1f} %{row['wall']:9.1f} s  {row['wall'] / base['wall']:5.2f}"
                   f" of the reference  CPU {row['cpu'] / base['cpu']:5.2f}  forwards {row['forwards']:7.1f} "
-                  f"backwards {row['backwards']:6.1f}", flush=True)
+                  f"backwards {row['backwards']:6.1f}  {row['mib']:.0f} MiB", flush=True)
             if args.json:
                 Path(args.json).write_text(json.dumps(
                     {'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
-                     'threads': args.threads, 'model': args.model,
+                     'threads': args.threads, 'model': args.model, 'versions': versions(),
                      'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
 
 
