@@ -9,7 +9,11 @@ from helpers import TinyNet
 
 from timm_robust.attacks import ATTACKS, ThreatModel, apgd_ce, apgd_t, autoattack, fab_t, noise, pgd, rays, square
 from timm_robust.attacks.apgd import APGDSearch
-from timm_robust.attacks.search import run_search
+from timm_robust.attacks.cw_l2 import CWL2Search
+from timm_robust.attacks.fab import FABSearch
+from timm_robust.attacks.losses import cross_entropy
+from timm_robust.attacks.pgd import PGDSearch
+from timm_robust.attacks.search import Search, run_search
 from timm_robust.attacks.square import SquareSearch
 from timm_robust.errors import InputError
 from timm_robust.layers import fold_for_inference, set_norm_statistics
@@ -80,6 +84,31 @@ def test_the_batch_an_image_is_in_changes_nothing(problem, attack):
     fooled = [model(adv).argmax(1) != y for adv in (whole, pooled)] + [model(part).argmax(1) != y[20:]]
     assert torch.equal(fooled[0], fooled[1]) and torch.equal(fooled[0][20:], fooled[2])
     torch.testing.assert_close(pooled[fooled[0]], whole[fooled[0]], rtol=0, atol=1e-6)
+
+
+class LookingSeldom(Search):
+    """A search that is asked which images are done once in 25 steps, as on a GPU once in 8."""
+
+    def __init__(self, search):
+        self.start, self.search = search.start, search
+
+    def step(self, model, state):
+        for _ in range(25):
+            self.search.step(model, state)
+
+
+@pytest.mark.parametrize('search', [
+    PGDSearch(LINF, 2, .005, True, cross_entropy, 0.),
+    APGDSearch(LINF, 'ce', 3),
+    FABSearch(LINF, 2),
+    CWL2Search(ThreatModel('l2', .15), 8, .01, 1, 1., 0., True),
+], ids=['pgd', 'apgd', 'fab', 'cw_l2'])
+def test_steps_after_an_image_is_done_change_nothing(problem, search):
+    model, x, y = problem
+    prompt, late = (run_search(s, model, x, y, batch_size=7) for s in (search, LookingSeldom(search)))
+    assert 0 < prompt.fooled.sum() < 40
+    assert torch.equal(prompt.fooled, late.fooled)
+    torch.testing.assert_close(prompt.adv, late.adv, rtol=0, atol=1e-6)
 
 
 def test_the_batch_stays_full_until_the_queue_is_empty(problem):

@@ -109,9 +109,12 @@ class Found:
 
 
 def keep_best(state: State, point: torch.Tensor, fooled: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
-    """Keep points that fool, from the first on, and otherwise those of the highest rank; returns what was better."""
+    """Keep points that fool, from the first on, and otherwise those of the highest rank; returns what was better.
+
+    What an image does after it is done, while nobody has looked yet, counts for nothing.
+    """
     rank = torch.where(fooled, float('inf'), rank.to(state['rank'].dtype))
-    better = rank > state['rank']
+    better = (rank > state['rank']) & ~state['done']
     state['best'] = torch.where(better.view(-1, 1, 1, 1), point, state['best'])
     state['rank'] = torch.where(better, rank, state['rank'])
     return better
