@@ -8,11 +8,12 @@ import torch.nn as nn
 from helpers import TinyNet, make_image_folder
 from torch.utils.data import DataLoader, TensorDataset
 
-from timm_robust.attacks import ATTACKS, ThreatModel
+from timm_robust.attacks import ATTACKS, ThreatModel, autoattack
 from timm_robust.cli.main import main
 from timm_robust.data import balanced_indices
 from timm_robust.errors import InputError
-from timm_robust.evaluate import evaluate_attacks, parse_attacks, weights_sha256
+from timm_robust.evaluate import evaluate_attacks, example_images, parse_attacks, weights_sha256
+from timm_robust.evaluate.accuracy import image_seeds
 from timm_robust.layers import set_norm_statistics
 from timm_robust.models import NormalizedModel
 
@@ -136,6 +137,24 @@ def test_what_is_written_of_an_attack_names_the_defaults_it_passes_on():
     fgsm, autoattack = (s.describe() for s in parse_attacks('fgsm,autoattack', THREAT))
     assert fgsm['steps'] == 1
     assert [p.get('steps', p.get('query_limit')) for p in autoattack['parts']] == [100, 100, 100, 5000]
+
+
+def test_autoattack_in_an_evaluation_and_its_examples():
+    x, _ = data(12)
+    model = undecided_net(x)
+    threat = ThreatModel('linf', 0.005)
+    evaluation = evaluate(model, x, labels_of(model, x), 'clean,fgsm,autoattack', threat=threat)
+    seeds = image_seeds(0, range(12))
+    adv = autoattack(model, x, labels_of(model, x), threat, seed=seeds)
+    result = evaluation.results[2]
+    assert result.correct == (labels_of(model, adv) == labels_of(model, x)).tolist()
+    later = [f and not r for f, r in zip(evaluation.results[1].correct, result.correct)]
+    assert any(later) and any(result.correct), 'the comparison says nothing'
+    examples = example_images(model, x, evaluation, count=12)
+    held = [e for e in examples if e['prediction'] == e['label']]
+    assert len(held) == sum(result.correct) and {e['attack'] for e in held} == {'autoattack'}
+    fooled = [e['attack'] for e in examples if e['prediction'] != e['label']]
+    assert sum(a.startswith('autoattack/') for a in fooled) == sum(later) and set(fooled) - {'fgsm'}
 
 
 def test_a_surrogate_gets_no_more_than_a_batch_at_once():

@@ -34,6 +34,7 @@ from ..layers import has_batch_statistics
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
+from .diagnose import findings_text
 from .inputs import Inputs, add_input_arguments, add_threat_arguments, build_surrogate, open_inputs, read_threat
 
 __all__ = ['build_parser', 'run']
@@ -237,7 +238,9 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     examples = []
     if args.save_images:
         x, _ = inputs.first(args.batch_size)
-        examples = example_images(inputs.pixel_model, x, evaluation, seed=args.seed, count=args.save_images)
+        examples = example_images(
+            inputs.pixel_model, x, evaluation, seed=args.seed, count=args.save_images, surrogate=surrogate,
+            search_model=search_model)
     written = write_report(output, results, examples, inputs.class_names, surface)
     write_json(output / 'results.json', results)
     for path in output.glob('progress-*.jsonl'):
@@ -245,4 +248,6 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""} on {args.dataset or args.data_dir} '
           f'({args.split})\n')
     print(evaluation_table(results))
+    if findings:
+        print('\nIs the robustness real?\n\n' + findings_text(findings))
     print('\nWritten: ' + ', '.join(map(str, [output / 'results.json', *written])))

@@ -1,5 +1,5 @@
 """Adversarial images to look at."""
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 import torch.nn as nn
@@ -18,6 +18,8 @@ def example_images(
         *,
         seed: int = 0,
         count: int = 8,
+        surrogate: Optional[nn.Module] = None,
+        search_model: Optional[Callable] = None,
 ) -> List[Dict[str, Any]]:
     """Adversarial images for a figure, made again with the seeds of the evaluation.
 
@@ -29,11 +31,12 @@ def example_images(
         evaluation: What came out.
         seed: Seed of the evaluation.
         count: Number of images, those classified correctly when clean.
+        surrogate, search_model: Those of the evaluation, see `evaluate_attacks`.
 
     Returns:
         One dict per image: clean and adversarial image, label, prediction and confidence of both, attack.
     """
-    attacks = [(part, r) for r in evaluation.results for part, _ in keyed_steps(r.spec)]
+    attacks = [r for r in evaluation.results if r.spec.is_attack]
     if not attacks:
         return []
     labels = torch.tensor(evaluation.labels[:len(x)], device=x.device)
@@ -41,25 +44,33 @@ def example_images(
     rows = (clean.argmax(1) == labels).nonzero().squeeze(1)[:count].tolist()
     by_attack: Dict[int, List[int]] = {}
     for i in rows:
-        fooled = [k for k, (_, r) in enumerate(attacks) if r.correct[i] is False]
+        fooled = [k for k, r in enumerate(attacks) if r.correct[i] is False]
         by_attack.setdefault(fooled[0] if fooled else len(attacks) - 1, []).append(i)
-    examples = []
-    for k, own in by_attack.items():
-        part = attacks[k][0]
-        picked = list(range(len(x))) if evaluation.batch_dependent else own
-        keep = 'last' if evaluation.batch_dependent else 'best'
-        adv = part(model, x[picked], labels[picked],
-                   image_seeds(seed, [evaluation.indices[i] for i in picked]), keep=keep)
-        after = logits_of(model, adv).softmax(1)
-        for i in own:
-            j = picked.index(i)
-            examples.append({
-                'clean': x[i].cpu(),
-                'adversarial': adv[j].cpu(),
-                'attack': part.name,
-                'label': labels[i].item(),
-                'clean_confidence': clean[i].max().item(),
-                'prediction': after[j].argmax().item(),
-                'confidence': after[j].max().item(),
-            })
-    return sorted(examples, key=lambda e: e['label'])
+    # as in the evaluation
+    keep = 'last' if evaluation.batch_dependent or surrogate is not None else 'best'
+    examples = {}
+    for k, standing in by_attack.items():
+        for part, key in keyed_steps(attacks[k].spec):
+            picked = list(range(len(x))) if evaluation.batch_dependent else standing
+            adv = part(
+                model if surrogate is None else surrogate, x[picked], labels[picked],
+                image_seeds(seed, [evaluation.indices[i] for i in picked]), keep=keep,
+                search_model=search_model if surrogate is None else None)
+            after = logits_of(model, adv).softmax(1)
+            for i in standing:
+                j = picked.index(i)
+                examples[i] = {
+                    'clean': x[i].cpu(),
+                    'adversarial': adv[j].cpu(),
+                    'attack': key,
+                    'label': labels[i].item(),
+                    'clean_confidence': clean[i].max().item(),
+                    'prediction': after[j].argmax().item(),
+                    'confidence': after[j].max().item(),
+                }
+            standing = [i for i in standing if examples[i]['prediction'] == examples[i]['label']]
+            if not standing:
+                break
+        for i in standing:
+            examples[i]['attack'] = attacks[k].spec.name
+    return sorted(examples.values(), key=lambda e: e['label'])
