@@ -155,7 +155,12 @@ def main() -> None:
     group = parser.add_argument_group('Benchmark parameters')
     add_threat_arguments(group)
     group.add_argument('--parts', default='pgd,apgd_ce,apgd_dlr,apgd_t,fab_t,square,autoattack', help='what to run')
-    group.add_argument('--arms', default='reference,exact,float32,bfloat16', help='reference, and our searches')
+    group.add_argument('--arms', default='reference,exact,float32,bfloat16',
+                       help='the first is what the others are compared with: reference, floor (pgd alone), and '
+                            'our searches exact, float32, bfloat16')
+    group.add_argument('--own-labels', action='store_true',
+                       help='take the predictions of the network as labels: with a small eps nothing is fooled, and '
+                            'untrained networks can be timed')
     group.add_argument('--json', default='', metavar='FILE', help='write the figures')
     group.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
     add_input_arguments(parser, num_examples=1000)
@@ -165,22 +170,25 @@ def main() -> None:
     inputs = open_inputs(args, torch.device(args.device or 'cpu'))
     x, y = inputs.first(len(inputs.indices))
     model, size = inputs.pixel_model, args.batch_size
+    if args.own_labels:
+        y = predicted(model, x)
     searched = {'exact': None, 'float32': make_search_model(model, x[:8]),
                 'bfloat16': make_search_model(model, x[:8], torch.bfloat16)}
     found = {}
     print(f'{args.model} {args.checkpoint}, {len(x)} images, {threat}, batch {size}, {args.threads} threads')
     arms = {'reference': theirs, 'floor': floor, **{k: partial(ours, copy=v) for k, v in searched.items()}}
     for part in args.parts.split(','):
-        for name in [*(['floor'] if part == 'pgd' else []), *args.arms.split(',')]:
+        base = None
+        for name in args.arms.split(','):
             attack = partial(arms[name], part, threat=threat, batch_size=size)
             try:
                 found[part, name] = row = measure(model, x, y, attack)
             except ImportError as error:
                 print(f'{part:11}{name:10} not run: {error}')
                 continue
-            base = found.get((part, 'reference'), row)
+            base = base or row
             print(f"{part:11}{name:10}{row['accuracy']:7.1f} %{row['wall']:9.1f} s  {row['wall'] / base['wall']:5.2f}"
-                  f" of the reference  CPU {row['cpu'] / base['cpu']:5.2f}  forwards {row['forwards']:7.1f} "
+                  f" of the first  CPU {row['cpu'] / base['cpu']:5.2f}  forwards {row['forwards']:7.1f} "
                   f"backwards {row['backwards']:6.1f}  {row['mib']:.0f} MiB", flush=True)
             if args.json:
                 Path(args.json).write_text(json.dumps(
