@@ -12,7 +12,7 @@ from timm_robust.attacks import ThreatModel, cw_l2, dlr, dlr_targeted, logit_gap
 from timm_robust.attacks.apgd import APGDSearch
 from timm_robust.attacks.fab import FABSearch, project_onto_hyperplane
 from timm_robust.attacks.rays import RaySSearch
-from timm_robust.attacks.search import Jobs, run_search
+from timm_robust.attacks.search import Jobs, run_search, wrong_classes
 from timm_robust.attacks.square import SquareSearch, _two_pyramids
 
 LINF, L2 = ThreatModel('linf', .05), ThreatModel('l2', .4)
@@ -164,6 +164,93 @@ def test_fab_finds_the_boundary_of_a_linear_network():
         found = run_search(FABSearch(ThreatModel(norm, eps), 20), model, x, y, targets=target)
         clear = ((distance / eps - 1).abs() > .06)
         assert (found.fooled == (distance < eps))[clear].all() and 5 < found.fooled.sum() < 25
+
+
+def shortest_move(p, w, b, norm):
+    """Of point p onto <w, .> = b within [0, 1], its length by bisection."""
+    missing = b - w @ p
+    side = w * missing.sign()
+    room = torch.where(side > 0, 1 - p, p)
+    pace = torch.ones_like(w) if norm == 'linf' else w.abs()
+    low, high = 0., 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        enough = (w.abs() * torch.minimum(middle * pace, room)).sum() >= missing.abs()
+        low, high = (low, middle) if enough else (middle, high)
+    return side.sign() * torch.minimum(high * pace, room)
+
+
+def reference_fab(model, x, y, target, threat, steps):
+    """Algorithm 1 for one image and one target, with one evaluation an iteration."""
+    def size(d):
+        return d.abs().max() if threat.norm == 'linf' else d.norm()
+
+    point, image, back = x.clone(), x.flatten(), 0
+    for _ in range(steps + 1):
+        leaf = point.clone().requires_grad_(True)
+        z = model(leaf[None])[0]
+        lead = z[target] - z[y]
+        w = torch.autograd.grad(lead, leaf)[0].flatten()
+        here, fools = point.flatten(), z.argmax() != y
+        if fools and size(here - image) <= threat.eps:
+            return point, back
+        b = w @ here - lead.detach()
+        if fools:
+            here, back = image + .9 * (here - image), back + 1
+        moves = [shortest_move(p, w, b, threat.norm) for p in (here, image)]
+        near, far = (size(d).clamp_min(1e-8) for d in moves)
+        alpha = (near / (near + far)).clamp(max=.1)
+        moved = (1 - alpha) * (here + 1.05 * moves[0]) + alpha * (image + 1.05 * moves[1])
+        point = moved.clamp(0, 1).view_as(x)
+    return x, back
+
+
+@pytest.mark.parametrize('threat', [ThreatModel('linf', .012), ThreatModel('l2', .08)], ids=['linf', 'l2'])
+def test_fab_is_algorithm_1(problem, threat):
+    model, x, y = problem
+    targets = wrong_classes(model(x), y, 4)
+    fooled = back = 0
+    for k in range(4):
+        found = run_search(FABSearch(threat, 8), model, x, y, targets=targets[:, k])
+        for i in range(len(x)):
+            expected, went_back = reference_fab(model, x[i], y[i], targets[i, k], threat, 8)
+            torch.testing.assert_close(found.adv[i], expected, rtol=0, atol=1e-5)
+            fooled, back = fooled + bool(found.fooled[i]), back + went_back
+    assert 2 < fooled < 14 and back > 10, 'the comparison says nothing'
+
+
+def test_fab_starts_over_half_an_eps_away(problem):
+    _, x, y = problem
+    x = x * .5 + .25
+    again = Jobs(x, y, torch.arange(4), torch.tensor([0, 1, 2, 0]))
+    for threat in (LINF, L2):
+        delta = (FABSearch(threat).start(again)['point'] - x).flatten(1)
+        size = delta.abs().amax(1) if threat.norm == 'linf' else delta.norm(dim=1)
+        expected = torch.tensor([0, threat.eps / 2, threat.eps / 2, 0], dtype=size.dtype)
+        torch.testing.assert_close(size, expected, rtol=0, atol=1e-6)
+
+
+def test_apgd_averages_gradient_and_loss_of_a_network_with_noise(problem):
+    model, x, y = problem
+    draws = [x.new_tensor(d) for d in (1., -.5)]
+    calls = []
+
+    def noisy(point):
+        calls.append(len(point))
+        return model((point * draws[len(calls) % 2]).tanh())
+
+    def mean_loss(point):
+        return sum(F.cross_entropy(model((point * d).tanh()), y, reduction='none') for d in draws) / 2
+
+    search = APGDSearch(LINF, 'ce', 1, eot_iter=2)
+    adv = run_search(search, noisy, x, y, seed=list(range(4))).adv
+    assert sum(calls) == 4 * 2 * 2, 'two passes for the start and two for the step, for every image'
+    start = search.start(jobs(x, y))['point'].requires_grad_(True)
+    gradient, = torch.autograd.grad(mean_loss(start).sum(), start)
+    start = start.detach()
+    stepped = torch.clamp(start + 2 * LINF.eps * gradient.sign(), x - LINF.eps, x + LINF.eps).clamp(0, 1)
+    better = (mean_loss(stepped) > mean_loss(start)).view(-1, 1, 1, 1)
+    torch.testing.assert_close(adv, torch.where(better, stepped, start), rtol=0, atol=1e-9)
 
 
 def test_square_follows_its_schedule_and_stays_in_its_patch(problem):

@@ -24,6 +24,7 @@ from timm_robust.attacks import (
     pgd_targeted,
 )
 from timm_robust.errors import InputError
+from timm_robust.models import NormalizedModel
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 LINF = ThreatModel('linf', 8 / 255)
@@ -260,6 +261,46 @@ def test_multi_targeted_counts_targets():
     assert (every >= single).all()
 
 
+@pytest.mark.parametrize('name', ['pgd', 'apgd_ce', 'fab_t', 'cw_l2'])
+def test_half_precision_logits_change_nothing(name):
+    """The loss is scaled on its way back and the gradient scaled down again."""
+    torch.manual_seed(3)
+    model, x = TinyNet().eval(), torch.rand(40, 3, 8, 8)
+    with torch.no_grad():
+        model.fc.weight *= 20
+        model.fc.bias -= model(x).mean(0)
+        y = model(x).argmax(1)
+    threat = {'cw_l2': ThreatModel('l2', .15)}.get(name, ThreatModel('linf', .02))
+    full, half = (ATTACKS[name](m, x, y, threat, **SHORT.get(name, {})) for m in (model, lambda x: model(x).half()))
+    full, half = (model(adv).argmax(1) != y for adv in (full, half))
+    assert 5 < full.sum() < 35 and (full != half).sum() <= 1
+
+
+@pytest.mark.parametrize('threat', [LINF, L2], ids=['linf', 'l2'])
+def test_a_gradient_that_is_no_number_moves_nothing(threat):
+    def model(x):
+        size = x.flatten(1).square().sum(1).sqrt()  # has no gradient at a black image
+        return torch.stack([size, 1 - size, -size, -size], 1)
+
+    x, y = torch.rand(3, 3, 4, 4) * .2, torch.tensor([0, 1, 0])
+    x[1] = 0.
+    for name in ('fgsm', 'bim', 'mim'):
+        adv = ATTACKS[name](model, x, y, threat)
+        assert torch.isfinite(adv).all() and torch.equal(adv[1], x[1]) and not torch.equal(adv[0], x[0])
+
+
+def test_images_to_evaluate_are_valid_pixels_in_their_space(problem):
+    model, x, y = problem
+    erased = SPACE.normalize(x.clone())
+    erased[0, 0, 0, 0] = 9.
+    with pytest.raises(InputError, match='without random erasing'):
+        pgd(model, erased, y, LINF, space=SPACE)
+    with pytest.raises(InputError, match='1 channels and InputSpace.* 3'):
+        pgd(model, x[:, :1], y, LINF, space=SPACE)
+    with pytest.raises(InputError, match='x has 1 channels and mean 3'):
+        NormalizedModel(model, [0., 0., 0.], [1., 1., 1.])(x[:, :1])
+
+
 def test_soft_targets_attack_the_likeliest_class(problem):
     model, x, y = problem
     soft = F.one_hot(y, 4).double() * 0.9 + 0.025
@@ -288,6 +329,7 @@ def test_small_gradients_survive_float16():
     (dict(steps=-3), 'steps=-3'),
     (dict(step_size=-0.1), 'step_size=-0.1'),
     (dict(restarts=0), 'restarts=0'),
+    (dict(restarts=0, keep='last'), 'restarts=0'),
     (dict(restarts=2, keep='last'), "needs keep='best'"),
     (dict(keep='first'), "keep='first'"),
     (dict(norm_mode='test'), "norm_mode='test'"),

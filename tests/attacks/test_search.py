@@ -1,4 +1,5 @@
 """The loop all attacks of an evaluation share: pooling, queries, noise, a faster network to search with."""
+import copy
 from functools import partial
 
 import pytest
@@ -13,7 +14,8 @@ from timm_robust.attacks.cw_l2 import CWL2Search
 from timm_robust.attacks.fab import FABSearch
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.attacks.pgd import PGDSearch
-from timm_robust.attacks.search import Search, run_search
+from timm_robust.attacks.rays import RaySSearch
+from timm_robust.attacks.search import Search, run_search, wrong_classes
 from timm_robust.attacks.square import SquareSearch
 from timm_robust.errors import InputError
 from timm_robust.layers import fold_for_inference, set_norm_statistics
@@ -127,7 +129,6 @@ def test_the_batch_stays_full_until_the_queue_is_empty(problem):
 @pytest.mark.parametrize('name', ['square', 'rays'])
 def test_queries_are_counted_truly_and_limited(problem, name):
     model, x, y = problem
-    from timm_robust.attacks.rays import RaySSearch
     make = {'square': SquareSearch, 'rays': RaySSearch}[name]
     counting = Counting(model)
     found = run_search(make(LINF, 37), counting, x, y, batch_size=16)
@@ -158,13 +159,16 @@ def test_progress_tells_every_image_once(problem):
         assert sum(told) == 40 and len(told) > 2
 
 
-def lying_copy(model, y_wrong):
-    """A search network that calls everything fooled."""
-    class Liar(nn.Module):
-        def forward(self, x):
-            return -model(x)
+class Liar(nn.Module):
+    """A search network that, after so many calls, calls everything fooled."""
 
-    return Liar().eval()
+    def __init__(self, model, after=0):
+        super().__init__()
+        self.model, self.honest = model, after
+
+    def forward(self, x):
+        self.honest -= 1
+        return self.model(x) if self.honest >= 0 else -self.model(x)
 
 
 def test_what_fools_only_the_copy_does_not_count(problem):
@@ -173,7 +177,7 @@ def test_what_fools_only_the_copy_does_not_count(problem):
         attack = partial(ATTACKS[name], model, x, y, LINF, steps=10)
         expected = accuracy(model, attack(), y)
         assert 0 < expected < 1
-        assert accuracy(model, attack(search_model=lying_copy(model, y)), y) == expected
+        assert accuracy(model, attack(search_model=Liar(model)), y) == expected
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar', 'nofrost_resnet26',
@@ -222,9 +226,83 @@ def test_searching_on_a_copy_leaves_the_answer(dtype):
         model.fc.bias -= model(x).mean(0)
         y = model(x).argmax(1)
     threat = ThreatModel('linf', 0.002)
-    copy = make_search_model(model, x[:4], dtype)
-    left = [accuracy(model, pgd(model, x, y, threat, steps=10, search_model=m), y) for m in (None, copy)]
+    faster = make_search_model(model, x[:4], dtype)
+    left = [accuracy(model, pgd(model, x, y, threat, steps=10, search_model=m), y) for m in (None, faster)]
     assert 0 < left[0] < 1 and abs(left[0] - left[1]) <= 1 / 24
+
+
+def test_the_copy_is_what_is_searched(problem):
+    model, x, y = problem
+    own, faster = Counting(model), Counting(model)
+    found = run_search(APGDSearch(LINF, 'ce', 5), own, x, y, search_model=faster)
+    assert sum(faster.sizes) == found.queries.sum() and sum(own.sizes) == found.fooled.sum(), 'a last look at each find'
+
+
+@pytest.mark.parametrize('name', ['square', 'rays'])
+def test_a_copy_that_lies_costs_no_more_queries_than_allowed(problem, name):
+    model, x, y = problem
+    make = {'square': SquareSearch, 'rays': RaySSearch}[name]
+    liar = Counting(Liar(model, after=25))
+    found = run_search(make(LINF, 40), model, x, y, search_model=liar)
+    assert found.queries.max() == 40 and sum(liar.sizes) < 40 * 40
+    with torch.no_grad():
+        assert torch.equal(found.fooled, model(found.adv).argmax(1) != y) and not found.fooled.all()
+
+
+def test_target_classes_go_by_descending_logit():
+    logits = torch.tensor([[4., 1., 3., 2.], [0., 5., 1., 9.]])
+    assert wrong_classes(logits, torch.tensor([0, 1]), None).tolist() == [[2, 3, 1], [3, 2, 0]]
+    assert wrong_classes(logits, torch.tensor([2, 3]), 2).tolist() == [[0, 3], [1, 2]]
+
+
+PARTS = {  # attacks, restarts and passes a gradient, as the authors publish them
+    'standard': [('apgd_ce', 1, 1), ('apgd_t', 1, 1), ('fab_t', 1, 1), ('square', 1, 1)],
+    'plus': [('apgd_ce', 5, 1), ('apgd_dlr', 5, 1), ('fab', 5, 1), ('square', 1, 1), ('apgd_t', 1, 1),
+             ('fab_t', 1, 1)],
+    'rand': [('apgd_ce', 1, 20), ('apgd_dlr', 1, 20)],
+}
+
+
+class Brightness(nn.Module):
+    """Bright images are of class 0."""
+
+    def forward(self, x):
+        bright = x.mean((1, 2, 3)) - .5
+        return torch.stack([bright, -bright, bright - 1, bright - 2], 1)
+
+
+@pytest.mark.parametrize('version', PARTS)
+def test_versions_of_autoattack(version, monkeypatch):
+    """Each part gets what those before it left, with the published settings."""
+    x = torch.ones(20, 1, 2, 2)
+    made, sizes = [], []
+
+    def darkens_three(name):
+        def attack(model, x, y, threat, *, restarts=1, eot_iter=1, **kwargs):
+            made.append((name, restarts, eot_iter))
+            sizes.append(len(x))
+            return torch.cat([torch.zeros_like(x[:3]), x[3:]])
+        return attack
+
+    for name in ATTACKS:
+        monkeypatch.setitem(ATTACKS, name, darkens_three(name))
+    adv = autoattack(Brightness().eval(), x, torch.zeros(20, dtype=torch.int64), LINF, version=version)
+    assert made == PARTS[version] and sizes == [20 - 3 * k for k in range(len(made))]
+    assert (adv == 0).all((1, 2, 3)).sum() == 3 * len(made)
+
+
+def test_autoattack_on_a_network_left_in_train_mode():
+    torch.manual_seed(0)
+    model = TinyNet(norm=True, drop=.5).eval()
+    x = torch.rand(20, 3, 8, 8)
+    with torch.no_grad():
+        model.fc.bias -= model(x).mean(0)
+        y = model(x).argmax(1)
+    before = copy.deepcopy(model).state_dict()
+    expected = autoattack(model, x, y, LINF, version='rand')
+    assert 0 < accuracy(model, expected, y) < 1
+    assert torch.equal(autoattack(model.train(), x, y, LINF, version='rand'), expected) and model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_autoattack_is_at_least_as_strong_as_each_part(problem):

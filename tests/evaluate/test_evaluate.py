@@ -13,7 +13,8 @@ from timm_robust.cli.main import main
 from timm_robust.data import balanced_indices
 from timm_robust.errors import InputError
 from timm_robust.evaluate import evaluate_attacks, example_images, parse_attacks, weights_sha256
-from timm_robust.evaluate.accuracy import image_seeds
+from timm_robust.evaluate.accuracy import image_seeds, sweep_eps
+from timm_robust.evaluate.journal import Journal
 from timm_robust.layers import set_norm_statistics
 from timm_robust.models import NormalizedModel
 
@@ -165,6 +166,32 @@ def test_a_surrogate_gets_no_more_than_a_batch_at_once():
     surrogate.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     evaluate(model, x, labels_of(model, x), 'clean,pgd3', batch_size=3, surrogate=surrogate)
     assert max(sizes) == 3
+
+
+def test_a_sweep_is_an_evaluation_for_each_eps():
+    x, _ = data()
+    model = undecided_net(x)
+    y = labels_of(model, x)
+    sweep = {eps: parse_attacks('pgd3' if eps else 'clean', ThreatModel('linf', eps))[0] for eps in (.02, 0, .002, .3)}
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    curve = sweep_eps(model, lambda: loader, range(20), sweep, device=CPU, progress=False)
+    alone = {
+        eps: evaluate(model, x, y, 'pgd3', threat=ThreatModel('linf', eps)).results[0].accuracy
+        for eps in (.002, .02, .3)}
+    assert curve == {0: 100., **alone} and list(curve) == sorted(curve) and len(set(curve.values())) > 2
+
+
+def test_the_first_look_at_a_clean_image_counts():
+    """A resume on another device may classify an image otherwise; it must not pass for robust without an attack."""
+    x, _ = data()
+    model = undecided_net(x)
+    y = labels_of(model, x)
+    journal = Journal(None, {})
+    journal.record('clean', list(range(20)), [True] * 20, 0., y.tolist())
+    y[3] = (y[3] + 1) % 4
+    wide = ThreatModel('linf', .9)
+    result = evaluate(model, x, y, 'clean,pgd3', threat=wide, journal=journal).results[1]
+    assert result.attacked == 20 and result.correct[3] is False
 
 
 def test_balanced_indices():

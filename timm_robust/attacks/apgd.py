@@ -78,12 +78,16 @@ class APGDSearch(Search):
 
     def step(self, model: Callable, state: State) -> None:
         gradient, logits, loss = input_gradient(model, state['point'], partial(self._loss, state))
+        fooled = logits.argmax(1) != hard_labels(state['y'])
         for _ in range(self.queries - 1):
-            gradient = gradient + input_gradient(model, state['point'], partial(self._loss, state))[0]
-        better = keep_best(state, state['point'], logits.argmax(1) != hard_labels(state['y']), loss)
+            more, _, more_loss = input_gradient(model, state['point'], partial(self._loss, state))
+            gradient, loss = gradient + more, loss + more_loss
+            # that one noisy pass is fooled says little about the next: the highest mean loss decides, at the end
+            fooled = torch.zeros_like(fooled)
+        better = keep_best(state, state['point'], fooled, loss / self.queries)
         state['best_gradient'] = torch.where(better.view(-1, 1, 1, 1), gradient, state['best_gradient'])
         state['done'] = (state['rank'] == float('inf')) | (state['step'] >= self.steps)
-        self._check_step_size(state, loss)
+        self._check_step_size(state, loss / self.queries)
         halved = state.pop('halved').view(-1, 1, 1, 1)
         point = torch.where(halved, state['best'], state['point'])
         gradient = torch.where(halved, state['best_gradient'], gradient)
@@ -158,7 +162,8 @@ def apgd_ce(
         threat: Norm and eps.
         steps: Number of gradient steps.
         rho: Share of ascending steps between two checks below which the step size halves.
-        eot_iter: Forward and backward passes averaged for each gradient, for networks with noise inside.
+        eot_iter: Forward and backward passes averaged for each gradient, for networks with noise inside. With more
+            than one no image leaves early, and the iterate of the highest mean loss is returned.
         restarts: Number of runs; each attacks the images that still resist.
         space: Input space of the network if it is not pixels.
         batch_size: Images in the network at once, all by default.

@@ -10,9 +10,11 @@ import torch
 from ..errors import InputError
 from .adaptive import adaptive_batch
 from .apgd import apgd_ce, apgd_dlr, apgd_t
+from .context import crafting
 from .cw_l2 import cw_l2
 from .fab import fab, fab_t
 from .losses import hard_labels
+from .noise import image_seeds
 from .pgd import bim, cw_linf, fgsm, fgsm_rs, mim, pgd, pgd_targeted
 from .rays import rays
 from .search import logits_of
@@ -55,7 +57,7 @@ AUTOATTACK_VERSIONS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
     'rand': (('apgd_ce', {'eot_iter': 20}), ('apgd_dlr', {'eot_iter': 20})),
 }
 
-_CLASSES_NEEDED = {'apgd_dlr': 3, 'apgd_t': 4}
+CLASSES_NEEDED = {'apgd_dlr': 3, 'apgd_t': 4}  # 2 for all others
 
 
 def autoattack_parts(version: str, num_classes: int) -> Tuple[Tuple[str, Dict[str, Any]], ...]:
@@ -70,9 +72,9 @@ def autoattack_parts(version: str, num_classes: int) -> Tuple[Tuple[str, Dict[st
         raise InputError(f"version={version!r} is unknown: choose one of {', '.join(AUTOATTACK_VERSIONS)}")
     parts = AUTOATTACK_VERSIONS[version]
     for name, _ in parts:
-        if num_classes < _CLASSES_NEEDED.get(name, 2):
+        if num_classes < CLASSES_NEEDED.get(name, 2):
             raise InputError(
-                f'version={version!r} needs {_CLASSES_NEEDED[name]} classes for {name}, the model has {num_classes}: '
+                f'version={version!r} needs {CLASSES_NEEDED[name]} classes for {name}, the model has {num_classes}: '
                 'run apgd_ce, fab_t and square by themselves')
     return parts
 
@@ -106,18 +108,18 @@ def autoattack(
     Raises:
         InputError: See `apgd_ce`, and on an unknown version or too few classes.
     """
-    labels = hard_labels(y)
-    logits = logits_of(model, x, batch_size)
-    adv, holds = x.detach().clone(), logits.argmax(1) == labels
-    for name, settings in autoattack_parts(version, logits.shape[1]):
-        left = holds.nonzero().squeeze(1)
-        if not len(left):
-            break
-        own_seed = seed if isinstance(seed, int) or seed is None else [int(seed[i]) for i in left.tolist()]
-        candidate = ATTACKS[name](
-            model, x[left], labels[left], threat, space=space, batch_size=batch_size, search_model=search_model,
-            seed=own_seed, **settings)
-        withstood = logits_of(model, candidate, batch_size).argmax(1) == labels[left]
-        fallen = left[~withstood]
-        adv[fallen], holds[fallen] = candidate[~withstood], False
+    labels, seeds = hard_labels(y), image_seeds(seed, len(x), x.device)
+    with crafting(model):
+        logits = logits_of(model, x, batch_size)
+        adv, holds = x.detach().clone(), logits.argmax(1) == labels
+        for name, settings in autoattack_parts(version, logits.shape[1]):
+            left = holds.nonzero().squeeze(1)
+            if not len(left):
+                break
+            candidate = ATTACKS[name](
+                model, x[left], labels[left], threat, space=space, batch_size=batch_size, search_model=search_model,
+                seed=seeds[left], **settings)
+            withstood = logits_of(model, candidate, batch_size).argmax(1) == labels[left]
+            fallen = left[~withstood]
+            adv[fallen], holds[fallen] = candidate[~withstood], False
     return adv

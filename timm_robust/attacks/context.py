@@ -12,8 +12,7 @@ __all__ = ['NORM_MODES', 'crafting', 'input_gradient']
 
 NORM_MODES = ('eval', 'train')
 
-# Scales the loss of an attack under float16 autocast, where small input gradients would vanish. Attacks use the
-# direction of the gradient alone.
+# Scales the loss of an attack under float16 autocast, where small input gradients would vanish on their way.
 _FLOAT16_LOSS_SCALE = 1024.
 
 
@@ -70,7 +69,7 @@ def input_gradient(
     """Gradient of the summed loss for the input alone.
 
     Nothing is accumulated in `.grad`, and no hook of distributed training fires. A network that cuts the graph, as some
-    defences do, has gradient zero.
+    defences do, has gradient zero; so has a pixel whose gradient is not a number, and an infinite one is 1 or -1.
 
     Args:
         model: Maps x to logits.
@@ -88,4 +87,7 @@ def input_gradient(
             return torch.zeros_like(x), logits, loss
         scale = _FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.
         gradient, = torch.autograd.grad(loss.sum() * scale, x)
-    return gradient, logits.detach(), loss.detach()
+    if scale != 1. and gradient.dtype != torch.float16:
+        gradient = gradient / scale
+    # one entry that is not a number would make the whole image so under L2
+    return torch.nan_to_num(gradient, 0., 1., -1.), logits.detach(), loss.detach()

@@ -111,16 +111,18 @@ class FABSearch(Search):
             point = state['point'].detach().requires_grad_(True)
             logits = model(point)
             leads = logits - logits.gather(1, y)
-            gradients = torch.stack([
-                torch.autograd.grad(leads[:, k].sum(), point, retain_graph=k + 1 < leads.shape[1])[0].flatten(1)
-                for k in range(leads.shape[1])
-            ], dim=1)
-        leads = leads.detach()
-        dual = gradients.abs().sum(2) if self.threat.norm == 'linf' else gradients.norm(dim=2)
-        distance = (leads.abs() / dual.clamp_min(1e-12)).scatter(1, y, float('inf'))
-        nearest = distance.argmin(1, keepdim=True)
-        rows = torch.arange(len(y), device=y.device)
-        return logits.detach(), leads.gather(1, nearest).squeeze(1), gradients[rows, nearest.squeeze(1)]
+        # one class after the other: the gradients of all would not fit in memory
+        nearest = torch.full_like(leads[:, 0], float('inf'))
+        gap, w = torch.zeros_like(nearest), torch.zeros_like(point).flatten(1)
+        for k in range(leads.shape[1]):
+            gradient, = torch.autograd.grad(leads[:, k].sum(), point, retain_graph=k + 1 < leads.shape[1])
+            gradient, lead = gradient.flatten(1), leads[:, k].detach()
+            dual = gradient.abs().sum(1) if self.threat.norm == 'linf' else gradient.norm(dim=1)
+            distance = lead.abs() / dual.clamp_min(1e-12)
+            closer = (distance < nearest) & (y[:, 0] != k)
+            nearest, gap = torch.where(closer, distance, nearest), torch.where(closer, lead, gap)
+            w = torch.where(closer[:, None], gradient, w)
+        return logits.detach(), gap.detach(), w.detach()
 
     def step(self, model: Callable, state: State) -> None:
         norm, eps = self.threat.norm, self.threat.eps

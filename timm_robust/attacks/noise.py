@@ -6,6 +6,7 @@ device changes what it gets. A hash of (seed, stream, position) gives that witho
 Steele et al. 2014, `Fast Splittable Pseudorandom Number Generators` (SplitMix64).
 """
 import math
+from numbers import Integral
 from typing import Sequence, Union
 
 import torch
@@ -27,12 +28,18 @@ def _mix(z: torch.Tensor) -> torch.Tensor:
     return z ^ _shift(z, 31)
 
 
-def image_seeds(seed: Union[int, Sequence[int], None], count: int, device: torch.device) -> torch.Tensor:
+def image_seeds(
+        seed: Union[int, Sequence[int], torch.Tensor, None],
+        count: int,
+        device: torch.device,
+) -> torch.Tensor:
     """One seed per image, shape (count,): given ones, or from one for all and each image's place, or drawn if None."""
     if seed is None:
         seed = int(torch.randint(1 << 62, ()))
-    if isinstance(seed, int):
-        return _mix(torch.arange(count, device=device) * _GOLDEN + seed)
+    if isinstance(seed, Integral):
+        return _mix(torch.arange(count, device=device) * _GOLDEN + int(seed))
+    if isinstance(seed, torch.Tensor):
+        return seed.to(device)
     return torch.as_tensor([int(s) for s in seed], device=device)
 
 

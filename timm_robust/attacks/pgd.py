@@ -18,6 +18,7 @@ import torch
 from ..errors import InputError
 from .context import crafting, input_gradient
 from .losses import cross_entropy, hard_labels, margin
+from .noise import image_seeds
 from .search import RUN_STRIDE, Jobs, Search, State, check_images, keep_best, run_search
 from .threat import Ball, InputSpace, Seed, ThreatModel, madry_step_size
 
@@ -182,6 +183,8 @@ def pgd(
     _check_steps(steps, step_size)
     if keep not in KEEP:
         raise InputError(f"keep={keep!r} is unknown: choose one of {', '.join(KEEP)}")
+    if restarts < 1:
+        raise InputError(f'restarts={restarts} must be at least 1')
     if restarts > 1 and keep == 'last':
         raise InputError(f"restarts={restarts} needs keep='best' or 'batch'")
     if norm_mode != 'eval' and keep == 'best':
@@ -196,12 +199,13 @@ def pgd(
     labels = hard_labels(y)
     best, most = x.detach(), -1
     ball = Ball(x, threat, space or InputSpace())
+    seeds = None if seed is None else image_seeds(seed, len(x), x.device)
     with crafting(model, norm_mode):
         for restart in range(restarts):
             adv, fooled = _whole_batch(
                 model,
                 ball,
-                ball.random(_restart_seed(seed, restart)) if random_start else ball.x,
+                ball.random(seeds if seeds is None else seeds + restart * RUN_STRIDE) if random_start else ball.x,
                 (lambda z: loss_fn(z, y)) if targets is None else (lambda z: -loss_fn(z, targets)),
                 lambda z: z.argmax(dim=1) != labels,
                 steps,
@@ -211,12 +215,6 @@ def pgd(
             if keep == 'last' or fooled > most:
                 best, most = adv, fooled
     return best
-
-
-def _restart_seed(seed: Optional[Seed], restart: int) -> Optional[Seed]:
-    if seed is None or isinstance(seed, int):
-        return None if seed is None else seed + restart * RUN_STRIDE
-    return [int(s) + restart * RUN_STRIDE for s in seed]
 
 
 def pgd_targeted(

@@ -23,7 +23,6 @@ class RaySSearch(Search):
     Each image either probes a direction (the best one with a block of signs flipped) at the best radius so far, or,
     where that fooled, bisects for the radius at which it starts to.
     """
-    counts_queries = True
 
     def __init__(self, threat: ThreatModel, query_limit: int = 10000):
         if threat.norm != 'linf':

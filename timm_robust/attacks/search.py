@@ -33,6 +33,7 @@ State = Dict[str, torch.Tensor]
 
 RUN_STRIDE = 1_000_003  # keeps the seeds of runs apart from those of neighbouring images
 _PIXEL_SLACK = 1e-5
+_SPACE_SLACK = 1e-2  # half and bfloat16 cannot undo a normalization to the last digit
 # Asking a GPU which images are fooled makes it wait, so it is asked once in so many steps.
 _STEPS_PER_CHECK_ON_GPU = 8
 
@@ -80,10 +81,10 @@ class Search:
 
     Attributes:
         queries: Evaluations of the network per image in one step.
-        counts_queries: Queries are the attack's budget, so no image may spend one after it is done.
+        query_limit: Evaluations an image may spend, if they are the attack's budget.
     """
     queries = 1
-    counts_queries = False
+    query_limit: Optional[int] = None
 
     def start(self, jobs: Jobs) -> State:
         """State of images that have not been advanced yet."""
@@ -101,7 +102,7 @@ class Found:
     Attributes:
         adv: Best image of each clean one, shape (N, C, H, W).
         fooled: Whether it fools the network, shape (N,).
-        queries: Evaluations of the network spent on each image, shape (N,).
+        queries: Evaluations spent on each image, shape (N,); a last look at what was found is not counted.
     """
     adv: torch.Tensor
     fooled: torch.Tensor
@@ -149,6 +150,7 @@ def search(
         runs: int = 1,
         targets: Optional[torch.Tensor] = None,
         batch_size: Optional[int] = None,
+        budget: Optional[List[int]] = None,
         progress: Optional[Callable[[int], None]] = None,
 ) -> Found:
     """Attack every image, `runs` times at most, with full batches.
@@ -162,13 +164,14 @@ def search(
         runs: Restarts, or restarts times targets; a run starts only while its image resists.
         targets: Target classes, shape (N, T); run r steers towards column r modulo T.
         batch_size: Images in the network at once, all by default.
+        budget: Evaluations each image may spend, if the attack's own limit is not to hold.
         progress: Told how many images have come to their end since it was last told.
     """
     best, rank, runs_left = x.clone(), [float('-inf')] * len(x), [runs] * len(x)
     queries = Counter()
     queue = ((run, image) for run in range(runs) for image in range(len(x)))
     batch_size = batch_size or len(x)
-    every = 1 if x.device.type == 'cpu' or attack.counts_queries else _STEPS_PER_CHECK_ON_GPU
+    every = 1 if x.device.type == 'cpu' or attack.query_limit else _STEPS_PER_CHECK_ON_GPU
 
     def take(count: int) -> List[Tuple[int, int]]:
         items: List[Tuple[int, int]] = []
@@ -209,6 +212,8 @@ def search(
         for image in owners:
             queries[image] += every * attack.queries
         done = state['done'].tolist()
+        if budget is not None:
+            done = [flag or queries[image] >= budget[image] for flag, image in zip(done, owners)]
         finished = [slot for slot, flag in enumerate(done) if flag]
         keep(finished)
         if runs > 1:
@@ -313,8 +318,13 @@ def run_search(
         raise InputError(f'batch_size={batch_size} must be at least 1')
     if space is not None:
         check_images(x, y, space)
+        pixels = space.to_pixels(x)
+        if len(x) and not -_SPACE_SLACK < pixels.min() <= pixels.max() < 1 + _SPACE_SLACK:
+            raise InputError(
+                f'x spans [{pixels.min().item():.3g}, {pixels.max().item():.3g}] in pixels of space={space}: images '
+                'to evaluate must be in [0, 1], without random erasing')
         found = run_search(
-            attack, _on_pixels(model, space), space.to_pixels(x).clamp(0, 1), y, restarts=restarts,
+            attack, _on_pixels(model, space), pixels.clamp(0, 1), y, restarts=restarts,
             num_targets=num_targets, targeted=targeted, targets=targets, batch_size=batch_size,
             search_model=search_model and _on_pixels(search_model, space), progress=progress, seed=seed)
         found.adv = space.normalize(found.adv)
@@ -334,11 +344,15 @@ def run_search(
         if search_model is not None and found.fooled.any():
             claimed = found.fooled.nonzero().squeeze(1)
             holds = logits_of(model, found.adv[claimed], batch_size).argmax(1) == labels[claimed]
-            found.queries[claimed] += 1
-            again = claimed[holds]
+            found.fooled[claimed] = ~holds
+            again, budget = claimed[holds], None
+            if attack.query_limit:
+                again = again[found.queries[again] < attack.query_limit]
+                budget = (attack.query_limit - found.queries[again]).tolist()
             if len(again):
                 own_targets = None if targets is None else targets[again]
-                second = search(attack, model, x[again], y[again], seeds[again], targets=own_targets, **common)
+                second = search(
+                    attack, model, x[again], y[again], seeds[again], targets=own_targets, budget=budget, **common)
                 found.adv[again], found.fooled[again] = second.adv, second.fooled
                 found.queries[again] += second.queries
     return found

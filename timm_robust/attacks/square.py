@@ -39,7 +39,6 @@ def _two_pyramids(size: int) -> torch.Tensor:
 
 class SquareSearch(Search):
     """Square attack on a pool of images; arguments of `square`."""
-    counts_queries = True
 
     def __init__(self, threat: ThreatModel, query_limit: int = 5000, p_init: float = .8):
         if query_limit < 1:

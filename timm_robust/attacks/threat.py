@@ -103,6 +103,9 @@ class InputSpace:
 
     def tensors(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Mean and std as tensors of shape (1, C, 1, 1) that fit x of shape (N, C, H, W)."""
+        for values in (self.mean, self.std):
+            if len(values) not in (1, x.shape[1]):
+                raise InputError(f'x has {x.shape[1]} channels and {self} {len(values)}: give a value for each')
         return tuple(
             torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
 

@@ -81,13 +81,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def _read_sweep(args: argparse.Namespace, specs: List[AttackSpec], step_size: Optional[float]) -> Dict[float, Any]:
+def _read_sweep(args: argparse.Namespace, specs: List[AttackSpec]) -> Dict[float, AttackSpec]:
     """One attack for each eps of --eps-sweep, after the manner of the last attack."""
     attacks = [s for s in specs if s.is_attack]
     if not args.eps_sweep:
         return {}
     if not attacks:
         raise InputError(f'--eps-sweep {args.eps_sweep}: needs an attack in --attacks, for example pgd20')
+    num_targets = args.num_targets if any('num_targets' in part.settings for part in attacks[-1].steps) else None
     sweep = {}
     for text in filter(None, args.eps_sweep.split(',')):
         try:
@@ -96,7 +97,7 @@ def _read_sweep(args: argparse.Namespace, specs: List[AttackSpec], step_size: Op
             raise InputError(f'--eps-sweep {args.eps_sweep}: {error}') from error
         # a fixed step is made for one eps
         name = attacks[-1].name if threat.eps else 'clean'
-        sweep[threat.eps] = parse_attacks(name, threat, None, args.restarts)[0]
+        sweep[threat.eps] = parse_attacks(name, threat, None, args.restarts, num_targets if threat.eps else None)[0]
     return sweep
 
 
@@ -189,7 +190,7 @@ def run(argv: List[str]) -> None:
     if args.exact and args.search_dtype != 'float32':
         raise InputError(f'--search-dtype {args.search_dtype}: --exact searches in float32, leave one of them out')
     specs = parse_attacks(args.attacks, threat, step_size, args.restarts, args.num_targets)
-    sweep_specs = _read_sweep(args, specs, step_size)
+    sweep_specs = _read_sweep(args, specs)
     args.device = resolve_device(args.device)
     device = init_distributed_device(args)
     try:
@@ -203,10 +204,12 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     output = _output_folder(args)
     inputs = open_inputs(args, device)
     batch_dependent = has_batch_statistics(inputs.model)
-    check_specs(specs, inputs.model.num_classes, batch_dependent)
+    check_specs(specs, inputs.model.num_classes, batch_dependent, args.worst_case, bool(args.surrogate))
     surrogate = build_surrogate(args, inputs)
     facts = _facts(args, argv, inputs, surrogate)
     journal = Journal(output, _must_match(facts, specs, inputs), args.resume, args.rank)
+    if args.distributed:
+        torch.distributed.barrier()  # none begins to write while another still looks whether there is something
     search_model = None
     if not args.exact and surrogate is None:
         search_model = make_search_model(inputs.pixel_model, inputs.first(8)[0], _DTYPES[args.search_dtype])
@@ -226,7 +229,8 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     evaluation.batch_dependent, evaluation.surrogate = batch_dependent, args.surrogate
     curve = None
     if sweep_specs:
-        curve = sweep_eps(inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, **common)
+        curve = sweep_eps(
+            inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, surrogate=surrogate, **common)
     findings, surface = [], None
     if args.diagnose or (args.diagnose is None and any(s.parts for s in specs)):
         x, y = inputs.first(_NUM_DIAGNOSED)

@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
+from ..attacks.search import logits_of
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from .journal import Journal
@@ -29,16 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    parts = []
-    with torch.no_grad():
-        for part in x.split(batch_size):
-            logits = model(part)
-            if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-                raise InputError(f'--model: must return logits of shape (N, K), not {type(logits).__name__}')
-            parts.append(logits)
-    logits = torch.cat(parts)
-    if not torch.isfinite(logits).all():
-        raise InputError('--model: returns logits that are not finite, its weights are broken')
+    logits = logits_of(model, x, batch_size)
     if labels.max() >= logits.shape[1]:
         raise InputError(
             f'--num-classes {logits.shape[1]}: the data has label {labels.max().item()}, pass --num-classes '
@@ -204,15 +196,6 @@ def evaluate_attacks(
     if model.training:
         raise InputError('model is in training mode: call model.eval() before an evaluation')
     batch_dependent = has_batch_statistics(model)
-    if batch_dependent and worst_case:
-        raise InputError(
-            '--worst-case: is not defined for a network that normalizes by the batch, where an image withstands an '
-            'attack only beside certain others')
-    for spec in specs if surrogate is not None else ():
-        if not all(part.takes('keep') for part in spec.steps):
-            raise InputError(
-                f'--surrogate: {spec.name} stops where the surrogate is fooled and transfers badly, choose fgsm, pgd, '
-                'bim, mim or cw')
     journal = journal or Journal(None, {})
     attacks = [s for s in specs if s.is_attack]
     done, began = 0, time.perf_counter()
@@ -226,11 +209,13 @@ def evaluate_attacks(
             start, own = time.perf_counter(), list(indices[done:done + len(x)])
             correct, num_classes = runner.clean(x, labels)
             if done == 0:
-                check_specs(list(specs), num_classes, batch_dependent)
+                check_specs(specs, num_classes, batch_dependent, worst_case, surrogate is not None)
                 if refuse_chance and attacks:
                     _refuse_chance(sum(correct), len(correct), num_classes)
             if own[0] not in journal.labels:
                 journal.record('clean', own, correct, time.perf_counter() - start, labels.tolist())
+            # on another device an image may be classified otherwise than before a resume
+            correct = [journal.correct['clean'][i] for i in own]
             runner.attack(x, labels, own, correct)
             done += len(x)
             so_far = assemble(specs, journal, indices[:done], worst_case)
@@ -262,6 +247,6 @@ def sweep_eps(
         specs_by_eps: One attack for each eps.
         **kwargs: Arguments of `evaluate_attacks`.
     """
-    ordered = sorted(specs_by_eps.items())
-    evaluation = evaluate_attacks(model, make_loader(), indices, [spec for _, spec in ordered], **kwargs)
-    return {eps: result.accuracy for (eps, _), result in zip(ordered, evaluation.results)}
+    return {
+        eps: evaluate_attacks(model, make_loader(), indices, [spec], **kwargs).results[0].accuracy
+        for eps, spec in sorted(specs_by_eps.items())}

@@ -117,12 +117,15 @@ class Journal:
 
 def _compare(then: Dict[str, Any], now: Dict[str, Any], folder: Path) -> None:
     for key in {**then, **now}:
-        if then.get(key) != now.get(key):
+        before, after = then.get(key), now.get(key)
+        if before != after:
+            if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+                before, after = next((a, b) for a, b in zip(before, after) if a != b)
             raise InputError(
-                f'--resume: the evaluation in {folder} was begun with {key}={_brief(then.get(key))}, not '
-                f'{_brief(now.get(key))}: give the same settings or another --output')
+                f'--resume: the evaluation in {folder} was begun with {key}={_brief(before)}, not {_brief(after)}: '
+                'give the same settings or another --output')
 
 
 def _brief(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + '...'
+    return text if len(text) <= 200 else text[:197] + '...'

@@ -85,8 +85,8 @@ def assemble(
         outcome: List[Optional[bool]] = []
         for i, right, stands in zip(indices, clean, standing):
             skipped = worst_case and right and not stands and spec.is_attack
-            verdict = right and all(journal.correct[key].get(i, True) for key in keys)
-            outcome.append(None if skipped else verdict)
+            # the parts of an ensemble that come after one that fooled have no outcome
+            outcome.append(None if skipped else right and all(journal.correct[key][i] for key in keys))
         standing = [stands and right is not False for stands, right in zip(standing, outcome)]
         attacked = len({i for key in keys for i in journal.correct[key]} & set(indices))
         seconds = sum(journal.seconds[key] for key in keys or ['clean'])

@@ -1,12 +1,12 @@
 """Attacks by name: 'clean,pgd20,apgd-ce,autoattack'."""
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
 from ..attacks import ATTACKS, AUTOATTACK_VERSIONS, ThreatModel, apgd_ce, madry_step_size, pgd, run_search
-from ..attacks.autoattack import autoattack_parts
+from ..attacks.autoattack import CLASSES_NEEDED, autoattack_parts
 from ..errors import InputError
 
 __all__ = ['AttackSpec', 'check_specs', 'parse_attacks']
@@ -161,9 +161,6 @@ def parse_attacks(
             raise InputError(f'--attacks {name}: unknown attack, choose from {choices}, with steps as in pgd20')
     if not specs:
         raise InputError(f'--attacks {names!r}: name at least one, for example clean,fgsm,pgd20')
-    repeated = {s.name for s in specs if [t.name for t in specs].count(s.name) > 1}
-    if repeated:
-        raise InputError(f'--attacks {names}: names {sorted(repeated)[0]} more than once')
     if threat.eps == 0 and any(s.is_attack for s in specs):
         raise InputError('--eps 0: leaves an attack nothing to do, name clean alone or give an eps above 0')
     targeted = any(part.function in _TARGETED for s in specs for part in s.steps)
@@ -174,14 +171,37 @@ def parse_attacks(
     return specs
 
 
-def check_specs(specs: List[AttackSpec], num_classes: int, batch_dependent: bool) -> None:
-    """Whether the attacks are defined for a network.
+def check_specs(
+        specs: Sequence[AttackSpec],
+        num_classes: int,
+        batch_dependent: bool,
+        worst_case: bool = False,
+        surrogate: bool = False,
+) -> None:
+    """Whether the attacks are defined for a network and an evaluation.
 
     Raises:
-        InputError: On more targets than wrong classes, too few classes for a loss, and for a network that normalizes
-            by the batch on attacks that treat each image by itself.
+        InputError: On a name given twice, more targets than wrong classes and too few classes for a loss; for a network
+            that normalizes by the batch on attacks that treat each image by itself, for others on `adaptive`, and on
+            what a worst case or a surrogate does not go with.
     """
+    if batch_dependent and worst_case:
+        raise InputError(
+            '--worst-case: is not defined for a network that normalizes by the batch, where an image withstands an '
+            'attack only beside certain others')
+    names = [s.name for s in specs]
+    repeated = [n for n in names if names.count(n) > 1]
+    if repeated:
+        raise InputError(f"--attacks {','.join(names)}: names {repeated[0]} more than once")
     for spec in specs:
+        if surrogate and not all(part.takes('keep') for part in spec.steps):
+            raise InputError(
+                f'--surrogate: {spec.name} stops where the surrogate is fooled and transfers badly, choose fgsm, pgd, '
+                'bim, mim or cw')
+        if surrogate and spec.settings.get('restarts', 1) > 1:
+            raise InputError(
+                f"--restarts {spec.settings['restarts']}: choosing among runs takes the network's own answers, leave "
+                'it out with --surrogate')
         if spec.parts:
             version = _AUTOATTACKS[spec.name.replace('-', '_')]
             try:
@@ -193,9 +213,13 @@ def check_specs(specs: List[AttackSpec], num_classes: int, batch_dependent: bool
             if asked is not None and not 1 <= asked < num_classes:
                 raise InputError(
                     f'--num-targets {asked}: must be between 1 and {num_classes - 1}, the number of wrong classes')
-            needed = {'apgd_dlr': 3, 'apgd_t': 4}.get(part.function, 2)
+            needed = CLASSES_NEEDED.get(part.function, 2)
             if num_classes < needed:
                 raise InputError(f'--attacks {spec.name}: needs at least {needed} classes, the model has {num_classes}')
+            if part.function == 'adaptive_batch' and not batch_dependent:
+                raise InputError(
+                    f'--attacks {spec.name}: moves whole batches of a network that normalizes by them, which this one '
+                    'does not: choose apgd-ce or autoattack')
             if batch_dependent and (not part.takes('norm_mode') or (
                     part.settings.get('restarts', 1) > 1 and part.function != 'adaptive_batch')):
                 raise InputError(

@@ -4,6 +4,8 @@ from typing import Optional, Sequence
 import torch
 import torch.nn as nn
 
+from ..errors import InputError
+
 __all__ = ['NormalizedModel']
 
 
@@ -16,6 +18,9 @@ class NormalizedModel(nn.Module):
         model: A timm model.
         mean: Mean of each channel, by default that of the model's `pretrained_cfg`.
         std: Standard deviation of each channel, likewise.
+
+    Raises:
+        InputError: In `forward`, on images of another number of channels.
 
     Examples:
 
@@ -40,4 +45,7 @@ class NormalizedModel(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mean.shape[1] not in (1, x.shape[1]):
+            raise InputError(
+                f'x has {x.shape[1]} channels and mean {self.mean.shape[1]}: pass mean and std for its channels')
         return self.model((x - self.mean) / self.std)
