@@ -188,6 +188,15 @@ def test_robust_norm_by_its_statistics(robust_norm, statistics):
         assert found['batch_dependence'].measured['one_class']['changed'] > 10
 
 
+def test_neighbours_are_shuffled_even_if_all_images_fit_in_one_batch(robust_norm):
+    model = set_norm_statistics(copy.deepcopy(robust_norm), 'batch')
+    found = findings(model, data=problem(40), batch_size=40, steps=(2, 3))['batch_dependence']
+    assert found.measured['batch_size'] == 20 and 'batch of 20' in found.text
+    x, y = problem(40)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))  # that of `diagnose`
+    assert found.measured['shuffled'] == compare_batches(model, x[order], y[order], batch_size=20, seed=1)['shuffled']
+
+
 def test_population_numbers_are_those_of_the_network_with_population_statistics(robust_norm):
     own = findings(set_norm_statistics(copy.deepcopy(robust_norm), 'batch'))['adaptive'].measured
     population = findings(robust_norm, steps=(20,))

@@ -84,13 +84,13 @@ def compare_batches(
     return outcome
 
 
-def judge_batches(measured: Dict[str, Any], normalizes_by_batch: bool) -> Tuple[str, str]:
-    """Verdict and text for what `compare_batches` measured."""
+def judge_batches(measured: Dict[str, Any], normalizes_by_batch: bool, batch_size: int) -> Tuple[str, str]:
+    """Verdict and text for what `compare_batches` measured in batches of `batch_size`."""
     parts = [
         f'{name.replace("_", " ")} ' + ('cannot be run' if m is None else (
             f'{m["accuracy"]:.1f} %' + ('' if name == 'own' else f' ({m["changed"]} predictions change)')))
         for name, m in measured.items()]
-    text = f'Clean accuracy by the batch an image stands in: {", ".join(parts)}. '
+    text = f'Clean accuracy by the batch of {batch_size} an image stands in: {", ".join(parts)}. '
     if not normalizes_by_batch and all(m is not None and not m['changed'] for m in measured.values()):
         return 'ok', text + 'No prediction depends on the batch.'
     return 'alarm', text + (
