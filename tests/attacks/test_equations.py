@@ -260,6 +260,9 @@ def test_square_follows_its_schedule_and_stays_in_its_patch(problem):
     at = torch.tensor([0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001]) + 1
     share = [.8, .8, .4, .4, .2, .2, .1, .1, .05, .05, .025, .025, .0125, .0125, .00625]
     assert search.patch_sizes(at, 32, 32).tolist() == [max(round(math.sqrt(p * 1024)), 1) for p in share]
+    assert SquareSearch(LINF, 100, rescale_schedule=True).patch_sizes(
+        torch.tensor([1, 2, 41]), 32, 32).tolist() == [
+        max(round(math.sqrt(p * 1024)), 1) for p in (.8, .2, .0125)], 'iterations 0, 100 and 4,000 of 10,000'
     state = search.start(jobs(x, y))
     stripes = state['point'] - x
     assert (stripes[:, :, 0] - stripes[:, :, 1]).abs()[(x[:, :, 0] > .05) & (x[:, :, 0] < .95) & (

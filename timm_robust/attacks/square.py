@@ -15,8 +15,9 @@ from .threat import ThreatModel, l2_norm
 
 __all__ = ['SquareSearch', 'square']
 
-# queries after which the share of pixels in a patch halves, for a budget of 10,000 (section 3 of the paper's code)
+# queries after which the share of pixels in a patch halves, of a budget of _SCHEDULED (the authors' code)
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_SCHEDULED = 10000
 
 
 def _pyramid(height: int, width: int) -> torch.Tensor:
@@ -40,7 +41,13 @@ def _two_pyramids(size: int) -> torch.Tensor:
 class SquareSearch(Search):
     """Square attack on a pool of images; arguments of `square`."""
 
-    def __init__(self, threat: ThreatModel, query_limit: int = 5000, p_init: float = .8):
+    def __init__(
+            self,
+            threat: ThreatModel,
+            query_limit: int = 5000,
+            p_init: float = .8,
+            rescale_schedule: bool = False,
+    ):
         if query_limit < 1:
             raise InputError(f'query_limit={query_limit} must be at least 1')
         if not 0 < p_init <= 1:
@@ -48,12 +55,16 @@ class SquareSearch(Search):
         self.threat = threat
         self.query_limit = query_limit
         self.p_init = p_init
+        self.rescale_schedule = rescale_schedule
 
     def patch_sizes(self, step: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Side of the patch at a query, shape (N,), by the paper's schedule."""
         edges = torch.tensor(_HALVINGS, device=step.device)
         # query 0 is the start; the reference counts its iterations from there
-        share = self.p_init / 2. ** torch.bucketize(step - 1, edges).double()
+        step = step - 1
+        if self.rescale_schedule:
+            step = step * _SCHEDULED // self.query_limit
+        share = self.p_init / 2. ** torch.bucketize(step, edges).double()
         smallest = 1 if self.threat.norm == 'linf' else 3
         size = (share * height * width).sqrt().round().long().clamp_min(smallest)
         if self.threat.norm == 'l2':
@@ -153,6 +164,7 @@ def square(
         *,
         query_limit: int = 5000,
         p_init: float = .8,
+        rescale_schedule: bool = False,
         **kwargs,
 ) -> torch.Tensor:
     """Square attack on the margin of the logits.
@@ -164,6 +176,8 @@ def square(
         threat: Norm and eps.
         query_limit: Largest number of images shown to the network for each image and restart.
         p_init: Share of an image's pixels in the first patch, in (0, 1].
+        rescale_schedule: Shrink patches as if the budget were 10,000, which makes more of a small one; AutoAttack does
+            not.
         **kwargs: `restarts`, `space`, `batch_size`, `search_model`, `progress` and `seed` of `apgd_ce`.
 
     Returns:
@@ -172,4 +186,4 @@ def square(
     Raises:
         InputError: On bad arguments, and if x is not in [0, 1] although no `space` is given.
     """
-    return run_search(SquareSearch(threat, query_limit, p_init), model, x, y, **kwargs).adv
+    return run_search(SquareSearch(threat, query_limit, p_init, rescale_schedule), model, x, y, **kwargs).adv

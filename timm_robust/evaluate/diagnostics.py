@@ -213,7 +213,8 @@ def _black_box(case: _Case) -> Finding:
             case.left = case.withstood(attack, case.left, steps=case.usual_steps)
             gradient_attacks += f', {name}'
     before = int(case.left.sum())
-    broken = before - int(case.withstood(square, case.left, query_limit=case.black_box_queries).sum())
+    broken = before - int(case.withstood(
+        square, case.left, query_limit=case.black_box_queries, rescale_schedule=True).sum())
     verdict = _grade(broken, len(case.x))
     text = (
         f'Square with {case.black_box_queries} queries at {case.threat} breaks {broken} of {before} images that '

@@ -14,6 +14,7 @@ __all__ = ['AttackSpec', 'check_specs', 'parse_attacks']
 _ALIASES = {'cw': 'cw_linf', 'mia': 'mim', 'apgd': 'apgd_ce', 'adaptive': 'adaptive_batch'}
 _AUTOATTACKS = {'autoattack': 'standard', 'aa': 'standard', **{f'autoattack_{v}': v for v in AUTOATTACK_VERSIONS}}
 _DEFAULT_STEPS = {'bim': 20, 'pgd': 20, 'pgd_targeted': 20, 'mim': 20, 'cw_linf': 20}
+_RECORDED = ('steps', 'restarts', 'query_limit', 'rescale_schedule', 'rho', 'eot_iter')
 _BUDGET = {'square': 'query_limit', 'rays': 'query_limit'}
 _ONE_STEP = ('fgsm', 'fgsm_rs')
 _ONE_NORM = {'rays': 'linf', 'cw_l2': 'l2'}
@@ -77,7 +78,7 @@ class AttackSpec:
             return {**common, 'parts': [part.describe() for part in self.parts]}
         defaults = {
             k: p.default for k, p in _parameters(self.function).items()
-            if k in ('steps', 'restarts', 'query_limit', 'rho', 'eot_iter') and p.default is not p.empty}
+            if k in _RECORDED and p.default is not p.empty}
         if self.function in _ONE_STEP:
             defaults['steps'] = 1
         return {**common, 'function': self.function, **defaults, **self.settings}
