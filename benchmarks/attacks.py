@@ -52,10 +52,14 @@ class Shared(torch.nn.Module):
 
     def __init__(self, copy: torch.nn.Module, counter: Counter):
         super().__init__()
-        self.copy, self.count = copy.eval(), counter.count
+        self.copy = copy.eval()
+        object.__setattr__(self, 'counter', counter)  # no submodule
+
+    def float32(self) -> 'Shared':
+        return Shared(self.copy.float32(), self.counter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count(x)
+        self.counter.count(x)
         return self.copy(x)
 
 

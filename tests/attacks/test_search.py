@@ -291,6 +291,20 @@ def test_versions_of_autoattack(version, monkeypatch):
     assert (adv == 0).all((1, 2, 3)).sum() == 3 * len(made)
 
 
+def test_fab_is_not_searched_in_bfloat16():
+    torch.manual_seed(0)
+    model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d', num_classes=10).eval()
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        model.fc.bias -= model(x).mean(0)
+        y = model(x).argmax(1)
+    faster = make_search_model(model, x, torch.bfloat16)
+    threat = ThreatModel('linf', 0.02)
+    low, full = (
+        fab_t(model, x, y, threat, steps=5, num_targets=2, search_model=m) for m in (faster, faster.float32()))
+    assert torch.equal(low, full) and not torch.equal(low, x)
+
+
 def test_autoattack_on_a_network_left_in_train_mode():
     torch.manual_seed(0)
     model = TinyNet(norm=True, drop=.5).eval()

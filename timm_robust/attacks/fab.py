@@ -144,6 +144,14 @@ class FABSearch(Search):
         state['step'] = state['step'] + 1
 
 
+def _run(attack: FABSearch, model: Callable, x: torch.Tensor, y: torch.Tensor, **kwargs) -> torch.Tensor:
+    # the distance to the boundary takes more digits than bfloat16 has
+    search_model = kwargs.pop('search_model', None)
+    if hasattr(search_model, 'float32'):
+        search_model = search_model.float32()
+    return run_search(attack, model, x, y, search_model=search_model, **kwargs).adv
+
+
 def fab(
         model: Callable,
         x: torch.Tensor,
@@ -173,7 +181,7 @@ def fab(
     Raises:
         InputError: See `apgd_ce`.
     """
-    return run_search(FABSearch(threat, steps, alpha_max, eta, beta), model, x, y, **kwargs).adv
+    return _run(FABSearch(threat, steps, alpha_max, eta, beta), model, x, y, **kwargs)
 
 
 def fab_t(
@@ -198,4 +206,4 @@ def fab_t(
         num_targets: Number of targets by descending logit; by default 9, or all wrong classes if there are fewer.
     """
     attack = FABSearch(threat, steps, alpha_max, eta, beta)
-    return run_search(attack, model, x, y, targeted=True, num_targets=num_targets, **kwargs).adv
+    return _run(attack, model, x, y, targeted=True, num_targets=num_targets, **kwargs)

@@ -23,6 +23,10 @@ class SearchModel(nn.Module):
         self.model = model.to(memory_format=torch.channels_last)
         self.dtype = dtype
 
+    def float32(self) -> 'SearchModel':
+        """The same in float32, with the same weights."""
+        return SearchModel(self.model).eval()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low_precision = self.dtype != torch.float32
         autocast = torch.autocast(x.device.type, self.dtype) if low_precision else contextlib.nullcontext()
