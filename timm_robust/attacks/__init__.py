@@ -4,6 +4,7 @@ from .autoattack import ATTACKS, AUTOATTACK_VERSIONS, autoattack
 from .context import crafting, input_gradient
 from .cw_l2 import cw_l2
 from .fab import fab, fab_t
+from .friendly import friendly_pgd
 from .losses import cross_entropy, dlr, dlr_targeted, hard_labels, logit_gap, margin
 from .pgd import bim, cw_linf, fgsm, fgsm_rs, mim, pgd, pgd_targeted
 from .rays import rays
@@ -34,6 +35,7 @@ __all__ = [
     'fab_t',
     'fgsm',
     'fgsm_rs',
+    'friendly_pgd',
     'hard_labels',
     'input_gradient',
     'logit_gap',

@@ -127,6 +127,13 @@ def _whole_batch(
     return rows['point'], most
 
 
+def start_of(ball: Ball, seed: Optional[Seed], random_start: bool, start_std: Optional[float]) -> torch.Tensor:
+    """Where a training attack starts, see `pgd`."""
+    if start_std is not None:
+        return ball.jittered(start_std, seed)
+    return ball.random(seed) if random_start else ball.x
+
+
 def pgd(
         model: Callable,
         x: torch.Tensor,
@@ -137,6 +144,7 @@ def pgd(
         steps: int = 10,
         step_size: Optional[float] = None,
         random_start: bool = True,
+        start_std: Optional[float] = None,
         restarts: int = 1,
         targets: Optional[torch.Tensor] = None,
         loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
@@ -162,6 +170,8 @@ def pgd(
         steps: Number of gradient steps.
         step_size: Length of a step in pixel units, `madry_step_size` by default.
         random_start: Start from a random point of the ball.
+        start_std: Start from the image under Gaussian noise of this standard deviation instead, in pixel units
+            (TRADES: 0.001); for `keep='last'`.
         restarts: Number of runs; not with `keep='last'`.
         targets: Class indices (N,) to steer towards instead of away from y.
         loss_fn: What to ascend: maps logits and labels to one value per image.
@@ -183,6 +193,8 @@ def pgd(
     _check_steps(steps, step_size)
     if keep not in KEEP:
         raise InputError(f"keep={keep!r} is unknown: choose one of {', '.join(KEEP)}")
+    if start_std is not None and keep != 'last':
+        raise InputError(f"start_std={start_std} needs keep='last'")
     if restarts < 1:
         raise InputError(f'restarts={restarts} must be at least 1')
     if restarts > 1 and keep == 'last':
@@ -205,7 +217,7 @@ def pgd(
             adv, fooled = _whole_batch(
                 model,
                 ball,
-                ball.random(seeds if seeds is None else seeds + restart * RUN_STRIDE) if random_start else ball.x,
+                start_of(ball, seeds if seeds is None else seeds + restart * RUN_STRIDE, random_start, start_std),
                 (lambda z: loss_fn(z, y)) if targets is None else (lambda z: -loss_fn(z, targets)),
                 lambda z: z.argmax(dim=1) != labels,
                 steps,

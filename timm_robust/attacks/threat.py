@@ -174,21 +174,27 @@ class Ball:
         Args:
             seed: One seed for the batch, one per image, or None for torch's global generator.
         """
-        count, size = len(self.x), self.x[0].numel()
-        seeds = None if seed is None else noise.image_seeds(seed, count, self.x.device)
-
-        def draw(kind: str, n: int) -> torch.Tensor:
-            if seeds is None:
-                return getattr(torch, {'uniform': 'rand', 'normal': 'randn'}[kind])(count, n, device=self.x.device)
-            return getattr(noise, kind)(seeds, n, n)
-
+        size = self.x[0].numel()
         if self.threat.norm == 'linf':
-            unit = draw('uniform', size) * 2 - 1
+            unit = self._draw('uniform', size, seed) * 2 - 1
         else:
-            direction = draw('normal', size)
-            unit = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-12) * draw('uniform', 1) ** (1 / size)
-        unit = unit.to(self.x.dtype)
-        return self.project(self.x + self.to_input(unit.view(self.x.shape) * self.threat.eps))
+            direction = self._draw('normal', size, seed)
+            radius = self._draw('uniform', 1, seed) ** (1 / size)
+            unit = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-12) * radius
+        return self._moved(unit * self.threat.eps)
+
+    def jittered(self, std: float, seed: Optional[Seed] = None) -> torch.Tensor:
+        """The clean images under Gaussian noise of `std` in pixel units, projected; `seed` as in `random`."""
+        return self._moved(self._draw('normal', self.x[0].numel(), seed) * std)
+
+    def _draw(self, kind: str, count: int, seed: Optional[Seed]) -> torch.Tensor:
+        if seed is None:
+            draw = {'uniform': torch.rand, 'normal': torch.randn}[kind]
+            return draw(len(self.x), count, device=self.x.device)
+        return getattr(noise, kind)(noise.image_seeds(seed, len(self.x), self.x.device), count, count)
+
+    def _moved(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.project(self.x + self.to_input(pixels.to(self.x.dtype).view(self.x.shape)))
 
     def pixel_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """Gradient for pixels from the gradient for the network's input."""

@@ -1,11 +1,16 @@
 from .adversarial import AdversarialTask
+from .fat import FriendlyTask, TradesFriendlyTask
 from .options import OBJECTIVES, TRAIN_ATTACKS, ObjectiveOptions, add_objective_arguments, create_task
+from .trades import TradesTask
 
 __all__ = [
     'AdversarialTask',
+    'FriendlyTask',
     'OBJECTIVES',
     'ObjectiveOptions',
     'TRAIN_ATTACKS',
+    'TradesFriendlyTask',
+    'TradesTask',
     'add_objective_arguments',
     'create_task',
 ]

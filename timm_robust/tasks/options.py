@@ -3,23 +3,28 @@ import argparse
 import logging
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Dict, Optional, Sequence, Type
 
 import torch.nn as nn
 from timm.task import ClassificationTask, TrainingTask
 
-from ..attacks import ATTACKS, InputSpace, ThreatModel, nofrost_step_size
+from ..attacks import ATTACKS, InputSpace, ThreatModel, friendly_pgd, nofrost_step_size
 from ..attacks.context import NORM_MODES
 from ..attacks.threat import NORMS
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from .adversarial import AdversarialTask
+from .base import RobustTask
+from .fat import FriendlyTask, TradesFriendlyTask
+from .trades import TradesTask
 
 __all__ = ['OBJECTIVES', 'TRAIN_ATTACKS', 'ObjectiveOptions', 'add_objective_arguments', 'create_task']
 
 _logger = logging.getLogger(__name__)
 
-OBJECTIVES = ('standard', 'sat', 'nofrost')
+OBJECTIVES = ('standard', 'sat', 'nofrost', 'trades', 'fat', 'trades_fat')
+_TRADES, _FRIENDLY = ('trades', 'trades_fat'), ('fat', 'trades_fat')
+_TRADES_START_STD = 1e-3  # of the authors' code
 TRAIN_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
 
 
@@ -36,7 +41,9 @@ class ObjectiveOptions:
         InputError: On a value out of range; the message names the flag.
     """
     objective: str = 'standard'
-    adv_weight: float = 0.5
+    adv_weight: Optional[float] = None
+    trades_beta: float = 6.
+    fat_tau_epochs: Sequence[float] = ()
     attack: str = 'pgd'
     attack_norm: str = 'linf'
     attack_eps: str = '8/255'
@@ -51,8 +58,21 @@ class ObjectiveOptions:
         _choose('attack', self.attack, TRAIN_ATTACKS)
         _choose('attack_norm', self.attack_norm, NORMS)
         _choose('attack_bn_mode', self.attack_bn_mode, NORM_MODES)
+        if self.adv_weight is None:
+            self.adv_weight = 1. if self.objective == 'fat' else 0.5
+        elif self.objective in _TRADES:
+            raise InputError(
+                f'--adv-weight {self.adv_weight}: --objective {self.objective} weighs by --trades-beta, leave it out')
         if not 0 <= self.adv_weight <= 1:
             raise InputError(f'--adv-weight {self.adv_weight}: must be in [0, 1]; 0.5 is NoFrost, 1 is Madry')
+        if not self.trades_beta >= 0:
+            raise InputError(f"--trades-beta {self.trades_beta}: must not be negative; 6 is the paper's")
+        if any(e < 0 for e in self.fat_tau_epochs):
+            raise InputError(f'--fat-tau-epochs {self.fat_tau_epochs}: must not be negative')
+        if self.fat_tau_epochs and self.objective not in _FRIENDLY:
+            raise InputError(f'--fat-tau-epochs: is for --objective fat and trades_fat, not {self.objective}')
+        if self.objective in (*_TRADES, *_FRIENDLY):
+            self._check_own_attack()
         if self.attack_steps < 1:
             raise InputError(f'--attack-steps {self.attack_steps}: must be at least 1')
         if self.attack_eps_warmup_epochs < 0:
@@ -73,6 +93,17 @@ class ObjectiveOptions:
             raise InputError(
                 f'--attack-random-start is fixed by --attack {self.attack}: leave it out, or choose pgd or cw_linf')
 
+    def _check_own_attack(self) -> None:
+        if self.attack != 'pgd':
+            raise InputError(f'--attack {self.attack}: --objective {self.objective} crafts by PGD, leave it out')
+        if self.objective in _TRADES and self.attack_random_start is False:
+            raise InputError(
+                '--no-attack-random-start: the divergence of TRADES has no gradient at the clean image, leave it out')
+        if self.attack_bn_mode != 'eval':
+            raise InputError(
+                f'--attack-bn-mode {self.attack_bn_mode}: --objective {self.objective} crafts in eval mode, leave it '
+                'out')
+
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> 'ObjectiveOptions':
         """Take the fields out of parsed arguments."""
@@ -88,8 +119,13 @@ class ObjectiveOptions:
     def build_attack(self) -> Callable:
         """The attack for training: a function of (model, x, y, threat), `space` and `seed`."""
         fixed = dict(keep='last', norm_mode=self.attack_bn_mode)
+        function = ATTACKS[self.attack]
+        if self.objective in _FRIENDLY:
+            fixed, function = {}, friendly_pgd
+        if self.objective in _TRADES and self.attack_random_start is None:
+            fixed['start_std'] = _TRADES_START_STD
         if self.attack in ('fgsm', 'fgsm_rs'):
-            return partial(ATTACKS[self.attack], **fixed)
+            return partial(function, **fixed)
         if self.attack_random_start is not None:
             fixed['random_start'] = self.attack_random_start
 
@@ -99,7 +135,7 @@ class ObjectiveOptions:
                 step_size = nofrost_step_size(threat, self.attack_steps)
             else:
                 step_size = self.step_size * (threat.eps / self.threat.eps if self.threat.eps else 1.)
-            return ATTACKS[self.attack](
+            return function(
                 model, x, y, threat, steps=self.attack_steps, step_size=step_size or None, **fixed, **kwargs)
 
         return attack
@@ -111,8 +147,14 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     default = ObjectiveOptions()
     group.add_argument('--objective', default=default.objective, metavar='NAME',
                        help=f'training objective, one of {", ".join(OBJECTIVES)} (default: %(default)s)')
-    group.add_argument('--adv-weight', default=default.adv_weight, type=float, metavar='LAMBDA',
-                       help='weight of the adversarial loss in [0, 1]; 1 leaves the clean pass out (default: 0.5)')
+    group.add_argument('--adv-weight', default=None, type=float, metavar='LAMBDA',
+                       help='weight of the adversarial loss in sat, nofrost and fat, in [0, 1]; 1 leaves the clean '
+                            'pass out (default: 0.5, 1 in fat)')
+    group.add_argument('--trades-beta', default=default.trades_beta, type=float, metavar='BETA',
+                       help='weight of the divergence in trades and trades_fat (default: %(default)s)')
+    group.add_argument('--fat-tau-epochs', default=[], type=float, nargs='*', metavar='EPOCH',
+                       help='epochs at which an attack of fat and trades_fat goes on for one step more after it first '
+                            'fools the network; 50 90 of 120 in the paper (default: never)')
     group.add_argument('--attack', default=default.attack, metavar='NAME',
                        help=f'attack in training, one of {", ".join(TRAIN_ATTACKS)} (default: %(default)s)')
     group.add_argument('--attack-norm', default=default.attack_norm, metavar='NORM',
@@ -158,14 +200,24 @@ def create_task(
         _logger.warning(
             f'--objective nofrost on {type(model).__name__}, which normalizes by the batch, is SAT: '
             'NoFrost is the same objective on a normalizer-free network')
-    return AdversarialTask(
+    task: Type[RobustTask] = {
+        'trades': TradesTask, 'fat': FriendlyTask, 'trades_fat': TradesFriendlyTask,
+    }.get(options.objective, AdversarialTask)
+    own: Dict[str, Any] = {}
+    if options.objective in _TRADES:
+        own['beta'] = options.trades_beta
+    else:
+        own['adv_weight'] = options.adv_weight
+    if options.objective in _FRIENDLY:
+        own['tau_steps'] = [round(e * steps_per_epoch) for e in options.fat_tau_epochs]
+    return task(
         model,
         criterion,
         attack=options.build_attack(),
         threat=options.threat,
         space=space,
-        adv_weight=options.adv_weight,
         eps_warmup_steps=round(options.attack_eps_warmup_epochs * steps_per_epoch),
         seed=seed,
+        **own,
         **kwargs,
     )

@@ -1,0 +1,208 @@
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from helpers import TinyNet, state_equal
+from timm.loss import LabelSmoothingCrossEntropy
+
+from timm_robust.attacks import InputSpace, ThreatModel, friendly_pgd, pgd
+from timm_robust.errors import InputError
+from timm_robust.tasks import FriendlyTask, ObjectiveOptions, TradesFriendlyTask, TradesTask, create_task
+from timm_robust.tasks.trades import kl_divergence
+
+SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+THREAT = ThreatModel('linf', 8 / 255)
+
+
+def batch(n=8, dtype=torch.float64):
+    return SPACE.normalize(torch.rand(n, 3, 8, 8, dtype=dtype) * .9 + .05), torch.arange(n) % 4
+
+
+def make_task(model, steps=3, cls=TradesTask, attack=pgd, criterion=None, **kwargs):
+    fixed = dict(keep='last') if attack is pgd else {}
+    attack = partial(attack, steps=steps, step_size=2 / 255, start_std=1e-3, **fixed)
+    return cls(model, criterion or nn.CrossEntropyLoss(), attack=attack, threat=THREAT, space=SPACE, verbose=False,
+               **kwargs)
+
+
+def divergence(clean, adv):
+    """From probabilities, as the paper writes it."""
+    p, q = clean.softmax(1), adv.softmax(1)
+    return (p * (p / q).log()).sum(1)
+
+
+@pytest.mark.parametrize('norm', [False, True], ids=['no_norm', 'batch_norm'])
+@pytest.mark.parametrize('beta', [0., 6.])
+def test_loss_and_gradients_follow_the_equation(norm, beta):
+    model = TinyNet(norm=norm).double().train()
+    twin = copy.deepcopy(model)
+    x, y = batch()
+    criterion = LabelSmoothingCrossEntropy(.1)
+    task = make_task(model, beta=beta, criterion=criterion)
+    adv = task.craft(x, y)
+    result = task(x, y)
+    result['loss'].backward()
+    clean_logits, adv_logits = twin(x), twin(adv)
+    loss = criterion(clean_logits, y) + beta * divergence(clean_logits, adv_logits).mean()
+    loss.backward()
+    torch.testing.assert_close(result['loss'].detach(), loss.detach(), rtol=1e-10, atol=1e-12)
+    for a, b in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11)
+    for a, b in zip(model.buffers(), twin.buffers()):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(result['output'], clean_logits)
+    assert not any(v.requires_grad for k, v in result.items() if k not in ('loss', 'output'))
+
+
+def test_images_ascend_the_divergence_from_a_little_noise():
+    model = TinyNet(norm=True, drop=.5).double().train()
+    x, y = batch()
+    before = copy.deepcopy(model)
+    start, adv = (make_task(model, steps=k).craft(x, y) for k in (1, 3))
+    assert state_equal(model, before) and model.training
+    # by hand: the same noise, steps along the sign of the divergence's gradient, clipping in pixels
+    frozen = copy.deepcopy(model).eval()
+    pixels = SPACE.to_pixels(x)
+    seen = []
+    partial(pgd, steps=1, step_size=1e-30, start_std=1e-3, keep='last')(
+        lambda z: seen.append(z.detach()) or frozen(z), x, y, THREAT, space=SPACE, seed=0)
+    noise = SPACE.to_pixels(seen[0]) - pixels
+    assert noise.std().item() == pytest.approx(1e-3, rel=.05) and noise.mean().abs() < 1e-4
+    point = SPACE.to_pixels(seen[0])
+    for expected in (start, None, adv):
+        leaf = point.clone().requires_grad_()
+        value = divergence(frozen(x), frozen(SPACE.normalize(leaf))).sum()
+        point = point + 2 / 255 * torch.autograd.grad(value, leaf)[0].sign()
+        point = torch.min(torch.max(point, pixels - THREAT.eps), pixels + THREAT.eps).clamp(0, 1)
+        if expected is not None:
+            torch.testing.assert_close(SPACE.to_pixels(expected), point, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+def test_saturated_logits_give_finite_values(dtype):
+    clean = torch.tensor([[1e4, -1e4, 0.], [1e4, 0., -1e4]], dtype=dtype, requires_grad=True)
+    adv = torch.tensor([[-1e4, 1e4, 0.], [1e4, 0., -1e4]], dtype=dtype, requires_grad=True)
+    value = kl_divergence(clean, adv)
+    value.backward()
+    assert value.item() == pytest.approx(1e4, rel=.01)
+    assert torch.isfinite(clean.grad).all() and torch.isfinite(adv.grad).all()
+
+
+def test_soft_targets_act_on_the_clean_term_alone():
+    model = TinyNet().double().train()
+    x, y = batch()
+    soft = .7 * F.one_hot(y, 4).double() + .3 * F.one_hot(y.roll(1), 4).double()
+    hard, mixed = make_task(model)(x, y), make_task(model)(x, soft)
+    assert torch.equal(hard['adv_loss'], mixed['adv_loss']) and hard['clean_loss'] != mixed['clean_loss']
+
+
+def steps_until_fooled(model, x, y, tau, steps):
+    """Algorithm 1 of FAT for one image at a time: the image, and the number of gradients it took."""
+    pixels = SPACE.to_pixels(x)
+    point, left = pixels.clone(), tau
+    for k in range(steps):
+        leaf = point.clone().requires_grad_()
+        logits = model(SPACE.normalize(leaf))
+        if logits.argmax(1) != y:
+            if left == 0:
+                return point, k
+            left -= 1
+        gradient = torch.autograd.grad(F.cross_entropy(logits, y), leaf)[0]
+        point = point + 2 / 255 * gradient.sign()
+        point = torch.min(torch.max(point, pixels - THREAT.eps), pixels + THREAT.eps).clamp(0, 1)
+    return point, steps
+
+
+@pytest.fixture
+def undecided():
+    """A network whose predictions change under attack, each image after another number of steps."""
+    torch.manual_seed(0)
+    model = TinyNet().double().eval()
+    x, _ = batch(24)
+    with torch.no_grad():
+        model.fc.bias -= model(x).mean(0)
+        return model, x, model(x).argmax(1)
+
+
+@pytest.mark.parametrize('tau', [0, 1, 3])
+def test_friendly_images_stop_after_they_fool(undecided, tau):
+    model, x, y = undecided
+    sizes = []
+    model.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+    attack = partial(friendly_pgd, steps=6, step_size=2 / 255, tau=tau, random_start=False, space=SPACE)
+    adv = attack(model, x, y, THREAT)
+    shown = list(sizes)
+    counts = []
+    for i in range(len(x)):
+        expected, count = steps_until_fooled(model, x[i:i + 1], y[i:i + 1], tau, 6)
+        torch.testing.assert_close(SPACE.to_pixels(adv[i:i + 1]), expected, rtol=0, atol=1e-9)
+        counts.append(count)
+    assert len(set(counts)) > 2, 'the comparison says nothing'
+    assert shown == [sum(c >= k for c in counts) for k in range(6)], 'fooled images leave the batch'
+
+
+def test_tau_rises_with_the_steps_and_survives_a_resume():
+    task = make_task(TinyNet(), cls=FriendlyTask, attack=friendly_pgd, tau_steps=[2, 4])
+    x, y = batch(dtype=torch.float32)
+    seen = []
+    for _ in range(5):
+        seen.append(task.tau)
+        task(x, y)
+    assert seen == [0, 0, 1, 1, 2] and task.adv_weight == 1
+    other = make_task(TinyNet(), cls=FriendlyTask, attack=friendly_pgd)
+    other.load_task_state(task.get_task_state())
+    assert other.step == 5 and other.tau == 2 and task.get_task_state(ema=True) == {}
+
+
+def test_friendly_trades_ascends_the_divergence_and_stops_by_the_labels(undecided):
+    model, x, y = undecided
+    task = make_task(model, cls=TradesFriendlyTask, attack=friendly_pgd, steps=6)
+    plain = make_task(model, steps=6)
+    adv, full = task.craft(x, y), plain.craft(x, y)
+    stopped = (adv - full).flatten(1).abs().amax(1) > 1e-9
+    fooled = model(adv).argmax(1) != y
+    assert 0 < stopped.sum() < len(x) and fooled[stopped].all()
+    torch.testing.assert_close(adv[~stopped], full[~stopped], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize('objective,kind', [
+    ('trades', TradesTask), ('fat', FriendlyTask), ('trades_fat', TradesFriendlyTask)])
+def test_options_build_the_tasks(objective, kind):
+    kwargs = {} if objective == 'trades' else {'fat_tau_epochs': [1, 2.5]}
+    options = ObjectiveOptions(objective=objective, trades_beta=3., attack_steps=2, **kwargs)
+    model = TinyNet(norm=True)
+    task = create_task(options, model, space=SPACE, steps_per_epoch=10, verbose=False)
+    assert type(task) is kind and getattr(task, 'beta', 3.) == 3.
+    assert getattr(task, 'tau_steps', [10, 25]) == [10, 25]
+    x, y = batch(dtype=torch.float32)
+    task(x, y)['loss'].backward()
+    moved = (SPACE.to_pixels(task.craft(x, y)) - SPACE.to_pixels(x)).abs().max()
+    assert 0 < moved <= THREAT.eps * (1 + 1e-4)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(objective='trades', trades_beta=-1.), '--trades-beta -1.0: must not be negative'),
+    (dict(objective='trades', adv_weight=.5), '--adv-weight 0.5: --objective trades weighs by --trades-beta'),
+    (dict(objective='trades', attack='mim'), '--attack mim: --objective trades crafts by PGD'),
+    (dict(objective='trades', attack_random_start=False), 'no gradient at the clean image'),
+    (dict(objective='fat', attack_bn_mode='train'), '--attack-bn-mode train: --objective fat crafts in eval mode'),
+    (dict(objective='sat', fat_tau_epochs=[3.]), '--fat-tau-epochs: is for --objective fat'),
+    (dict(objective='fat', fat_tau_epochs=[-1.]), '--fat-tau-epochs .* must not be negative'),
+])
+def test_bad_options(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        ObjectiveOptions(**kwargs)
+
+
+def test_bad_arguments():
+    x, y = batch()
+    with pytest.raises(InputError, match='beta=-1'):
+        make_task(TinyNet(), beta=-1)
+    with pytest.raises(InputError, match='tau=-1 must be at least 0'):
+        friendly_pgd(TinyNet().double(), x, y, THREAT, space=SPACE, tau=-1)
+    with pytest.raises(InputError, match="start_std=0.1 needs keep='last'"):
+        pgd(TinyNet().double(), x, y, THREAT, space=SPACE, start_std=.1)
