@@ -8,7 +8,14 @@ from timm.utils import ParseKwargs, setup_default_logging
 
 from ..errors import InputError
 
-__all__ = ['Parser', 'add_data_arguments', 'add_model_arguments', 'apply_config', 'start_logging']
+__all__ = [
+    'Parser',
+    'add_data_arguments',
+    'add_model_arguments',
+    'add_robust_eval_arguments',
+    'apply_config',
+    'start_logging',
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,3 +104,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> arg
     group.add_argument('--device', default=None, help='device (default: cuda if there is one, else cpu)')
     parser.set_defaults(**defaults)
     return group
+
+
+def add_robust_eval_arguments(group: argparse._ArgumentGroup) -> None:
+    """Flags of robust validation."""
+    group.add_argument('--robust-eval-steps', type=int, default=0, metavar='N',
+                       help='PGD steps of robust validation after each epoch, under the threat model of training; '
+                            'gives robust_top1 for --eval-metric (default: 0, none)')
+    group.add_argument('--robust-eval-samples', type=int, default=1000, metavar='N',
+                       help='validation images to attack, class-balanced (default: 1000)')

@@ -11,6 +11,7 @@ __all__ = ['main']
 COMMANDS = {
     'quickstart': 'harden a small network on real digits and show what it withstands (3 to 4 minutes, no data needed)',
     'train': "train any timm model, with timm's flags and an objective of this package",
+    'timm-train': "the same objectives in timm's own train.py",
     'eval': 'measure clean and robust accuracy of any timm model',
     'diagnose': 'look for signs that the robustness of a model is not real',
 }
@@ -33,7 +34,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"timm-robust: error: {argv[0]}: unknown command, choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = importlib.import_module(f'.{argv[0]}', __package__)
+    command = importlib.import_module(f".{argv[0].replace('-', '_')}", __package__)
     try:
         command.run(argv[1:])
     except InputError as error:

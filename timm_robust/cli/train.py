@@ -8,7 +8,14 @@ from typing import List
 from timm.utils import ParseKwargs
 
 from ..tasks import add_objective_arguments
-from .arguments import Parser, add_data_arguments, add_model_arguments, apply_config, start_logging
+from .arguments import (
+    Parser,
+    add_data_arguments,
+    add_model_arguments,
+    add_robust_eval_arguments,
+    apply_config,
+    start_logging,
+)
 
 __all__ = ['build_parser', 'run']
 
@@ -18,12 +25,7 @@ def build_parser() -> Parser:
     parser = Parser(prog='timm-robust train', description='Train a timm model to withstand adversarial images.')
     parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
     add_objective_arguments(parser)
-    group = parser.add_argument_group('Robust validation parameters')
-    group.add_argument('--robust-eval-steps', type=int, default=0, metavar='N',
-                       help='PGD steps of robust validation after each epoch, under the threat model of training; '
-                            'gives robust_top1 for --eval-metric (default: 0, none)')
-    group.add_argument('--robust-eval-samples', type=int, default=1000, metavar='N',
-                       help='validation images to attack, class-balanced (default: 1000)')
+    add_robust_eval_arguments(parser.add_argument_group('Robust validation parameters'))
 
     group = add_data_arguments(parser)
     group.add_argument('--train-split', metavar='NAME', default='train', help='train split (default: train)')

@@ -104,6 +104,11 @@ class ObjectiveOptions:
                 f'--attack-bn-mode {self.attack_bn_mode}: --objective {self.objective} crafts in eval mode, leave it '
                 'out')
 
+    @property
+    def compares_labels(self) -> bool:
+        """Whether the objective needs one label for each image."""
+        return self.objective in _FRIENDLY
+
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> 'ObjectiveOptions':
         """Take the fields out of parsed arguments."""

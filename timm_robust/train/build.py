@@ -22,6 +22,7 @@ __all__ = [
     'build_model',
     'build_network',
     'check_arguments',
+    'check_objective',
     'mixed_precision',
     'resolve_data',
     'resolve_device',
@@ -31,26 +32,42 @@ __all__ = [
 EVAL_METRICS = ('top1', 'top5', 'loss', 'robust_top1')
 
 
-def check_arguments(args: argparse.Namespace) -> ObjectiveOptions:
-    """Refuse what can be refused before anything is built.
+def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
+    """Refuse what can be refused of objective and robust validation, whatever loop they go into.
 
     Raises:
         InputError: Naming the flag.
     """
     options = ObjectiveOptions.from_args(args)
     options.check_schedule(args.epochs)
+    if options.compares_labels and (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+        raise InputError(
+            f'--objective {options.objective}: stops where the one label of an image is missed, leave out --mixup and '
+            '--cutmix')
+    if args.robust_eval_steps < 0:
+        raise InputError(f'--robust-eval-steps {args.robust_eval_steps}: must not be negative')
+    if args.robust_eval_steps and args.robust_eval_samples < 1:
+        raise InputError(f'--robust-eval-samples {args.robust_eval_samples}: must be at least 1')
+    if args.eval_metric == 'robust_top1' and not (args.robust_eval_steps and args.val_split):
+        raise InputError('--eval-metric robust_top1: needs --val-split and robust validation, --robust-eval-steps 10')
+    return options
+
+
+def check_arguments(args: argparse.Namespace) -> ObjectiveOptions:
+    """Refuse what can be refused before anything is built.
+
+    Raises:
+        InputError: Naming the flag.
+    """
+    options = check_objective(args)
     if args.batch_size < 1:
         raise InputError(f'--batch-size {args.batch_size}: must be at least 1')
     if args.epochs < 1:
         raise InputError(f'--epochs {args.epochs}: must be at least 1')
     if args.grad_accum_steps < 1:
         raise InputError(f'--grad-accum-steps {args.grad_accum_steps}: must be at least 1')
-    if args.robust_eval_steps and args.robust_eval_samples < 1:
-        raise InputError(f'--robust-eval-samples {args.robust_eval_samples}: must be at least 1')
     if args.eval_metric not in EVAL_METRICS:
         raise InputError(f"--eval-metric {args.eval_metric}: unknown, choose one of {', '.join(EVAL_METRICS)}")
-    if args.eval_metric == 'robust_top1' and not (args.robust_eval_steps and args.val_split):
-        raise InputError('--eval-metric robust_top1: needs --val-split and robust validation, --robust-eval-steps 10')
     args.device = resolve_device(args.device)
     return options
 
