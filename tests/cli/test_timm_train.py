@@ -1,0 +1,102 @@
+"""`timm-robust timm-train` with a stand-in for train.py and, where TIMM_TRAIN_SCRIPT names one, the real file."""
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import make_image_folder, run_cli
+
+from timm_robust.cli.main import main
+
+STAND_IN = Path(__file__).parent / 'stand_in_train.py'
+REAL = os.environ.get('TIMM_TRAIN_SCRIPT', '')
+
+
+@pytest.fixture(params=['stand_in', 'real'])
+def script(request):
+    if request.param == 'stand_in':
+        return STAND_IN
+    if not REAL:
+        pytest.skip('set TIMM_TRAIN_SCRIPT to the train.py of a checkout of timm')
+    return Path(REAL)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp('data'), per_class=12)
+
+
+def flags(folder, output, *more):
+    return ['--data-dir', str(folder), '--model', 'nofrost_resnet20_cifar', '--num-classes', '2', '--epochs', '1',
+            '--batch-size', '8', '--lr', '.01', '--workers', '0', '--device', 'cpu', '--output', str(output),
+            '--experiment', 'run', '--no-prefetcher', *more]
+
+
+def summary(output):
+    with open(output / 'run' / 'summary.csv') as file:
+        return list(csv.DictReader(file))
+
+
+def train(script, *argv):
+    done = run_cli('timm-train', script, *argv, OMP_NUM_THREADS='1')
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_without_an_objective_it_is_the_plain_script(script, folder, tmp_path):
+    plain = subprocess.run(
+        [sys.executable, script, *flags(folder, tmp_path / 'plain', '--model', 'resnet10t')], capture_output=True,
+        text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert plain.returncode == 0, plain.stderr
+    train(script, *flags(folder, tmp_path / 'ours', '--model', 'resnet10t'))
+    assert summary(tmp_path / 'plain') == summary(tmp_path / 'ours')
+
+
+def test_objective_and_robust_validation(script, folder, tmp_path):
+    config = tmp_path / 'config.yaml'
+    config.write_text(yaml.safe_dump({'objective': 'nofrost', 'adv_weight': .7, 'attack_steps': 2}))
+    argv = flags(folder, tmp_path, '-c', str(config), '--robust-eval-steps', '3', '--robust-eval-samples', '10',
+                 '--eval-metric', 'robust_top1', '--attack-eps', '64/255', '--model-ema')
+    train(script, *argv)
+    row, = summary(tmp_path)
+    assert 0 <= float(row['eval_robust_top1']) <= 100
+    args = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert (args['objective'], args['adv_weight'], args['attack_eps']) == ('nofrost', .7, '64/255')
+
+
+def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    losses = set()
+    for objective in ('standard', 'sat', 'trades', 'fat', 'trades_fat'):
+        argv = flags(folder, tmp_path / objective, '--objective', objective, '--attack-steps', '2')
+        assert main(['timm-train', str(STAND_IN), *argv]) == 0
+        losses.add(summary(tmp_path / objective)[0]['train_loss'])
+    assert len(losses) == 5
+
+
+@pytest.mark.parametrize('more,message', [
+    (['--objective', 'trade'], '--objective trade: unknown'),
+    (['--eval-metric', 'robust_top1'], '--eval-metric robust_top1: needs --val-split and robust validation'),
+    (['--objective', 'fat', '--mixup', '.2'], 'leave out --mixup'),
+    (['--objective', 'sat', '--jsd-loss'], '--jsd-loss True: does not go with --objective sat'),
+    (['--objective', 'sat', '--kd-model-name', 'resnet18'], '--kd-model-name resnet18: does not go with'),
+])
+def test_bad_input_is_one_line(more, message, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    assert main(['timm-train', str(STAND_IN), *flags(folder, tmp_path, *more)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and '\n' not in error
+    assert not (tmp_path / 'run').exists()
+
+
+def test_scripts_it_cannot_drive(tmp_path, capsys):
+    old = tmp_path / 'train.py'
+    old.write_text('parser = main = validate = _parse_args = create_loader = None\n')
+    assert main(['timm-train', str(old)]) == 2
+    assert "it has no ClassificationTask; timm's has had a loop of tasks since 1.0.23" in capsys.readouterr().err
+    assert main(['timm-train', str(tmp_path / 'nowhere.py')]) == 2
+    assert 'no such file' in capsys.readouterr().err
+    assert main(['timm-train']) == 2
