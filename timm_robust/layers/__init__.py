@@ -1,3 +1,4 @@
+from .aux_norm import convert_aux_norm, has_aux_norm, norm_branch, set_norm_branch, take_norm_branch
 from .fold import fold_for_inference
 from .replace import replace_norm
 from .robust_norm import RobustNorm2d, RobustNormAct2d
@@ -7,9 +8,14 @@ __all__ = [
     'NORM_STATISTICS',
     'RobustNorm2d',
     'RobustNormAct2d',
+    'convert_aux_norm',
     'fold_for_inference',
+    'has_aux_norm',
     'has_batch_statistics',
+    'norm_branch',
     'replace_norm',
+    'set_norm_branch',
     'set_norm_statistics',
     'sync_norm_statistics',
+    'take_norm_branch',
 ]

@@ -1,11 +1,13 @@
 from .adversarial import AdversarialTask
 from .fat import FriendlyTask, TradesFriendlyTask
+from .mbnat import MbnatTask
 from .options import OBJECTIVES, TRAIN_ATTACKS, ObjectiveOptions, add_objective_arguments, create_task
 from .trades import TradesTask
 
 __all__ = [
     'AdversarialTask',
     'FriendlyTask',
+    'MbnatTask',
     'OBJECTIVES',
     'ObjectiveOptions',
     'TRAIN_ATTACKS',

@@ -1,0 +1,130 @@
+import copy
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from helpers import TinyNet, state_equal
+
+from timm_robust.attacks import InputSpace, ThreatModel, pgd
+from timm_robust.errors import InputError
+from timm_robust.layers import (
+    convert_aux_norm,
+    fold_for_inference,
+    has_aux_norm,
+    norm_branch,
+    set_norm_branch,
+    take_norm_branch,
+)
+from timm_robust.tasks import MbnatTask
+
+SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+THREAT = ThreatModel('linf', 8 / 255)
+
+
+def make_task(model, **kwargs):
+    attack = partial(pgd, steps=2, keep='last', random_start=False)
+    return MbnatTask(
+        model, nn.CrossEntropyLoss(), attack=attack, threat=THREAT, space=SPACE, verbose=False, **kwargs)
+
+
+def batch(dtype=torch.float64):
+    return SPACE.normalize(torch.rand(6, 3, 8, 8, dtype=dtype)), torch.arange(6) % 4
+
+
+def different_twins(model):
+    """A converted model whose auxiliary layers are not copies any more."""
+    convert_aux_norm(model)
+    for name, tensor in model.state_dict().items():
+        if '.aux.' in name and tensor.is_floating_point():
+            tensor.mul_(1.5).add_(.1)
+    return model
+
+
+def test_loss_gradients_and_statistics_are_those_of_two_networks_that_share_all_but_the_norms():
+    model = different_twins(TinyNet(norm=True).double()).train()
+    plain = {
+        branch: TinyNet(norm=True).double().train() for branch in ('main', 'aux')}
+    for branch, network in plain.items():
+        network.load_state_dict(take_norm_branch(model.state_dict(), branch))
+    x, y = batch()
+    result = make_task(model, adv_weight=.3)(x, y)
+    result['loss'].backward()
+    adv = pgd(plain['aux'].eval(), x, y, THREAT, space=SPACE, steps=2, keep='last', random_start=False)
+    plain['aux'].train()
+    loss = .7 * F.cross_entropy(plain['main'](x), y) + .3 * F.cross_entropy(plain['aux'](adv), y)
+    loss.backward()
+    torch.testing.assert_close(result['loss'].detach(), loss.detach(), rtol=1e-12, atol=1e-12)
+    for name in ('conv.weight', 'fc.bias'):
+        both = sum(network.get_parameter(name).grad for network in plain.values())
+        torch.testing.assert_close(model.get_parameter(name).grad, both, rtol=1e-10, atol=1e-12)
+    for prefix, network in (('norm', plain['main']), ('norm.aux', plain['aux'])):
+        for name in ('weight', 'bias'):
+            torch.testing.assert_close(
+                model.get_parameter(f'{prefix}.{name}').grad, network.norm.get_parameter(name).grad)
+        for name, value in network.norm.named_buffers():
+            torch.testing.assert_close(model.get_buffer(f'{prefix}.{name}'), value)
+    assert result['output'].shape == (6, 4) and model.norm.branch == 0
+
+
+@pytest.mark.parametrize('name', ['resnet10t', 'robustnorm_resnet20_cifar', 'test_efficientnet'])
+def test_branches_are_plain_networks_and_mix_between(name):
+    kwargs = {'norm_layer': 'batchnorm2d'} if 'robustnorm' in name else {}
+    plain = timm.create_model(name, num_classes=5, **kwargs).double().eval()
+    model = different_twins(copy.deepcopy(plain)).eval()
+    assert has_aux_norm(model) and convert_aux_norm(model) is model
+    assert set(plain.state_dict()) == {k for k in model.state_dict() if '.aux.' not in k}
+    x = torch.rand(2, *plain.pretrained_cfg['input_size'], dtype=torch.float64)
+    outputs = {}
+    for branch, share in (('main', 0), ('aux', 1)):
+        plain.load_state_dict(take_norm_branch(model.state_dict(), branch))
+        with norm_branch(model, share), torch.no_grad():
+            outputs[share] = model(x)
+            torch.testing.assert_close(outputs[share], plain(x), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        mixed = set_norm_branch(model, .5)(x)
+        near = set_norm_branch(model, 1 - 1e-9)(x)
+    assert not torch.allclose(mixed, outputs[0]) and not torch.allclose(mixed, outputs[1])
+    torch.testing.assert_close(near, outputs[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_mixture_is_of_the_normalized_features():
+    model = different_twins(nn.Sequential(nn.BatchNorm2d(3))).double().eval()
+    x = torch.rand(4, 3, 5, 5, dtype=torch.float64)
+    main, aux, mixed = (set_norm_branch(model, b)(x) for b in (0, 1, .25))
+    torch.testing.assert_close(mixed, .75 * main + .25 * aux)
+    model.train()
+    with pytest.raises(RuntimeError, match='in training one branch'):
+        model(x)
+
+
+def test_a_folded_copy_follows_the_branch():
+    model = different_twins(timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d')).eval()
+    x = torch.rand(2, 3, 32, 32)
+    for share in (0, .5, 1):
+        set_norm_branch(model, share)
+        folded = fold_for_inference(model, x)
+        assert folded is None or torch.allclose(folded(x), model(x), atol=1e-3)
+
+
+def test_crafting_leaves_no_trace():
+    model = different_twins(TinyNet(norm=True)).train()
+    set_norm_branch(model, .4)
+    before = copy.deepcopy(model)
+    make_task(model).craft(*batch(torch.float32))
+    assert state_equal(model, before) and model.norm.branch == .4 and model.training
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match='no auxiliary BatchNorm'):
+        make_task(TinyNet(norm=True))
+    with pytest.raises(InputError, match='adv_weight=1'):
+        make_task(convert_aux_norm(TinyNet(norm=True)), adv_weight=1)
+    with pytest.raises(ValueError, match='TinyNet has no BatchNorm'):
+        convert_aux_norm(TinyNet())
+    with pytest.raises(ValueError, match='branch=2 must be in'):
+        set_norm_branch(convert_aux_norm(TinyNet(norm=True)), 2)
+    with pytest.raises(ValueError, match="choose 'main' or 'aux'"):
+        take_norm_branch({}, 'both')
