@@ -70,11 +70,12 @@ def test_objective_and_robust_validation(script, folder, tmp_path):
 def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', sys.argv)
     losses = set()
-    for objective in ('standard', 'sat', 'trades', 'fat', 'trades_fat'):
-        argv = flags(folder, tmp_path / objective, '--objective', objective, '--attack-steps', '2')
+    for objective in ('standard', 'sat', 'trades', 'fat', 'trades_fat', 'mbnat'):
+        argv = flags(folder, tmp_path / objective, '--objective', objective, '--attack-steps', '2',
+                     '--model', 'resnet10t')
         assert main(['timm-train', str(STAND_IN), *argv]) == 0
         losses.add(summary(tmp_path / objective)[0]['train_loss'])
-    assert len(losses) == 5
+    assert len(losses) == 6
 
 
 @pytest.mark.parametrize('more,message', [
@@ -94,7 +95,7 @@ def test_bad_input_is_one_line(more, message, folder, tmp_path, capsys, monkeypa
 
 def test_scripts_it_cannot_drive(tmp_path, capsys):
     old = tmp_path / 'train.py'
-    old.write_text('parser = main = validate = _parse_args = create_loader = None\n')
+    old.write_text('parser = main = validate = _parse_args = create_model = create_loader = None\n')
     assert main(['timm-train', str(old)]) == 2
     assert "it has no ClassificationTask; timm's has had a loop of tasks since 1.0.23" in capsys.readouterr().err
     assert main(['timm-train', str(tmp_path / 'nowhere.py')]) == 2

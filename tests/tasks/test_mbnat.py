@@ -15,10 +15,11 @@ from timm_robust.layers import (
     fold_for_inference,
     has_aux_norm,
     norm_branch,
+    plain_branch,
     set_norm_branch,
     take_norm_branch,
 )
-from timm_robust.tasks import MbnatTask
+from timm_robust.tasks import MbnatTask, ObjectiveOptions, create_task
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 THREAT = ThreatModel('linf', 8 / 255)
@@ -128,3 +129,35 @@ def test_bad_input():
         set_norm_branch(convert_aux_norm(TinyNet(norm=True)), 2)
     with pytest.raises(ValueError, match="choose 'main' or 'aux'"):
         take_norm_branch({}, 'both')
+
+
+def test_plain_networks_out_of_both_branches():
+    model = different_twins(timm.create_model('resnet10t', num_classes=3)).eval()
+    x = torch.rand(2, 3, 64, 64)
+    for branch, share in (('main', 0), ('aux', 1)):
+        plain = plain_branch(model, branch)
+        assert not has_aux_norm(plain) and type(plain.bn1) is type(timm.create_model('resnet10t').bn1)
+        with norm_branch(model, share), torch.no_grad():
+            assert torch.equal(plain(x), model(x))
+    assert has_aux_norm(model)
+
+
+def test_options_prepare_the_network_and_build_the_task():
+    options = ObjectiveOptions(objective='mbnat', attack_steps=1, mbnat_gamma=.25)
+    model = options.prepare_model(TinyNet(norm=True))
+    task = create_task(options, model, space=SPACE, steps_per_epoch=1, verbose=False)
+    assert type(task) is MbnatTask and model.norm.branch == .25
+    task(*batch(torch.float32))['loss'].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(InputError, match='--objective mbnat: TinyNet has no BatchNorm'):
+        options.prepare_model(TinyNet())
+
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(objective='mbnat', mbnat_gamma=2.), '--mbnat-gamma 2.0: must be in'),
+    (dict(objective='sat', mbnat_gamma=.5), '--mbnat-gamma 0.5: is for --objective mbnat'),
+    (dict(objective='mbnat', adv_weight=1.), '--adv-weight 1.0: leaves one BatchNorm of mbnat untrained'),
+])
+def test_bad_options(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        ObjectiveOptions(**kwargs)

@@ -24,12 +24,13 @@ from .arguments import add_robust_eval_arguments
 
 __all__ = ['Driver', 'load_script', 'run']
 
-_SEAMS = ('parser', '_parse_args', 'create_loader', 'ClassificationTask', 'validate', 'main')
+_SEAMS = ('parser', '_parse_args', 'create_model', 'create_loader', 'ClassificationTask', 'validate', 'main')
 # switches of train.py whose batches or tasks are none of ours
 _OTHER_TASKS = {
     'kd_model_name': None, 'naflex_loader': False, 'jsd_loss': False, 'aug_splits': 0, 'split_bn': False,
     'model_dtype': None,
 }
+_OTHER_NORMS = {'sync_bn': False}
 
 
 def load_script(path: str) -> ModuleType:
@@ -67,6 +68,7 @@ class Driver:
         add_objective_arguments(script.parser)
         add_robust_eval_arguments(script.parser.add_argument_group('Robust validation parameters'))
         script._parse_args = self.parse_args
+        script.create_model = self.create_model
         script.create_loader = self.create_loader
         script.ClassificationTask = self.create_task
         script.validate = self.validate
@@ -81,7 +83,13 @@ class Driver:
                     raise InputError(
                         f"--{name.replace('_', '-')} {getattr(args, name)}: does not go with --objective "
                         f'{self.options.objective}, leave one of them out')
+        if self.options.objective == 'mbnat' and getattr(args, 'sync_bn', False):
+            raise InputError('--sync-bn: train.py would undo the two BatchNorms of mbnat, use timm-robust train')
         return args, text
+
+    def create_model(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        """The script's network with what the objective needs."""
+        return self.options.prepare_model(self.original['create_model'](*args, **kwargs))
 
     def create_loader(self, dataset, *args: Any, is_training: bool = False, **kwargs: Any):
         """The script's loader; what it is made of is kept."""

@@ -1,4 +1,4 @@
-from .aux_norm import convert_aux_norm, has_aux_norm, norm_branch, set_norm_branch, take_norm_branch
+from .aux_norm import convert_aux_norm, has_aux_norm, norm_branch, plain_branch, set_norm_branch, take_norm_branch
 from .fold import fold_for_inference
 from .replace import replace_norm
 from .robust_norm import RobustNorm2d, RobustNormAct2d
@@ -13,6 +13,7 @@ __all__ = [
     'has_aux_norm',
     'has_batch_statistics',
     'norm_branch',
+    'plain_branch',
     'replace_norm',
     'set_norm_branch',
     'set_norm_statistics',

@@ -13,7 +13,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 
-__all__ = ['convert_aux_norm', 'has_aux_norm', 'norm_branch', 'set_norm_branch', 'take_norm_branch']
+__all__ = [
+    'convert_aux_norm',
+    'has_aux_norm',
+    'norm_branch',
+    'plain_branch',
+    'set_norm_branch',
+    'take_norm_branch',
+]
 
 _AUX = '.aux.'
 
@@ -111,6 +118,23 @@ def norm_branch(model: nn.Module, branch: float) -> Iterator[None]:
     finally:
         for norm, value in before:
             norm.branch = value
+
+
+def plain_branch(model: nn.Module, branch: str) -> nn.Module:
+    """A copy of a model with auxiliary normalization as the plain model it was, with one branch.
+
+    Args:
+        model: A model of `convert_aux_norm`.
+        branch: 'main' or 'aux'.
+    """
+    weights = take_norm_branch(model.state_dict(), branch)
+    plain = copy.deepcopy(model)
+    for norm in _branched(plain):
+        del norm.aux
+        norm.__dict__.pop('branch', None)
+        norm.__class__ = type(norm).__mro__[2]
+    plain.load_state_dict(weights)
+    return plain
 
 
 def take_norm_branch(state_dict: Dict[str, Any], branch: str) -> Dict[str, Any]:

@@ -12,17 +12,18 @@ from ..attacks import ATTACKS, InputSpace, ThreatModel, friendly_pgd, nofrost_st
 from ..attacks.context import NORM_MODES
 from ..attacks.threat import NORMS
 from ..errors import InputError
-from ..layers import has_batch_statistics
+from ..layers import convert_aux_norm, has_batch_statistics, set_norm_branch
 from .adversarial import AdversarialTask
 from .base import RobustTask
 from .fat import FriendlyTask, TradesFriendlyTask
+from .mbnat import MbnatTask
 from .trades import TradesTask
 
 __all__ = ['OBJECTIVES', 'TRAIN_ATTACKS', 'ObjectiveOptions', 'add_objective_arguments', 'create_task']
 
 _logger = logging.getLogger(__name__)
 
-OBJECTIVES = ('standard', 'sat', 'nofrost', 'trades', 'fat', 'trades_fat')
+OBJECTIVES = ('standard', 'sat', 'nofrost', 'trades', 'fat', 'trades_fat', 'mbnat')
 _TRADES, _FRIENDLY = ('trades', 'trades_fat'), ('fat', 'trades_fat')
 _TRADES_START_STD = 1e-3  # of the authors' code
 TRAIN_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
@@ -44,6 +45,7 @@ class ObjectiveOptions:
     adv_weight: Optional[float] = None
     trades_beta: float = 6.
     fat_tau_epochs: Sequence[float] = ()
+    mbnat_gamma: Optional[float] = None
     attack: str = 'pgd'
     attack_norm: str = 'linf'
     attack_eps: str = '8/255'
@@ -71,6 +73,15 @@ class ObjectiveOptions:
             raise InputError(f'--fat-tau-epochs {self.fat_tau_epochs}: must not be negative')
         if self.fat_tau_epochs and self.objective not in _FRIENDLY:
             raise InputError(f'--fat-tau-epochs: is for --objective fat and trades_fat, not {self.objective}')
+        if self.mbnat_gamma is not None and self.objective != 'mbnat':
+            raise InputError(f'--mbnat-gamma {self.mbnat_gamma}: is for --objective mbnat, not {self.objective}')
+        if not 0 <= (self.mbnat_gamma or 0.) <= 1:
+            raise InputError(
+                f'--mbnat-gamma {self.mbnat_gamma}: must be in [0, 1]; 0 is the BatchNorm of clean images, 1 that of '
+                'adversarial ones')
+        if self.objective == 'mbnat' and self.adv_weight in (0, 1):
+            raise InputError(
+                f'--adv-weight {self.adv_weight}: leaves one BatchNorm of mbnat untrained, must be in (0, 1)')
         if self.objective in (*_TRADES, *_FRIENDLY):
             self._check_own_attack()
         if self.attack_steps < 1:
@@ -103,6 +114,19 @@ class ObjectiveOptions:
             raise InputError(
                 f'--attack-bn-mode {self.attack_bn_mode}: --objective {self.objective} crafts in eval mode, leave it '
                 'out')
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """What the objective needs of a network, before an optimizer or a wrapper gets hold of it.
+
+        Raises:
+            InputError: If the network does not have it.
+        """
+        if self.objective == 'mbnat':
+            try:
+                set_norm_branch(convert_aux_norm(model), self.mbnat_gamma or 0.)
+            except ValueError as error:
+                raise InputError(f'--objective mbnat: {error}') from error
+        return model
 
     @property
     def compares_labels(self) -> bool:
@@ -160,6 +184,8 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--fat-tau-epochs', default=[], type=float, nargs='*', metavar='EPOCH',
                        help='epochs at which an attack of fat and trades_fat goes on for one step more after it first '
                             'fools the network; 50 90 of 120 in the paper (default: never)')
+    group.add_argument('--mbnat-gamma', default=None, type=float, metavar='GAMMA',
+                       help='share of the BatchNorm of adversarial images when mbnat validates (default: 0)')
     group.add_argument('--attack', default=default.attack, metavar='NAME',
                        help=f'attack in training, one of {", ".join(TRAIN_ATTACKS)} (default: %(default)s)')
     group.add_argument('--attack-norm', default=default.attack_norm, metavar='NORM',
@@ -206,7 +232,7 @@ def create_task(
             f'--objective nofrost on {type(model).__name__}, which normalizes by the batch, is SAT: '
             'NoFrost is the same objective on a normalizer-free network')
     task: Type[RobustTask] = {
-        'trades': TradesTask, 'fat': FriendlyTask, 'trades_fat': TradesFriendlyTask,
+        'trades': TradesTask, 'fat': FriendlyTask, 'trades_fat': TradesFriendlyTask, 'mbnat': MbnatTask,
     }.get(options.objective, AdversarialTask)
     own: Dict[str, Any] = {}
     if options.objective in _TRADES:

@@ -44,6 +44,9 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
         raise InputError(
             f'--objective {options.objective}: stops where the one label of an image is missed, leave out --mixup and '
             '--cutmix')
+    if options.objective == 'mbnat' and args.grad_checkpointing:
+        raise InputError(
+            '--grad-checkpointing: computes again in the backward pass, when mbnat has left its branch; leave it out')
     if args.robust_eval_steps < 0:
         raise InputError(f'--robust-eval-steps {args.robust_eval_steps}: must not be negative')
     if args.robust_eval_steps and args.robust_eval_samples < 1:

@@ -20,7 +20,7 @@ from timm.utils.summary import trim_summary
 
 from ..attacks import InputSpace
 from ..errors import InputError
-from ..layers import sync_norm_statistics
+from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
 from ..tasks import create_task
 from .build import (
     build_criterion,
@@ -59,6 +59,13 @@ def _last_checkpoint(output_dir: Optional[Path], resumed: str) -> str:
 def _export(model: nn.Module, checkpoint: Path, directory: Path, args, data_config: Dict[str, Any]) -> None:
     """Write the best weights as safetensors with a config, to be loaded by `local-dir:`."""
     load_weights(model, str(checkpoint), use_ema=args.model_ema)
+    if has_aux_norm(model):
+        _save(plain_branch(model, 'aux'), directory.with_name(f'{directory.name}_aux'), args, data_config)
+        model = plain_branch(model, 'main')
+    _save(model, directory, args, data_config)
+
+
+def _save(model: nn.Module, directory: Path, args, data_config: Dict[str, Any]) -> None:
     save_for_hf(
         model,
         str(directory),
@@ -153,6 +160,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     if args.distributed and args.sync_bn:
         args.dist_bn = ''
         model = sync_norm_statistics(convert_sync_batchnorm(model))
+    model = options.prepare_model(model)
     autocast, loss_scaler = mixed_precision(args, device)
     loader_train, loader_eval, loader_robust, mixup_fn = create_loaders(
         args, train_set, validation_set, data_config, device, model.num_classes)
