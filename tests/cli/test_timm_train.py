@@ -70,12 +70,12 @@ def test_objective_and_robust_validation(script, folder, tmp_path):
 def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', sys.argv)
     losses = set()
-    for objective in ('standard', 'sat', 'trades', 'fat', 'trades_fat', 'mbnat'):
-        argv = flags(folder, tmp_path / objective, '--objective', objective, '--attack-steps', '2',
-                     '--model', 'resnet10t')
+    for objective in ('standard', 'sat', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart'):
+        argv = flags(folder, tmp_path / objective, '--objective', objective, '--attack-steps', '2')
+        argv += ['--model', 'test_efficientnet'] if objective in ('mbnat', 'apart') else []
         assert main(['timm-train', str(STAND_IN), *argv]) == 0
         losses.add(summary(tmp_path / objective)[0]['train_loss'])
-    assert len(losses) == 6
+    assert len(losses) == 7
 
 
 @pytest.mark.parametrize('more,message', [

@@ -1,11 +1,13 @@
 from .aux_norm import convert_aux_norm, has_aux_norm, norm_branch, plain_branch, set_norm_branch, take_norm_branch
 from .fold import fold_for_inference
+from .perturbed_norm import NormPerturbation
 from .replace import replace_norm
 from .robust_norm import RobustNorm2d, RobustNormAct2d
 from .statistics import NORM_STATISTICS, has_batch_statistics, set_norm_statistics, sync_norm_statistics
 
 __all__ = [
     'NORM_STATISTICS',
+    'NormPerturbation',
     'RobustNorm2d',
     'RobustNormAct2d',
     'convert_aux_norm',

@@ -1,4 +1,5 @@
 from .adversarial import AdversarialTask
+from .apart import ApartTask
 from .fat import FriendlyTask, TradesFriendlyTask
 from .mbnat import MbnatTask
 from .options import OBJECTIVES, TRAIN_ATTACKS, ObjectiveOptions, add_objective_arguments, create_task
@@ -6,6 +7,7 @@ from .trades import TradesTask
 
 __all__ = [
     'AdversarialTask',
+    'ApartTask',
     'FriendlyTask',
     'MbnatTask',
     'OBJECTIVES',

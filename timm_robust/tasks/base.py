@@ -11,7 +11,7 @@ from timm.utils import unwrap_model
 from ..attacks import InputSpace, ThreatModel, hard_labels
 from ..layers import has_batch_statistics
 
-__all__ = ['RobustTask', 'top1']
+__all__ = ['RobustTask', 'TwoPassTask', 'top1']
 
 _logger = logging.getLogger(__name__)
 
@@ -21,7 +21,27 @@ def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 100. * (output.detach().argmax(dim=1) == hard_labels(target)).float().mean()
 
 
-class RobustTask(ClassificationTask):
+class TwoPassTask(ClassificationTask):
+    """A task whose network may see two batches before a backward pass."""
+
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'TwoPassTask':
+        """Wrap the network in DistributedDataParallel, without broadcasting buffers.
+
+        Two forward passes precede each backward pass, and a broadcast before the second would overwrite buffers the
+        first one saved. Running statistics are averaged once an epoch by timm's `distribute_bn` instead.
+        """
+        mixes_batch = has_batch_statistics(self.bare_model, training=True)
+        if ddp_kwargs.get('broadcast_buffers') and mixes_batch:
+            _logger.info('Buffers are averaged once an epoch (dist_bn) and not broadcast in every step.')
+        return super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The network outside of its wrappers."""
+        return unwrap_model(self.trainable_module)
+
+
+class RobustTask(TwoPassTask):
     """A task that crafts adversarial images in each step.
 
     Crafting leaves no trace on the network, and its noise comes from (seed, step, process) rather than from torch's
@@ -58,21 +78,6 @@ class RobustTask(ClassificationTask):
         self.seed = seed
         self.step = 0
         self.mixes_batch = has_batch_statistics(model, training=True)
-
-    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'RobustTask':
-        """Wrap the network in DistributedDataParallel, without broadcasting buffers.
-
-        Two forward passes precede each backward pass, and a broadcast before the second would overwrite buffers the
-        first one saved. Running statistics are averaged once an epoch by timm's `distribute_bn` instead.
-        """
-        if ddp_kwargs.get('broadcast_buffers') and self.mixes_batch:
-            _logger.info('Buffers are averaged once an epoch (dist_bn) and not broadcast in every step.')
-        return super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
-
-    @property
-    def bare_model(self) -> nn.Module:
-        """The network outside of its wrappers."""
-        return unwrap_model(self.trainable_module)
 
     def current_threat(self) -> ThreatModel:
         """The threat model of this step, with eps on its way up during warm-up."""

@@ -12,8 +12,9 @@ from ..attacks import ATTACKS, InputSpace, ThreatModel, friendly_pgd, nofrost_st
 from ..attacks.context import NORM_MODES
 from ..attacks.threat import NORMS
 from ..errors import InputError
-from ..layers import convert_aux_norm, has_batch_statistics, set_norm_branch
+from ..layers import NormPerturbation, convert_aux_norm, has_batch_statistics, set_norm_branch
 from .adversarial import AdversarialTask
+from .apart import ApartTask
 from .base import RobustTask
 from .fat import FriendlyTask, TradesFriendlyTask
 from .mbnat import MbnatTask
@@ -23,7 +24,7 @@ __all__ = ['OBJECTIVES', 'TRAIN_ATTACKS', 'ObjectiveOptions', 'add_objective_arg
 
 _logger = logging.getLogger(__name__)
 
-OBJECTIVES = ('standard', 'sat', 'nofrost', 'trades', 'fat', 'trades_fat', 'mbnat')
+OBJECTIVES = ('standard', 'sat', 'nofrost', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart')
 _TRADES, _FRIENDLY = ('trades', 'trades_fat'), ('fat', 'trades_fat')
 _TRADES_START_STD = 1e-3  # of the authors' code
 TRAIN_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
@@ -46,6 +47,9 @@ class ObjectiveOptions:
     trades_beta: float = 6.
     fat_tau_epochs: Sequence[float] = ()
     mbnat_gamma: Optional[float] = None
+    apart_epsilon: float = 0.1
+    apart_groups: int = 1
+    apart_ratio: float = 1.
     attack: str = 'pgd'
     attack_norm: str = 'linf'
     attack_eps: str = '8/255'
@@ -73,6 +77,13 @@ class ObjectiveOptions:
             raise InputError(f'--fat-tau-epochs {self.fat_tau_epochs}: must not be negative')
         if self.fat_tau_epochs and self.objective not in _FRIENDLY:
             raise InputError(f'--fat-tau-epochs: is for --objective fat and trades_fat, not {self.objective}')
+        if not self.apart_epsilon >= 0:
+            raise InputError(f'--apart-epsilon {self.apart_epsilon}: must not be negative')
+        if self.apart_groups < 1:
+            raise InputError(f'--apart-groups {self.apart_groups}: must be at least 1')
+        if not 0 < self.apart_ratio <= 1:
+            raise InputError(
+                f'--apart-ratio {self.apart_ratio}: must be in (0, 1], the share of a batch in the second pass')
         if self.mbnat_gamma is not None and self.objective != 'mbnat':
             raise InputError(f'--mbnat-gamma {self.mbnat_gamma}: is for --objective mbnat, not {self.objective}')
         if not 0 <= (self.mbnat_gamma or 0.) <= 1:
@@ -126,6 +137,11 @@ class ObjectiveOptions:
                 set_norm_branch(convert_aux_norm(model), self.mbnat_gamma or 0.)
             except ValueError as error:
                 raise InputError(f'--objective mbnat: {error}') from error
+        if self.objective == 'apart':
+            try:
+                NormPerturbation(model, self.apart_groups)
+            except ValueError as error:
+                raise InputError(f'--objective apart: {error}') from error
         return model
 
     @property
@@ -186,6 +202,12 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
                             'fools the network; 50 90 of 120 in the paper (default: never)')
     group.add_argument('--mbnat-gamma', default=None, type=float, metavar='GAMMA',
                        help='share of the BatchNorm of adversarial images when mbnat validates (default: 0)')
+    group.add_argument('--apart-epsilon', default=default.apart_epsilon, type=float, metavar='EPS',
+                       help='size of the perturbation of normalization in apart (default: %(default)s)')
+    group.add_argument('--apart-groups', default=default.apart_groups, type=int, metavar='N',
+                       help='groups of images in apart with a perturbation of their own (default: %(default)s)')
+    group.add_argument('--apart-ratio', default=default.apart_ratio, type=float, metavar='R',
+                       help='share of a batch in the second pass of apart, in (0, 1] (default: %(default)s)')
     group.add_argument('--attack', default=default.attack, metavar='NAME',
                        help=f'attack in training, one of {", ".join(TRAIN_ATTACKS)} (default: %(default)s)')
     group.add_argument('--attack-norm', default=default.attack_norm, metavar='NORM',
@@ -227,6 +249,10 @@ def create_task(
     """
     if options.objective == 'standard':
         return ClassificationTask(model, criterion, **kwargs)
+    if options.objective == 'apart':
+        return ApartTask(
+            model, criterion, epsilon=options.apart_epsilon, groups=options.apart_groups, ratio=options.apart_ratio,
+            **kwargs)
     if options.objective == 'nofrost' and has_batch_statistics(model, training=True):
         _logger.warning(
             f'--objective nofrost on {type(model).__name__}, which normalizes by the batch, is SAT: '

@@ -44,9 +44,13 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
         raise InputError(
             f'--objective {options.objective}: stops where the one label of an image is missed, leave out --mixup and '
             '--cutmix')
-    if options.objective == 'mbnat' and args.grad_checkpointing:
+    if options.objective in ('mbnat', 'apart') and args.grad_checkpointing:
         raise InputError(
-            '--grad-checkpointing: computes again in the backward pass, when mbnat has left its branch; leave it out')
+            f'--grad-checkpointing: computes again in the backward pass, when the normalization of {options.objective} '
+            'has changed; leave it out')
+    if options.objective == 'apart' and args.batch_size % options.apart_groups:
+        raise InputError(
+            f'--apart-groups {options.apart_groups}: does not divide --batch-size {args.batch_size}')
     if args.robust_eval_steps < 0:
         raise InputError(f'--robust-eval-steps {args.robust_eval_steps}: must not be negative')
     if args.robust_eval_steps and args.robust_eval_samples < 1:

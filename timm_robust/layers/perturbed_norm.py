@@ -1,0 +1,143 @@
+"""Normalization whose scale and shift an adversary perturbs (APART).
+
+`Adversarially Perturbed Batch Normalization: A Simple Way to Improve Image Recognition` -
+https://openreview.net/forum?id=2EQzEE5seF
+"""
+from contextlib import contextmanager
+from functools import partial
+from typing import Dict, Iterator, List, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+
+from .robust_norm import RobustNorm2d
+
+__all__ = ['NormPerturbation']
+
+
+def _forward_by_groups(
+        norm: nn.Module,
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+        first: bool,
+        x: torch.Tensor,
+) -> torch.Tensor:
+    """BatchNorm with scale and shift (groups, C); in the second pass with statistics of each group."""
+    groups, channels = scale.shape
+    if len(x) % groups:
+        raise ValueError(f'groups={groups} must divide the {len(x)} images of a pass')
+    # images of one group side by side become channels of one image
+    grouped = (len(x) // groups, groups * channels, *x.shape[2:])
+    scale, shift = scale.flatten().to(x.dtype), shift.flatten().to(x.dtype)
+    if norm.training and not first:
+        y = F.batch_norm(x.reshape(grouped), None, None, scale, shift, True, 0., norm.eps)
+    else:
+        momentum = norm.momentum
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            momentum = 1 / float(norm.num_batches_tracked) if momentum is None else momentum
+        y = F.batch_norm(x, norm.running_mean, norm.running_var, None, None, norm.training, momentum, norm.eps)
+        one = (1, -1, *[1] * (x.ndim - 2))
+        y = y.reshape(grouped) * scale.view(one) + shift.view(one)
+    y = y.reshape(x.shape)
+    return norm.act(norm.drop(y)) if isinstance(norm, BatchNormAct2d) else y
+
+
+def _perturbed(model: nn.Module) -> List[nn.Module]:
+    return [
+        m for m in model.modules()
+        if isinstance(m, (nn.modules.batchnorm._BatchNorm, RobustNorm2d)) and m.weight is not None
+        and m.running_mean is not None]
+
+
+class NormPerturbation:
+    r"""d of every normalization layer: out = γ (1 + d_var) (x̂ - d_mean · mean / spread) + β.
+
+    x̂ is the input normalized by its batch, through which gradients flow as ever; mean and spread of the shift are the
+    tracked ones when a pass begins (spread is sqrt(var + eps), for RobustNorm range^p + eps), through which none flows.
+    d has a value per channel, and per group if there are groups: image i is of group i modulo their number, and in the
+    adversarial pass each group has batch statistics of its own.
+
+    The layers stay the user's own objects: what they compute changes inside `to_proxy` and `to_adver` alone, and no
+    key of the state dict ever.
+
+    Args:
+        model: A network with BatchNorm or RobustNorm layers.
+        groups: Number of groups; more than one for BatchNorm alone, and not synchronized.
+
+    Raises:
+        ValueError: If there is no layer to perturb, or one that cannot be taken apart into groups.
+    """
+
+    def __init__(self, model: nn.Module, groups: int = 1):
+        self.norms = _perturbed(model)
+        if not self.norms:
+            raise ValueError(f'{type(model).__name__} has no BatchNorm or RobustNorm layer with affine parameters')
+        if groups < 1:
+            raise ValueError(f'groups={groups} must be at least 1')
+        for norm in self.norms if groups > 1 else ():
+            if isinstance(norm, (RobustNorm2d, nn.SyncBatchNorm)):
+                raise ValueError(f'groups={groups}: {type(norm).__name__} has one statistic for the whole batch')
+        self.groups = groups
+        self.d: Dict[nn.Module, Tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def tensors(self) -> List[torch.Tensor]:
+        """d_mean and d_var of all layers; leaves of the graph after `to_proxy`."""
+        return [t for pair in self.d.values() for t in pair]
+
+    def ascend(self, gradients: List[torch.Tensor], epsilon: float) -> None:
+        """d = epsilon · sign(gradient), for gradients in the order of `tensors`."""
+        step = iter(gradients)
+        self.d = {norm: (epsilon * next(step).sign(), epsilon * next(step).sign()) for norm in self.norms}
+
+    def _affine(self, norm: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift with d in them, shape (groups, C)."""
+        d_mean, d_var = self.d[norm]
+        if isinstance(norm, RobustNorm2d):
+            spread = norm.running_var.pow(norm.power) + norm.eps
+        else:
+            spread = (norm.running_var + norm.eps).sqrt()
+        scale = norm.weight * (1 + d_var)
+        return scale, norm.bias - scale * d_mean * (norm.running_mean / spread)
+
+    @contextmanager
+    def to_proxy(self) -> Iterator[None]:
+        """The first pass: d is zero and waits for its gradient; running statistics are updated as ever."""
+        self.d = {
+            norm: tuple(norm.weight.new_zeros(self.groups, norm.num_features, requires_grad=True) for _ in range(2))
+            for norm in self.norms}
+        with self._swapped(first=True):
+            yield
+
+    @contextmanager
+    def to_adver(self) -> Iterator[None]:
+        """The second pass: d as it is now; running statistics rest."""
+        with self._swapped(first=False):
+            yield
+
+    @contextmanager
+    def _swapped(self, first: bool) -> Iterator[None]:
+        before = [(norm, dict(norm._parameters), norm.momentum, norm._buffers.get('num_batches_tracked'))
+                  for norm in self.norms]
+        try:
+            for norm in self.norms:
+                scale, shift = self._affine(norm)
+                if self.groups > 1:
+                    norm.forward = partial(_forward_by_groups, norm, scale, shift, first)
+                else:
+                    norm._parameters.update(weight=scale[0], bias=shift[0])
+                if not first:
+                    norm.momentum = 0.
+                    if 'num_batches_tracked' in norm._buffers:
+                        norm._buffers['num_batches_tracked'] = None
+            yield
+        finally:
+            for norm, parameters, momentum, count in before:
+                norm._parameters.update(parameters)
+                norm.momentum = momentum
+                if 'num_batches_tracked' in norm._buffers:
+                    norm._buffers['num_batches_tracked'] = count
+                norm.__dict__.pop('forward', None)

@@ -1,0 +1,130 @@
+"""APART: resist perturbed normalization, which costs no attack on images.
+
+`Adversarially Perturbed Batch Normalization: A Simple Way to Improve Image Recognition` -
+https://openreview.net/forum?id=2EQzEE5seF
+"""
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+import torch.nn as nn
+
+from ..errors import InputError
+from ..layers import NormPerturbation
+from .base import TwoPassTask, top1
+
+__all__ = ['ApartTask']
+
+_FIRST_LOSS_SCALE = 65536.  # GradScaler's
+
+
+class _AddGradients(torch.autograd.Function):
+    """A loss whose backward pass was done already: it hands over the gradients kept from then."""
+
+    @staticmethod
+    def forward(ctx, loss: torch.Tensor, gradients: List[Optional[torch.Tensor]], task: 'ApartTask', *parameters):
+        ctx.gradients, ctx.task = gradients, task
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, outer: torch.Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                'create_graph=True: APART keeps no graph of its first pass, whose curvature would be missing; use an '
+                'optimizer of first order')
+        ctx.task.loss_scale = outer.detach()
+        return (None, None, None, *(g if g is None else g * outer for g in ctx.gradients))
+
+
+class ApartTask(TwoPassTask):
+    r"""M/(M+N) L(x; d = 0) + N/(M+N) L(x'; d = ε sign ∇_d L), on a batch x of M images and its first N, x'.
+
+    d perturbs every normalization layer, see `NormPerturbation`; running statistics are those of the first pass. The
+    first pass is differentiated inside `forward` and its gradients are handed over in the loop's one backward pass.
+
+    N is the largest multiple of `groups` in M · `ratio`, and M has to be a multiple of `groups` (timm's loader drops an
+    incomplete last batch).
+
+    Args:
+        model: A network with BatchNorm or RobustNorm layers. Gradient checkpointing has to be off: it would compute the
+            second pass again when d is gone.
+        criterion: As in timm's `ClassificationTask`.
+        epsilon: ε, not negative; 0.1 in the paper.
+        groups: Groups of images with a d of their own.
+        ratio: N / M, in (0, 1].
+        **kwargs: Further arguments of `ClassificationTask`.
+
+    Raises:
+        InputError: On bad arguments, a network without such layers, and in `forward` on a batch `groups` does not
+            divide.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Optional[Callable] = None,
+            *,
+            epsilon: float = 0.1,
+            groups: int = 1,
+            ratio: float = 1.,
+            **kwargs: Any,
+    ):
+        super().__init__(model, criterion, **kwargs)
+        if not epsilon >= 0:
+            raise InputError(f'epsilon={epsilon} must not be negative')
+        if not 0 < ratio <= 1:
+            raise InputError(f'ratio={ratio} must be in (0, 1]: the share of a batch in the second pass')
+        try:
+            self.perturbation = NormPerturbation(self.bare_model, groups)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.epsilon = epsilon
+        self.ratio = ratio
+        self.loss_scale = _FIRST_LOSS_SCALE
+
+    def _sizes(self, count: int) -> int:
+        groups = self.perturbation.groups
+        if count % groups:
+            raise InputError(f'groups={groups} does not divide a batch of {count} images: choose another batch size')
+        return max(int(count * self.ratio) // groups, 1) * groups
+
+    def _first_pass(self, input: torch.Tensor, target: torch.Tensor, share: float):
+        """Output, loss, and the gradients for the parameters; d takes its step."""
+        model, perturbation = self.bare_model, self.perturbation
+        with perturbation.to_proxy():
+            output = model(input)
+            loss = share * self.criterion(output, target)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        # small gradients of half precision survive under the scale of the loop's loss, as in the pass it knows of
+        scale = self.loss_scale if output.dtype == torch.float16 else 1.
+        with torch.autocast(input.device.type, enabled=False):
+            gradients = torch.autograd.grad(loss * scale, [*parameters, *perturbation.tensors], allow_unused=True)
+        torch.clear_autocast_cache()  # its casts belong to a graph that is gone
+        own = [g if g is None or output.dtype != torch.float16 else g / scale for g in gradients[:len(parameters)]]
+        perturbation.ascend(list(gradients[len(parameters):]), self.epsilon)
+        return output, _AddGradients.apply(loss.detach(), own, self, *parameters)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Both passes.
+
+        Args:
+            input: Images, shape (M, C, H, W).
+            target: Class indices (M,) or soft targets (M, K).
+
+        Returns:
+            'loss'; 'output', the logits of the first pass, without a graph; 'clean_loss', 'adv_loss', 'clean_top1' and
+            'adv_top1' (percent) of the two passes, detached.
+        """
+        count, second = len(input), self._sizes(len(input))
+        share = count / (count + second)
+        output, clean_loss = self._first_pass(input, target, share)
+        with self.perturbation.to_adver():
+            adv_output = self.trainable_module(input[:second])
+            adv_loss = (1 - share) * self.criterion(adv_output, target[:second])
+        return {
+            'loss': clean_loss + adv_loss,
+            'output': output.detach(),
+            'clean_loss': clean_loss.detach() / share,
+            'adv_loss': adv_loss.detach() / (1 - share),
+            'clean_top1': top1(output, target),
+            'adv_top1': top1(adv_output, target[:second]),
+        }
