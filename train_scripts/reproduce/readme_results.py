@@ -16,7 +16,7 @@ def row(path: Path) -> str:
     accuracy = {r['attack']['name']: r['accuracy'] for r in found['results']}
     cells = [
         f'`{model}`', DATA[data], found['threat_model']['text'],
-        *(f'{accuracy[name]:.1f}' for name in ('clean', 'fgsm', 'pgd20')),
+        *(f'{accuracy[name]:.1f}' for name in ('clean', 'fgsm', 'pgd20', 'autoattack')),
         f"{found['data']['num_examples']:,}", str(found['settings']['seed']),
         f'[recipe](train_scripts/recipes/{model.removesuffix("_cifar")}_{data}.yaml)',
     ]
@@ -25,7 +25,7 @@ def row(path: Path) -> str:
 
 def section() -> str:
     """The generated part of the README."""
-    header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'test images', 'seed', 'trained by']
+    header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %', 'test images', 'seed', 'trained by']
     lines = [f"| {' | '.join(header)} |", '|---' * len(header) + '|', *map(row, sorted(HERE.glob('results/*.json')))]
     return '\n'.join([BEGIN, *lines, END])
 
