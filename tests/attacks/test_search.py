@@ -291,7 +291,10 @@ def test_versions_of_autoattack(version, monkeypatch):
     assert (adv == 0).all((1, 2, 3)).sum() == 3 * len(made)
 
 
-def test_fab_is_not_searched_in_bfloat16():
+@pytest.mark.parametrize('attack', [
+    partial(fab_t, steps=5, num_targets=2), partial(square, query_limit=40), partial(rays, query_limit=60),
+], ids=['fab_t', 'square', 'rays'])
+def test_what_takes_more_digits_is_not_searched_in_bfloat16(attack):
     torch.manual_seed(0)
     model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d', num_classes=10).eval()
     x = torch.rand(4, 3, 32, 32)
@@ -300,8 +303,7 @@ def test_fab_is_not_searched_in_bfloat16():
         y = model(x).argmax(1)
     faster = make_search_model(model, x, torch.bfloat16)
     threat = ThreatModel('linf', 0.02)
-    low, full = (
-        fab_t(model, x, y, threat, steps=5, num_targets=2, search_model=m) for m in (faster, faster.float32()))
+    low, full = (attack(model, x, y, threat, search_model=m) for m in (faster, faster.float32()))
     assert torch.equal(low, full) and not torch.equal(low, x)
 
 

@@ -70,6 +70,7 @@ class FABSearch(Search):
     point fools, the walk goes back towards the image and on along the boundary as seen from that point (the reference
     evaluates the network again to see it from the point it went back to).
     """
+    needs_float32 = True  # for the distance to the boundary
 
     def __init__(
             self,
@@ -144,14 +145,6 @@ class FABSearch(Search):
         state['step'] = state['step'] + 1
 
 
-def _run(attack: FABSearch, model: Callable, x: torch.Tensor, y: torch.Tensor, **kwargs) -> torch.Tensor:
-    # the distance to the boundary takes more digits than bfloat16 has
-    search_model = kwargs.pop('search_model', None)
-    if hasattr(search_model, 'float32'):
-        search_model = search_model.float32()
-    return run_search(attack, model, x, y, search_model=search_model, **kwargs).adv
-
-
 def fab(
         model: Callable,
         x: torch.Tensor,
@@ -181,7 +174,7 @@ def fab(
     Raises:
         InputError: See `apgd_ce`.
     """
-    return _run(FABSearch(threat, steps, alpha_max, eta, beta), model, x, y, **kwargs)
+    return run_search(FABSearch(threat, steps, alpha_max, eta, beta), model, x, y, **kwargs).adv
 
 
 def fab_t(
@@ -206,4 +199,4 @@ def fab_t(
         num_targets: Number of targets by descending logit; by default 9, or all wrong classes if there are fewer.
     """
     attack = FABSearch(threat, steps, alpha_max, eta, beta)
-    return _run(attack, model, x, y, targeted=True, num_targets=num_targets, **kwargs)
+    return run_search(attack, model, x, y, targeted=True, num_targets=num_targets, **kwargs).adv

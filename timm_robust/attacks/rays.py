@@ -23,6 +23,7 @@ class RaySSearch(Search):
     Each image either probes a direction (the best one with a block of signs flipped) at the best radius so far, or,
     where that fooled, bisects for the radius at which it starts to.
     """
+    needs_float32 = True  # for the last digits of a radius
 
     def __init__(self, threat: ThreatModel, query_limit: int = 10000):
         if threat.norm != 'linf':

@@ -82,9 +82,11 @@ class Search:
     Attributes:
         queries: Evaluations of the network per image in one step.
         query_limit: Evaluations an image may spend, if they are the attack's budget.
+        needs_float32: A faster copy in lower precision would make the attack weaker.
     """
     queries = 1
     query_limit: Optional[int] = None
+    needs_float32 = False
 
     def start(self, jobs: Jobs) -> State:
         """State of images that have not been advanced yet."""
@@ -330,6 +332,8 @@ def run_search(
         found.adv = space.normalize(found.adv)
         return found
     check_images(x, y)
+    if attack.needs_float32 and hasattr(search_model, 'float32'):
+        search_model = search_model.float32()
     x = x.detach()
     labels = hard_labels(y)
     seeds = image_seeds(seed, len(x), x.device)

@@ -40,6 +40,7 @@ def _two_pyramids(size: int) -> torch.Tensor:
 
 class SquareSearch(Search):
     """Square attack on a pool of images; arguments of `square`."""
+    needs_float32 = True  # a patch changes the margin by less than bfloat16 can tell
 
     def __init__(
             self,

@@ -67,7 +67,8 @@ def build_parser() -> Parser:
                        help='search in plain float32 on the network as it is (default: on a copy with folded '
                             'normalization; what that finds counts only if it fools the network itself)')
     group.add_argument('--search-dtype', default='float32', metavar='DTYPE',
-                       help='float32 or bfloat16, precision of the copy that is searched on (default: float32)')
+                       help='float32 or bfloat16, precision of the copy that gradient attacks search on; fab, square '
+                            'and rays always search in float32 (default: float32)')
     group.add_argument('--allow-chance', action='store_true',
                        help='evaluate a network whose clean accuracy is that of guessing')
     group.add_argument('--diagnose', action=argparse.BooleanOptionalAction, default=None,

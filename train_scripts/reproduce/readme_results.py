@@ -25,7 +25,8 @@ def row(path: Path) -> str:
 
 def section() -> str:
     """The generated part of the README."""
-    header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %', 'test images', 'seed', 'trained by']
+    header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %', 'test images', 'seed',
+              'trained by']
     lines = [f"| {' | '.join(header)} |", '|---' * len(header) + '|', *map(row, sorted(HERE.glob('results/*.json')))]
     return '\n'.join([BEGIN, *lines, END])
 
