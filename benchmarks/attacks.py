@@ -197,7 +197,8 @@ def main() -> None:
             if args.json:
                 Path(args.json).write_text(json.dumps(
                     {'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
-                     'threads': args.threads, 'model': args.model, 'versions': versions(),
+                     'threads': args.threads, 'model': args.model, 'model_kwargs': args.model_kwargs,
+                     'versions': versions(),
                      'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
 
 

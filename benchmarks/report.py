@@ -13,8 +13,9 @@ def section(path: Path) -> str:
     run = json.loads(path.read_text())
     base = {row['part']: row for row in reversed(run['rows'])}
     lines = [
-        f"## {path.stem}: {run['model']}, {run['num_examples']:,} images, {run['threat_model']}, batch "
-        f"{run['batch_size']}, {run['threads']} thread(s), seed {run['seed']}", '',
+        f'## {path.stem}', '',
+        f"{' '.join([run['model'], *(f'{k}={v}' for k, v in run['model_kwargs'].items())])}, {run['num_examples']:,} "
+        f"images, {run['threat_model']}, batch {run['batch_size']}, {run['threads']} thread(s), seed {run['seed']}", '',
         f"| {' | '.join(HEADER)} |", '|---' * len(HEADER) + '|']
     for row in run['rows']:
         ratios = [f"{row[k] / base[row['part']][k]:.2f}" for k in ('wall', 'cpu')]
