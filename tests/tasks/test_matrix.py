@@ -1,0 +1,184 @@
+"""Every objective under every switch of the train loop that a CPU can try."""
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from helpers import TinyNet, run_distributed, state_equal
+from timm.optim import create_optimizer_v2
+from timm.utils import NativeScaler, dispatch_clip_grad
+
+from timm_robust.attacks import InputSpace
+from timm_robust.tasks import ObjectiveOptions, create_task
+
+SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+OBJECTIVES = ('sat', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart')
+WITHOUT_NORM = ('sat', 'trades', 'fat', 'trades_fat')
+
+
+def batch(n=8, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(5)
+    return SPACE.normalize(torch.rand(n, 3, 8, 8, dtype=dtype, generator=generator)), torch.arange(n) % 4
+
+
+def make(objective, drop=0., dtype=torch.float32, norm=True):
+    torch.manual_seed(1)
+    options = ObjectiveOptions(objective=objective, attack_steps=2)
+    model = options.prepare_model(TinyNet(norm=norm, drop=drop).to(dtype)).train()
+    task = create_task(options, model, nn.CrossEntropyLoss(), space=SPACE, steps_per_epoch=2, verbose=False)
+    return task, model
+
+
+def without_chance(task):
+    """The same images whatever batch they come in, so that batches can be taken apart."""
+    task.attack = lambda model, x, y, threat, **kwargs: x + .05 * torch.sin(37 * x)
+    return task
+
+
+def gradients(model):
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_a_step_leaves_the_world_as_it_was(objective):
+    task, model = make(objective)
+    model.fc.bias.requires_grad_(False)
+    before, random = copy.deepcopy(model), torch.get_rng_state()
+    task(*batch())
+    assert torch.equal(random, torch.get_rng_state())
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters()) and list(model.state_dict()) == list(before.state_dict())
+    parameters = dict(before.named_parameters())
+    assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_dropout_acts_in_the_training_passes_alone(objective):
+    task, model = make(objective, drop=.5)
+    seen = []
+    model.drop.register_forward_hook(lambda module, args, output: seen.append(module.training))
+    task(*batch())
+    passes = {'fat': 1}.get(objective, 2)
+    assert seen[-passes:] == [True] * passes and not any(seen[:-passes])
+    assert (len(seen) > passes) is (objective != 'apart')
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_bfloat16(objective):
+    task, model = make(objective)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        result = task(*batch())
+    result['loss'].backward()
+    assert all(torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients(model))
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_channels_last(objective):
+    plain, task = make(objective)[0], make(objective)[0]
+    task.trainable_module.to(memory_format=torch.channels_last)
+    x, y = batch()
+    expected = plain(x, y)['loss']
+    loss = task(x.contiguous(memory_format=torch.channels_last), y)['loss']
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('objective', WITHOUT_NORM)
+def test_accumulated_batches_equal_one(objective):
+    (whole, one), (task, model) = (make(objective, dtype=torch.float64, norm=False) for _ in range(2))
+    x, y = batch(dtype=torch.float64)
+    without_chance(whole)(x, y)['loss'].backward()
+    for part in (slice(0, 4), slice(4, 8)):
+        (without_chance(task)(x[part], y[part])['loss'] / 2).backward()
+    for a, b in zip(gradients(model), gradients(one)):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('clip_mode', ['norm', 'value', 'agc'])
+def test_scaler_clipping_and_average(objective, clip_mode):
+    task, model = make(objective)
+    task.setup_ema(decay=.5)
+    optimizer = create_optimizer_v2(model, 'sgd', lr=.1)
+    before = copy.deepcopy(model)
+    NativeScaler(device='cpu')(
+        task(*batch())['loss'], optimizer, clip_grad=.01, clip_mode=clip_mode, parameters=model.parameters(),
+        need_update=True)
+    dispatch_clip_grad(model.parameters(), .01, mode=clip_mode)
+    task.update_ema(step=1)
+    average = task.get_trainable_module(ema=True)
+    assert not state_equal(model, before) and not state_equal(average, model) and not state_equal(average, before)
+
+
+@pytest.mark.parametrize('objective', [o for o in OBJECTIVES if o not in ('fat', 'trades_fat')])
+def test_soft_targets_and_erased_pixels(objective):
+    task, model = make(objective)
+    task.criterion = nn.CrossEntropyLoss(label_smoothing=.1)
+    x, y = batch()
+    x[:, :, 2:5, 2:5] = torch.randn(8, 3, 3, 3)  # random erasing after normalization
+    soft = .6 * F.one_hot(y, 4).float() + .4 * F.one_hot(y.roll(1), 4).float()
+    task(x, soft)['loss'].backward()
+    assert all(torch.isfinite(g).all() for g in gradients(model))
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_compiled(objective):
+    torch._dynamo.reset()
+    (plain, _), (task, model) = make(objective), make(objective)
+    x, y = batch()
+    expected = plain(x, y)['loss']
+    task.compile(backend='eager')
+    result = task(x, y)
+    result['loss'].backward()
+    torch.testing.assert_close(result['loss'], expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.isfinite(g).all() for g in gradients(model))
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_a_resumed_task_goes_on_as_the_first_would(objective):
+    task, resumed = make(objective)[0], make(objective)[0]
+    x, y = batch()
+    task(x, y)
+    state = copy.deepcopy(task.get_checkpoint_state())
+    expected = task(x, y)['loss']
+    resumed.load_checkpoint_state(state['state_dict'], state.get('task_state'))
+    assert torch.equal(resumed(x, y)['loss'], expected)
+
+
+DDP_SCRIPT = """
+import torch, torch.distributed as dist
+import test_matrix as matrix
+dist.init_process_group('gloo')
+rank = dist.get_rank()
+x, y = matrix.batch(dtype=torch.float64)
+own = slice(rank * 4, rank * 4 + 4)
+for objective in matrix.OBJECTIVES:
+    norm = objective not in matrix.WITHOUT_NORM
+    task, model = matrix.make(objective, dtype=torch.float64, norm=norm)
+    whole, one = matrix.make(objective, dtype=torch.float64, norm=norm)
+    if objective != 'apart':
+        matrix.without_chance(task), matrix.without_chance(whole)
+    task.prepare_distributed(device_ids=None, broadcast_buffers=True)
+    for step in range(2):
+        model.zero_grad()
+        task(x[own], y[own])['loss'].backward()
+    mine = matrix.gradients(model)
+    for g in mine:
+        other = [torch.empty_like(g) for _ in range(2)]
+        dist.all_gather(other, g)
+        assert torch.equal(other[0], other[1]), f'{objective}: gradients were not reduced'
+    if not norm:
+        whole(x, y)['loss'].backward()
+        for a, b in zip(mine, matrix.gradients(one)):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    del task
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_gradients_of_the_whole_batch(tmp_path):
+    folder = str(Path(__file__).parent)
+    run_distributed(f'import sys\nsys.path.insert(0, {folder!r})\n' + DDP_SCRIPT, tmp_path)
