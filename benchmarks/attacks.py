@@ -137,11 +137,13 @@ def memory(device: torch.device) -> Iterator[Callable[[], float]]:
         yield lambda: resident('VmHWM') - before
 
 
-def measure(model, x, y, attack) -> dict:
+def measure(model, x, y, attack, all_images: bool) -> dict:
     """Robust accuracy, time, memory and evaluations of the network."""
     counter = Counter(model).eval()
-    right = predicted(model, x) == y
-    x, y, count = x[right], y[right], len(y)
+    count = len(y)
+    if not all_images:
+        right = predicted(model, x) == y
+        x, y = x[right], y[right]
     with memory(x.device) as taken:
         wall, cpu = time.perf_counter(), time.process_time()
         adv = attack(counter, x, y)
@@ -167,6 +169,8 @@ def main() -> None:
                             'untrained networks can be timed')
     group.add_argument('--json', default='', metavar='FILE', help='write the figures')
     group.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
+    group.add_argument('--all-images', action='store_true',
+                       help='attack images that are misclassified when clean, too, as torchattacks does by itself')
     add_input_arguments(parser, num_examples=1000)
     args = parser.parse_args(sys.argv[1:])
     torch.set_num_threads(args.threads)
@@ -186,7 +190,7 @@ def main() -> None:
         for name in args.arms.split(','):
             attack = partial(arms[name], part, threat=threat, batch_size=size)
             try:
-                found[part, name] = row = measure(model, x, y, attack)
+                found[part, name] = row = measure(model, x, y, attack, args.all_images)
             except ImportError as error:
                 print(f'{part:11}{name:10} not run: {error}')
                 continue
@@ -198,7 +202,7 @@ def main() -> None:
                 Path(args.json).write_text(json.dumps(
                     {'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
                      'threads': args.threads, 'model': args.model, 'model_kwargs': args.model_kwargs,
-                     'versions': versions(),
+                     'all_images': args.all_images, 'versions': versions(),
                      'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
 
 
