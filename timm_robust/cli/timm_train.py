@@ -136,12 +136,12 @@ class Driver:
 
 def run(argv: List[str]) -> None:
     """Train with a train.py."""
-    if not argv or argv[0] in ('-h', '--help'):
+    if not argv:
+        raise InputError('name the train.py of a checkout of timm first')
+    if argv[0] in ('-h', '--help'):
         print('usage: timm-robust timm-train /path/to/train.py [flags of train.py] [--objective ...]\n\n'
               '  --help after the path lists the flags of both')
-        if not argv:
-            raise InputError('name the train.py of a checkout of timm first')
-        return
+        sys.exit()
     script = load_script(argv[0])
     Driver(script)
     sys.argv = argv
