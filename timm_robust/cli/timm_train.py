@@ -141,7 +141,7 @@ def run(argv: List[str]) -> None:
     if argv[0] in ('-h', '--help'):
         print('usage: timm-robust timm-train /path/to/train.py [flags of train.py] [--objective ...]\n\n'
               '  --help after the path lists the flags of both')
-        sys.exit()
+        sys.exit(0)
     script = load_script(argv[0])
     Driver(script)
     sys.argv = argv
