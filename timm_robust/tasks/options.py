@@ -145,6 +145,11 @@ class ObjectiveOptions:
         return model
 
     @property
+    def crafts(self) -> bool:
+        """Whether the objective attacks images."""
+        return self.objective not in ('standard', 'apart')
+
+    @property
     def compares_labels(self) -> bool:
         """Whether the objective needs one label for each image."""
         return self.objective in _FRIENDLY

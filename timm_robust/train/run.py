@@ -201,7 +201,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         saver = _open_saver(args, task, optimizer, loss_scaler, output_dir, start_epoch)
         _logger.info(
             f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, objective {options.objective}'
-            + (f' against {options.attack} {options.threat}' if options.objective != 'standard' else '')
+            + (f' against {options.attack} {options.threat}' if options.crafts else '')
             + f', {len(train_set):,} images, epochs {start_epoch} to {num_epochs}, lr {args.lr:g}, in {output_dir}')
 
     common = dict(
