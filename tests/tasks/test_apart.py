@@ -90,6 +90,16 @@ def test_gradients_equal_two_backward_passes(groups, ratio, second):
     assert all(isinstance(m.weight, nn.Parameter) and m.momentum == .1 for m in (model[1], model[4]))
 
 
+def test_a_forward_somebody_else_put_on_a_layer_stays():
+    model = small_net()
+    own = model[1].forward
+    model[1].forward = lambda x: own(x)
+    mine = model[1].forward
+    for groups in (1, 2):
+        ApartTask(model, nn.CrossEntropyLoss(), groups=groups, verbose=False)(*batch())
+        assert model[1].__dict__['forward'] is mine and 'forward' not in model[4].__dict__
+
+
 def test_hand_written_loop():
     model = small_net()
     twin = copy.deepcopy(model)

@@ -11,7 +11,7 @@ import torch
 from ..errors import InputError
 from .context import crafting, input_gradient
 from .losses import cross_entropy, hard_labels
-from .pgd import start_of
+from .pgd import check_steps, start_of
 from .search import check_images
 from .threat import Ball, InputSpace, Seed, ThreatModel, madry_step_size
 
@@ -56,11 +56,9 @@ def friendly_pgd(
     Raises:
         InputError: On bad arguments.
     """
-    for name, value, least in (('steps', steps, 1), ('tau', tau, 0)):
-        if value < least:
-            raise InputError(f'{name}={value} must be at least {least}')
-    if step_size is not None and not step_size > 0:
-        raise InputError(f'step_size={step_size} must be positive, in pixel units on [0, 1]')
+    check_steps(steps, step_size)
+    if tau < 0:
+        raise InputError(f'tau={tau} must be at least 0')
     check_images(x, y, space)
     step_size = step_size or madry_step_size(threat, steps) or 1.
     space = space or InputSpace()

@@ -27,7 +27,8 @@ __all__ = ['bim', 'cw_linf', 'fgsm', 'fgsm_rs', 'mim', 'pgd', 'pgd_targeted']
 KEEP = ('best', 'last', 'batch')
 
 
-def _check_steps(steps: int, step_size: Optional[float]) -> None:
+def check_steps(steps: int, step_size: Optional[float]) -> None:
+    """Refuse what is no number or length of steps."""
     if steps < 1:
         raise InputError(f'steps={steps} must be at least 1')
     if step_size is not None and not step_size > 0:
@@ -190,7 +191,7 @@ def pgd(
     Raises:
         InputError: On bad arguments, and if x is not in [0, 1] although no `space` is given.
     """
-    _check_steps(steps, step_size)
+    check_steps(steps, step_size)
     if keep not in KEEP:
         raise InputError(f"keep={keep!r} is unknown: choose one of {', '.join(KEEP)}")
     if start_std is not None and keep != 'last':
@@ -255,7 +256,7 @@ def pgd_targeted(
     Raises:
         InputError: See `pgd`, and if there are fewer than `num_targets` wrong classes.
     """
-    _check_steps(steps, step_size)
+    check_steps(steps, step_size)
     attack = PGDSearch(threat, steps, step_size or madry_step_size(threat, steps) or 1., random_start, loss_fn, 0.)
     return run_search(attack, model, x, y, targeted=True, num_targets=num_targets, **kwargs).adv
 

@@ -112,7 +112,6 @@ class Driver:
         if self.options.objective == 'standard':
             self.task = self.original['ClassificationTask'](model, criterion, **kwargs)
         else:
-            kwargs.pop('dtype', None)
             self.task = create_task(
                 self.options, model, criterion, space=self.space, steps_per_epoch=len(self.loader), seed=self.args.seed,
                 **kwargs)

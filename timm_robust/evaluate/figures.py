@@ -1,9 +1,9 @@
 """Figures of an evaluation."""
 import io
-import tempfile
 import textwrap
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -39,8 +39,8 @@ def to_png(image: torch.Tensor) -> bytes:
     return file.getvalue()
 
 
-def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str, path: Path) -> None:
-    """Draw accuracy over eps, one line per name."""
+def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str, path: Union[Path, BinaryIO]) -> None:
+    """Draw accuracy over eps, one line per name, as a PNG at `path`, a file name or an open binary file."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
@@ -51,17 +51,22 @@ def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str,
         xlabel=f'eps ({norm}, pixels in [0, 1])', ylabel='accuracy (%)', ylim=(0, 100), title=_plain(title, 60))
     axes.grid(alpha=.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format='png', dpi=120)
 
 
-def plot_images(examples: List[Dict[str, Any]], names: Optional[Sequence[str]], title: str, path: Path) -> None:
+def plot_images(
+        examples: List[Dict[str, Any]],
+        names: Optional[Sequence[str]],
+        title: str,
+        path: Union[Path, BinaryIO],
+) -> None:
     """Draw a sheet with a row for each image: clean image, perturbation x10 and adversarial image.
 
     Args:
         examples: Of `example_images`.
         names: Class names, or None for indices.
         title: Title of the figure.
-        path: PNG file to write.
+        path: Where to write a PNG, a file name or an open binary file.
     """
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6.3, 2.15 * len(examples) + .5), layout='constrained')
@@ -80,7 +85,7 @@ def plot_images(examples: List[Dict[str, Any]], names: Optional[Sequence[str]], 
             axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=1)
             axes.set_title(text, fontsize=8)
             axes.axis('off')
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format='png', dpi=120)
 
 
 def draw_figures(
@@ -98,19 +103,15 @@ def draw_figures(
         surface: Of `loss_surface`, or None.
     """
     subject, threat, settings = title(results), results['threat_model']['text'], results['settings']
-    with tempfile.TemporaryDirectory() as folder:
-        # a file's name, unlike an open file, makes it a PNG whatever matplotlibrc says
-        def path(name: str) -> Path:
-            return Path(folder, name)
-
-        if examples:
-            plot_images(examples, class_names, f'{subject}, {threat}', path('images.png'))
-        if results.get('eps_sweep'):
-            curve = dict(sorted((p['eps'], p['accuracy']) for p in results['eps_sweep']))
-            sample = f"{results['data']['num_examples']:,} images, seed {settings['seed']}"
-            plot_eps_sweep(
-                {sweep_attack(results): curve}, threat.split()[0], f'{subject}, {sample}', path('eps_sweep.png'))
-        if surface:
-            sample = f"{threat}, {surface['num_examples']:,} images, seed {surface['seed']}"
-            plot_loss_surface(surface, _plain(f'{subject}, {sample}', 60), path('loss_surface.png'))
-        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    files: Dict[str, io.BytesIO] = defaultdict(io.BytesIO)
+    if examples:
+        plot_images(examples, class_names, f'{subject}, {threat}', files['images.png'])
+    if results.get('eps_sweep'):
+        curve = dict(sorted((p['eps'], p['accuracy']) for p in results['eps_sweep']))
+        sample = f"{results['data']['num_examples']:,} images, seed {settings['seed']}"
+        plot_eps_sweep(
+            {sweep_attack(results): curve}, threat.split()[0], f'{subject}, {sample}', files['eps_sweep.png'])
+    if surface:
+        sample = f"{threat}, {surface['num_examples']:,} images, seed {surface['seed']}"
+        plot_loss_surface(surface, _plain(f'{subject}, {sample}', 60), files['loss_surface.png'])
+    return {name: file.getvalue() for name, file in sorted(files.items())}

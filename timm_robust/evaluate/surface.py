@@ -101,4 +101,4 @@ def plot_loss_surface(surface: Dict[str, Any], title: str, path) -> None:
     ticks = [-1, -.5, 0, .5, 1]
     axes.set(title=title, xticks=ticks, yticks=ticks)
     axes.set(xlabel='along the gradient (eps)', ylabel='along random signs (eps)')
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format='png', dpi=120)

@@ -120,8 +120,9 @@ class NormPerturbation:
 
     @contextmanager
     def _swapped(self, first: bool) -> Iterator[None]:
-        before = [(norm, dict(norm._parameters), norm.momentum, norm._buffers.get('num_batches_tracked'))
-                  for norm in self.norms]
+        before = [
+            (norm, dict(norm.__dict__), dict(norm._parameters), norm._buffers.get('num_batches_tracked'))
+            for norm in self.norms]
         try:
             for norm in self.norms:
                 scale, shift = self._affine(norm)
@@ -135,9 +136,10 @@ class NormPerturbation:
                         norm._buffers['num_batches_tracked'] = None
             yield
         finally:
-            for norm, parameters, momentum, count in before:
+            for norm, attributes, parameters, count in before:
                 norm._parameters.update(parameters)
-                norm.momentum = momentum
                 if 'num_batches_tracked' in norm._buffers:
                     norm._buffers['num_batches_tracked'] = count
+                # momentum, and a forward that somebody else may have put on the instance
                 norm.__dict__.pop('forward', None)
+                norm.__dict__.update({k: v for k, v in attributes.items() if k in ('momentum', 'forward')})

@@ -1,5 +1,6 @@
 """A faster stand-in for a network, to search with: what it finds is checked on the network itself."""
 import contextlib
+import copy
 from typing import Optional
 
 import torch
@@ -53,6 +54,5 @@ def make_search_model(
         return None
     folded = fold_for_inference(model, x)
     if folded is None:
-        import copy
         folded = copy.deepcopy(model).requires_grad_(False)
     return SearchModel(folded, dtype).eval()
