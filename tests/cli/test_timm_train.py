@@ -3,13 +3,18 @@ import csv
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn as nn
 import yaml
 from helpers import make_image_folder, run_cli
+from timm.task import ClassificationTask
 
 from timm_robust.cli.main import main
+from timm_robust.cli.timm_train import Driver, load_script
 
 STAND_IN = Path(__file__).parent / 'stand_in_train.py'
 REAL = os.environ.get('TIMM_TRAIN_SCRIPT', '')
@@ -65,6 +70,37 @@ def test_objective_and_robust_validation(script, folder, tmp_path):
     assert 0 <= float(row['eval_robust_top1']) <= 100
     args = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
     assert (args['objective'], args['adv_weight'], args['attack_eps']) == ('nofrost', .7, '64/255')
+
+
+class Dot(nn.Module):
+    """The class is whether the first pixel is bright: eps fools just where it lies within eps of one half."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.space = space
+
+    def forward(self, x):
+        lead = self.space.to_pixels(x)[:, :, 0, 0].mean(1) - .5
+        return torch.stack([-lead, lead], 1)
+
+
+def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):
+    argv = [str(STAND_IN), *flags(folder, tmp_path, '--robust-eval-steps', '3', '--robust-eval-samples', '16',
+                                  '--attack-eps', '64/255')]
+    monkeypatch.setattr(sys, 'argv', argv)
+    driver = Driver(load_script(argv[0]))
+    driver.script.main()
+    driver.task = ClassificationTask(Dot(driver.space), verbose=False)
+    metrics = driver.validate(
+        driver.task.get_eval_model(), driver.evaluation, nn.CrossEntropyLoss(), driver.args,
+        device=torch.device('cpu'), amp_autocast=nullcontext)
+    x, y = (torch.cat(parts) for parts in zip(*driver.evaluation))
+    lead = driver.space.to_pixels(x)[:, :, 0, 0].mean(1) - .5
+    right = (lead > 0) == y.bool()
+    assert len(y) == 16 and sorted(y.tolist()) == [0] * 8 + [1] * 8
+    held = right & (lead.abs() > 64 / 255)
+    assert 0 < held.sum() < right.sum(), 'the comparison says nothing'
+    assert metrics['robust_top1'] == pytest.approx(100 * held.float().mean().item())
 
 
 def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):

@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from helpers import TinyNet, run_distributed, state_equal
-from timm.optim import create_optimizer_v2
-from timm.utils import NativeScaler, dispatch_clip_grad
+from helpers import TinyNet, run_distributed
+from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 
 from timm_robust.attacks import InputSpace
 from timm_robust.tasks import ObjectiveOptions, create_task
@@ -100,17 +99,21 @@ def test_accumulated_batches_equal_one(objective):
 @pytest.mark.parametrize('objective', OBJECTIVES)
 @pytest.mark.parametrize('clip_mode', ['norm', 'value', 'agc'])
 def test_scaler_clipping_and_average(objective, clip_mode):
-    task, model = make(objective)
+    (task, model), (other, by_hand) = make(objective), make(objective)
     task.setup_ema(decay=.5)
-    optimizer = create_optimizer_v2(model, 'sgd', lr=.1)
     before = copy.deepcopy(model)
     NativeScaler(device='cpu')(
-        task(*batch())['loss'], optimizer, clip_grad=.01, clip_mode=clip_mode, parameters=model.parameters(),
-        need_update=True)
-    dispatch_clip_grad(model.parameters(), .01, mode=clip_mode)
-    task.update_ema(step=1)
-    average = task.get_trainable_module(ema=True)
-    assert not state_equal(model, before) and not state_equal(average, model) and not state_equal(average, before)
+        task(*batch())['loss'], torch.optim.SGD(model.parameters(), lr=.1), clip_grad=.01,
+        clip_mode=clip_mode, parameters=model.parameters(), need_update=True)
+    task.update_ema(step=2)  # timm copies in the first
+    other(*batch())['loss'].backward()
+    raw = gradients(by_hand)
+    dispatch_clip_grad(by_hand.parameters(), .01, mode=clip_mode)
+    assert any(not torch.equal(g, r) for g, r in zip(gradients(by_hand), raw)), 'nothing was clipped'
+    average = unwrap_model(task.get_trainable_module(ema=True))
+    for p, mean, old, q in zip(*(m.parameters() for m in (model, average, before, by_hand))):
+        torch.testing.assert_close(p, q - .1 * q.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(mean, (old + p) / 2, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize('objective', [o for o in OBJECTIVES if o not in ('fat', 'trades_fat')])

@@ -26,10 +26,7 @@ __all__ = ['Driver', 'load_script', 'run']
 
 _SEAMS = ('parser', '_parse_args', 'create_model', 'create_loader', 'ClassificationTask', 'validate', 'main')
 # switches of train.py whose batches or tasks are none of ours
-_OTHER_TASKS = {
-    'kd_model_name': None, 'naflex_loader': False, 'jsd_loss': False, 'aug_splits': 0, 'split_bn': False,
-    'model_dtype': None,
-}
+_OTHER_TASKS = ('kd_model_name', 'naflex_loader', 'jsd_loss', 'aug_splits', 'split_bn', 'model_dtype')
 _OTHER_NORMS = {'sync_bn': False}
 
 
@@ -78,8 +75,8 @@ class Driver:
         args, text = self.original['_parse_args']()
         self.args, self.options = args, check_objective(args)
         if self.options.objective != 'standard':
-            for name, off in _OTHER_TASKS.items():
-                if getattr(args, name, off) not in (off, None):
+            for name in _OTHER_TASKS:
+                if getattr(args, name, None):
                     raise InputError(
                         f"--{name.replace('_', '-')} {getattr(args, name)}: does not go with --objective "
                         f'{self.options.objective}, leave one of them out')

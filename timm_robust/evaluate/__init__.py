@@ -1,14 +1,13 @@
 from .accuracy import evaluate_attacks
 from .diagnostics import Finding, diagnose
 from .examples import example_images
+from .figures import plot_eps_sweep, plot_images
 from .journal import Journal
 from .outcome import AttackResult, Evaluation
 from .report import (
     build_results,
     evaluation_table,
     format_table,
-    plot_eps_sweep,
-    plot_images,
     weights_sha256,
     write_json,
     write_report,

@@ -13,7 +13,7 @@ import torch.nn as nn
 from ..attacks import ThreatModel
 from ..version import __version__
 from .diagnostics import Finding
-from .figures import draw_figures, plot_eps_sweep, plot_images
+from .figures import draw_figures
 from .html import html_report
 from .markdown import markdown_report
 from .outcome import Evaluation, percent
@@ -23,8 +23,6 @@ __all__ = [
     'build_results',
     'evaluation_table',
     'format_table',
-    'plot_eps_sweep',
-    'plot_images',
     'weights_sha256',
     'write_json',
     'write_report',

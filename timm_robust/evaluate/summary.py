@@ -75,6 +75,7 @@ def _transfer(results: Dict[str, Any]) -> List[str]:
 
 
 def bounded(results: Dict[str, Any]) -> List[str]:
+    """That the accuracy is an upper bound, unless AutoAttack was run."""
     attacks = _attacks(results)
     return [_BOUND] if attacks and not any('parts' in r['attack'] for r in attacks) else []
 

@@ -81,7 +81,7 @@ class ApartTask(TwoPassTask):
         self.ratio = ratio
         self.loss_scale = _FIRST_LOSS_SCALE
 
-    def _sizes(self, count: int) -> int:
+    def _second_size(self, count: int) -> int:
         groups = self.perturbation.groups
         if count % groups:
             raise InputError(f'groups={groups} does not divide a batch of {count} images: choose another batch size')
@@ -99,7 +99,7 @@ class ApartTask(TwoPassTask):
         with torch.autocast(input.device.type, enabled=False):
             gradients = torch.autograd.grad(loss * scale, [*parameters, *perturbation.tensors], allow_unused=True)
         torch.clear_autocast_cache()  # its casts belong to a graph that is gone
-        own = [g if g is None or output.dtype != torch.float16 else g / scale for g in gradients[:len(parameters)]]
+        own = [g if g is None or scale == 1 else g / scale for g in gradients[:len(parameters)]]
         perturbation.ascend(list(gradients[len(parameters):]), self.epsilon)
         return output, _AddGradients.apply(loss.detach(), own, self, *parameters)
 
@@ -114,7 +114,7 @@ class ApartTask(TwoPassTask):
             'loss'; 'output', the logits of the first pass, without a graph; 'clean_loss', 'adv_loss', 'clean_top1' and
             'adv_top1' (percent) of the two passes, detached.
         """
-        count, second = len(input), self._sizes(len(input))
+        count, second = len(input), self._second_size(len(input))
         share = count / (count + second)
         output, clean_loss = self._first_pass(input, target, share)
         with self.perturbation.to_adver():

@@ -24,14 +24,17 @@ def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 class TwoPassTask(ClassificationTask):
     """A task whose network may see two batches before a backward pass."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.mixes_batch = has_batch_statistics(self.bare_model, training=True)
+
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'TwoPassTask':
         """Wrap the network in DistributedDataParallel, without broadcasting buffers.
 
         Two forward passes precede each backward pass, and a broadcast before the second would overwrite buffers the
         first one saved. Running statistics are averaged once an epoch by timm's `distribute_bn` instead.
         """
-        mixes_batch = has_batch_statistics(self.bare_model, training=True)
-        if ddp_kwargs.get('broadcast_buffers') and mixes_batch:
+        if ddp_kwargs.get('broadcast_buffers') and self.mixes_batch:
             _logger.info('Buffers are averaged once an epoch (dist_bn) and not broadcast in every step.')
         return super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
 
@@ -77,7 +80,6 @@ class RobustTask(TwoPassTask):
         self.eps_warmup_steps = eps_warmup_steps
         self.seed = seed
         self.step = 0
-        self.mixes_batch = has_batch_statistics(model, training=True)
 
     def current_threat(self) -> ThreatModel:
         """The threat model of this step, with eps on its way up during warm-up."""
