@@ -15,30 +15,36 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from timm_robust.cli.main import main
+from timm_robust.layers import convert_aux_norm, plain_branch
 from timm_robust.models import NormalizedModel
 
 ARGUMENTS = ['--attacks', 'clean,pgd5,square30', '-b', '2', '-j', '0', '--device', 'cpu', '--eps', '8/255',
              '--save-images', '0', '--allow-chance']
 
 
-@pytest.fixture(scope='module')
-def world(tmp_path_factory):
-    """A small data set and networks that classify it with small margins."""
-    root = tmp_path_factory.mktemp('eval')
-    folder = make_image_folder(root / 'images', classes=('a', 'b', 'c', 'd'), per_class=16)
+def trained(folder, seed, **kwargs):
+    """A network that classifies the images of a folder with small margins."""
     data = ImageFolder(folder / 'train', ToTensor())
     x, y = torch.stack([image for image, _ in data]), torch.tensor(data.targets)
+    torch.manual_seed(seed)
+    model = timm.create_model('robustnorm_resnet20_cifar', num_classes=4, **kwargs).train()
+    on_pixels, optimizer = NormalizedModel(model), torch.optim.AdamW(model.parameters(), lr=.01)
+    for _ in range(20):
+        picked = torch.randperm(len(x))[:32]
+        loss = F.cross_entropy(on_pixels(x[picked]), y[picked])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """A small data set and networks for it."""
+    root = tmp_path_factory.mktemp('eval')
+    folder = make_image_folder(root / 'images', classes=('a', 'b', 'c', 'd'), per_class=16)
     for name, seed in (('model', 0), ('other', 1)):
-        torch.manual_seed(seed)
-        model = timm.create_model('robustnorm_resnet20_cifar', num_classes=4).train()
-        on_pixels, optimizer = NormalizedModel(model), torch.optim.AdamW(model.parameters(), lr=.01)
-        for _ in range(20):
-            picked = torch.randperm(len(x))[:32]
-            loss = F.cross_entropy(on_pixels(x[picked]), y[picked])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        torch.save(model.state_dict(), root / f'{name}.pth')
+        torch.save(trained(folder, seed).state_dict(), root / f'{name}.pth')
     return root, folder
 
 
@@ -204,3 +210,66 @@ def test_guessing_is_noticed_before_hours_are_spent(world, tmp_path, capsys, mon
     argv.remove('--allow-chance')
     assert main(argv) == 2
     assert 'as good as guessing among 4 classes' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def two_norms(world):
+    """A checkpoint with two BatchNorms: of the trained one the auxiliary is a spoilt copy."""
+    root, folder = world
+    model = convert_aux_norm(trained(folder, 0, norm_layer='batchnorm2d'))
+    for name, tensor in model.state_dict().items():
+        if name.endswith('aux.weight'):
+            tensor.mul_(.5)
+    torch.save(model.state_dict(), root / 'two.pth')
+    return model.eval()
+
+
+def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
+    kwargs = ['--model-kwargs', 'norm_layer=batchnorm2d', '--attacks', 'pgd2']
+    argv = command(world, tmp_path / 'sweep', *kwargs, '--sweep', 'mbnat_gamma', '--num-examples', '16',
+                   checkpoint='two')
+    assert main(argv) == 0
+    results = outcome(tmp_path / 'sweep')[0]
+    points = results['mbnat_gamma_sweep']
+    assert [p['gamma'] for p in points] == [i / 10 for i in range(11)] and results['model']['mbnat_gamma'] == 0
+    assert results['results'][0]['accuracy'] == points[0]['robust']
+    folder = tmp_path / 'sweep'
+    assert (folder / 'mbnat_gamma.png').stat().st_size > 5000
+    for page in ('report.md', 'report.html'):
+        text = (folder / page).read_text()
+        assert 'Accuracy over gamma' in text and 'clean accuracy %' in text
+    # each point is what the plain network of that mixture gives
+    for point in (points[3], points[10]):
+        own = tmp_path / str(point['gamma'])
+        assert main(command(world, own, *kwargs, '--attacks', 'clean,pgd2', '--num-examples', '16', '--mbnat-gamma',
+                            str(point['gamma']), checkpoint='two')) == 0
+        clean, robust = (r['accuracy'] for r in outcome(own)[0]['results'])
+        assert (point['clean'], point['robust']) == (clean, robust)
+    plain = plain_branch(two_norms, 'aux')
+    torch.save(plain.state_dict(), world[0] / 'aux.pth')
+    assert main(command(world, tmp_path / 'aux', *kwargs, '--num-examples', '16', checkpoint='aux')) == 0
+    assert outcome(tmp_path / 'aux')[1] == outcome(tmp_path / '1.0')[1][1:]
+    assert len({(p['clean'], p['robust']) for p in points}) > 2, 'the comparison says nothing'
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize('more, checkpoint, message', [
+    ([], 'two', 'two.pth: cannot be loaded, it has a second BatchNorm (--objective mbnat): evaluate it with'),
+    (['--mbnat-gamma', '.5'], 'plain', 'it has no second BatchNorm (--objective mbnat): leave out --mbnat-gamma'),
+    (['--mbnat-gamma', '1.5'], 'two', '--mbnat-gamma 1.5: must be in [0, 1]'),
+    (['--sweep', 'eps'], 'two', '--sweep eps: unknown, choose mbnat_gamma (--eps-sweep goes over eps)'),
+    (['--sweep', 'mbnat_gamma', '--attacks', 'clean'], 'two', '--sweep mbnat_gamma: needs an attack'),
+])
+def test_bad_input_about_two_batchnorms(world, two_norms, tmp_path, capsys, more, checkpoint, message):
+    torch.save(plain_branch(two_norms, 'main').state_dict(), world[0] / 'plain.pth')
+    argv = command(world, tmp_path, '--model-kwargs', 'norm_layer=batchnorm2d', *more, checkpoint=checkpoint)
+    assert main(argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and '\n' not in error.split('timm-robust eval: error: ')[1]
+
+
+def test_gamma_needs_a_checkpoint_and_batchnorm(world, tmp_path, capsys):
+    assert main(command(world, tmp_path, '--mbnat-gamma', '1')) == 2
+    assert 'ResNet has no BatchNorm to give an auxiliary twin' in capsys.readouterr().err
+    assert main(['eval', '--model', 'resnet10t', '--mbnat-gamma', '.5', '--data-dir', str(world[1])]) == 2
+    assert '--mbnat-gamma 0.5: mixes the two BatchNorms of a training checkpoint' in capsys.readouterr().err

@@ -26,7 +26,7 @@ from ..evaluate import (
     write_json,
     write_report,
 )
-from ..evaluate.accuracy import sweep_eps
+from ..evaluate.accuracy import sweep_eps, sweep_mbnat_gamma
 from ..evaluate.outcome import assemble
 from ..evaluate.specs import check_specs
 from ..evaluate.surface import loss_surface
@@ -62,6 +62,9 @@ def build_parser() -> Parser:
                             'attack)')
     group.add_argument('--eps-sweep', default='', metavar='LIST',
                        help='also draw accuracy over these eps under the last attack, e.g. 0,2/255,4/255,8/255')
+    group.add_argument('--sweep', default='', metavar='NAME',
+                       help='mbnat_gamma: also draw robust over clean accuracy, under the last attack, of a checkpoint '
+                            'of --objective mbnat while gamma goes from 0 to 1')
     group = parser.add_argument_group('Evaluation parameters')
     group.add_argument('--exact', action='store_true',
                        help='search in plain float32 on the network as it is (default: on a copy with folded '
@@ -102,6 +105,13 @@ def _read_sweep(args: argparse.Namespace, specs: List[AttackSpec]) -> Dict[float
     return sweep
 
 
+def _check_sweep(args: argparse.Namespace, specs: List[AttackSpec]) -> None:
+    if args.sweep != 'mbnat_gamma':
+        raise InputError(f'--sweep {args.sweep}: unknown, choose mbnat_gamma (--eps-sweep goes over eps)')
+    if not any(s.is_attack for s in specs):
+        raise InputError(f'--sweep {args.sweep}: needs an attack in --attacks, for example pgd20')
+
+
 def _read_step_size(args: argparse.Namespace) -> Optional[float]:
     if args.step_size is None:
         return None
@@ -136,6 +146,7 @@ def _facts(args: argparse.Namespace, argv: Sequence[str], inputs: Inputs, surrog
             'use_ema': args.use_ema,
             'model_kwargs': args.model_kwargs,
             'norm_statistics': args.norm_statistics,
+            'mbnat_gamma': args.mbnat_gamma,
             'num_classes': inputs.model.num_classes,
             'weights_sha256': weights_sha256(inputs.model),
             **config,
@@ -182,6 +193,8 @@ def run(argv: List[str]) -> None:
     parser = build_parser()
     args = parser.parse_args(apply_config(parser, argv))
     start_logging()
+    if args.sweep == 'mbnat_gamma':
+        args.mbnat_gamma = args.mbnat_gamma or 0.
     threat = read_threat(args)
     step_size = _read_step_size(args)
     if args.restarts < 1:
@@ -192,6 +205,8 @@ def run(argv: List[str]) -> None:
         raise InputError(f'--search-dtype {args.search_dtype}: --exact searches in float32, leave one of them out')
     specs = parse_attacks(args.attacks, threat, step_size, args.restarts, args.num_targets)
     sweep_specs = _read_sweep(args, specs)
+    if args.sweep:
+        _check_sweep(args, specs)
     args.device = resolve_device(args.device)
     device = init_distributed_device(args)
     try:
@@ -211,16 +226,19 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     journal = Journal(output, _must_match(facts, specs, inputs), args.resume, args.rank)
     if args.distributed:
         torch.distributed.barrier()  # none begins to write while another still looks whether there is something
-    search_model = None
-    if not args.exact and surrogate is None:
-        search_model = make_search_model(inputs.pixel_model, inputs.first(8)[0], _DTYPES[args.search_dtype])
 
-    common = dict(device=device, seed=args.seed, batch_size=args.batch_size, search_model=search_model)
+    def searched():
+        if args.exact or surrogate is not None:
+            return None
+        return make_search_model(inputs.pixel_model, inputs.first(8)[0], _DTYPES[args.search_dtype])
+
+    search_model = searched()
+    common = dict(device=device, seed=args.seed, batch_size=args.batch_size, surrogate=surrogate)
     own = _own_positions(len(inputs.indices), args.batch_size, args.rank, args.world_size)
     with journal:
         evaluate_attacks(
             inputs.pixel_model, inputs.loader(own), [inputs.indices[i] for i in own], specs, journal=journal,
-            worst_case=args.worst_case, surrogate=surrogate, refuse_chance=not args.allow_chance,
+            worst_case=args.worst_case, refuse_chance=not args.allow_chance, search_model=search_model,
             progress=None if is_primary(args) else False, **common)
     if args.distributed:
         journal.merge()
@@ -228,10 +246,14 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
         return
     evaluation = assemble(specs, journal, inputs.indices, args.worst_case)
     evaluation.batch_dependent, evaluation.surrogate = batch_dependent, args.surrogate
-    curve = None
+    sweeps = {}
     if sweep_specs:
-        curve = sweep_eps(
-            inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, surrogate=surrogate, **common)
+        sweeps['eps_sweep'] = sweep_eps(
+            inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, search_model=search_model, **common)
+    if args.sweep:
+        sweeps['mbnat_gamma_sweep'] = sweep_mbnat_gamma(
+            inputs.pixel_model, inputs.loader, inputs.indices, [s for s in specs if s.is_attack][-1], searched,
+            **common)
     findings, surface = [], None
     if args.diagnose or (args.diagnose is None and any(s.parts for s in specs)):
         x, y = inputs.first(_NUM_DIAGNOSED)
@@ -239,7 +261,7 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
             inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=surrogate,
             search_model=search_model)
         surface = loss_surface(inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
-    results = build_results(evaluation, threat, eps_sweep=curve, findings=findings, **facts)
+    results = build_results(evaluation, threat, findings=findings, **sweeps, **facts)
     examples = []
     if args.save_images:
         x, _ = inputs.first(args.batch_size)

@@ -12,7 +12,7 @@ from ..attacks import ThreatModel
 from ..attacks.threat import NORMS
 from ..data import balanced_indices, check_images, check_labels, dataset_labels, listed_indices
 from ..errors import InputError
-from ..layers import NORM_STATISTICS, has_batch_statistics, set_norm_statistics
+from ..layers import NORM_STATISTICS, convert_aux_norm, has_batch_statistics, set_norm_branch, set_norm_statistics
 from ..models import NormalizedModel
 from ..train.build import build_model, resolve_data
 from ..train.checkpoint import load_weights
@@ -28,6 +28,9 @@ def add_threat_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--eps', default='8/255', help='perturbation size in pixel units on [0, 1] (default: 8/255)')
     group.add_argument('--norm-statistics', default=None, metavar='MODE',
                        help='normalize by population, batch or (RobustNorm) mean statistics (default: of the model)')
+    group.add_argument('--mbnat-gamma', default=None, type=float, metavar='GAMMA',
+                       help='share of the BatchNorm of adversarial images, in [0, 1], for a checkpoint of --objective '
+                            'mbnat')
     group.add_argument('--surrogate', default='', metavar='MODEL',
                        help='another network of the same classes (a timm model, local-dir:PATH), for attacks crafted '
                             'on it')
@@ -61,6 +64,14 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
     if args.norm_statistics is not None and args.norm_statistics not in NORM_STATISTICS:
         raise InputError(
             f"--norm-statistics {args.norm_statistics}: unknown, choose one of {', '.join(NORM_STATISTICS)}")
+    if args.mbnat_gamma is not None and not 0 <= args.mbnat_gamma <= 1:
+        raise InputError(
+            f'--mbnat-gamma {args.mbnat_gamma:g}: must be in [0, 1]; 0 is the BatchNorm of clean images, 1 that of '
+            'adversarial ones')
+    if args.mbnat_gamma is not None and not args.checkpoint:
+        raise InputError(
+            f'--mbnat-gamma {args.mbnat_gamma:g}: mixes the two BatchNorms of a training checkpoint of --objective '
+            'mbnat, give it with --checkpoint')
     if args.batch_size < 1:
         raise InputError(f'--batch-size {args.batch_size}: must be at least 1')
     try:
@@ -131,6 +142,13 @@ def _on_pixels(args: argparse.Namespace, model: nn.Module, data_config: Dict[str
     return pixel_model.to(device=device, memory_format=memory_format).eval()
 
 
+def _add_aux_norm(args: argparse.Namespace, model: nn.Module) -> None:
+    try:
+        set_norm_branch(convert_aux_norm(model), args.mbnat_gamma)
+    except ValueError as error:
+        raise InputError(f'--mbnat-gamma {args.mbnat_gamma:g}: {error}') from error
+
+
 def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     """Build the network, load its weights, open the data and choose the images.
 
@@ -139,6 +157,8 @@ def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     """
     args.pretrained = args.pretrained or not args.checkpoint  # as timm's validate.py: never random weights
     model = build_model(args)
+    if args.mbnat_gamma is not None:
+        _add_aux_norm(args, model)
     if args.checkpoint:
         load_weights(model, args.checkpoint, use_ema=args.use_ema)
     if args.norm_statistics:

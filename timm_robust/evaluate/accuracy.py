@@ -15,12 +15,14 @@ from tqdm import tqdm
 
 from ..attacks.search import logits_of
 from ..errors import InputError
-from ..layers import has_batch_statistics
+from ..layers import has_batch_statistics, norm_branch
 from .journal import Journal
 from .outcome import Evaluation, assemble, keyed_steps
 from .specs import AttackSpec, check_specs
 
-__all__ = ['evaluate_attacks', 'image_seeds', 'sweep_eps']
+__all__ = ['MBNAT_GAMMAS', 'evaluate_attacks', 'image_seeds', 'sweep_eps', 'sweep_mbnat_gamma']
+
+MBNAT_GAMMAS = tuple(i / 10 for i in range(11))
 
 # float32 cannot hold clean + eps exactly: a pixel near 1 is half an ulp (6e-8) off, and the comparison as much again
 _FLOAT32_SLACK = 1.2e-7
@@ -250,3 +252,36 @@ def sweep_eps(
     return {
         eps: evaluate_attacks(model, make_loader(), indices, [spec], **kwargs).results[0].accuracy
         for eps, spec in sorted(specs_by_eps.items())}
+
+
+def sweep_mbnat_gamma(
+        model: nn.Module,
+        make_loader: Callable,
+        indices: Sequence[int],
+        attack: AttackSpec,
+        make_search_model: Callable[[], Optional[Callable]],
+        **kwargs: Any,
+) -> List[Dict[str, float]]:
+    """The trade-off of a network with two BatchNorms, from clean images' (gamma 0) to adversarial images' (gamma 1).
+
+    NoFrost, figure 2 - https://arxiv.org/abs/2207.01156
+
+    Args:
+        model: A network of `convert_aux_norm`, see `evaluate_attacks`.
+        make_loader: Returns a fresh loader.
+        indices: See `evaluate_attacks`.
+        attack: The attack behind robust accuracy.
+        make_search_model: Returns the network to search with for the mixture at hand.
+        **kwargs: Arguments of `evaluate_attacks`.
+
+    Returns:
+        For each of `MBNAT_GAMMAS` 'gamma' and the accuracies 'clean' and 'robust' in percent.
+    """
+    points = []
+    for gamma in MBNAT_GAMMAS:
+        with norm_branch(model, gamma):
+            clean, robust = evaluate_attacks(
+                model, make_loader(), indices, [AttackSpec('clean'), attack], search_model=make_search_model(),
+                **kwargs).results
+        points.append({'gamma': gamma, 'clean': clean.accuracy, 'robust': robust.accuracy})
+    return points

@@ -10,7 +10,7 @@ import torch
 from .summary import class_name, sweep_attack, title
 from .surface import plot_loss_surface
 
-__all__ = ['draw_figures', 'panels', 'plot_eps_sweep', 'plot_images', 'to_png']
+__all__ = ['draw_figures', 'panels', 'plot_eps_sweep', 'plot_images', 'plot_trade_off', 'to_png']
 
 _MAGNIFIED = 10
 
@@ -51,6 +51,20 @@ def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str,
         xlabel=f'eps ({norm}, pixels in [0, 1])', ylabel='accuracy (%)', ylim=(0, 100), title=_plain(title, 60))
     axes.grid(alpha=.3)
     axes.legend()
+    figure.savefig(path, format='png', dpi=120)
+
+
+def plot_trade_off(points: Sequence[Dict[str, float]], title: str, path: Union[Path, BinaryIO]) -> None:
+    """Draw robust over clean accuracy for the points of `sweep_mbnat_gamma`, as a PNG at `path`."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axes = figure.subplots()
+    axes.plot([p['clean'] for p in points], [p['robust'] for p in points], marker='o')
+    for p in (points[0], points[-1]):
+        axes.annotate(f"gamma {p['gamma']:g}", (p['clean'], p['robust']), xytext=(6, 6), textcoords='offset points')
+    axes.set(xlabel='clean accuracy (%)', ylabel='robust accuracy (%)', title=_plain(title, 60))
+    axes.margins(.15)
+    axes.grid(alpha=.3)
     figure.savefig(path, format='png', dpi=120)
 
 
@@ -106,9 +120,13 @@ def draw_figures(
     files: Dict[str, io.BytesIO] = defaultdict(io.BytesIO)
     if examples:
         plot_images(examples, class_names, f'{subject}, {threat}', files['images.png'])
+    sample = f"{results['data']['num_examples']:,} images, seed {settings['seed']}"
+    if results.get('mbnat_gamma_sweep'):
+        plot_trade_off(
+            results['mbnat_gamma_sweep'], f'{subject}, {sweep_attack(results)}, {threat}, {sample}',
+            files['mbnat_gamma.png'])
     if results.get('eps_sweep'):
         curve = dict(sorted((p['eps'], p['accuracy']) for p in results['eps_sweep']))
-        sample = f"{results['data']['num_examples']:,} images, seed {settings['seed']}"
         plot_eps_sweep(
             {sweep_attack(results): curve}, threat.split()[0], f'{subject}, {sample}', files['eps_sweep.png'])
     if surface:

@@ -116,6 +116,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = '')
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 
 
+def _beside(figure: bytes, alt: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f'<div class="beside"><figure>{_image(figure, alt, "chart")}</figure>{_table(header, rows)}</div>'
+
+
 def _bars(results: Dict[str, Any]) -> str:
     bars = []
     for found in results['results']:
@@ -191,12 +195,16 @@ def html_report(
         for verdict, text in summary.warnings(results)]
     body += ['<h2>Accuracy</h2>', _bars(results), _table(summary.HEADER, summary.table_rows(results), 'wide')]
     body += [f'<p class="soft">{escape(text)}</p>' for text in summary.reading(results)]
+    attack = escape(summary.sweep_attack(results))
     if 'eps_sweep.png' in figures:
-        curve = _image(figures['eps_sweep.png'], 'Accuracy over eps', 'chart')
         body += [
-            f'<h2>Accuracy over eps under {escape(summary.sweep_attack(results))}</h2>',
-            f"<div class=\"beside\"><figure>{curve}</figure>"
-            f"{_table(('eps', 'accuracy %'), summary.sweep_rows(results))}</div>"]
+            f'<h2>Accuracy over eps under {attack}</h2>',
+            _beside(figures['eps_sweep.png'], 'Accuracy over eps', ('eps', 'accuracy %'), summary.sweep_rows(results))]
+    if 'mbnat_gamma.png' in figures:
+        body += [
+            f'<h2>Accuracy over gamma under {attack}</h2>', f'<p class="soft">{summary.GAMMA}</p>',
+            _beside(figures['mbnat_gamma.png'], 'Clean and robust accuracy', summary.GAMMA_HEADER,
+                    summary.gamma_rows(results))]
     if examples:
         body += ['<h2>Images</h2>', f'<div class="examples">{"".join(_example(e, names) for e in examples)}</div>']
     if results.get('diagnostics'):

@@ -57,6 +57,11 @@ def markdown_report(
         blocks += [
             '## Accuracy over eps', f'Under {_safe(summary.sweep_attack(results))}.',
             '![Accuracy over eps](eps_sweep.png)', _table(('eps', 'accuracy %'), summary.sweep_rows(results))]
+    if 'mbnat_gamma.png' in figures:
+        blocks += [
+            '## Accuracy over gamma', f'{summary.GAMMA} Robust accuracy under {_safe(summary.sweep_attack(results))}.',
+            '![Clean and robust accuracy](mbnat_gamma.png)',
+            _table(summary.GAMMA_HEADER, summary.gamma_rows(results))]
     if examples:
         blocks += ['## Images', '![Clean image, perturbation x10, adversarial image](images.png)',
                    _examples(examples, names)]

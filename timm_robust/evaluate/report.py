@@ -91,6 +91,7 @@ def build_results(
         data: Dict[str, Any],
         settings: Dict[str, Any],
         eps_sweep: Optional[Dict[float, float]] = None,
+        mbnat_gamma_sweep: Sequence[Dict[str, float]] = (),
         findings: Sequence[Finding] = (),
 ) -> Dict[str, Any]:
     """The content of results.json: everything needed to repeat the evaluation, and every image's outcome.
@@ -102,6 +103,7 @@ def build_results(
         data: Facts about the data set.
         settings: Seed, batch size, device, command and the like.
         eps_sweep: Accuracy by eps.
+        mbnat_gamma_sweep: Of `sweep_mbnat_gamma`.
         findings: Of `diagnose`.
     """
     content = {
@@ -127,6 +129,8 @@ def build_results(
     }
     if eps_sweep:
         content['eps_sweep'] = [{'eps': e, 'accuracy': a} for e, a in eps_sweep.items()]
+    if mbnat_gamma_sweep:
+        content['mbnat_gamma_sweep'] = list(mbnat_gamma_sweep)
     if findings:
         content['diagnostics'] = [asdict(f) for f in findings]
     return content

@@ -3,9 +3,23 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..attacks import ThreatModel
 
-__all__ = ['HEADER', 'facts', 'headline', 'notes', 'robust_accuracy', 'sweep_rows', 'table_rows', 'title', 'warnings']
+__all__ = [
+    'GAMMA_HEADER',
+    'HEADER',
+    'facts',
+    'gamma_rows',
+    'headline',
+    'notes',
+    'robust_accuracy',
+    'sweep_rows',
+    'table_rows',
+    'title',
+    'warnings',
+]
 
 HEADER = ('attack', 'threat model', 'steps', 'attacked', 'accuracy under it alone %', 'worst case so far %', 'seconds')
+GAMMA_HEADER = ('gamma', 'clean accuracy %', 'robust accuracy %')
+GAMMA = 'Two BatchNorms: 0 is that of clean images, 1 that of adversarial ones, between they are mixed.'
 
 SURFACE = (
     'Mean cross-entropy of clean images moved by up to eps: to the right along the gradient, '
@@ -166,8 +180,14 @@ def sweep_rows(results: Dict[str, Any]) -> List[Tuple[str, str]]:
     return [(str(ThreatModel(norm, eps)).rpartition(' ')[2], _number(accuracy)) for eps, accuracy in points]
 
 
+def gamma_rows(results: Dict[str, Any]) -> List[Tuple[str, str, str]]:
+    """Gamma, clean and robust accuracy of a network with two BatchNorms."""
+    return [
+        (f"{p['gamma']:g}", _number(p['clean']), _number(p['robust'])) for p in results.get('mbnat_gamma_sweep', [])]
+
+
 def sweep_attack(results: Dict[str, Any]) -> str:
-    """The attack behind the curve over eps: the last one."""
+    """The attack behind the curves over eps and gamma: the last one."""
     return _attacks(results)[-1]['attack']['name'] if _attacks(results) else 'no attack'
 
 

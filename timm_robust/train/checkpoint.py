@@ -40,6 +40,12 @@ def _explain(flag: str, path: str, error: Exception) -> InputError:
     text = ' '.join(str(error).split())
     if 'weights_only' in text or isinstance(error, pickle.UnpicklingError):
         why = 'it holds code, which is never run: ask its author for a safetensors file or a plain state dict'
+    elif 'Unexpected key' in text and '.aux.' in text:
+        why = (
+            'it has a second BatchNorm (--objective mbnat): evaluate it with --mbnat-gamma, or take export/ or '
+            'export_aux/ of its run')
+    elif 'Missing key' in text and '.aux.' in text:
+        why = 'it has no second BatchNorm (--objective mbnat): leave out --mbnat-gamma'
     elif 'size mismatch' in text or 'Missing key' in text or 'Unexpected key' in text:
         detail = text.split(': ', 1)[-1][:160]
         why = f'it belongs to another architecture or number of classes ({detail}...): check --model and --num-classes'
