@@ -3,13 +3,17 @@ import copy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from helpers import TinyNet, run_distributed
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.layers import DropPath, convert_sync_batchnorm
 from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 
 from timm_robust.attacks import InputSpace
+from timm_robust.errors import InputError
 from timm_robust.tasks import ObjectiveOptions, create_task
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -22,10 +26,10 @@ def batch(n=8, dtype=torch.float32):
     return SPACE.normalize(torch.rand(n, 3, 8, 8, dtype=dtype, generator=generator)), torch.arange(n) % 4
 
 
-def make(objective, drop=0., dtype=torch.float32, norm=True):
+def make(objective, drop=0., dtype=torch.float32, norm=True, model=None):
     torch.manual_seed(1)
     options = ObjectiveOptions(objective=objective, attack_steps=2)
-    model = options.prepare_model(TinyNet(norm=norm, drop=drop).to(dtype)).train()
+    model = options.prepare_model(model or TinyNet(norm=norm, drop=drop).to(dtype)).train()
     task = create_task(options, model, nn.CrossEntropyLoss(), space=SPACE, steps_per_epoch=2, verbose=False)
     return task, model
 
@@ -116,15 +120,71 @@ def test_scaler_clipping_and_average(objective, clip_mode):
         torch.testing.assert_close(mean, (old + p) / 2, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize('objective', [o for o in OBJECTIVES if o not in ('fat', 'trades_fat')])
-def test_soft_targets_and_erased_pixels(objective):
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_timms_mixup_and_random_erasing(objective):
     task, model = make(objective)
     task.criterion = nn.CrossEntropyLoss(label_smoothing=.1)
     x, y = batch()
-    x[:, :, 2:5, 2:5] = torch.randn(8, 3, 3, 3)  # random erasing after normalization
-    soft = .6 * F.one_hot(y, 4).float() + .4 * F.one_hot(y.roll(1), 4).float()
-    task(x, soft)['loss'].backward()
+    if not ObjectiveOptions(objective=objective).compares_labels:
+        x, y = Mixup(mixup_alpha=.8, cutmix_alpha=1., num_classes=4)(x, y)
+        assert y.shape == (8, 4)
+    x = RandomErasing(probability=1., min_area=.2, mode='pixel', device='cpu')(x)  # as in timm's loader: normalized
+    low, high = (SPACE.normalize(torch.full((1, 3, 1, 1), v)) for v in (0., 1.))
+    assert ((x < low) | (x > high)).any(), 'nothing lies outside of valid pixels'
+    crafted = []
+    if objective != 'apart':
+        attack = task.attack
+        task.attack = lambda *args, **kwargs: crafted.append(attack(*args, **kwargs)) or crafted[0]
+    task(x, y)['loss'].backward()
     assert all(torch.isfinite(g).all() for g in gradients(model))
+    for adv in crafted:
+        moved = ((adv - x).abs() * torch.tensor(SPACE.std).view(3, 1, 1)).amax()
+        assert 0 < moved <= 8 / 255 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('name', ['nofrost_resnet26', 'test_resnet', 'test_efficientnet', 'test_convnext', 'test_vit'])
+def test_any_timm_model(objective, name):
+    kwargs = {'drop_path_rate': .5} if name != 'test_efficientnet' else {}
+    model = timm.create_model(name, num_classes=4, **kwargs)
+    if objective not in WITHOUT_NORM and name not in ('test_resnet', 'test_efficientnet'):
+        with pytest.raises(InputError, match=f'--objective {objective}: .* has no BatchNorm'):
+            make(objective, model=model)
+        return
+    task, _ = make(objective, model=model)
+    modes = []
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.register_forward_hook(lambda module, args, output: modes.append(module.training))
+    result = task(SPACE.normalize(torch.rand(4, 3, 160, 160)), torch.arange(4))
+    result['loss'].backward()
+    assert torch.isfinite(result['loss'])
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    if kwargs:
+        assert modes[-1] and (objective == 'apart' or not all(modes)), 'drop path rests while crafting alone'
+
+
+@pytest.mark.parametrize('objective', WITHOUT_NORM)
+def test_gradient_checkpointing_changes_nothing(objective):
+    network = timm.create_model('test_vit', num_classes=4, img_size=32).double()
+    (task, model), (other, checkpointed) = (make(objective, model=copy.deepcopy(network)) for _ in range(2))
+    checkpointed.set_grad_checkpointing(True)
+    x = SPACE.normalize(torch.rand(4, 3, 32, 32, dtype=torch.float64))
+    for t in (task, other):
+        t(x, torch.arange(4))['loss'].backward()
+    for a, b in zip(gradients(checkpointed), gradients(model)):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_synchronized_batchnorm_of_one_process(objective):
+    plain, model = make(objective)
+    synchronized = convert_sync_batchnorm(TinyNet(norm=True))
+    task, synchronized = make(objective, model=synchronized)
+    synchronized.load_state_dict(model.state_dict())
+    assert isinstance(synchronized.norm, nn.SyncBatchNorm)
+    x, y = batch()
+    torch.testing.assert_close(task(x, y)['loss'], plain(x, y)['loss'])
 
 
 @pytest.mark.parametrize('objective', OBJECTIVES)
@@ -153,6 +213,7 @@ def test_a_resumed_task_goes_on_as_the_first_would(objective):
 
 DDP_SCRIPT = """
 import torch, torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 import test_matrix as matrix
 dist.init_process_group('gloo')
 rank = dist.get_rank()
@@ -177,6 +238,18 @@ for objective in matrix.OBJECTIVES:
         whole(x, y)['loss'].backward()
         for a, b in zip(mine, matrix.gradients(one)):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    task, model = matrix.make(objective, dtype=torch.float64)
+    task.prepare_distributed(device_ids=None)
+    reduced, seen = [], []
+    task.trainable_module.register_comm_hook(
+        None, lambda state, bucket: reduced.append(1) or default_hooks.allreduce_hook(None, bucket))
+    if objective != 'apart':
+        attack = task.attack
+        task.attack = lambda *args, **kwargs: (attack(*args, **kwargs), seen.append(len(reduced)))[0]
+    loss = task(x[own], y[own])['loss']
+    assert not reduced and seen == ([] if objective == 'apart' else [0]), f'{objective}: reduced while crafting'
+    loss.backward()
+    assert reduced
     del task
 dist.destroy_process_group()
 """

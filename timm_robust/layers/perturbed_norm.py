@@ -132,8 +132,8 @@ class NormPerturbation:
                     norm._parameters.update(weight=scale[0], bias=shift[0])
                 if not first:
                     norm.momentum = 0.
-                    if 'num_batches_tracked' in norm._buffers:
-                        norm._buffers['num_batches_tracked'] = None
+                    if norm._buffers.get('num_batches_tracked') is not None:
+                        norm._buffers['num_batches_tracked'] = norm.num_batches_tracked.clone()
             yield
         finally:
             for norm, attributes, parameters, count in before:
