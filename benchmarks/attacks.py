@@ -1,24 +1,21 @@
 """Time and strength of our attacks beside the reference's, on the same network and images, in one run.
 
-    python benchmarks/attacks.py --model resnet50 --checkpoint FILE --data-dir DIR --num-examples 1000 --split test
+    python -m benchmarks.attacks --model resnet50 --checkpoint FILE --data-dir DIR --num-examples 1000 --split test
 
 The reference is the AutoAttack repository (pip install git+https://github.com/fra31/auto-attack), for PGD torchattacks.
 CPU time is printed beside wall time: other work on the machine moves it less. `--parts` chooses what to run. Memory is
 what an attack takes on top of the network and the images: on a GPU what torch allocates, on a CPU under Linux what the
 process occupies at most.
 """
-import ctypes
-import gc
 import json
 import sys
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator
 
 import torch
 
+from benchmarks.common import memory, synchronize
 from timm_robust.attacks import ATTACKS, autoattack, input_gradient
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
@@ -116,27 +113,6 @@ def predicted(model, x) -> torch.Tensor:
     return torch.cat([model(part).argmax(1) for part in x.split(500)])
 
 
-def resident(name: str) -> float:
-    """Memory of this process in MiB: now ('VmRSS') or at most ('VmHWM')."""
-    line = next(v for v in Path('/proc/self/status').read_text().splitlines() if v.startswith(name))
-    return int(line.split()[1]) / 1024
-
-
-@contextmanager
-def memory(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Yields what tells the MiB taken since."""
-    gc.collect()
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
-    else:
-        ctypes.CDLL('libc.so.6').malloc_trim(0)  # what another arm freed would hide what this one takes
-        Path('/proc/self/clear_refs').write_text('5')  # forgets the highest so far
-        before = resident('VmRSS')
-        yield lambda: resident('VmHWM') - before
-
-
 def measure(model, x, y, attack, all_images: bool) -> dict:
     """Robust accuracy, time, memory and evaluations of the network."""
     counter = Counter(model).eval()
@@ -147,8 +123,7 @@ def measure(model, x, y, attack, all_images: bool) -> dict:
     with memory(x.device) as taken:
         wall, cpu = time.perf_counter(), time.process_time()
         adv = attack(counter, x, y)
-        if x.is_cuda:
-            torch.cuda.synchronize()
+        synchronize(x.device)
         wall, cpu, mib = time.perf_counter() - wall, time.process_time() - cpu, taken()
     holds = predicted(model, adv) == y
     return {'accuracy': 100 * holds.sum().item() / count, 'wall': wall, 'cpu': cpu, 'mib': mib,
@@ -157,7 +132,7 @@ def measure(model, x, y, attack, all_images: bool) -> dict:
 
 def main() -> None:
     """Run."""
-    parser = Parser(prog='benchmarks/attacks.py', description=__doc__.split('\n', 1)[0])
+    parser = Parser(prog='benchmarks.attacks', description=__doc__.split('\n', 1)[0])
     group = parser.add_argument_group('Benchmark parameters')
     add_threat_arguments(group)
     group.add_argument('--parts', default='pgd,apgd_ce,apgd_dlr,apgd_t,fab_t,square,autoattack', help='what to run')

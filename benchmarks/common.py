@@ -1,0 +1,128 @@
+"""What the benchmarks share: arms that take turns, medians, memory, and the file the figures go to."""
+import argparse
+import ctypes
+import gc
+import json
+import shlex
+import statistics
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import torch
+
+from timm_robust.evaluate.report import versions
+
+Arms = Dict[str, Callable[[], Any]]
+
+
+def resident(name: str) -> float:
+    """Memory of this process in MiB: now ('VmRSS') or at most ('VmHWM')."""
+    line = next(v for v in Path('/proc/self/status').read_text().splitlines() if v.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+@contextmanager
+def memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Yields what tells the MiB taken since."""
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
+    else:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)  # what another arm freed would hide what this one takes
+        Path('/proc/self/clear_refs').write_text('5')  # forgets the highest so far
+        before = resident('VmRSS')
+        yield lambda: resident('VmHWM') - before
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
+    """Wall time of a call."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Flags of every benchmark, besides --device."""
+    parser.add_argument('--rounds', type=int, default=rounds, metavar='N',
+                        help='times each arm is run, in turn with the others (default: %(default)s)')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
+    parser.add_argument('--json', default='', metavar='FILE', help='write the figures')
+
+
+class Benchmark:
+    """Runs arms in turn, prints their medians as ratios to the first arm, and keeps the figures.
+
+    Args:
+        name: The script.
+        args: Parsed arguments of `add_arguments`.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device or 'cpu')
+        torch.set_num_threads(args.threads)
+        on_gpu = self.device.type == 'cuda'
+        named = torch.cuda.get_device_name(self.device) if on_gpu else f'CPU, {args.threads} thread(s)'
+        command = shlex.join(['python', '-m', f'benchmarks.{name}', *sys.argv[1:]])
+        self.facts = {'command': command, 'device': named, 'rounds': args.rounds, 'versions': versions()}
+        self.rows: List[Dict[str, Any]] = []
+        print(f"{name}: {named}, medians of {args.rounds}, {self.facts['versions']}")
+
+    def compare(
+            self,
+            part: str,
+            arms: Arms,
+            floor: Optional[Callable[[str, Dict[str, float]], Optional[float]]] = None,
+            with_memory: bool = False,
+    ) -> Dict[str, float]:
+        """Median seconds of each arm.
+
+        Args:
+            part: What the arms have in common, the heading of their rows.
+            arms: Functions by name; the first is what the others are compared with.
+            floor: From the name of an arm and all medians to the least seconds its arithmetic can cost.
+            with_memory: Measure the memory a call takes, too.
+        """
+        for function in arms.values():
+            function()
+        # short calls are repeated until the clock can tell them apart
+        repeats = {name: max(1, round(.02 / max(seconds(f, self.device), 1e-6))) for name, f in arms.items()}
+        times = {name: [] for name in arms}
+        for _ in range(self.args.rounds):
+            for name, function in arms.items():
+                times[name].append(seconds(function, self.device, repeats[name]))
+        medians = {name: statistics.median(t) for name, t in times.items()}
+        first = next(iter(medians.values()))
+        for name, function in arms.items():
+            row = {'part': part, 'arm': name, 'milliseconds': 1e3 * medians[name], 'ratio': medians[name] / first}
+            least = floor(name, medians) if floor else None
+            if least:
+                row['ratio to floor'] = medians[name] / least
+            if with_memory:
+                with memory(self.device) as taken:
+                    function()
+                    synchronize(self.device)
+                    row['MiB'] = round(taken())
+            self.add(row)
+        return medians
+
+    def add(self, row: Dict[str, Any]) -> None:
+        """Print a row and keep it."""
+        self.rows.append(row)
+        print('  '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{v:<24}' if k in ('part', 'arm') else f'{k} {v}'
+                        for k, v in row.items()), flush=True)
+        if self.args.json:
+            Path(self.args.json).write_text(json.dumps({**self.facts, 'rows': self.rows}, indent=1) + '\n')
