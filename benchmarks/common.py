@@ -76,7 +76,8 @@ class Benchmark:
         torch.set_num_threads(args.threads)
         on_gpu = self.device.type == 'cuda'
         named = torch.cuda.get_device_name(self.device) if on_gpu else f'CPU, {args.threads} thread(s)'
-        command = shlex.join(['python', '-m', f'benchmarks.{name}', *sys.argv[1:]])
+        given = [a for a in sys.argv[1:] if a not in ('--json', args.json)]
+        command = shlex.join(['python', '-m', f'benchmarks.{name}', *given])
         self.facts = {'command': command, 'device': named, 'rounds': args.rounds, 'versions': versions()}
         self.rows: List[Dict[str, Any]] = []
         print(f"{name}: {named}, medians of {args.rounds}, {self.facts['versions']}")

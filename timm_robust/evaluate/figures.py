@@ -61,7 +61,8 @@ def plot_trade_off(points: Sequence[Dict[str, float]], title: str, path: Union[P
     axes = figure.subplots()
     axes.plot([p['clean'] for p in points], [p['robust'] for p in points], marker='o')
     for p in (points[0], points[-1]):
-        axes.annotate(f"gamma {p['gamma']:g}", (p['clean'], p['robust']), xytext=(6, 6), textcoords='offset points')
+        axes.annotate(f"gamma {p['gamma']:g}", (p['clean'], p['robust']), xytext=(0, 7), textcoords='offset points',
+                      ha='center')
     axes.set(xlabel='clean accuracy (%)', ylabel='robust accuracy (%)', title=_plain(title, 60))
     axes.margins(.15)
     axes.grid(alpha=.3)
