@@ -80,6 +80,30 @@ def test_bfloat16(objective):
 
 
 @pytest.mark.parametrize('objective', OBJECTIVES)
+def test_float16_under_a_loss_scale(objective):
+    (task, model), (plain, by_hand) = make(objective), make(objective)
+    scaler, optimizer = NativeScaler(device='cpu'), torch.optim.SGD(model.parameters(), lr=.1)
+    before = copy.deepcopy(model)
+    with torch.autocast('cpu', dtype=torch.float16):
+        loss = task(*batch())['loss']
+    scaler(loss, optimizer, parameters=model.parameters(), need_update=True)
+    plain(*batch())['loss'].backward()
+    moved = torch.cat([(old - p).flatten() for p, old in zip(model.parameters(), before.parameters())])
+    wanted = .1 * torch.cat([g.flatten() for g in gradients(by_hand)])
+    assert (moved - wanted).norm() < .1 * wanted.norm()
+    # a scale that overflows is noticed, whichever of two passes overflows, and the step is left out
+    for _ in range(2):
+        scaler._scaler = torch.amp.GradScaler('cpu', init_scale=2. ** 40)
+        before = copy.deepcopy(model)
+        with torch.autocast('cpu', dtype=torch.float16):
+            loss = task(*batch())['loss']
+        optimizer.zero_grad()
+        scaler(loss, optimizer, parameters=model.parameters(), need_update=True)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters()))
+        assert scaler._scaler.get_scale() == 2. ** 39
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
 def test_channels_last(objective):
     plain, task = make(objective)[0], make(objective)[0]
     task.trainable_module.to(memory_format=torch.channels_last)
