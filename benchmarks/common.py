@@ -87,7 +87,7 @@ class Benchmark:
             part: str,
             arms: Arms,
             floor: Optional[Callable[[str, Dict[str, float]], Optional[float]]] = None,
-            with_memory: bool = False,
+            memory_unit: Optional[float] = None,
     ) -> Dict[str, float]:
         """Median seconds of each arm.
 
@@ -95,7 +95,7 @@ class Benchmark:
             part: What the arms have in common, the heading of their rows.
             arms: Functions by name; the first is what the others are compared with.
             floor: From the name of an arm and all medians to the least seconds its arithmetic can cost.
-            with_memory: Measure the memory a call takes, too.
+            memory_unit: Measure the memory a call takes, too, in units of so many MiB.
         """
         for function in arms.values():
             function()
@@ -112,11 +112,11 @@ class Benchmark:
             least = floor(name, medians) if floor else None
             if least:
                 row['ratio to floor'] = medians[name] / least
-            if with_memory:
+            if memory_unit:
                 with memory(self.device) as taken:
                     function()
                     synchronize(self.device)
-                    row['MiB'] = round(taken())
+                    row['MiB' if memory_unit == 1 else 'inputs of memory'] = taken() / memory_unit
             self.add(row)
         return medians
 

@@ -122,7 +122,7 @@ def main() -> None:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     shape = 'x'.join(map(str, x.shape))
     part = f"{args.model}{' channels_last' if args.channels_last else ''}, {shape}, {args.attack_steps} attack steps"
-    bench.compare(part, arms_of(args, model, space, x, y), with_memory=True, floor=lambda name, t: (
+    bench.compare(part, arms_of(args, model, space, x, y), memory_unit=1, floor=lambda name, t: (
         FLOORS[name][0] * t['standard'] + FLOORS[name][1] * args.attack_steps * t['gradient step']
         if name in FLOORS else None))
 

@@ -47,6 +47,61 @@ def test_training_output_and_gradients(power, memory_format):
         torch.testing.assert_close(a, w, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('shape', [(4, 5, 3, 6), (3, 16, 4, 4), (2, 70, 1, 1), (1, 5, 8, 2)])
+@pytest.mark.parametrize('affine', [True, False])
+def test_ties_give_the_gradient_to_the_first(memory_format, shape, affine):
+    channels = shape[1]
+    layer = RobustNorm2d(channels, affine=affine, dtype=torch.float64).train()
+    weight, bias = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    if affine:
+        nn.init.normal_(layer.weight)
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+    x = torch.randint(3, shape).double()  # three values: every extremum is tied
+    x[:, 0] = 5.
+    upstream = torch.randn(shape, dtype=torch.float64)
+    varies = [c for c in range(channels) if x[:, c].max() > x[:, c].min()]
+    assert len(varies) > 1 and 0 not in varies
+    wanted_x = x.clone().requires_grad_()
+    wanted = reference(wanted_x[:, varies], weight[varies], bias[varies])
+    (wanted * upstream[:, varies]).sum().backward()
+    own_x = x.clone().contiguous(memory_format=memory_format).requires_grad_()
+    y = layer(own_x)
+    (y * upstream).sum().backward()
+    torch.testing.assert_close(y[:, varies], wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(own_x.grad[:, varies], wanted_x.grad[:, varies], rtol=1e-11, atol=1e-12)
+    assert (own_x.grad[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_the_graph_keeps_the_input_and_vectors(memory_format):
+    layer = RobustNorm2d(8).train()
+    x = torch.randn(16, 8, 12, 12).contiguous(memory_format=memory_format).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    large = [t for t in kept if t.numel() > 2 * 8]
+    assert [t.data_ptr() for t in large] == [x.data_ptr()]
+
+
+@pytest.mark.parametrize('statistics', ['batch', 'mean', 'population'])
+def test_attacks_in_eval_mode_get_the_gradient_of_the_equation(statistics):
+    layer = layer_in_float64(statistics=statistics).eval().requires_grad_(False)
+    layer.running_mean.normal_()
+    layer.running_var.uniform_(1, 3)
+    x = torch.randn(4, 5, 3, 6, dtype=torch.float64)
+    upstream = torch.randn_like(x)
+    own, wanted = (x.clone().requires_grad_() for _ in range(2))
+    # a gradient that was expanded, as a mean over pixels gives
+    (layer(own).mean((2, 3)) * upstream[:, :, 0, 0]).sum().backward()
+    y = reference(
+        wanted, layer.weight, layer.bias, mean=None if statistics == 'batch' else layer.running_mean,
+        value_range=layer.running_range if statistics == 'population' else None)
+    (y.mean((2, 3)) * upstream[:, :, 0, 0]).sum().backward()
+    torch.testing.assert_close(own.grad, wanted.grad, rtol=1e-11, atol=1e-12)
+    assert torch.autograd.gradgradcheck(layer, own.detach()[:2, :, :2, :2].contiguous().requires_grad_())
+
+
 def test_gradcheck_twice():
     layer = layer_in_float64().train()
     layer.momentum = 0.

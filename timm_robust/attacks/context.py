@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from ..errors import InputError
-from ..layers import RobustNorm2d
+from ..layers import RobustNorm2d, cached_weights
 
 __all__ = ['NORM_MODES', 'crafting', 'input_gradient']
 
@@ -24,7 +24,8 @@ def _is_norm(module: nn.Module) -> bool:
 def crafting(model: Callable, norm_mode: str = 'eval') -> Iterator[None]:
     """Hold a network still while adversarial images are crafted.
 
-    Inside, every module is in eval mode and no parameter requires a gradient. After, training flags, `requires_grad`
+    Inside, every module is in eval mode, no parameter requires a gradient and standardized weights are computed once.
+    After, training flags, `requires_grad`
     flags and normalization buffers are as they were, also when an exception passes.
 
     Args:
@@ -50,7 +51,8 @@ def crafting(model: Callable, norm_mode: str = 'eval') -> Iterator[None]:
                 buffers += [(b, b.clone()) for b in module.buffers(recurse=False)]
         for parameter in thawed:
             parameter.requires_grad_(False)
-        yield
+        with cached_weights(model):
+            yield
     finally:
         for module, flag in training:
             module.training = flag

@@ -4,12 +4,14 @@ from .perturbed_norm import NormPerturbation
 from .replace import replace_norm
 from .robust_norm import RobustNorm2d, RobustNormAct2d
 from .statistics import NORM_STATISTICS, has_batch_statistics, set_norm_statistics, sync_norm_statistics
+from .weight_standardization import cached_weights
 
 __all__ = [
     'NORM_STATISTICS',
     'NormPerturbation',
     'RobustNorm2d',
     'RobustNormAct2d',
+    'cached_weights',
     'convert_aux_norm',
     'fold_for_inference',
     'has_aux_norm',

@@ -8,11 +8,11 @@ from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from timm.layers import ScaledStdConv2d, StdConv2d
 
 from .robust_norm import RobustNorm2d
 from .statistics import has_batch_statistics
+from .weight_standardization import standardized_weight
 
 __all__ = ['fold_for_inference']
 
@@ -44,9 +44,7 @@ def _plain_conv(conv: nn.Conv2d) -> Optional[nn.Conv2d]:
     if type(conv) is nn.Conv2d:
         weight = conv.weight
     elif type(conv) in (StdConv2d, ScaledStdConv2d):
-        gain = (conv.gain * conv.scale).view(-1) if type(conv) is ScaledStdConv2d else None
-        flat = conv.weight.reshape(1, conv.out_channels, -1)
-        weight = F.batch_norm(flat, None, None, gain, None, True, 0., conv.eps).reshape_as(conv.weight)
+        weight = standardized_weight(conv)
     else:
         return None
     plain = nn.Conv2d(

@@ -12,25 +12,11 @@ import torch.distributed as dist
 import torch.nn as nn
 from timm.layers import create_act_layer, register_notrace_module
 
+from .range_norm import batch_mean_and_extrema, normalize_by, normalize_by_batch
+
 __all__ = ['RobustNorm2d', 'RobustNormAct2d', 'NORM_STATISTICS']
 
 NORM_STATISTICS = ('batch', 'mean', 'population')
-
-
-def _reduction_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def batch_mean_and_extrema(x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, maximum and minimum of each channel over (N, H, W), in float32 or better.
-
-    The gradient of an extremum goes to one element of its channel, as the paper's code has it.
-    """
-    per_image = x.flatten(2)
-    mean = x.mean(dim=(0, 2, 3), dtype=_reduction_dtype(x.dtype))
-    high = per_image.max(dim=2)[0].max(dim=0)[0].to(mean.dtype)
-    low = per_image.min(dim=2)[0].min(dim=0)[0].to(mean.dtype)
-    return mean, high, low
 
 
 @register_notrace_module
@@ -50,8 +36,9 @@ class RobustNorm2d(nn.Module):
     tracked range lives in ``running_var``, the name by which timm's ``distribute_bn`` and the paper's checkpoints know
     it; read it as `running_range`.
 
-    A channel that is constant over the batch has r = 0. Its output is :math:`\beta` and the gradient through its range
-    is defined as zero (the derivative of :math:`r^p` has a pole there, which gives NaN in the paper's code).
+    The gradient of the maximum and of the minimum goes to one element each, as in the paper's code: the first in the
+    order (N, H, W). A channel that is constant over the batch has r = 0. Its output is :math:`\beta` and its input gets
+    gradient zero (the derivative of :math:`r^p` has a pole there, which gives NaN in the paper's code).
 
     Args:
         num_features: Number of channels C.
@@ -149,32 +136,37 @@ class RobustNorm2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and x.numel() == x.shape[1]:
             raise ValueError(f'Expected more than 1 value per channel when training, got input size {list(x.shape)}')
-        if self.training or self.statistics != 'population':
-            mean, high, low = batch_mean_and_extrema(x)
-            if not torch.jit.is_scripting():
-                if self.training and self._shared():
-                    mean, high, low = self._synchronize(mean, high, low, x.numel() // x.shape[1])
-                elif not self.training and x.shape[0] == 1:
-                    self._warn_single_image()
-            value_range = high - low
-            if self.training:
-                with torch.no_grad():
-                    self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                    self.running_var.lerp_(value_range.to(self.running_var.dtype), self.momentum)
-            elif self.statistics == 'mean':
-                mean = self.running_mean.to(mean.dtype)
+        if not self.training and self.statistics == 'population':
+            return normalize_by(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.power, self.eps)
+        if torch.jit.is_scripting() or self._needs_plain_autograd():
+            y, mean, value_range = self._plainly(x)
         else:
-            mean, value_range = self.running_mean, self.running_var
+            if not self.training and x.shape[0] == 1:
+                self._warn_single_image()
+            tracked_mean = self.running_mean if not self.training and self.statistics == 'mean' else None
+            y, mean, value_range = normalize_by_batch(
+                x, self.weight, self.bias, tracked_mean, self.power, self.eps)
+        if self.training:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(value_range.to(self.running_var.dtype), self.momentum)
+        return y
 
-        varies = value_range > 0
-        denominator = torch.where(varies, value_range, 1.).pow(self.power) + self.eps
-        scale = torch.where(varies, 1. / denominator, 0.)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias
-        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+    def _plainly(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean, high, low = batch_mean_and_extrema(x)
+        if not torch.jit.is_scripting():
+            if self.training and self._shared():
+                mean, high, low = self._synchronize(mean, high, low, x.numel() // x.shape[1])
+        if not self.training and self.statistics == 'mean':
+            mean = self.running_mean.to(mean.dtype)
+        y = normalize_by(x, mean, high - low, self.weight, self.bias, self.power, self.eps)
+        return y, mean, high - low
+
+    @torch.jit.unused
+    def _needs_plain_autograd(self) -> bool:
+        # statistics of several processes are gathered by autograd; compilers fuse better what they can see
+        return torch.compiler.is_compiling() or (self.training and self._shared())
 
     def extra_repr(self) -> str:
         return (
