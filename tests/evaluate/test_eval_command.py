@@ -257,6 +257,8 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
     ([], 'two', 'two.pth: cannot be loaded, it has a second BatchNorm (--objective mbnat): evaluate it with'),
     (['--mbnat-gamma', '.5'], 'plain', 'it has no second BatchNorm (--objective mbnat): leave out --mbnat-gamma'),
     (['--mbnat-gamma', '1.5'], 'two', '--mbnat-gamma 1.5: must be in [0, 1]'),
+    (['--mbnat-gamma', '.5', '--norm-statistics', 'batch'], 'two', '--norm-statistics batch: does not go with --mbnat'),
+    (['--sweep', 'mbnat_gamma'], 'plain', 'leave out --mbnat-gamma and --sweep mbnat_gamma'),
     (['--sweep', 'eps'], 'two', '--sweep eps: unknown, choose mbnat_gamma (--eps-sweep goes over eps)'),
     (['--sweep', 'mbnat_gamma', '--attacks', 'clean'], 'two', '--sweep mbnat_gamma: needs an attack'),
 ])
@@ -273,3 +275,5 @@ def test_gamma_needs_a_checkpoint_and_batchnorm(world, tmp_path, capsys):
     assert 'ResNet has no BatchNorm to give an auxiliary twin' in capsys.readouterr().err
     assert main(['eval', '--model', 'resnet10t', '--mbnat-gamma', '.5', '--data-dir', str(world[1])]) == 2
     assert '--mbnat-gamma 0.5: mixes the two BatchNorms of a training checkpoint' in capsys.readouterr().err
+    assert main(['eval', '--model', 'resnet10t', '--sweep', 'mbnat_gamma', '--data-dir', str(world[1])]) == 2
+    assert 'error: --sweep mbnat_gamma: mixes the two' in capsys.readouterr().err

@@ -64,7 +64,7 @@ def reference_step(model, x, y, epsilon, groups, second):
     return first, after
 
 
-@pytest.mark.parametrize('groups,ratio,second', [(1, 1., 8), (1, .5, 4), (2, 1., 8), (2, .8, 6), (4, .5, 4)])
+@pytest.mark.parametrize('groups,ratio,second', [(1, 1., 8), (1, .5, 4), (2, 1., 8), (2, .8, 6), (4, 1., 8)])
 def test_gradients_equal_two_backward_passes(groups, ratio, second):
     torch.manual_seed(groups)
     model = small_net()
@@ -139,6 +139,66 @@ def test_accumulated_and_scaled_losses_scale_both_passes():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+def test_a_share_is_not_lost_to_rounding():
+    task = ApartTask(TinyNet(norm=True), ratio=.29, verbose=False)
+    assert task._second_size(100) == 29
+
+
+class Odd(nn.Module):
+    """A layer that has no part in the output, and norms without affine parameters or without use."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.plain = TinyNet(norm=True, num_classes=6), nn.BatchNorm1d(6, affine=False)
+        self.unused, self.fc, self.norm = nn.Linear(3, 3), nn.Linear(6, 4), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.fc(self.plain(self.body(x)))
+
+
+def test_layers_without_a_part_and_norms_without_parameters():
+    model = Odd().double().train()
+    twin = copy.deepcopy(model)
+    x, y = batch()
+    ApartTask(model, nn.CrossEntropyLoss(), verbose=False)(x, y)['loss'].backward()
+    twin(x)
+    assert model.unused.weight.grad is None and model.norm.weight.grad is None and model.fc.weight.grad is not None
+    assert model.plain.num_batches_tracked == 1 and model.plain.momentum == .1
+    for (name, a), b in zip(model.named_buffers(), twin.buffers()):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_float16_is_scaled_whatever_the_network_returns():
+    class Float(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x).float()
+
+    found = {}
+    for name in ('half', 'float'):
+        torch.manual_seed(0)
+        model = small_net(torch.float32)
+        task = ApartTask(model if name == 'half' else Float(model), nn.CrossEntropyLoss(), verbose=False)
+        task.load_task_state({'loss_scale': 65536.})
+        assert task.get_task_state() == {'loss_scale': 65536.}
+        x, y = batch(dtype=torch.float32)
+        with torch.autocast('cpu', dtype=torch.float16):
+            loss = task(x, y)['loss']
+        (loss * 65536.).backward()
+        assert task.loss_scale == 65536.
+        found[name] = [p.grad / 65536. for p in model.parameters()]
+    torch.manual_seed(0)
+    model = small_net(torch.float32)
+    ApartTask(model, nn.CrossEntropyLoss(), verbose=False)(*batch(dtype=torch.float32))['loss'].backward()
+    for own in found.values():
+        # biases before a BatchNorm have gradient zero, and noise
+        for (name, p), g in zip(model.named_parameters(), own):
+            assert name in ('0.bias', '3.bias') or (p.grad - g).norm() < .02 * p.grad.norm(), name
+
+
 def test_second_order_is_refused():
     model = small_net()
     loss = ApartTask(model, nn.CrossEntropyLoss(), verbose=False)(*batch())['loss']
@@ -174,6 +234,10 @@ def test_bad_input():
             ApartTask(TinyNet(norm=True), verbose=False, **kwargs)
     with pytest.raises(InputError, match='groups=3 does not divide a batch of 8'):
         ApartTask(TinyNet(norm=True).double(), nn.CrossEntropyLoss(), groups=3, verbose=False)(*batch())
+    with pytest.raises(InputError, match='static_graph=True'):
+        ApartTask(TinyNet(norm=True), verbose=False).prepare_distributed(static_graph=True)
+    with pytest.raises(InputError, match='ratio=0.2 of 8 images leaves less than two'):
+        ApartTask(TinyNet(norm=True).double(), nn.CrossEntropyLoss(), ratio=.2, verbose=False)(*batch())
     with pytest.raises(InputError, match='groups=2: RobustNorm2d has one statistic'):
         ApartTask(timm.create_model('robustnorm_resnet20_cifar'), groups=2, verbose=False)
 

@@ -200,6 +200,14 @@ def test_gradient_checkpointing_changes_nothing(objective):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize('objective', ['mbnat', 'apart'])
+def test_gradient_checkpointing_is_refused(objective):
+    task, model = make(objective, model=timm.create_model('test_resnet', num_classes=4))
+    model.set_grad_checkpointing(True)
+    with pytest.raises(InputError, match='gradient checkpointing would compute a pass again'):
+        task(SPACE.normalize(torch.rand(4, 3, 32, 32)), torch.arange(4))
+
+
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_synchronized_batchnorm_of_one_process(objective):
     plain, model = make(objective)
@@ -244,6 +252,21 @@ rank = dist.get_rank()
 x, y = matrix.batch(dtype=torch.float64)
 own = slice(rank * 4, rank * 4 + 4)
 for objective in matrix.OBJECTIVES:
+    for flag in ('find_unused_parameters', 'static_graph'):
+        if (objective, flag) == ('apart', 'static_graph'):
+            continue
+        one, model = matrix.make(objective, dtype=torch.float64)
+        if flag == 'find_unused_parameters' and objective != 'mbnat':  # which leaves the flag out
+            model.unused = torch.nn.Linear(2, 2)
+        one.prepare_distributed(device_ids=None, **{flag: True})
+        for step in range(2):
+            model.zero_grad()
+            one(x[own], y[own])['loss'].backward()
+        for g in [p.grad for p in model.parameters() if p.grad is not None]:
+            other = [torch.empty_like(g) for _ in range(2)]
+            dist.all_gather(other, g)
+            assert torch.equal(other[0], other[1]), f'{objective}, {flag}: gradients were not reduced'
+        del one
     norm = objective not in matrix.WITHOUT_NORM
     task, model = matrix.make(objective, dtype=torch.float64, norm=norm)
     whole, one = matrix.make(objective, dtype=torch.float64, norm=norm)

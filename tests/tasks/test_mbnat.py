@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from helpers import TinyNet, state_equal
+from timm.layers import convert_sync_batchnorm
 
 from timm_robust.attacks import InputSpace, ThreatModel, pgd
 from timm_robust.errors import InputError
@@ -17,6 +18,7 @@ from timm_robust.layers import (
     norm_branch,
     plain_branch,
     set_norm_branch,
+    set_norm_statistics,
     take_norm_branch,
 )
 from timm_robust.tasks import MbnatTask, ObjectiveOptions, create_task
@@ -89,6 +91,24 @@ def test_branches_are_plain_networks_and_mix_between(name):
         near = set_norm_branch(model, 1 - 1e-9)(x)
     assert not torch.allclose(mixed, outputs[0]) and not torch.allclose(mixed, outputs[1])
     torch.testing.assert_close(near, outputs[1], rtol=1e-5, atol=1e-6)
+
+
+def test_fused_layers_mix_as_their_plain_parts_do_also_synchronized():
+    model = different_twins(timm.create_model('test_efficientnet', num_classes=5)).eval()
+    synchronized = convert_sync_batchnorm(timm.create_model('test_efficientnet', num_classes=5))
+    synchronized = convert_aux_norm(synchronized).eval()
+    synchronized.load_state_dict(model.state_dict())
+    x = torch.rand(2, 3, 64, 64)
+    for share in (0, .5, 1):
+        torch.testing.assert_close(
+            set_norm_branch(synchronized, share)(x), set_norm_branch(model, share)(x), rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_of_the_batch_are_refused():
+    model = convert_aux_norm(TinyNet(norm=True))
+    with pytest.raises(ValueError, match="statistics='batch': two BatchNorms"):
+        set_norm_statistics(model, 'batch')
+    assert set_norm_statistics(model, 'population') is model
 
 
 def test_a_mixture_is_of_the_normalized_features():

@@ -185,13 +185,13 @@ def test_options_build_the_tasks(objective, kind):
 
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(objective='trades', trades_beta=-1.), '--trades-beta -1.0: must not be negative'),
+    (dict(objective='trades', trades_beta=-1.), '--trades-beta -1.0: must be a number'),
     (dict(objective='trades', adv_weight=.5), '--adv-weight 0.5: --objective trades weighs by --trades-beta'),
     (dict(objective='trades', attack='mim'), '--attack mim: --objective trades crafts by PGD'),
     (dict(objective='trades', attack_random_start=False), 'no gradient at the clean image'),
     (dict(objective='fat', attack_bn_mode='train'), '--attack-bn-mode train: --objective fat crafts in eval mode'),
     (dict(objective='sat', fat_tau_epochs=[3.]), '--fat-tau-epochs: is for --objective fat'),
-    (dict(objective='fat', fat_tau_epochs=[-1.]), '--fat-tau-epochs .* must not be negative'),
+    (dict(objective='fat', fat_tau_epochs=[-1.]), '--fat-tau-epochs .* must be numbers'),
 ])
 def test_bad_options(kwargs, message):
     with pytest.raises(InputError, match=message):

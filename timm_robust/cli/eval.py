@@ -193,8 +193,8 @@ def run(argv: List[str]) -> None:
     parser = build_parser()
     args = parser.parse_args(apply_config(parser, argv))
     start_logging()
-    if args.sweep == 'mbnat_gamma':
-        args.mbnat_gamma = args.mbnat_gamma or 0.
+    if args.sweep == 'mbnat_gamma' and args.mbnat_gamma is None:
+        args.mbnat_gamma, args.gamma_flag = 0., '--sweep mbnat_gamma'
     threat = read_threat(args)
     step_size = _read_step_size(args)
     if args.restarts < 1:

@@ -53,6 +53,24 @@ def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[
                        help='prefer averaged weights of the checkpoint (default: yes)')
 
 
+def _gamma_flag(args: argparse.Namespace) -> str:
+    return getattr(args, 'gamma_flag', f'--mbnat-gamma {args.mbnat_gamma:g}')
+
+
+def _check_gamma(args: argparse.Namespace) -> None:
+    if not 0 <= args.mbnat_gamma <= 1:
+        raise InputError(
+            f'{_gamma_flag(args)}: must be in [0, 1]; 0 is the BatchNorm of clean images, 1 that of adversarial ones')
+    if not args.checkpoint:
+        raise InputError(
+            f'{_gamma_flag(args)}: mixes the two BatchNorms of a training checkpoint of --objective mbnat, give it '
+            'with --checkpoint')
+    if args.norm_statistics not in (None, 'population'):
+        raise InputError(
+            f'--norm-statistics {args.norm_statistics}: does not go with {_gamma_flag(args)}, which mixes tracked '
+            'statistics; leave it out')
+
+
 def read_threat(args: argparse.Namespace) -> ThreatModel:
     """Threat model of the flags.
 
@@ -64,14 +82,8 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
     if args.norm_statistics is not None and args.norm_statistics not in NORM_STATISTICS:
         raise InputError(
             f"--norm-statistics {args.norm_statistics}: unknown, choose one of {', '.join(NORM_STATISTICS)}")
-    if args.mbnat_gamma is not None and not 0 <= args.mbnat_gamma <= 1:
-        raise InputError(
-            f'--mbnat-gamma {args.mbnat_gamma:g}: must be in [0, 1]; 0 is the BatchNorm of clean images, 1 that of '
-            'adversarial ones')
-    if args.mbnat_gamma is not None and not args.checkpoint:
-        raise InputError(
-            f'--mbnat-gamma {args.mbnat_gamma:g}: mixes the two BatchNorms of a training checkpoint of --objective '
-            'mbnat, give it with --checkpoint')
+    if args.mbnat_gamma is not None:
+        _check_gamma(args)
     if args.batch_size < 1:
         raise InputError(f'--batch-size {args.batch_size}: must be at least 1')
     try:
@@ -146,7 +158,7 @@ def _add_aux_norm(args: argparse.Namespace, model: nn.Module) -> None:
     try:
         set_norm_branch(convert_aux_norm(model), args.mbnat_gamma)
     except ValueError as error:
-        raise InputError(f'--mbnat-gamma {args.mbnat_gamma:g}: {error}') from error
+        raise InputError(f'{_gamma_flag(args)}: {error}') from error
 
 
 def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:

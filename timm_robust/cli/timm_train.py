@@ -26,8 +26,8 @@ __all__ = ['Driver', 'load_script', 'run']
 
 _SEAMS = ('parser', '_parse_args', 'create_model', 'create_loader', 'ClassificationTask', 'validate', 'main')
 # switches of train.py whose batches or tasks are none of ours
-_OTHER_TASKS = ('kd_model_name', 'naflex_loader', 'jsd_loss', 'aug_splits', 'split_bn', 'model_dtype')
-_OTHER_NORMS = {'sync_bn': False}
+_OTHER_TASKS = ('kd_model_name', 'naflex_loader', 'jsd_loss', 'aug_splits', 'split_bn', 'model_dtype', 'torchscript')
+_NOT_ATTACKED = ('kd_model_name', 'naflex_loader', 'model_dtype')
 
 
 def load_script(path: str) -> ModuleType:
@@ -43,7 +43,12 @@ def load_script(path: str) -> ModuleType:
         raise InputError(f'{path}: is no Python file, name the train.py of a checkout of timm')
     script = importlib.util.module_from_spec(spec)
     sys.modules['timm_train'] = script  # where loader workers look for it
-    spec.loader.exec_module(script)
+    sys.path.insert(0, str(Path(path).resolve().parent))  # as python does for a script
+    try:
+        spec.loader.exec_module(script)
+    except ImportError as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(f'{path}: cannot be imported ({reason}): install the timm it is of') from error
     lacking = [name for name in _SEAMS if not hasattr(script, name)]
     if lacking:
         raise InputError(
@@ -74,12 +79,15 @@ class Driver:
         """The script's arguments and ours, checked."""
         args, text = self.original['_parse_args']()
         self.args, self.options = args, check_objective(args)
-        if self.options.objective != 'standard':
-            for name in _OTHER_TASKS:
+        trained, attacked = self.options.objective != 'standard', bool(args.robust_eval_steps)
+        for ours, active, others in (
+                (f'--objective {self.options.objective}', trained, _OTHER_TASKS),
+                (f'--robust-eval-steps {args.robust_eval_steps}', attacked, _NOT_ATTACKED)):
+            for name in others if active else ():
                 if getattr(args, name, None):
                     raise InputError(
-                        f"--{name.replace('_', '-')} {getattr(args, name)}: does not go with --objective "
-                        f'{self.options.objective}, leave one of them out')
+                        f"--{name.replace('_', '-')} {getattr(args, name)}: does not go with {ours}, leave one of them "
+                        'out')
         if self.options.objective == 'mbnat' and getattr(args, 'sync_bn', False):
             raise InputError('--sync-bn: train.py would undo the two BatchNorms of mbnat, use timm-robust train')
         return args, text

@@ -11,7 +11,6 @@ from typing import Any, Dict, Iterator, List, Type
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 
 __all__ = [
     'convert_aux_norm',
@@ -40,7 +39,8 @@ class _Branches:
             F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False, 0., n.eps)
             for n in (self, self.aux))
         x = torch.lerp(main, aux, self.branch)
-        return self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x
+        # timm's fused layers have more to do, plain and synchronized
+        return self.act(self.drop(x)) if hasattr(self, 'act') else x
 
 
 @cache

@@ -10,7 +10,6 @@ from typing import Dict, Iterator, List, Tuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 
 from .robust_norm import RobustNorm2d
 
@@ -42,14 +41,13 @@ def _forward_by_groups(
         one = (1, -1, *[1] * (x.ndim - 2))
         y = y.reshape(grouped) * scale.view(one) + shift.view(one)
     y = y.reshape(x.shape)
-    return norm.act(norm.drop(y)) if isinstance(norm, BatchNormAct2d) else y
+    return norm.act(norm.drop(y)) if hasattr(norm, 'act') else y
 
 
-def _perturbed(model: nn.Module) -> List[nn.Module]:
+def _tracking(model: nn.Module) -> List[nn.Module]:
     return [
         m for m in model.modules()
-        if isinstance(m, (nn.modules.batchnorm._BatchNorm, RobustNorm2d)) and m.weight is not None
-        and m.running_mean is not None]
+        if isinstance(m, (nn.modules.batchnorm._BatchNorm, RobustNorm2d)) and m.running_mean is not None]
 
 
 class NormPerturbation:
@@ -72,7 +70,8 @@ class NormPerturbation:
     """
 
     def __init__(self, model: nn.Module, groups: int = 1):
-        self.norms = _perturbed(model)
+        self.tracking = _tracking(model)
+        self.norms = [m for m in self.tracking if m.weight is not None]
         if not self.norms:
             raise ValueError(f'{type(model).__name__} has no BatchNorm or RobustNorm layer with affine parameters')
         if groups < 1:
@@ -89,9 +88,10 @@ class NormPerturbation:
         return [t for pair in self.d.values() for t in pair]
 
     def ascend(self, gradients: List[torch.Tensor], epsilon: float) -> None:
-        """d = epsilon · sign(gradient), for gradients in the order of `tensors`."""
-        step = iter(gradients)
-        self.d = {norm: (epsilon * next(step).sign(), epsilon * next(step).sign()) for norm in self.norms}
+        """d = epsilon · sign(gradient), for gradients in the order of `tensors`; None for a layer without a part."""
+        steps = iter([
+            torch.zeros_like(d) if g is None else epsilon * g.sign() for d, g in zip(self.tensors, gradients)])
+        self.d = {norm: (next(steps), next(steps)) for norm in self.norms}
 
     def _affine(self, norm: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
         """Scale and shift with d in them, shape (groups, C)."""
@@ -122,7 +122,7 @@ class NormPerturbation:
     def _swapped(self, first: bool) -> Iterator[None]:
         before = [
             (norm, dict(norm.__dict__), dict(norm._parameters), norm._buffers.get('num_batches_tracked'))
-            for norm in self.norms]
+            for norm in self.tracking]
         try:
             for norm in self.norms:
                 scale, shift = self._affine(norm)
@@ -130,10 +130,10 @@ class NormPerturbation:
                     norm.forward = partial(_forward_by_groups, norm, scale, shift, first)
                 else:
                     norm._parameters.update(weight=scale[0], bias=shift[0])
-                if not first:
-                    norm.momentum = 0.
-                    if norm._buffers.get('num_batches_tracked') is not None:
-                        norm._buffers['num_batches_tracked'] = norm.num_batches_tracked.clone()
+            for norm in () if first else self.tracking:
+                norm.momentum = 0.
+                if norm._buffers.get('num_batches_tracked') is not None:
+                    norm._buffers['num_batches_tracked'] = norm.num_batches_tracked.clone()
             yield
         finally:
             for norm, attributes, parameters, count in before:

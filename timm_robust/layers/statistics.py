@@ -9,8 +9,8 @@ from typing import Type
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 
+from .aux_norm import has_aux_norm
 from .robust_norm import NORM_STATISTICS, RobustNorm2d
 
 __all__ = ['NORM_STATISTICS', 'has_batch_statistics', 'set_norm_statistics', 'sync_norm_statistics']
@@ -23,9 +23,8 @@ class _BatchStatisticsAtInference:
         if self.training:
             return super().forward(x)
         x = F.batch_norm(x, None, None, self.weight, self.bias, True, 0., self.eps)
-        if isinstance(self, BatchNormAct2d):
-            x = self.act(self.drop(x))
-        return x
+        # timm's fused layers have more to do, plain and synchronized
+        return self.act(self.drop(x)) if hasattr(self, 'act') else x
 
 
 @cache
@@ -51,7 +50,8 @@ def set_norm_statistics(model: nn.Module, statistics: str) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: On an unknown choice, on 'mean' for a model with BatchNorm, and if no layer has a choice.
+        ValueError: On an unknown choice, on 'mean' for a model with BatchNorm, on 'batch' for one with auxiliary
+            BatchNorm, and if no layer has a choice.
     """
     if statistics not in NORM_STATISTICS:
         raise ValueError(f"statistics={statistics!r}: choose one of {', '.join(NORM_STATISTICS)}")
@@ -62,6 +62,8 @@ def set_norm_statistics(model: nn.Module, statistics: str) -> nn.Module:
             f'statistics={statistics!r}: {type(model).__name__} has no BatchNorm or RobustNorm layer to switch')
     if batch_norms and statistics == 'mean':
         raise ValueError("statistics='mean': BatchNorm has no such mode, choose 'batch' or 'population'")
+    if statistics == 'batch' and has_aux_norm(model):
+        raise ValueError("statistics='batch': two BatchNorms are mixed by tracked statistics, choose 'population'")
     for module in robust_norms:
         module.statistics = statistics
     for module in batch_norms:

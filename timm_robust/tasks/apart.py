@@ -3,7 +3,7 @@
 `Adversarially Perturbed Batch Normalization: A Simple Way to Improve Image Recognition` -
 https://openreview.net/forum?id=2EQzEE5seF
 """
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -14,14 +14,16 @@ from .base import TwoPassTask, top1
 
 __all__ = ['ApartTask']
 
-_FIRST_LOSS_SCALE = 65536.  # GradScaler's
+
+def _autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 class _AddGradients(torch.autograd.Function):
     """A loss whose backward pass was done already: it hands over the gradients kept from then."""
 
     @staticmethod
-    def forward(ctx, loss: torch.Tensor, gradients: List[Optional[torch.Tensor]], task: 'ApartTask', *parameters):
+    def forward(ctx, loss: torch.Tensor, gradients: Sequence[torch.Tensor], task: 'ApartTask', *parameters):
         ctx.gradients, ctx.task = gradients, task
         return loss.clone()
 
@@ -32,7 +34,7 @@ class _AddGradients(torch.autograd.Function):
                 'create_graph=True: APART keeps no graph of its first pass, whose curvature would be missing; use an '
                 'optimizer of first order')
         ctx.task.loss_scale = outer.detach()
-        return (None, None, None, *(g if g is None else g * outer for g in ctx.gradients))
+        return (None, None, None, *(g * outer for g in ctx.gradients))
 
 
 class ApartTask(TwoPassTask):
@@ -54,8 +56,8 @@ class ApartTask(TwoPassTask):
         **kwargs: Further arguments of `ClassificationTask`.
 
     Raises:
-        InputError: On bad arguments, a network without such layers, and in `forward` on a batch `groups` does not
-            divide.
+        InputError: On bad arguments, a network without such layers, and in `forward` on gradient checkpointing, a batch
+            `groups` does not divide, and one that leaves less than two images of a group to the second pass.
     """
 
     def __init__(
@@ -79,13 +81,39 @@ class ApartTask(TwoPassTask):
             raise InputError(str(error)) from error
         self.epsilon = epsilon
         self.ratio = ratio
-        self.loss_scale = _FIRST_LOSS_SCALE
+        self.loss_scale = 1.  # until the loop's is known
+
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'ApartTask':
+        """See `TwoPassTask`; a static graph would leave out the reduction of gradients handed over."""
+        if ddp_kwargs.get('static_graph'):
+            raise InputError('static_graph=True: would leave gradients of APART unreduced, leave it out')
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
+
+    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
+        """The scale of the loop's loss."""
+        return {} if ema else {'loss_scale': float(self.loss_scale)}
+
+    def load_task_state(
+            self,
+            state: Optional[Dict[str, Any]],
+            strict: bool = True,
+            module: Optional[nn.Module] = None,
+            ema: bool = False,
+    ) -> None:
+        """Restore the scale of the loop's loss."""
+        if state and not ema:
+            self.loss_scale = state.get('loss_scale', self.loss_scale)
 
     def _second_size(self, count: int) -> int:
         groups = self.perturbation.groups
         if count % groups:
             raise InputError(f'groups={groups} does not divide a batch of {count} images: choose another batch size')
-        return max(int(count * self.ratio) // groups, 1) * groups
+        second = int(count * self.ratio + 1e-9) // groups * groups  # a product such as .29 · 100 is a little below 29
+        if second < 2 * groups:
+            raise InputError(
+                f'ratio={self.ratio} of {count} images leaves less than two for each of groups={groups} in the second '
+                'pass: choose a larger batch or ratio')
+        return second
 
     def _first_pass(self, input: torch.Tensor, target: torch.Tensor, share: float):
         """Output, loss, and the gradients for the parameters; d takes its step."""
@@ -95,13 +123,14 @@ class ApartTask(TwoPassTask):
             loss = share * self.criterion(output, target)
         parameters = [p for p in model.parameters() if p.requires_grad]
         # small gradients of half precision survive under the scale of the loop's loss, as in the pass it knows of
-        scale = self.loss_scale if output.dtype == torch.float16 else 1.
+        scale = self.loss_scale if torch.float16 in (output.dtype, _autocast_dtype(input.device)) else 1.
         with torch.autocast(input.device.type, enabled=False):
             gradients = torch.autograd.grad(loss * scale, [*parameters, *perturbation.tensors], allow_unused=True)
         torch.clear_autocast_cache()  # its casts belong to a graph that is gone
-        own = [g if g is None or scale == 1 else g / scale for g in gradients[:len(parameters)]]
+        own = [(p, g if scale == 1 else g / scale) for p, g in zip(parameters, gradients) if g is not None]
         perturbation.ascend(list(gradients[len(parameters):]), self.epsilon)
-        return output, _AddGradients.apply(loss.detach(), own, self, *parameters)
+        used, own = zip(*own)
+        return output, _AddGradients.apply(loss.detach(), own, self, *used)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """Both passes.
@@ -114,6 +143,7 @@ class ApartTask(TwoPassTask):
             'loss'; 'output', the logits of the first pass, without a graph; 'clean_loss', 'adv_loss', 'clean_top1' and
             'adv_top1' (percent) of the two passes, detached.
         """
+        self.refuse_checkpointing()
         count, second = len(input), self._second_size(len(input))
         share = count / (count + second)
         output, clean_loss = self._first_pass(input, target, share)

@@ -9,6 +9,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 
 from ..attacks import InputSpace, ThreatModel, hard_labels
+from ..errors import InputError
 from ..layers import has_batch_statistics
 
 __all__ = ['RobustTask', 'TwoPassTask', 'top1']
@@ -37,6 +38,13 @@ class TwoPassTask(ClassificationTask):
         if ddp_kwargs.get('broadcast_buffers') and self.mixes_batch:
             _logger.info('Buffers are averaged once an epoch (dist_bn) and not broadcast in every step.')
         return super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
+
+    def refuse_checkpointing(self) -> None:
+        """Refuse gradient checkpointing, which computes again when the normalization of a pass is gone."""
+        if any(getattr(m, 'grad_checkpointing', False) is True for m in self.bare_model.modules()):
+            raise InputError(
+                f'{type(self).__name__}: gradient checkpointing would compute a pass again with the normalization of '
+                'another, call model.set_grad_checkpointing(False)')
 
     @property
     def bare_model(self) -> nn.Module:
@@ -114,4 +122,4 @@ class RobustTask(TwoPassTask):
     ) -> None:
         """Restore the step counter."""
         if state and not ema:
-            self.step = int(state['step'])
+            self.step = int(state.get('step', self.step))

@@ -3,6 +3,7 @@
 Zhang et al. 2020, `Attacks Which Do Not Kill Training Make Adversarial Learning Stronger` -
 https://arxiv.org/abs/2002.11242
 """
+import logging
 from bisect import bisect_right
 from typing import Any, Dict, Optional, Sequence
 
@@ -13,6 +14,8 @@ from .adversarial import AdversarialTask
 from .trades import TradesTask
 
 __all__ = ['FriendlyTask', 'TradesFriendlyTask']
+
+_logger = logging.getLogger(__name__)
 
 
 class _Friendly:
@@ -45,7 +48,9 @@ class _Friendly:
     ) -> None:
         """Restore the step counter and the schedule of τ."""
         super().load_task_state(state, strict, module, ema)
-        if state and not ema:
+        if state and not ema and state.get('tau_steps', self.tau_steps) != self.tau_steps:
+            _logger.warning(
+                f"τ rises at steps {state['tau_steps']}, as in the run that goes on, not at {self.tau_steps}.")
             self.tau_steps = list(state['tau_steps'])
 
 

@@ -1,6 +1,7 @@
 """From command line flags to a training task."""
 import argparse
 import logging
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Sequence, Type
@@ -71,16 +72,18 @@ class ObjectiveOptions:
                 f'--adv-weight {self.adv_weight}: --objective {self.objective} weighs by --trades-beta, leave it out')
         if not 0 <= self.adv_weight <= 1:
             raise InputError(f'--adv-weight {self.adv_weight}: must be in [0, 1]; 0.5 is NoFrost, 1 is Madry')
-        if not self.trades_beta >= 0:
-            raise InputError(f"--trades-beta {self.trades_beta}: must not be negative; 6 is the paper's")
-        if any(e < 0 for e in self.fat_tau_epochs):
-            raise InputError(f'--fat-tau-epochs {self.fat_tau_epochs}: must not be negative')
+        if not 0 <= self.trades_beta < math.inf:
+            raise InputError(f"--trades-beta {self.trades_beta}: must be a number of at least 0; 6 is the paper's")
+        if isinstance(self.fat_tau_epochs, (int, float)):
+            self.fat_tau_epochs = [self.fat_tau_epochs]
+        if any(not 0 <= e < math.inf for e in self.fat_tau_epochs):
+            raise InputError(f'--fat-tau-epochs {self.fat_tau_epochs}: must be numbers of at least 0')
         if self.fat_tau_epochs and self.objective not in _FRIENDLY:
             raise InputError(f'--fat-tau-epochs: is for --objective fat and trades_fat, not {self.objective}')
-        if not self.apart_epsilon >= 0:
-            raise InputError(f'--apart-epsilon {self.apart_epsilon}: must not be negative')
-        if self.apart_groups < 1:
-            raise InputError(f'--apart-groups {self.apart_groups}: must be at least 1')
+        if not 0 <= self.apart_epsilon < math.inf:
+            raise InputError(f'--apart-epsilon {self.apart_epsilon}: must be a number of at least 0')
+        if not isinstance(self.apart_groups, int) or self.apart_groups < 1:
+            raise InputError(f'--apart-groups {self.apart_groups}: must be a whole number of at least 1')
         if not 0 < self.apart_ratio <= 1:
             raise InputError(
                 f'--apart-ratio {self.apart_ratio}: must be in (0, 1], the share of a batch in the second pass')
@@ -95,10 +98,11 @@ class ObjectiveOptions:
                 f'--adv-weight {self.adv_weight}: leaves one BatchNorm of mbnat untrained, must be in (0, 1)')
         if self.objective in (*_TRADES, *_FRIENDLY):
             self._check_own_attack()
-        if self.attack_steps < 1:
-            raise InputError(f'--attack-steps {self.attack_steps}: must be at least 1')
-        if self.attack_eps_warmup_epochs < 0:
-            raise InputError(f'--attack-eps-warmup-epochs {self.attack_eps_warmup_epochs}: must not be negative')
+        if not isinstance(self.attack_steps, int) or self.attack_steps < 1:
+            raise InputError(f'--attack-steps {self.attack_steps}: must be a whole number of at least 1')
+        if not 0 <= self.attack_eps_warmup_epochs < math.inf:
+            raise InputError(
+                f'--attack-eps-warmup-epochs {self.attack_eps_warmup_epochs}: must be a number of at least 0')
         try:
             self.threat = ThreatModel(self.attack_norm, self.attack_eps)
         except InputError as error:

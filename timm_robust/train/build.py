@@ -51,6 +51,15 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
     if options.objective == 'apart' and args.batch_size % options.apart_groups:
         raise InputError(
             f'--apart-groups {options.apart_groups}: does not divide --batch-size {args.batch_size}')
+    if options.objective == 'apart' and int(
+            args.batch_size * options.apart_ratio + 1e-9) // options.apart_groups < 2:
+        raise InputError(
+            f'--apart-ratio {options.apart_ratio:g}: leaves less than two images of --batch-size {args.batch_size} for '
+            f'each of --apart-groups {options.apart_groups}, choose larger batches')
+    if options.objective == 'mbnat' and args.eval_metric == 'robust_top1' and options.mbnat_gamma is None:
+        raise InputError(
+            '--eval-metric robust_top1: attacks the BatchNorm of clean images in mbnat, say by --mbnat-gamma what to '
+            'validate; 1 is that of adversarial ones')
     if args.robust_eval_steps < 0:
         raise InputError(f'--robust-eval-steps {args.robust_eval_steps}: must not be negative')
     if args.robust_eval_steps and args.robust_eval_samples < 1:
