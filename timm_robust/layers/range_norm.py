@@ -73,9 +73,9 @@ def _image_extrema(x: torch.Tensor, channels_last: bool) -> Tuple[torch.Tensor, 
     """Maximum and minimum of each channel of each image, (N, C)."""
     if not channels_last:
         return x.amax((2, 3)), x.amin((2, 3))
-    # few channels do not fill vector units: pixels are put side by side as if they were channels
+    # channels that do not fill vector units: pixels are put side by side as if they were channels
     n, c, h, w = x.shape
-    beside = math.gcd(h * w, max(1, _VECTOR // c))
+    beside = math.gcd(h * w, _VECTOR // math.gcd(c, _VECTOR))
     rows = x.permute(0, 2, 3, 1).view(n, h * w // beside, beside * c)
     return rows.amax(1).view(n, beside, c).amax(1), rows.amin(1).view(n, beside, c).amin(1)
 
