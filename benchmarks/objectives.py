@@ -29,7 +29,7 @@ from timm_robust.tasks import ObjectiveOptions, create_task
 
 # plain steps, whether gradient steps are added
 FLOORS = {'standard': (1, 0), 'sat': (2, 1), 'trades': (2, 1), 'fat': (1, 1), 'trades_fat': (2, 1), 'mbnat': (2, 1),
-          'apart': (2, 0), 'apart two backwards': (2, 0), 'madry': (1, 1)}
+          'apart': (2, 0), 'apart, 4 groups': (2, 0), 'apart two backwards': (2, 0), 'madry': (1, 1)}
 
 
 class Hooked:
@@ -76,6 +76,9 @@ def arms_of(args, model: nn.Module, space: InputSpace, x: torch.Tensor, y: torch
         task = create_task(
             options, network, nn.CrossEntropyLoss(), space=space, steps_per_epoch=1, device=x.device, verbose=False)
 
+        if args.torchcompile:
+            task.compile(backend=args.torchcompile)
+
         def run():
             network.zero_grad()
             task(x, y)['loss'].backward()
@@ -90,6 +93,7 @@ def arms_of(args, model: nn.Module, space: InputSpace, x: torch.Tensor, y: torch
     arms = {'standard': step('standard'), 'gradient step': gradient, 'madry': step('sat', adv_weight=1.)}
     arms.update({name: step(name) for name in ('sat', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart')})
     if arms['apart'] is not None:
+        arms['apart, 4 groups'] = step('apart', apart_groups=4)
         hooked = Hooked(copy.deepcopy(model).train())
         arms['apart two backwards'] = lambda: (hooked.model.zero_grad(), hooked(x, y))
     return {name: arm for name, arm in arms.items() if arm is not None}
@@ -99,6 +103,8 @@ def main() -> None:
     """Run."""
     parser = Parser(prog='benchmarks.objectives', description=__doc__.split('\n', 1)[0])
     add_arguments(parser.add_argument_group('Benchmark parameters'), rounds=7)
+    parser.add_argument('--torchcompile', nargs='?', default=None, const='inductor', metavar='BACKEND',
+                        help='compile the passes of training; attacks run on the network as it is')
     parser.add_argument('--attack-steps', type=int, default=3, metavar='N', help='attack steps (default: 3)')
     add_threat_arguments(parser)
     add_input_arguments(parser)
@@ -122,9 +128,12 @@ def main() -> None:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     shape = 'x'.join(map(str, x.shape))
     part = f"{args.model}{' channels_last' if args.channels_last else ''}, {shape}, {args.attack_steps} attack steps"
+    part += ', compiled' if args.torchcompile else ''
     bench.compare(part, arms_of(args, model, space, x, y), memory_unit=1, floor=lambda name, t: (
         FLOORS[name][0] * t['standard'] + FLOORS[name][1] * args.attack_steps * t['gradient step']
         if name in FLOORS else None))
+    if args.torchcompile:
+        print(f"graphs compiled: {torch._dynamo.utils.counters['stats']['unique_graphs']}")
 
 
 if __name__ == '__main__':

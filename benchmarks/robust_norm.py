@@ -32,10 +32,11 @@ class PaperNorm(RobustNorm2d):
             values = x.transpose(0, 1).reshape(x.shape[1], -1)
             mean, value_range = values.mean(1), values.max(1)[0] - values.min(1)[0]
             with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(value_range, self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+                self.running_var.lerp_(value_range.to(self.running_var), self.momentum)
         mean, spread, weight, bias = (
-            v.view(1, -1, 1, 1) for v in (mean, value_range ** self.power + self.eps, self.weight, self.bias))
+            v.to(x.dtype).view(1, -1, 1, 1)
+            for v in (mean, value_range ** self.power + self.eps, self.weight, self.bias))
         return weight * (x - mean) / spread + bias
 
 
