@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn as nn
 from timm.layers import ClassifierHead
 from timm.models import generate_default_cfgs, register_model
-from timm.models.vgg import VGG
+from timm.models.vgg import VGG, ConvMlp
 
 from ._build import HUB_ORG, build_robust_model, cifar_cfg
 from .robustnorm_resnet import ROBUSTNORM_CFG
@@ -24,6 +24,7 @@ class CifarVGG(VGG):
         num_classes: Number of classes.
         global_pool: Global pooling type.
         drop_rate: Dropout rate before the classifier.
+        hidden_size: Units of two more linear layers before the classifier, 512 in the paper's code; none by default.
         **kwargs: Arguments of timm's `VGG`.
     """
 
@@ -33,6 +34,7 @@ class CifarVGG(VGG):
             num_classes: int = 10,
             global_pool: str = 'avg',
             drop_rate: float = 0.,
+            hidden_size: int = 0,
             device=None,
             dtype=None,
             **kwargs: Any,
@@ -42,9 +44,12 @@ class CifarVGG(VGG):
         super().__init__(
             cfg, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, mlp_ratio=1 / 4096,
             **dd, **kwargs)
+        self.head_hidden_size = hidden_size or self.num_features
         self.pre_logits = nn.Identity()
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = self.head.num_features
+        if hidden_size:
+            self.pre_logits = ConvMlp(self.num_features, hidden_size, kernel_size=1, drop_rate=drop_rate, **dd)
+        self.head = ClassifierHead(
+            self.head_hidden_size, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         if num_classes > 0:
             nn.init.normal_(self.head.fc.weight, 0, 0.01)
             nn.init.zeros_(self.head.fc.bias)

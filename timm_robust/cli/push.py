@@ -1,0 +1,40 @@
+"""`timm-robust push`: publish a card folder on the Hugging Face Hub."""
+from pathlib import Path
+from typing import List
+
+from ..errors import InputError
+from ..hub.push import plan_push, push
+from ..models._build import HUB_ORG
+from .arguments import Parser
+
+__all__ = ['build_parser', 'run']
+
+
+def build_parser() -> Parser:
+    """The parser of `timm-robust push`."""
+    parser = Parser(
+        prog='timm-robust push',
+        description='Publish a folder of timm-robust card as one commit: card, config, results, figures and weights as '
+                    'safetensors. The token is that of HF_TOKEN or of `hf auth login`.')
+    parser.add_argument('folder', metavar='DIR', help='hub_cards/MODEL.TAG')
+    parser.add_argument('--org', default=HUB_ORG, metavar='NAME', help='organization or user (default: %(default)s)')
+    parser.add_argument('--repo-id', default='', metavar='ORG/NAME', help='repository (default: ORG/MODEL.TAG)')
+    parser.add_argument('--public', action='store_true', help='create a public repository (default: private)')
+    parser.add_argument('--revision', default=None, metavar='BRANCH', help='branch, made if it is not there')
+    parser.add_argument('--create-pr', action='store_true', help='open a pull request')
+    parser.add_argument('--dry-run', action='store_true', help='show what would be sent, and send nothing')
+    return parser
+
+
+def run(argv: List[str]) -> None:
+    """Publish."""
+    args = build_parser().parse_args(argv)
+    folder = Path(args.folder)
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such folder, build it with timm-robust card')
+    plan = plan_push(folder, args.repo_id or f'{args.org}/{folder.resolve().name}')
+    print(plan)
+    if args.dry_run:
+        print('Nothing was sent (--dry-run).')
+        return
+    print('Sent: ' + push(plan, private=not args.public, revision=args.revision, create_pr=args.create_pr))

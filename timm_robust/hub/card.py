@@ -1,0 +1,244 @@
+"""A model card whose every number comes from results.json of the same weights."""
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch.nn as nn
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.models import is_model
+from timm.models._hub import save_config_for_hf
+
+from ..errors import InputError
+from ..evaluate import summary, weights_sha256
+from ..evaluate.report import write_json
+from .convert import write_safetensors
+from .papers import citations
+
+__all__ = ['FIGURES', 'build_card_folder', 'card_text', 'result_rows']
+
+FIGURES = ('eps_sweep.png', 'mbnat_gamma.png', 'loss_surface.png', 'images.png')
+_HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %')
+
+
+def _order(result: Dict[str, Any]) -> Tuple[int, float]:
+    """AutoAttack first, then other attacks from the strongest, clean accuracy last."""
+    attack = result['attack']
+    return 0 if 'parts' in attack else 1 if 'norm' in attack else 2, result['worst_case_so_far'] if result[
+        'accuracy'] is None else result['accuracy']
+
+
+def result_rows(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[str]) -> List[Tuple[str, ...]]:
+    """Rows of the card's table, from the contents of results.json, each with all an accuracy depends on."""
+    rows = []
+    for found, name in zip(evaluations, data_names):
+        texts = {row[0]: row for row in summary.table_rows(found)}
+        for result in sorted(found['results'], key=_order):
+            attack, threat, effort = texts[result['attack']['name']][:3]
+            alone = result['accuracy'] is not None
+            rows.append((
+                name, f"{found['data']['num_examples']:,}", threat, attack + ('' if alone else ' after those above it'),
+                effort, str(found['settings']['seed']),
+                f"{result['accuracy'] if alone else result['worst_case_so_far']:.2f}"))
+    return rows
+
+
+def _eval_results(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[str]) -> List[EvalResult]:
+    """The same numbers as metadata."""
+    found = []
+    for evaluation, name in zip(evaluations, data_names):
+        for result in sorted(evaluation['results'], key=_order):
+            attack = result['attack']
+            value = result['worst_case_so_far'] if result['accuracy'] is None else result['accuracy']
+            threat = evaluation['threat_model']
+            of_attack = {'attack': attack['name'], 'norm': threat['norm'], 'eps': threat['eps']} if (
+                'norm' in attack or 'parts' in attack) else {}
+            found.append(EvalResult(
+                task_type='image-classification',
+                task_name='Image Classification',
+                dataset_type=name.split(' ')[0].lower(),
+                dataset_name=name,
+                dataset_split=evaluation['data'].get('split'),
+                metric_type='accuracy',
+                metric_name=f"Robust accuracy ({attack['name']}, {threat['text']})" if of_attack else 'Clean accuracy',
+                metric_value=round(value, 2),
+                metric_args={
+                    **of_attack, 'num_examples': evaluation['data']['num_examples'],
+                    'seed': evaluation['settings']['seed']},
+            ))
+    return found
+
+
+def _warnings(evaluations: Sequence[Dict[str, Any]]) -> str:
+    """What casts doubt on the numbers, and whether anybody looked."""
+    lines = [
+        f'> **{verdict.upper()}** {text}' for found in evaluations for verdict, text in summary.warnings(found)]
+    looked = any(found.get('diagnostics') for found in evaluations)
+    if not looked:
+        lines.append('> **NOT CHECKED** Nobody ran `timm-robust diagnose` on these weights: gradients may be masked.')
+    elif not lines:
+        lines.append('The checks for masked gradients and dependence on the batch found nothing.')
+    if not any('parts' in r['attack'] for found in evaluations for r in found['results']):
+        lines.append('> **NO AUTOATTACK** These numbers bound robustness from above; AutoAttack finds less.')
+    return '\n>\n'.join(dict.fromkeys(lines))
+
+
+def _code(text: str, language: str = '') -> str:
+    return f'```{language}\n{text}\n```'
+
+
+def card_text(
+        name: str,
+        evaluations: Sequence[Dict[str, Any]],
+        data_names: Sequence[str],
+        *,
+        repo_id: str,
+        license: str,
+        architecture: str,
+        model_args: Dict[str, Any],
+        objective: str = '',
+        command: str = '',
+        origin: str = '',
+        figures: Sequence[str] = (),
+) -> str:
+    """The card as Markdown with metadata.
+
+    Args:
+        name: Model and tag, 'nofrost_resnet50.nofrost_linf8_in1k'.
+        evaluations: Contents of results.json, all of these weights.
+        data_names: How to call the data of each.
+        repo_id: Where the model is published.
+        license: Identifier of the licence of the weights.
+        architecture: Name by which the config asks for the network.
+        model_args: Arguments of the model.
+        objective: What the model was trained with by this package.
+        command: Command of that training.
+        origin: Where weights come from that were not trained by this package.
+        figures: Names of figures in the folder.
+    """
+    model = name.split('.')[0]
+    autoattack = any('parts' in r['attack'] for found in evaluations for r in found['results'])
+    data = ModelCardData(
+        model_name=name,
+        library_name='timm',
+        license=license,
+        tags=['image-classification', 'timm', 'adversarial-robustness', 'timm-robust'],
+        pipeline_tag='image-classification',
+        eval_results=_eval_results(evaluations, data_names),
+    )
+    rows = result_rows(evaluations, data_names)
+    table = '\n'.join(f"| {' | '.join(cells)} |" for cells in [_HEADER, ['---'] * len(_HEADER), *rows])
+    plain = architecture != model or not model.startswith(('nofrost', 'robustnorm'))
+    load = f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()"
+    how = _code(f'import timm, timm_robust  # pip install timm-robust\n\n{load}', 'python')
+    if plain:
+        how += f'\n\nPlain timm loads it too, as its own `{architecture}`:\n\n'
+        how += _code(f'import timm\n\n{load}', 'python')
+    else:
+        how += f'\n\nWithout the package timm does not know `{architecture}`: the import registers it.'
+    blocks = [
+        f'# {name}',
+        f"A `{model}`{f' ({_arguments(model_args)})' if model_args else ''} "
+        + (f'trained with the objective `{objective}` of timm_robust.' if objective else f'from {origin}.'),
+        '## Accuracy', table, _warnings(evaluations),
+        'Each attack ran on the images classified correctly, within its threat model in pixel units on [0, 1]. '
+        '`results.json` holds the outcome of every image and the commands.',
+        *(f'![{figure.removesuffix(".png")}]({figure})' for figure in figures),
+        '## Use', how,
+        '## Training', _code(command) if command else f'See {origin}.',
+        '## Measured by', _code('\n'.join(found['settings']['command'] for found in evaluations)),
+        '## Citation', _code('\n\n'.join(citations(model, objective, autoattack)), 'bibtex'),
+    ]
+    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(blocks) + '\n').content
+
+
+def _arguments(model_args: Dict[str, Any]) -> str:
+    return ', '.join(f'{k}={v}' for k, v in model_args.items())
+
+
+def _plain_architecture(model: nn.Module, name: str) -> str:
+    """timm's own name of a network that is timm's own, else the name it has here."""
+    own = name.replace('nofrost', 'nf', 1)
+    return own if name.startswith('nofrost') and is_model(own) else name
+
+
+def _check(evaluations: Sequence[Dict[str, Any]], paths: Sequence[str], digest: str) -> None:
+    for path, found in zip(paths, evaluations):
+        measured = found['model']['weights_sha256']
+        if measured != digest:
+            raise InputError(
+                f'--results {path}: was measured on other weights ({measured[:12]}) than these ({digest[:12]}), '
+                'evaluate these')
+
+
+def read_results(path: str) -> Dict[str, Any]:
+    """Content of a results.json of `timm-robust eval`."""
+    try:
+        found = json.loads(Path(path).read_text())
+        complete = found['format'] == 2 and found['results'] and found['model']['weights_sha256']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f'--results {path}: is no results.json of timm-robust eval ({type(error).__name__})') from error
+    if not complete:
+        raise InputError(f'--results {path}: is of another version of timm_robust, evaluate again')
+    return found
+
+
+def build_card_folder(
+        folder: Path,
+        name: str,
+        model: nn.Module,
+        results: Sequence[str],
+        *,
+        model_args: Optional[Dict[str, Any]] = None,
+        **facts: Any,
+) -> List[Path]:
+    """Write everything a Hub repository of a model holds; the same input gives the same bytes.
+
+    Args:
+        folder: Where to.
+        name: Model and tag.
+        model: The network with its weights.
+        results: Paths of results.json; figures beside them are taken along.
+        model_args: Arguments the model was built with.
+        **facts: Arguments of `card_text`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: If a results.json was measured on other weights.
+    """
+    architecture, tag = name.split('.', 1)
+    digest = weights_sha256(model)
+    evaluations = [read_results(path) for path in results]
+    _check(evaluations, results, digest)
+    seen = evaluations[0]['model']
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {}
+    for index, path in enumerate(results):
+        for figure in FIGURES:
+            if (Path(path).parent / figure).exists():
+                figures[f'{index}_{figure}' if index else figure] = Path(path).parent / figure
+    for target, source in figures.items():
+        shutil.copyfile(source, folder / target)
+    save_config_for_hf(
+        model,
+        str(folder / 'config.json'),
+        model_config={
+            'weights_sha256': digest,
+            'pretrained_cfg': {'tag': tag, 'license': facts['license']},
+        },
+        model_args=model_args or None,
+        data_config={k: seen[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')},
+    )
+    config = json.loads((folder / 'config.json').read_text())
+    config['architecture'] = _plain_architecture(model, architecture)
+    write_json(folder / 'config.json', config)
+    write_json(folder / 'results.json', {'weights_sha256': digest, 'evaluations': evaluations})
+    write_safetensors(folder / 'model.safetensors', model.state_dict(), {'weights_sha256': digest})
+    text = card_text(
+        name, evaluations, architecture=config['architecture'], model_args=model_args or {}, figures=list(figures),
+        **facts)
+    (folder / 'README.md').write_text(text)
+    return sorted(folder.iterdir())
