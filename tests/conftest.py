@@ -1,8 +1,19 @@
 import os
+import socket
+import tempfile
 from pathlib import Path
 
-import pytest
-import torch
+# before anything imports huggingface_hub: its Hub is on this machine, at a port where nobody listens until a test does
+with socket.socket() as _free:
+    _free.bind(('127.0.0.1', 0))
+    HUB_PORT = _free.getsockname()[1]
+os.environ.update(
+    HF_ENDPOINT=f'http://127.0.0.1:{HUB_PORT}', HF_HOME=tempfile.mkdtemp(prefix='hf_home_'), HF_HUB_DISABLE_XET='1',
+    HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1')
+os.environ.pop('HF_TOKEN', None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # one thread makes float sums repeat whatever the machine, and small networks are no faster on more
 torch.set_num_threads(int(os.environ.get('TEST_THREADS', '1')))
@@ -21,3 +32,16 @@ def fashion_mnist_dir():
     if not (folder / 'FashionMNIST' / 'raw' / 't10k-images-idx3-ubyte').exists():
         pytest.skip('Fashion-MNIST is not at hand')
     return folder
+
+
+@pytest.fixture
+def hub():
+    """A Hub on this machine, empty, with an empty cache in front of it."""
+    import shutil
+
+    from hub_server import HubServer
+    shutil.rmtree(Path(os.environ['HF_HOME']) / 'hub', ignore_errors=True)
+    server = HubServer(HUB_PORT)
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -68,7 +68,7 @@ def run(argv: List[str]) -> None:
     if not torch.isfinite(logits).all():
         raise InputError(f'{args.checkpoint}: gives logits that are no numbers, the run it is of diverged')
     digest = weights_sha256(model)
-    write_safetensors(output, found.state_dict, {'model': args.model, 'weights_sha256': digest})
+    write_safetensors(output, found.state_dict)
     write_json(Path(f'{output}.json'), {
         'checkpoint': args.checkpoint, 'model': args.model, 'num_classes': model.num_classes,
         'model_kwargs': args.model_kwargs, 'weights_sha256': digest, 'taken_from': found.source,

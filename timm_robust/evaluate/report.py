@@ -5,7 +5,7 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """Hash of a state dict: names, types, shapes and values, whatever file they came from."""
+def weights_sha256(model: Union[nn.Module, Dict[str, torch.Tensor]]) -> str:
+    """Hash of a model or state dict: names, types, shapes and values, whatever file they came from."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((model.state_dict() if isinstance(model, nn.Module) else model).items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b'')

@@ -236,7 +236,7 @@ def build_card_folder(
     config['architecture'] = _plain_architecture(model, architecture)
     write_json(folder / 'config.json', config)
     write_json(folder / 'results.json', {'weights_sha256': digest, 'evaluations': evaluations})
-    write_safetensors(folder / 'model.safetensors', model.state_dict(), {'weights_sha256': digest})
+    write_safetensors(folder / 'model.safetensors', model.state_dict())
     text = card_text(
         name, evaluations, architecture=config['architecture'], model_args=model_args or {}, figures=list(figures),
         **facts)

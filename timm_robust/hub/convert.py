@@ -65,8 +65,7 @@ def read_checkpoint(path: str) -> Any:
     try:
         return load_file(path) if str(path).endswith('.safetensors') else _torch_load(path)
     except Exception as error:  # safetensors, zip and pickle have exceptions of their own each
-        text = ' '.join(str(error).split())
-        if 'weights_only' in text:
+        if 'Unsupported global' in f'{error} {error.__cause__}':
             raise InputError(
                 f'{path}: holds code, which is never run: ask its author for a safetensors file or a plain state '
                 'dict') from error
@@ -179,11 +178,11 @@ def logits_of_fixed_input(model: nn.Module) -> torch.Tensor:
 
 
 
-def write_safetensors(path: Path, state_dict: Dict[str, torch.Tensor], metadata: Dict[str, str]) -> None:
-    """Write weights whole or not at all."""
+def write_safetensors(path: Path, state_dict: Dict[str, torch.Tensor]) -> None:
+    """Write weights whole or not at all, the same bytes for the same weights."""
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        save_file(state_dict, part, {'format': 'pt', **metadata})
+        save_file(state_dict, part, {'format': 'pt'})  # more than one entry would come in any order
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -6,9 +6,10 @@ from typing import Any, Dict, List, Optional
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from ..errors import InputError
+from ..evaluate import weights_sha256
 from .card import FIGURES
 
 __all__ = ['Plan', 'plan_push', 'push']
@@ -48,12 +49,11 @@ def plan_push(folder: Path, repo_id: str) -> Plan:
     try:
         config = json.loads((folder / 'config.json').read_text())
         results = json.loads((folder / 'results.json').read_text())
-        with safe_open(folder / 'model.safetensors', framework='pt') as weights:
-            of_file = (weights.metadata() or {}).get('weights_sha256')
+        of_file = weights_sha256(load_file(folder / 'model.safetensors'))
     except Exception as error:  # safetensors has an exception class of its own
         raise InputError(f'{folder}: is broken ({type(error).__name__}), build it again') from error
     hashes = {config.get('weights_sha256'), results.get('weights_sha256'), of_file}
-    if len(hashes) != 1 or None in hashes:
+    if len(hashes) != 1:
         raise InputError(f'{folder}: config, results and weights are of different networks, build it again')
     figures = [p for p in sorted(folder.iterdir()) if p.name.endswith(FIGURES)]
     return Plan(repo_id, [folder / name for name in _REQUIRED] + figures, config, f'Upload {folder.name}')

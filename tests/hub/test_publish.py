@@ -1,0 +1,305 @@
+"""Cards, publishing and loading, with huggingface_hub and timm as they are against a Hub on this machine."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from hub_server import READER, WRITER
+from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
+
+from timm_robust.cli.main import main
+from timm_robust.evaluate import weights_sha256
+from timm_robust.hub.card import result_rows
+from timm_robust.hub.convert import logits_of_fixed_input
+
+NAME = 'nofrost_resnet11_mnist.nofrost_test'
+REPO = f'someone/{NAME}'
+CARDS = Path(__file__).resolve().parents[2] / 'hub_cards'
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+    """A small network, evaluated twice, and the args.yaml of a run."""
+    from helpers import make_image_folder
+    root = tmp_path_factory.mktemp('hub')
+    torch.manual_seed(0)
+    model = timm.create_model('nofrost_resnet11_mnist', num_classes=4, in_chans=3).eval()
+    save_file(model.state_dict(), root / 'weights.safetensors')
+    data = make_image_folder(root / 'data', splits=('test',), classes=tuple('abcd'), per_class=4, size=28)
+    common = ['eval', '--model', 'nofrost_resnet11_mnist', '--num-classes', '4', '--in-chans', '3', '--checkpoint',
+              str(root / 'weights.safetensors'), '--data-dir', str(data), '--split', 'test', '-j', '0', '-b', '8',
+              '--allow-chance', '--device', 'cpu']
+    assert main([*common, '--attacks', 'clean,fgsm,pgd2', '--output', str(root / 'first')]) == 0
+    assert main([*common, '--attacks', 'square20', '--save-images', '0', '--output', str(root / 'second')]) == 0
+    (root / 'args.yaml').write_text(yaml.safe_dump({
+        'objective': 'nofrost', 'model': 'nofrost_resnet11_mnist', 'epochs': 3, 'lr': .005, 'data_dir': '/secret/place',
+        'attack_steps': 2, 'model_ema': True, 'scale': [.7, 1.]}))
+    return root
+
+
+def card(measured, output, *more, results=('first', 'second')):
+    return main([
+        'card', NAME, '--checkpoint', str(measured / 'weights.safetensors'), '--num-classes', '4', '--in-chans', '3',
+        '--results', *(str(measured / r / 'results.json') for r in results), '--data-name', *['Squares'] * len(results),
+        '--train-args', str(measured / 'args.yaml'), '--repo-id', REPO, '--output', str(output), *more])
+
+
+@pytest.fixture(scope='module')
+def folder(measured, tmp_path_factory):
+    output = tmp_path_factory.mktemp('cards')
+    assert card(measured, output) == 0
+    return output / NAME
+
+
+def one_line(capsys, *words):
+    error = capsys.readouterr().err.strip()
+    assert '\n' not in error and all(word in error for word in words), error
+
+
+def check_numbers(folder):
+    """Every accuracy in the card is one of results.json, and the weights, if there, are those measured."""
+    content = json.loads((folder / 'results.json').read_text())
+    evaluations = content['evaluations']
+    assert {e['model']['weights_sha256'] for e in evaluations} == {content['weights_sha256']}
+    assert json.loads((folder / 'config.json').read_text())['weights_sha256'] == content['weights_sha256']
+    text = (folder / 'README.md').read_text()
+    body = text.split('\n---\n', 1)[1]
+    shown = re.findall(r'^\|.*\| ([\d.]+) \|$', body, flags=re.M)
+    wanted = sorted(
+        r['worst_case_so_far'] if r['accuracy'] is None else r['accuracy'] for e in evaluations for r in e['results'])
+    assert sorted(map(float, shown)) == [round(v, 2) for v in wanted]
+    metadata = ModelCard(text).data.eval_results
+    assert sorted(r.metric_value for r in metadata) == [round(v, 2) for v in wanted]
+    for result in metadata:
+        assert {'num_examples', 'seed'} <= set(result.metric_args)
+        assert result.metric_name == 'Clean accuracy' or {'attack', 'norm', 'eps'} <= set(result.metric_args)
+    for name in re.findall(r'!\[.*?\]\((.*?)\)', body):
+        assert (folder / name).exists()
+
+
+def test_every_number_of_a_card_was_measured(folder):
+    check_numbers(folder)
+
+
+@pytest.mark.parametrize('path', sorted(CARDS.glob('*/README.md')), ids=lambda p: p.parent.name)
+def test_every_number_of_every_card(path):
+    check_numbers(path.parent)
+
+
+def test_what_a_card_says(folder):
+    text = (folder / 'README.md').read_text()
+    assert 'NOT CHECKED' in text and 'NO AUTOATTACK' in text
+    assert 'timm-robust train --objective nofrost' in text and '/secret/place' not in text and '--scale 0.7 1' in text
+    assert '@inproceedings{wang2022removing' in text and 'license: apache-2.0' in text
+    assert f"timm.create_model('hf-hub:{REPO}', pretrained=True)" in text and 'import timm, timm_robust' in text
+    rows = result_rows(json.loads((folder / 'results.json').read_text())['evaluations'], ['Squares', 'Squares'])
+    assert [r[3] for r in rows][2] == 'clean' and rows[0][2].startswith('Linf eps')
+
+
+def test_the_same_input_gives_the_same_bytes(measured, folder, tmp_path):
+    assert card(measured, tmp_path) == 0
+    again = tmp_path / NAME
+    assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in folder.iterdir())
+    assert all(p.read_bytes() == (folder / p.name).read_bytes() for p in again.iterdir())
+
+
+def test_networks_of_timm_are_named_as_timm_does(tmp_path):
+    from timm_robust.hub.card import build_card_folder
+    model = timm.create_model('nofrost_resnet26', num_classes=3).eval()
+    results = {
+        'format': 2, 'model': {'weights_sha256': weights_sha256(model), 'name': 'x', 'input_size': [3, 64, 64],
+                               'mean': [.5] * 3, 'std': [.5] * 3, 'interpolation': 'bicubic', 'crop_pct': 1.},
+        'data': {'num_examples': 4, 'split': 'test'},
+        'threat_model': {'norm': 'linf', 'eps': .1, 'text': 'Linf eps 0.1'},
+        'settings': {'seed': 0, 'batch_dependent': False, 'command': 'timm-robust eval', 'worst_case': False},
+        'results': [{'attack': {'name': 'clean'}, 'accuracy': 25., 'worst_case_so_far': 25., 'attacked': 4,
+                     'seconds': 1.}], 'worst_case_accuracy': 25.}
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    build_card_folder(
+        tmp_path / 'card', 'nofrost_resnet26.some_tag', model, [str(tmp_path / 'results.json')], data_names=['Squares'],
+        repo_id='a/b', license='apache-2.0', origin='nowhere')
+    assert 'Plain timm loads it too, as its own `nf_resnet26`' in (tmp_path / 'card' / 'README.md').read_text()
+    script = (
+        'import sys, timm, torch; m = timm.create_model(sys.argv[1], pretrained=True); '
+        'assert "timm_robust" not in sys.modules; print(type(m).__name__, m.num_classes)')
+    done = subprocess.run(
+        [sys.executable, '-c', script, f'local-dir:{tmp_path / "card"}'], capture_output=True, text=True)
+    assert done.stdout.strip() == 'NormFreeNet 3', done.stderr
+
+
+def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
+    other = tmp_path / 'other.safetensors'
+    weights = load_file(measured / 'weights.safetensors')
+    save_file({k: v + 1 for k, v in weights.items()}, other)
+    assert card(measured, tmp_path, '--checkpoint', str(other)) == 2
+    one_line(capsys, 'was measured on other weights')
+    assert not (tmp_path / NAME / 'README.md').exists()
+    assert main(['card', 'resnet99', '--checkpoint', 'x', '--results', 'y', '--data-name', 'z']) == 2
+    one_line(capsys, 'must be MODEL.TAG')
+    assert card(measured, tmp_path, '--results', str(measured / 'args.yaml'), '--data-name', 'x') == 2
+    one_line(capsys, 'is no results.json')
+
+
+def publish(folder, *more, token=WRITER, monkeypatch=None):
+    monkeypatch.setenv('HF_TOKEN', token)
+    return main(['push', str(folder), '--repo-id', REPO, *more])
+
+
+def names(hub, revision='main'):
+    repo = hub.repos[REPO]
+    return set(repo.commits[repo.commit_of(revision)]) - {'.gitattributes'}
+
+
+def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
+    assert publish(folder, monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert f'Sent: {hub.url}/{REPO}/commit/' in printed and WRITER not in printed
+    assert names(hub) == {p.name for p in folder.iterdir()} and hub.repos[REPO].private
+    assert len(hub.repos[REPO].commits) == 2, 'more than one commit'
+    assert not any(name.endswith(('.bin', '.pth', '.pt', '.pkl')) for name in names(hub))
+    info = HfApi().model_info(REPO)
+    assert info.private and 'model.safetensors' in {f.rfilename for f in info.siblings}
+    model = timm.create_model(f'hf-hub:{REPO}', pretrained=True).eval()
+    own = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert torch.equal(logits_of_fixed_input(model), logits_of_fixed_input(own))
+    assert weights_sha256(model) == json.loads((folder / 'config.json').read_text())['weights_sha256']
+    # again, with nothing changed, and a change on a branch of its own
+    assert publish(folder, monkeypatch=monkeypatch) == 0 and len(hub.repos[REPO].commits) == 2
+    changed = shutil.copytree(folder, folder.parent / 'changed' / NAME, dirs_exist_ok=True)
+    (changed / 'README.md').write_text((folder / 'README.md').read_text() + '\nMore.\n')
+    assert publish(changed, '--revision', 'next', monkeypatch=monkeypatch) == 0
+    repo = hub.repos[REPO]
+    assert repo.commits[repo.commit_of('next')]['README.md'] != repo.commits[repo.commit_of('main')]['README.md']
+    assert timm.create_model(f'hf-hub:{REPO}@next', pretrained=True).num_classes == 4
+    assert publish(changed, '--create-pr', monkeypatch=monkeypatch) == 0
+    assert len(repo.pull_requests) == 1 and 'discussions/1' in capsys.readouterr().out
+
+
+def test_public_dry_run_and_organization(hub, folder, monkeypatch, capsys):
+    assert publish(folder, '--dry-run', monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert all(p.name in printed for p in folder.iterdir()) and 'Nothing was sent' in printed
+    assert not hub.repos and not hub.log
+    monkeypatch.setenv('HF_TOKEN', WRITER)
+    assert main(['push', str(folder), '--org', 'team', '--public']) == 0
+    assert list(hub.repos) == [f'team/{NAME}'] and not hub.repos[f'team/{NAME}'].private
+
+
+def test_another_models_repository_is_left_alone(hub, folder, monkeypatch, capsys):
+    assert publish(folder, monkeypatch=monkeypatch) == 0
+    other = shutil.copytree(folder, folder.parent / 'other' / NAME, dirs_exist_ok=True)
+    config = json.loads((other / 'config.json').read_text())
+    config['pretrained_cfg']['tag'] = 'another'
+    (other / 'config.json').write_text(json.dumps(config))
+    before = len(hub.repos[REPO].commits)
+    capsys.readouterr()
+    assert publish(other, monkeypatch=monkeypatch) == 2
+    one_line(capsys, f'--repo-id {REPO}: holds {NAME}, not nofrost_resnet11_mnist.another')
+    repo = hub.repos[REPO]
+    repo.commits[repo.branches['main']] = {'README.md': b'my own project'}
+    assert publish(folder, monkeypatch=monkeypatch) == 2
+    one_line(capsys, 'holds no model of this package')
+    assert len(repo.commits) == before
+
+
+FAULTS = [
+    (('POST', 'preupload', 403), 'the token may not write there'),
+    (('POST', 'objects/batch', 500), 'the Hub answered 500'),
+    (('PUT', 'storage', 'cut'), 'repeat the command'),
+    (('POST', '/commit/', 500), 'the Hub answered 500'),
+    (('POST', '/commit/', 429), 'too many requests'),
+    (('POST', '/commit/', 'cut'), 'the Hub cannot be reached'),
+    (('POST', 'repos/create', 401), 'the token is missing or not valid'),
+]
+
+
+@pytest.mark.parametrize('fault, message', FAULTS, ids=lambda v: '-'.join(map(str, v)) if isinstance(v, tuple) else '')
+def test_an_upload_that_fails_leaves_the_repository_as_it_was(hub, folder, monkeypatch, capsys, fault, message):
+    monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)  # between its retries
+    hub.faults += [fault] * 8
+    assert publish(folder, monkeypatch=monkeypatch) == 2
+    one_line(capsys, f'--repo-id {REPO}: ', message, 'the repository is as it was')
+    assert REPO not in hub.repos or names(hub) == set()
+    hub.faults.clear()
+    assert publish(folder, monkeypatch=monkeypatch) == 0
+    assert names(hub) == {p.name for p in folder.iterdir()}
+
+
+def test_tokens_that_do_not_do(hub, folder, monkeypatch, capsys):
+    for token, message in ((READER, 'may not write'), ('hf_wrong', 'not valid')):
+        assert publish(folder, token=token, monkeypatch=monkeypatch) == 2
+        one_line(capsys, message)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda f: (f / 'results.json').unlink(), 'has no results.json'),
+    (lambda f: (f / 'model.safetensors').write_bytes(b'x'), 'is broken'),
+    (lambda f: save_file({'a': torch.zeros(1)}, f / 'model.safetensors'), 'of different networks'),
+])
+def test_a_folder_that_is_not_whole(hub, folder, tmp_path, monkeypatch, capsys, spoil, message):
+    own = shutil.copytree(folder, tmp_path / NAME)
+    spoil(own)
+    (own / 'notes.pkl').write_bytes(b'never sent')
+    assert publish(own, monkeypatch=monkeypatch) == 2
+    one_line(capsys, message)
+    assert not hub.repos
+
+
+def evaluate(measured, model, output):
+    return main(['eval', '--model', model, '--attacks', 'clean', '--data-dir', str(measured / 'data'), '--split',
+                 'test', '-j', '0', '--allow-chance', '--device', 'cpu', '--save-images', '0', '--output', str(output)])
+
+
+LOADING = [
+    (lambda hub: hub.faults.extend([('GET', 'cdn', 'cut')] * 12), ()),
+    (lambda hub: hub.faults.extend([('GET', 'cdn', 'half')] * 12), ()),
+    (lambda hub: setattr(hub.repos[REPO], 'gated', True), ()),
+    (lambda hub: hub.repos.clear(), ()),
+    (lambda hub: hub.faults.extend([('HEAD', 'config.json', 500)] * 12), ()),
+    (lambda hub: tamper(hub), ('weights are not those of its config',)),
+]
+
+
+def tamper(hub):
+    """Another file in the place of the weights, right in form."""
+    repo = hub.repos[REPO]
+    files = repo.commits[repo.branches['main']]
+    from safetensors.torch import load, save
+    data = save({k: v + .1 for k, v in load(hub.lfs[files['model.safetensors']]).items()})
+    import hashlib
+    files['model.safetensors'] = hashlib.sha256(data).hexdigest()
+    hub.lfs[files['model.safetensors']] = data
+
+
+@pytest.mark.parametrize('spoil, words', LOADING, ids=['cut', 'half', 'gated', 'missing', 'error', 'tampered'])
+def test_loading_that_fails_says_so_in_a_line_and_works_after(
+        hub, folder, measured, tmp_path, monkeypatch, capsys, spoil, words):
+    monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)
+    assert publish(folder, monkeypatch=monkeypatch) == 0
+    monkeypatch.setenv('HF_TOKEN', READER)
+    held = dict(hub.repos)
+    weights = dict(hub.repos[REPO].commits[hub.repos[REPO].branches['main']])
+    spoil(hub)
+    capsys.readouterr()
+    assert evaluate(measured, f'hf-hub:{REPO}', tmp_path / 'first') == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f'timm-robust eval: error: --model hf-hub:{REPO}: ') and all(w in error for w in words)
+    assert not (tmp_path / 'first' / 'results.json').exists()
+    hub.faults.clear()
+    hub.repos.update(held)
+    hub.repos[REPO].gated = False
+    hub.repos[REPO].commits[hub.repos[REPO].branches['main']].update(weights)
+    assert evaluate(measured, f'hf-hub:{REPO}', tmp_path / 'second') == 0
+    found = json.loads((tmp_path / 'second' / 'results.json').read_text())
+    assert found['model']['weights_sha256'] == json.loads((folder / 'config.json').read_text())['weights_sha256']
+    blobs = Path(os.environ['HF_HOME']) / 'hub'
+    assert not list(blobs.rglob('*.incomplete')) or all(p.is_file() for p in blobs.rglob('*.incomplete'))
