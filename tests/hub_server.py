@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -68,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(self.what, int):
             return self.answer(self.what, {'error': f'injected {self.what}'})
         if self.what == 'cut' and method != 'GET':
-            return self.connection.close()
+            return self.cut()
         for pattern, verb, function in ROUTES:
             match = re.fullmatch(pattern, self.route)
             if match and method in verb:
@@ -92,16 +93,20 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace('_', '-'), str(value))
-        self.send_header('Content-Length', str(headers.pop('length', len(body))))
+        self.send_header('Content-Length', str(len(body)))
+        self.send_header('Connection', 'close')  # a client must not go on with the server of an earlier test
         self.end_headers()
         if self.command == 'HEAD':
             return
         if self.what == 'cut':
             self.wfile.write(body[:len(body) // 2])
             self.wfile.flush()
-            self.close_connection = True
-            return self.connection.close()
+            return self.cut()
         self.wfile.write(body)
+
+    def cut(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def missing(self, what):
         self.answer(401 if what == 'RepoNotFound' else 404, {'error': what}, X_Error_Code=what)
@@ -218,7 +223,8 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(content, str):
             data = self.server.lfs[content]
             return self.answer(
-                302, b'', Location=f'{self.server.url}/cdn/{content}', X_Repo_Commit=oid,
+                302, b'', Location=self.server.url.replace('127.0.0.1', 'localhost') + f'/cdn/{content}',
+                X_Repo_Commit=oid,
                 X_Linked_Etag=f'"{content}"', X_Linked_Size=len(data))
         self.answer(200, content, ETag=f'"{oid_of(content)}"', X_Repo_Commit=oid)
 

@@ -29,9 +29,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def start_logging() -> None:
-    """Log to the terminal as timm does, without timm's chatter about every checkpoint."""
+    """Log to the terminal as timm does, without chatter about every checkpoint and every request."""
     setup_default_logging()
-    logging.getLogger('timm').setLevel(logging.WARNING)
+    for name in ('timm', 'httpx', 'httpx2'):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def apply_config(parser: argparse.ArgumentParser, argv: List[str]) -> List[str]:

@@ -12,6 +12,7 @@ from ..attacks import ThreatModel
 from ..attacks.threat import NORMS
 from ..data import balanced_indices, check_images, check_labels, dataset_labels, listed_indices
 from ..errors import InputError
+from ..hub.verify import verify_weights
 from ..layers import NORM_STATISTICS, convert_aux_norm, has_batch_statistics, set_norm_branch, set_norm_statistics
 from ..models import NormalizedModel
 from ..train.build import build_model, resolve_data
@@ -169,6 +170,8 @@ def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     """
     args.pretrained = args.pretrained or not args.checkpoint  # as timm's validate.py: never random weights
     model = build_model(args)
+    if not args.checkpoint:
+        verify_weights(args.model)
     if args.mbnat_gamma is not None:
         _add_aux_norm(args, model)
     if args.checkpoint:
