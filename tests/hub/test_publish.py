@@ -303,3 +303,18 @@ def test_loading_that_fails_says_so_in_a_line_and_works_after(
     assert found['model']['weights_sha256'] == json.loads((folder / 'config.json').read_text())['weights_sha256']
     blobs = Path(os.environ['HF_HOME']) / 'hub'
     assert not list(blobs.rglob('*.incomplete')) or all(p.is_file() for p in blobs.rglob('*.incomplete'))
+
+
+def test_models_are_listed_with_what_they_withstand(folder, monkeypatch, capsys):
+    assert main(['models', '--cards', str(folder.parent)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith('nofrost_resnet50.nofrost_linf8_in1k ') and 'hf-hub:' in line for line in lines)
+    named = folder.parent / 'nofrost_resnet50.nofrost_linf8_in1k'
+    shutil.copytree(folder, named)
+    content = json.loads((named / 'results.json').read_text())
+    content['evaluations'][0]['results'].append({
+        'attack': {'name': 'autoattack', 'parts': []}, 'accuracy': None, 'worst_case_so_far': 12.5})
+    (named / 'results.json').write_text(json.dumps(content))
+    assert main(['models', 'nofrost_resnet50.nofrost_linf8*', '--cards', str(folder.parent)]) == 0
+    row = capsys.readouterr().out.splitlines()[2].split()
+    assert row[-2:] == [f"{content['evaluations'][0]['results'][0]['accuracy']:.2f}", '12.50'] and 'Squares' in row

@@ -17,6 +17,7 @@ COMMANDS = {
     'convert': "turn checkpoints of the papers' authors and of training runs into safetensors",
     'card': 'build the folder of a model for the Hugging Face Hub, every number measured',
     'push': 'publish that folder on the Hub, as one commit',
+    'models': 'list the models of this package, their weights and what they withstand',
 }
 
 

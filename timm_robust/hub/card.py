@@ -235,7 +235,8 @@ def build_card_folder(
     config = json.loads((folder / 'config.json').read_text())
     config['architecture'] = _plain_architecture(model, architecture)
     write_json(folder / 'config.json', config)
-    write_json(folder / 'results.json', {'weights_sha256': digest, 'evaluations': evaluations})
+    write_json(folder / 'results.json', {
+        'weights_sha256': digest, 'data_names': list(facts['data_names']), 'evaluations': evaluations})
     write_safetensors(folder / 'model.safetensors', model.state_dict())
     text = card_text(
         name, evaluations, architecture=config['architecture'], model_args=model_args or {}, figures=list(figures),

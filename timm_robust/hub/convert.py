@@ -164,7 +164,8 @@ def _fitted(key: str, value: Any, name: str, wanted: torch.Tensor) -> torch.Tens
 
 def fixed_input(model: nn.Module) -> torch.Tensor:
     """Two normalized images that are the same on every machine, of the model's input size."""
-    size = resolve_model_data_config(model)['input_size']
+    channels, *size = resolve_model_data_config(model)['input_size']
+    size = getattr(model, 'in_chans', channels), *size
     count = 2 * int(torch.Size(size).numel())
     # a sequence without a generator, whose stream may change between versions
     return (torch.arange(count, dtype=torch.float64).mul(12.9898).sin() * 2).float().view(2, *size)

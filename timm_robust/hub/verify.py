@@ -35,5 +35,5 @@ def verify_weights(name: str) -> None:
             weights.resolve().unlink()
             weights.unlink(missing_ok=True)
         raise InputError(
-            f'--model {name}: its weights are not those of its config ({recorded[:12]}): somebody changed or mixed up a '
-            'file, fetch it again or ask its author')
+            f'--model {name}: its weights are not those of its config ({recorded[:12]}): somebody changed or mixed up '
+            'a file, fetch it again or ask its author')

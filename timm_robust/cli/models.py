@@ -1,0 +1,61 @@
+"""`timm-robust models`: the models of this package, where their weights are and what they withstand."""
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import timm
+
+from ..evaluate import format_table
+from ..evaluate.summary import clean_accuracy
+from ..models._build import WEIGHTS_DIR
+from .arguments import Parser
+
+__all__ = ['build_parser', 'model_rows', 'run']
+
+_HEADER = ('model and tag', 'weights', 'data', 'threat model', 'clean %', 'AutoAttack %')
+
+
+def build_parser() -> Parser:
+    """The parser of `timm-robust models`."""
+    parser = Parser(
+        prog='timm-robust models',
+        description='List the models of this package with their tags. Weights in the package load with the network '
+                    'off; those on the Hub once they are published. Accuracies are those measured for their cards.')
+    parser.add_argument('filter', nargs='?', default='*', metavar='PATTERN', help="for example 'nofrost_*cifar*'")
+    parser.add_argument('--cards', default='hub_cards', metavar='DIR', help='card folders (default: %(default)s)')
+    return parser
+
+
+def _accuracies(content: Dict[str, Any]) -> Tuple[str, ...]:
+    """Data, threat model, clean and AutoAttack accuracy of the evaluation that has AutoAttack, else of the first."""
+    def autoattack(found):
+        return next((
+            r['worst_case_so_far'] if r['accuracy'] is None else r['accuracy'] for r in found['results']
+            if 'parts' in r['attack']), None)
+
+    pairs = list(zip(content['data_names'], content['evaluations']))
+    name, found = next((p for p in pairs if autoattack(p[1]) is not None), pairs[0])
+    clean, robust = clean_accuracy(found), autoattack(found)
+    return (name, found['threat_model']['text'], *('-' if v is None else f'{v:.2f}' for v in (
+        clean, robust)))
+
+
+def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
+    """Rows under the header, one for each tag."""
+    rows = []
+    for name in timm.list_models(['nofrost_*', 'robustnorm_*'], include_tags=True):
+        cfg = timm.get_pretrained_cfg(name)
+        packaged = WEIGHTS_DIR / f'{name}.safetensors'
+        where = 'in the package' if packaged.is_file() else f'hf-hub:{cfg.hf_hub_id}' if cfg.hf_hub_id else 'none'
+        measured = next(
+            (p for p in (packaged.with_suffix('.json'), cards / name / 'results.json') if p.is_file()), None)
+        known = _accuracies(json.loads(measured.read_text())) if measured else ('-',) * 4
+        if Path(name).match(pattern):
+            rows.append((name, where, *known))
+    return rows
+
+
+def run(argv: List[str]) -> None:
+    """List."""
+    args = build_parser().parse_args(argv)
+    print(format_table(model_rows(args.filter, Path(args.cards)), _HEADER))
