@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from timm_robust.cli.main import main
 from timm_robust.evaluate import weights_sha256
@@ -161,3 +161,21 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
     fails((tmp_path / 'odd.pth').read_bytes(), 'has no weights under')
     (tmp_path / 'o.safetensors').write_text('held')
     fails((tmp_path / 'odd.pth').read_bytes(), 'exists, choose another name')
+
+
+def test_weights_in_the_package_load_with_the_network_off(tmp_path, monkeypatch):
+    from timm_robust.models import _build
+    monkeypatch.setattr(_build, 'WEIGHTS_DIR', tmp_path)
+    monkeypatch.setattr('socket.socket.connect', lambda *args: pytest.fail('the network was asked'))
+    own = spoilt(timm.create_model('robustnorm_resnet20_cifar'))
+    save_file(own.state_dict(), tmp_path / 'robustnorm_resnet20_cifar.robustnorm_cifar10.safetensors')
+    for name in ('robustnorm_resnet20_cifar', 'robustnorm_resnet20_cifar.robustnorm_cifar10'):
+        model = timm.create_model(name, pretrained=True)
+        assert weights_sha256(model) == weights_sha256(own)
+    assert timm.create_model('robustnorm_resnet20_cifar', pretrained=True, num_classes=3).fc.out_features == 3
+    other = spoilt(timm.create_model('robustnorm_resnet20_cifar', num_classes=4))
+    save_file(other.state_dict(), tmp_path / 'mine.safetensors')
+    overlay = {'file': str(tmp_path / 'mine.safetensors'), 'num_classes': 4}
+    model = timm.create_model(
+        'robustnorm_resnet20_cifar', pretrained=True, num_classes=4, pretrained_cfg_overlay=overlay)
+    assert weights_sha256(model) == weights_sha256(other)

@@ -41,6 +41,14 @@ def _packaged_tags() -> str:
     return ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))) or 'none yet'
 
 
+def _packaged_file(variant: str, kwargs: Dict[str, Any]) -> Path:
+    """Where weights of the tag asked for would lie in the package."""
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    # weights somebody named are not the tag's
+    named = cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict
+    return WEIGHTS_DIR / ('nothing' if named else f'{variant}.{cfg.tag}.safetensors')
+
+
 def _is_missing(error: Exception) -> bool:
     """Whether weights could not be had, as against weights that do not fit, which timm says well."""
     if isinstance(error, RuntimeError):
@@ -63,6 +71,9 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     """
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, **kwargs)
+    packaged = _packaged_file(variant, kwargs)
+    if packaged.is_file():
+        kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'file': str(packaged)}
     try:
         return build_model_with_cfg(model_cls, variant, True, **kwargs)
     except Exception as error:
