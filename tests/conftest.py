@@ -1,3 +1,4 @@
+import logging
 import os
 import socket
 import tempfile
@@ -24,6 +25,16 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logs_end_with_their_test():
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    # a command logs to the standard error of its test, which is closed after
+    for handler in [h for h in root.handlers if h not in before and type(h) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ COMMANDS = {
     'timm-train': "the same objectives in timm's own train.py",
     'eval': 'measure clean and robust accuracy of any timm model',
     'diagnose': 'look for signs that the robustness of a model is not real',
+    'properties': 'decision margin, boundary thickness and smoothness',
     'convert': "turn checkpoints of the papers' authors and of training runs into safetensors",
     'card': 'build the folder of a model for the Hugging Face Hub, every number measured',
     'push': 'publish that folder on the Hub, as one commit',

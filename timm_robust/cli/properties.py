@@ -1,0 +1,95 @@
+"""`timm-robust properties`: decision margin, boundary thickness and smoothness of a network (NoFrost, table 5)."""
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import List
+
+import torch
+from timm.models import safe_model_name
+
+from ..errors import InputError
+from ..evaluate import format_table, weights_sha256, write_json
+from ..evaluate.properties import boundary_thickness, decision_margin, smoothness
+from ..evaluate.report import versions
+from ..layers import has_batch_statistics
+from ..train.build import resolve_device
+from .arguments import Parser, apply_config, start_logging
+from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+
+__all__ = ['build_parser', 'run']
+
+_HEADER = ('property', 'mean', 'standard error', 'images')
+
+
+def build_parser() -> Parser:
+    """The parser of `timm-robust properties`."""
+    parser = Parser(
+        prog='timm-robust properties',
+        description='Decision margin M (L2 distance to the boundary along adversarial directions, of images classified '
+                    'correctly), boundary thickness T (L2 length on which neither class wins clearly) and smoothness D '
+                    '(largest KL divergence within eps): large M and T and small D go with robustness.')
+    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
+    group = parser.add_argument_group('Property parameters')
+    add_threat_arguments(group)
+    group.add_argument('--steps', type=int, default=20, metavar='N', help='steps of each attack (default: 20)')
+    group.add_argument('--num-targets', type=int, default=3, metavar='N',
+                       help='wrong classes the margin is sought towards (default: 3)')
+    group.add_argument('--output', default='', metavar='DIR',
+                       help='folder for properties.json (default: ./output/properties/TIME-MODEL)')
+    add_input_arguments(parser, num_examples=500)
+    return parser
+
+
+def run(argv: List[str]) -> None:
+    """Measure."""
+    parser = build_parser()
+    args = parser.parse_args(apply_config(parser, argv))
+    start_logging()
+    threat = read_threat(args)
+    if threat.eps == 0:
+        raise InputError('--eps 0: leaves an attack nothing to do, give an eps above 0')
+    if args.surrogate:
+        raise InputError(f'--surrogate {args.surrogate}: properties are of one network, leave it out')
+    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
+    output = Path(args.output or Path('output/properties') / named)
+    if (output / 'properties.json').exists():
+        raise InputError(f'--output {output}: already holds properties.json, choose another folder')
+    inputs = open_inputs(args, torch.device(resolve_device(args.device)))
+    if has_batch_statistics(inputs.model):
+        raise InputError(
+            '--norm-statistics: a network that normalizes by the batch has no boundary of its own, use '
+            '--norm-statistics population')
+    x, y = inputs.first(len(inputs.indices))
+    batches = list(zip(x.split(args.batch_size), y.split(args.batch_size)))
+    model = inputs.pixel_model
+    common = dict(threat=threat, steps=args.steps)
+    measures = {
+        'decision margin (L2)': lambda a, b: decision_margin(model, a, b, num_targets=args.num_targets, **common),
+        'boundary thickness (L2)': lambda a, b: boundary_thickness(model, a, seed=args.seed, **common),
+        f'smoothness (KL, {threat})': lambda a, b: smoothness(model, a, seed=args.seed, **common),
+    }
+    with torch.no_grad():
+        right = torch.cat([model(a).argmax(1) == b for a, b in batches])
+    rows, found = [], {}
+    for name, measure in measures.items():
+        values = torch.cat([measure(a, b) for a, b in batches])
+        values = values[right] if name.startswith('decision') else values
+        met = values[values.isfinite()].double()
+        found[name] = values.tolist()
+        error = (met.std() / len(met) ** .5).item() if len(met) > 1 else float('nan')
+        rows.append((name, f'{met.mean().item():.4g}', f'{error:.2g}', f'{len(met):,}'))
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / 'properties.json', {
+        'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(inputs.model)},
+        'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
+        'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
+        'settings': {'seed': args.seed, 'steps': args.steps, 'num_targets': args.num_targets,
+                     'command': shlex.join(['timm-robust', 'properties', *argv])},
+        'clean_accuracy': 100 * right.double().mean().item(),
+        'properties': found,
+        'versions': versions(),
+    })
+    print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {len(x)} images, attacks within '
+          f'{threat}, {args.steps} steps, seed {args.seed}\n')
+    print(format_table(rows, _HEADER))
+    print(f"\nWritten: {output / 'properties.json'}")

@@ -1,0 +1,177 @@
+"""How far, how thick and how smooth: properties of a decision boundary that go with robustness.
+
+NoFrost, table 5 - https://arxiv.org/abs/2207.01156; Yang et al. 2020, `Boundary thickness and robustness in learning
+models` - https://arxiv.org/abs/2007.05086; Zhang et al. 2019 (TRADES) - https://arxiv.org/abs/1901.08573
+"""
+from typing import Callable, List, Optional
+
+import torch
+
+from ..attacks import ThreatModel, pgd
+from ..attacks.search import check_images
+from ..errors import InputError
+
+__all__ = ['boundary_thickness', 'decision_margin', 'smoothness']
+
+_FIRST_LENGTH, _GROWTH, _LENGTHS = 2. ** -6, 2. ** .5, 33  # of the attack's own length: from 1/64 to 1024
+_BISECTIONS = 22
+
+
+def _unit(delta: torch.Tensor) -> torch.Tensor:
+    """Directions of L2 length 1; a zero stays zero."""
+    norm = delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.ndim - 1))
+    return delta / norm.clamp_min(1e-12)
+
+
+def _wrong_classes(logits: torch.Tensor, y: torch.Tensor, count: int) -> List[torch.Tensor]:
+    """The likeliest wrong classes of each image, one tensor (N,) for each rank."""
+    wrong = logits.scatter(1, y[:, None], float('-inf'))
+    return list(wrong.topk(count, dim=1).indices.unbind(1))
+
+
+@torch.no_grad()
+def _first_crossing(model: Callable, x: torch.Tensor, y: torch.Tensor, direction: torch.Tensor, length: float):
+    """L2 distance along unit directions at which the prediction is first another than y; inf if it never is."""
+    def crossed(distance: torch.Tensor) -> torch.Tensor:
+        return model(x + distance.view(-1, *[1] * (x.ndim - 1)) * direction).argmax(1) != y
+
+    low, high = torch.zeros_like(length), torch.full_like(length, float('inf'))
+    for k in range(_LENGTHS):
+        distance = length * _FIRST_LENGTH * _GROWTH ** k
+        now = crossed(distance)
+        high = torch.where(now & high.isinf(), distance, high)
+        low = torch.where(high.isinf(), distance, low)
+        if not high.isinf().any():
+            break
+    found = ~high.isinf()
+    for _ in range(_BISECTIONS):
+        middle = torch.where(found, (low + high) / 2, 0.)
+        beyond = crossed(middle)
+        high, low = torch.where(found & beyond, middle, high), torch.where(found & ~beyond, middle, low)
+    return high
+
+
+def decision_margin(
+        model: Callable,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        threat: ThreatModel,
+        *,
+        steps: int = 20,
+        num_targets: int = 3,
+) -> torch.Tensor:
+    r"""L2 distance to the nearest decision boundary along adversarial directions.
+
+    .. math:: M(x) = \min_{u \in D(x)} \inf \{ t \ge 0 : \arg\max f(x + t u) \ne y \}
+
+    D(x) holds the unit vectors from x to its adversarial images: of PGD away from y and of targeted PGD towards the
+    likeliest wrong classes. The line is followed without regard to valid pixels, from 1/64 to 1024 times the length of
+    the attack. For a linear classifier of two classes under L2 it is the distance to the hyperplane.
+
+    Args:
+        model: Maps pixels in [0, 1] to logits; in eval mode.
+        x: Images (N, C, H, W).
+        y: True class indices (N,).
+        threat: Threat model of the attacks that give the directions.
+        steps: Steps of each attack.
+        num_targets: Wrong classes to attack towards.
+
+    Returns:
+        Distances in pixel units, shape (N,): 0 for misclassified images, inf where no boundary was met.
+    """
+    check_images(x, y)
+    with torch.no_grad():
+        logits = model(x)
+    margin = torch.where(logits.argmax(1) == y, float('inf'), 0.).to(x.dtype)
+    targets: List[Optional[torch.Tensor]] = [
+        None, *_wrong_classes(logits, y, min(num_targets, logits.shape[1] - 1))]
+    for target in targets:
+        adv = pgd(model, x, y, threat, steps=steps, keep='last', random_start=False, targets=target)
+        delta = adv - x
+        length = delta.flatten(1).norm(dim=1).clamp_min(1e-6)
+        margin = torch.minimum(margin, _first_crossing(model, x, y, _unit(delta), length))
+    return margin
+
+
+def boundary_thickness(
+        model: Callable,
+        x: torch.Tensor,
+        threat: ThreatModel,
+        *,
+        alpha: float = 0.,
+        beta: float = 0.75,
+        points: int = 128,
+        steps: int = 20,
+        seed: int = 0,
+) -> torch.Tensor:
+    r"""Length of the way to a targeted adversarial image on which neither class wins clearly (Yang et al. 2020, eq. 1).
+
+    .. math:: T(x) = \| x - x_s \|_2 \int_0^1 1 \{ \alpha < g_{ij}(x(t)) < \beta \} dt,\quad g_{ij} = p_i - p_j
+
+    i is the predicted class of x, j a random other one, x_s the image of targeted PGD towards j, x(t) the segment
+    between them.
+
+    Args:
+        model, x, threat, steps: See `decision_margin`.
+        alpha, beta: Bounds of the difference in probability; 0 and 0.75 in the paper.
+        points: Points on the segment.
+        seed: Seed of the target classes.
+
+    Returns:
+        Lengths in pixel units, shape (N,).
+
+    Raises:
+        InputError: If not -1 <= alpha < beta <= 1.
+    """
+    if not -1 <= alpha < beta <= 1:
+        raise InputError(f'alpha={alpha}, beta={beta}: must be ascending and in [-1, 1]')
+    check_images(x, x)
+    with torch.no_grad():
+        logits = model(x)
+    own, classes = logits.argmax(1), logits.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    other = (own + torch.randint(1, classes, (len(x),), generator=generator).to(own.device)) % classes
+    # a random start would turn the segment away from the shortest way
+    adv = pgd(model, x, own, threat, steps=steps, keep='last', targets=other, random_start=False)
+    inside = torch.zeros(len(x), device=x.device)
+    rows = torch.arange(len(x), device=x.device)
+    with torch.no_grad():
+        for t in ((torch.arange(points) + .5) / points).tolist():
+            p = model(torch.lerp(x, adv, t)).softmax(1)
+            difference = p[rows, own] - p[rows, other]
+            inside += (alpha < difference) & (difference < beta)
+    return (adv - x).flatten(1).norm(dim=1) * inside / points
+
+
+def smoothness(
+        model: Callable,
+        x: torch.Tensor,
+        threat: ThreatModel,
+        *,
+        steps: int = 20,
+        restarts: int = 2,
+        seed: int = 0,
+) -> torch.Tensor:
+    r"""Largest change of the prediction within eps, by PGD from near the image (TRADES' inner problem).
+
+    .. math:: D(x) = \max_{\| \delta \| \le \epsilon} KL(p(x) \,\|\, p(x + \delta))
+
+    Args:
+        model, x, threat, steps: See `decision_margin`.
+        restarts: Runs, of which the largest counts.
+        seed: Seed of the starts.
+
+    Returns:
+        Divergences in nats, shape (N,); small where the network is smooth.
+    """
+    check_images(x, x)
+    with torch.no_grad():
+        clean = model(x).log_softmax(1)
+    largest = torch.zeros(len(x), device=x.device, dtype=clean.dtype)
+    for run in range(restarts):
+        adv = pgd(
+            model, x, clean.exp(), threat, steps=steps, keep='last', start_std=1e-3, seed=seed * 0x9E3779B1 + run)
+        with torch.no_grad():
+            divergence = (clean.exp() * (clean - model(adv).log_softmax(1))).sum(1)
+        largest = torch.maximum(largest, divergence)
+    return largest
