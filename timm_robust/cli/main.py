@@ -15,6 +15,7 @@ COMMANDS = {
     'eval': 'measure clean and robust accuracy of any timm model',
     'diagnose': 'look for signs that the robustness of a model is not real',
     'properties': 'decision margin, boundary thickness and smoothness',
+    'statistics': 'what an attack does to normalization, and population against batch statistics',
     'convert': "turn checkpoints of the papers' authors and of training runs into safetensors",
     'card': 'build the folder of a model for the Hugging Face Hub, every number measured',
     'push': 'publish that folder on the Hub, as one commit',

@@ -1,0 +1,61 @@
+"""Statistics of clean and adversarial batches beside the tracked ones."""
+import json
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from helpers import TinyNet, make_image_folder
+
+from timm_robust.cli.main import main
+from timm_robust.evaluate.statistics import layer_statistics, shift_rows
+from timm_robust.layers import RobustNorm2d
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d, RobustNorm2d])
+def test_statistics_are_those_of_the_input_of_each_layer(norm):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norm(4), nn.ReLU()).eval()
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(1, 2)
+    x = torch.rand(7, 3, 5, 5)
+    found = layer_statistics(model, x, batch_size=3)['1']
+    parts = [model[0](batch).double() for batch in (x[:3], x[3:6])]  # the last is not whole
+    means = [z.mean((0, 2, 3)) for z in parts]
+    spreads = [
+        z.var((0, 2, 3), unbiased=False) if norm is nn.BatchNorm2d else z.amax((0, 2, 3)) - z.amin((0, 2, 3))
+        for z in parts]
+    torch.testing.assert_close(torch.tensor(found['batch_mean'], dtype=torch.float64), sum(means) / 2)
+    torch.testing.assert_close(torch.tensor(found['batch_spread'], dtype=torch.float64), sum(spreads) / 2)
+    torch.testing.assert_close(torch.tensor(found['tracked_mean']), model[1].running_mean)
+    assert not model[1]._forward_pre_hooks and not model.training
+
+
+def test_shifts():
+    clean = {'a': {'tracked_mean': [0., 1.], 'tracked_spread': [4., 4.], 'batch_mean': [1., 1.],
+                   'batch_spread': [4., 4. * math.e]}}
+    (name, mean, spread, *_), = shift_rows(clean, clean, root=True)
+    assert (name, mean, spread) == ('a', pytest.approx(.25), pytest.approx(.5))
+    assert shift_rows(clean, clean, root=False)[0][1] == pytest.approx(.125)
+    with pytest.raises(ValueError, match='TinyNet has no BatchNorm'):
+        layer_statistics(TinyNet(), torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize('norm', ['robustnorm', 'batchnorm2d'])
+def test_the_command(tmp_path, capsys, norm):
+    folder = make_image_folder(tmp_path / 'data', splits=('test',), classes=tuple('abcd'), per_class=4)
+    kwargs = {} if norm == 'robustnorm' else {'norm_layer': norm}
+    model = timm.create_model('robustnorm_resnet20_cifar', num_classes=4, **kwargs)
+    torch.save(model.state_dict(), tmp_path / 'w.pth')
+    argv = ['statistics', '--model', 'robustnorm_resnet20_cifar', '--checkpoint', str(tmp_path / 'w.pth'),
+            '--num-classes', '4', '--data-dir', str(folder), '--split', 'test', '-j', '0', '-b', '8', '--device', 'cpu',
+            '--num-examples', '16', '--attacks', 'clean,pgd2', '--output', str(tmp_path / 'out')]
+    argv += ['--model-kwargs', f'norm_layer={norm}'] if kwargs else []
+    assert main(argv) == 0
+    found = json.loads((tmp_path / 'out' / 'statistics.json').read_text())
+    assert list(found['accuracy']) == (['population', 'batch'] if kwargs else ['population', 'mean', 'batch'])
+    assert set(found['layers']['clean']) == set(found['layers']['adversarial']) and 'bn1' in found['layers']['clean']
+    assert (tmp_path / 'out' / 'statistics.png').stat().st_size > 5000
+    assert 'Layers whose mean an attack moves most' in capsys.readouterr().out
+    for more, message in ((argv[1:], 'already holds'), ([*argv[1:], '--norm-statistics', 'batch'], 'leave it out')):
+        assert main(['statistics', *more]) == 2 and message in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""`timm-robust statistics`: what an attack does to normalization, and what the choice of statistics is worth."""
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import List
+
+import torch
+from timm.models import safe_model_name
+
+from ..attacks import pgd
+from ..errors import InputError
+from ..evaluate import evaluate_attacks, format_table, parse_attacks, weights_sha256, write_json
+from ..evaluate.report import versions
+from ..evaluate.specs import check_specs
+from ..evaluate.statistics import layer_statistics, plot_statistics, shift_rows
+from ..layers import RobustNorm2d, set_norm_statistics
+from ..train.build import resolve_device
+from .arguments import Parser, apply_config, start_logging
+from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+
+__all__ = ['build_parser', 'run']
+
+_NOTE = (
+    'With batch statistics a prediction depends on the other images of its batch, and the attacks move whole batches; '
+    'accuracy there is of these batches alone. `timm-robust diagnose` says what else to think of it.')
+
+
+def build_parser() -> Parser:
+    """The parser of `timm-robust statistics`."""
+    parser = Parser(
+        prog='timm-robust statistics',
+        description='Compare the statistics of clean and adversarial batches with the tracked ones, layer by layer '
+                    '(RobustNorm, figure 2), and accuracy with population and with batch statistics (RobustNorm, '
+                    'tables 1, 2 and 4).')
+    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
+    group = parser.add_argument_group('Attack parameters')
+    add_threat_arguments(group)
+    group.add_argument('--attacks', default='clean,fgsm,pgd20', metavar='NAMES',
+                       help='clean, fgsm, fgsm-rs, bim, pgd, mim, cw (default: %(default)s)')
+    group.add_argument('--output', default='', metavar='DIR',
+                       help='folder for statistics.json and statistics.png (default: ./output/statistics/TIME-MODEL)')
+    add_input_arguments(parser, num_examples=1000)
+    return parser
+
+
+def run(argv: List[str]) -> None:
+    """Compare."""
+    parser = build_parser()
+    args = parser.parse_args(apply_config(parser, argv))
+    start_logging()
+    threat = read_threat(args)
+    if args.norm_statistics:
+        raise InputError(f'--norm-statistics {args.norm_statistics}: all of them are compared, leave it out')
+    if args.surrogate:
+        raise InputError(f'--surrogate {args.surrogate}: the attacks are on the network itself, leave it out')
+    specs = parse_attacks(args.attacks, threat)
+    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
+    output = Path(args.output or Path('output/statistics') / named)
+    if (output / 'statistics.json').exists():
+        raise InputError(f'--output {output}: already holds statistics.json, choose another folder')
+    inputs = open_inputs(args, torch.device(resolve_device(args.device)))
+    model, pixel_model = inputs.model, inputs.pixel_model
+    modes = ['population', 'batch']
+    if any(isinstance(m, RobustNorm2d) for m in model.modules()):
+        modes.insert(1, 'mean')
+    try:
+        set_norm_statistics(model, 'population')
+    except ValueError as error:
+        raise InputError(f'--model {args.model}: {error}') from error
+    check_specs(specs, model.num_classes, batch_dependent=True)
+
+    x, y = inputs.first(len(inputs.indices))
+    adv = torch.cat([
+        pgd(pixel_model, a, b, threat, steps=20, keep='last', seed=args.seed + i)
+        for i, (a, b) in enumerate(zip(x.split(args.batch_size), y.split(args.batch_size)))])
+    layers = {
+        kind: {name.removeprefix('model.'): values for name, values in layer_statistics(
+            pixel_model, images, args.batch_size).items()}
+        for kind, images in (('clean', x), ('adversarial', adv))}
+    rows = shift_rows(layers['clean'], layers['adversarial'], root='mean' not in modes)
+
+    accuracy = {}
+    for mode in modes:
+        set_norm_statistics(model, mode)
+        results = evaluate_attacks(
+            pixel_model, inputs.loader(), inputs.indices, specs, device=inputs.device, seed=args.seed,
+            batch_size=args.batch_size, progress=False).results
+        accuracy[mode] = {r.spec.name: r.accuracy for r in results}
+    output.mkdir(parents=True, exist_ok=True)
+    sample = f'{len(x)} images, batch {args.batch_size}, {threat}, seed {args.seed}'
+    plot_statistics(rows, f'{args.model}\n{sample}, PGD-20 on population statistics', output / 'statistics.png')
+    set_norm_statistics(model, 'population')
+    write_json(output / 'statistics.json', {
+        'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(model)},
+        'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
+        'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
+        'settings': {'seed': args.seed, 'batch_size': args.batch_size,
+                     'command': shlex.join(['timm-robust', 'statistics', *argv])},
+        'accuracy': accuracy,
+        'layers': layers,
+        'versions': versions(),
+    })
+    names = list(accuracy['population'])
+    print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {sample}\n')
+    print(format_table(
+        [(mode, *(f'{accuracy[mode][n]:.1f}' for n in names)) for mode in modes],
+        ('statistics', *(f'{n} %' for n in names))))
+    print(f'\n{_NOTE}\n')
+    worst = sorted(rows, key=lambda row: -(row[3] if row[3] == row[3] else 0))[:5]
+    print('Layers whose mean an attack moves most, in tracked spreads (clean batches beside it):')
+    print(format_table([(r[0], f'{r[3]:.3f}', f'{r[1]:.3f}') for r in worst], ('layer', 'adversarial', 'clean')))
+    print(f"\nWritten: {output / 'statistics.json'}, {output / 'statistics.png'}")
