@@ -24,7 +24,7 @@ for flag, value in {
     'cutmix': 0., 'model-ema-decay': .5,
 }.items():
     parser.add_argument(f'--{flag}', type=type(value), default=value)
-for flag in ('model-ema', 'no-prefetcher', 'jsd-loss', 'channels-last', 'grad-checkpointing'):
+for flag in ('model-ema', 'no-prefetcher', 'jsd-loss', 'channels-last', 'grad-checkpointing', 'torchscript'):
     parser.add_argument(f'--{flag}', action='store_true')
 parser.add_argument('--cutmix-minmax', type=float, nargs='+', default=None)
 parser.add_argument('--kd-model-name', default=None)

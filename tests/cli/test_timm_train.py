@@ -120,6 +120,9 @@ def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
     (['--objective', 'fat', '--mixup', '.2'], 'leave out --mixup'),
     (['--objective', 'sat', '--jsd-loss'], '--jsd-loss True: does not go with --objective sat'),
     (['--objective', 'sat', '--kd-model-name', 'resnet18'], '--kd-model-name resnet18: does not go with'),
+    (['--objective', 'sat', '--torchscript'], '--torchscript True: does not go with --objective sat'),
+    (['--kd-model-name', 'resnet18', '--robust-eval-steps', '2'],
+     '--kd-model-name resnet18: does not go with --robust-eval-steps 2'),
 ])
 def test_bad_input_is_one_line(more, message, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', sys.argv)
@@ -127,6 +130,17 @@ def test_bad_input_is_one_line(more, message, folder, tmp_path, capsys, monkeypa
     error = capsys.readouterr().err.strip()
     assert message in error and '\n' not in error
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_script_finds_what_lies_beside_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    (tmp_path / 'beside_it.py').write_text('')
+    (tmp_path / 'train.py').write_text(f'import beside_it\n{STAND_IN.read_text()}')
+    assert load_script(str(tmp_path / 'train.py')).parser
+    (tmp_path / 'train.py').write_text('from timm.models import of_a_later_timm\n')
+    assert main(['timm-train', str(tmp_path / 'train.py')]) == 2
+    error = capsys.readouterr().err.strip()
+    assert 'cannot be imported' in error and 'install the timm it is of' in error and '\n' not in error
 
 
 def test_scripts_it_cannot_drive(tmp_path, capsys):

@@ -206,3 +206,12 @@ def test_bad_arguments():
         friendly_pgd(TinyNet().double(), x, y, THREAT, space=SPACE, tau=-1)
     with pytest.raises(InputError, match="start_std=0.1 needs keep='last'"):
         pgd(TinyNet().double(), x, y, THREAT, space=SPACE, start_std=.1)
+
+
+def test_a_run_of_another_objective_leaves_the_schedule_of_tau_alone(caplog):
+    options = ObjectiveOptions(objective='fat', fat_tau_epochs=[2.])
+    task = create_task(options, TinyNet(), space=SPACE, steps_per_epoch=10, verbose=False)
+    task.load_task_state({'step': 7})
+    assert task.step == 7 and task.tau_steps == [20] and not caplog.text
+    task.load_task_state({'step': 7, 'tau_steps': [50]})
+    assert task.tau_steps == [50] and 'not at [20]' in caplog.text
