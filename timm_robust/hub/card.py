@@ -15,7 +15,7 @@ from ..evaluate.report import write_json
 from .convert import write_safetensors
 from .papers import citations
 
-__all__ = ['FIGURES', 'build_card_folder', 'card_text', 'result_rows']
+__all__ = ['FIGURES', 'build_card_folder', 'card_text', 'read_results', 'result_rows']
 
 FIGURES = ('eps_sweep.png', 'mbnat_gamma.png', 'loss_surface.png', 'images.png')
 _HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %')
@@ -156,7 +156,7 @@ def _arguments(model_args: Dict[str, Any]) -> str:
     return ', '.join(f'{k}={v}' for k, v in model_args.items())
 
 
-def _plain_architecture(model: nn.Module, name: str) -> str:
+def _plain_architecture(name: str) -> str:
     """timm's own name of a network that is timm's own, else the name it has here."""
     own = name.replace('nofrost', 'nf', 1)
     return own if name.startswith('nofrost') and is_model(own) else name
@@ -233,7 +233,7 @@ def build_card_folder(
         data_config={k: seen[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')},
     )
     config = json.loads((folder / 'config.json').read_text())
-    config['architecture'] = _plain_architecture(model, architecture)
+    config['architecture'] = _plain_architecture(architecture)
     write_json(folder / 'config.json', config)
     write_json(folder / 'results.json', {
         'weights_sha256': digest, 'data_names': list(facts['data_names']), 'evaluations': evaluations})
