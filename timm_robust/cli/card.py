@@ -1,4 +1,6 @@
 """`timm-robust card`: the folder of a model as it goes to the Hub, every number of its card measured."""
+import argparse
+import shlex
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -45,22 +47,15 @@ def training_command(args: Dict[str, Any]) -> str:
     """The command of a run from its args.yaml, without what belongs to the machine it ran on."""
     words = ['timm-robust', 'train']
     for action in train.build_parser()._actions:
-        value = args.get(action.dest, action.default)
-        if action.dest in (*_OF_THE_MACHINE, 'help') or value in (action.default, None) or not action.option_strings:
+        value = args.get(action.dest)
+        if action.dest in _OF_THE_MACHINE or value in (action.default, None):
             continue
-        flag = max(action.option_strings, key=len) if not isinstance(value, bool) or value else next(
-            (o for o in action.option_strings if o.startswith('--no-')), '')
-        if not flag:
-            continue
-        words.append(flag.replace('--no-', '--', 1) if value is True and flag.startswith('--no-')
-                     and f'--{flag[5:]}' in action.option_strings else flag)
+        words.append(action.option_strings[0 if isinstance(action, argparse.BooleanOptionalAction) and value else -1])
         if isinstance(value, dict):
             words += [f'{k}={v}' for k, v in value.items()]
-        elif isinstance(value, (list, tuple)):
-            words += [f'{v:g}' if isinstance(v, float) else str(v) for v in value]
         elif not isinstance(value, bool):
-            words.append(f'{value:g}' if isinstance(value, float) else str(value))
-    return ' '.join([*words, '--data-dir', 'DIR'])
+            words += map(str, value if isinstance(value, (list, tuple)) else [value])
+    return shlex.join([*words, '--data-dir', 'DIR'])
 
 
 def run(argv: List[str]) -> None:
@@ -78,13 +73,16 @@ def run(argv: List[str]) -> None:
     if args.train_args:
         try:
             training = yaml.safe_load(Path(args.train_args).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f'--train-args {args.train_args}: cannot be read ({type(error).__name__})') from error
-        objective, command = training['objective'], training_command(training)
+            objective, command = training['objective'], training_command(training)
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise InputError(
+                f'--train-args {args.train_args}: is no args.yaml of timm-robust train '
+                f'({type(error).__name__})') from error
+    content = read_checkpoint(args.checkpoint, '--checkpoint')
     args.pretrained = False
     model = build_model(args).eval()
     try:
-        found = convert_state_dict(read_checkpoint(args.checkpoint), model)
+        found = convert_state_dict(content, model)
     except InputError as error:
         raise InputError(f'--checkpoint {args.checkpoint}: {error}') from error
     model.load_state_dict(found.state_dict)

@@ -56,7 +56,7 @@ def run(argv: List[str]) -> None:
         raise InputError(f'--output {output}: exists, choose another name')
     if not output.parent.is_dir():
         raise InputError(f'--output {output}: no such folder, make it first')
-    content = read_checkpoint(args.checkpoint)
+    content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
     args.pretrained = False
     model = build_model(args).eval()
     try:

@@ -6,13 +6,11 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch.nn as nn
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from timm.models import is_model
-from timm.models._hub import save_config_for_hf
+from timm.models import is_model, save_for_hf
 
 from ..errors import InputError
 from ..evaluate import summary, weights_sha256
 from ..evaluate.report import write_json
-from .convert import write_safetensors
 from .papers import citations
 
 __all__ = ['FIGURES', 'build_card_folder', 'card_text', 'read_results', 'result_rows']
@@ -222,24 +220,22 @@ def build_card_folder(
                 figures[f'{index}_{figure}' if index else figure] = Path(path).parent / figure
     for target, source in figures.items():
         shutil.copyfile(source, folder / target)
-    save_config_for_hf(
+    published_as = _plain_architecture(architecture)
+    save_for_hf(
         model,
-        str(folder / 'config.json'),
+        str(folder),
+        safe_serialization=True,
         model_config={
+            'architecture': published_as,
             'weights_sha256': digest,
             'pretrained_cfg': {'tag': tag, 'license': facts['license']},
         },
         model_args=model_args or None,
         data_config={k: seen[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')},
     )
-    config = json.loads((folder / 'config.json').read_text())
-    config['architecture'] = _plain_architecture(architecture)
-    write_json(folder / 'config.json', config)
     write_json(folder / 'results.json', {
         'weights_sha256': digest, 'data_names': list(facts['data_names']), 'evaluations': evaluations})
-    write_safetensors(folder / 'model.safetensors', model.state_dict())
     text = card_text(
-        name, evaluations, architecture=config['architecture'], model_args=model_args or {}, figures=list(figures),
-        **facts)
+        name, evaluations, architecture=published_as, model_args=model_args or {}, figures=list(figures), **facts)
     (folder / 'README.md').write_text(text)
     return sorted(folder.iterdir())

@@ -1,18 +1,19 @@
 """Checkpoints of others as weights of a named model: every key accounted for, nothing unpickled that is code."""
+import argparse
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
-from timm.models._helpers import _torch_load
+from timm.models import clean_state_dict
 
 from ..errors import InputError
 from ..layers import has_aux_norm
+from ..train.checkpoint import check_exists, explain
 
 __all__ = [
     'Conversion',
@@ -25,7 +26,6 @@ __all__ = [
 
 _AVERAGED = ('state_dict_ema', 'model_ema')
 _PLAIN = ('state_dict', 'model', 'net', 'weights')
-_WRAPPERS = ('module.', '_orig_mod.')
 # linear layers of torchvision's VGG and of the RobustNorm repository's, which has a dropout layer more
 _VGG_LINEAR = {
     'classifier.0': 'pre_logits.fc1', 'classifier.1': 'pre_logits.fc1', 'classifier.3': 'pre_logits.fc2',
@@ -51,25 +51,25 @@ class Conversion:
     added: Dict[str, str] = field(default_factory=dict)
 
 
-def read_checkpoint(path: str) -> Any:
+def read_checkpoint(path: str, flag: str) -> Any:
     """What a file holds, tensors and plain values alone.
 
     Args:
         path: A safetensors file, or one of torch.save.
+        flag: How messages name the argument.
 
     Raises:
         InputError: If there is no such file, it is broken, or it holds code.
     """
-    if not Path(path).is_file():
-        raise InputError(f'{path}: no such file, give the path of a .safetensors, .pth, .pt or .pth.tar file')
+    check_exists(flag, path)
     try:
-        return load_file(path) if str(path).endswith('.safetensors') else _torch_load(path)
+        if str(path).endswith('.safetensors'):
+            return load_file(path)
+        # as timm does: its training checkpoints hold the arguments of the run
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # safetensors, zip and pickle have exceptions of their own each
-        if 'Unsupported global' in f'{error} {error.__cause__}':
-            raise InputError(
-                f'{path}: holds code, which is never run: ask its author for a safetensors file or a plain state '
-                'dict') from error
-        raise InputError(f'{path}: is truncated or no checkpoint ({type(error).__name__}), copy it again') from error
+        raise explain(flag, path, error) from error
 
 
 def _weights_of(content: Any, use_ema: bool) -> Tuple[str, Dict[str, torch.Tensor]]:
@@ -83,20 +83,10 @@ def _weights_of(content: Any, use_ema: bool) -> Tuple[str, Dict[str, torch.Tenso
     raise InputError(f"the checkpoint has no weights under {', '.join((*_AVERAGED, *_PLAIN))} and is no state dict")
 
 
-def _unwrapped(key: str) -> str:
-    while key.startswith(_WRAPPERS):
-        key = key.split('.', 1)[1]
-    return key
-
-
-def _candidates(key: str) -> List[str]:
-    """Names under which a model may know a key, the likeliest first."""
-    plain = _unwrapped(key)
-    names = [plain]
-    linear = re.match(r'classifier\.\d+(?=\.)', plain)
-    if linear and linear.group() in _VGG_LINEAR:
-        names.append(_VGG_LINEAR[linear.group()] + plain[linear.end():])
-    return names
+def _vgg_name(key: str) -> str:
+    """timm's name of a linear layer of another VGG."""
+    layer, _, rest = key.rpartition('.')
+    return f'{_VGG_LINEAR.get(layer, layer)}.{rest}'
 
 
 def convert_state_dict(content: Any, model: nn.Module, use_ema: bool = True) -> Conversion:
@@ -123,8 +113,8 @@ def convert_state_dict(content: Any, model: nn.Module, use_ema: bool = True) -> 
     wanted = model.state_dict()
     found = Conversion({}, source)
     unknown = []
-    for key, value in weights.items():
-        name = next((n for n in _candidates(key) if n in wanted and n not in found.state_dict), None)
+    for key, (clean, value) in zip(weights, clean_state_dict(weights).items()):
+        name = next((n for n in (clean, _vgg_name(clean)) if n in wanted), None)
         if name is None and key.endswith(_COUNTER):
             found.dropped[key] = 'a counter of batches, which the model does not keep'
         elif name is None:

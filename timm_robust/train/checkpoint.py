@@ -13,7 +13,7 @@ from timm.utils import CheckpointSaver
 
 from ..errors import InputError
 
-__all__ = ['AtomicCheckpointSaver', 'load_weights', 'resume', 'resume_ema']
+__all__ = ['AtomicCheckpointSaver', 'check_exists', 'explain', 'load_weights', 'resume', 'resume_ema']
 
 _BROKEN_FILE_ERRORS = (OSError, EOFError, RuntimeError, KeyError, ValueError, BadZipFile, pickle.UnpicklingError)
 
@@ -36,9 +36,10 @@ class AtomicCheckpointSaver(CheckpointSaver):
         os.replace(part, dst)
 
 
-def _explain(flag: str, path: str, error: Exception) -> InputError:
+def explain(flag: str, path: str, error: Exception) -> InputError:
+    """Why a file does not load, in one line."""
     text = ' '.join(str(error).split())
-    if 'weights_only' in text or isinstance(error, pickle.UnpicklingError):
+    if 'Unsupported global' in f'{error} {error.__cause__}':
         why = 'it holds code, which is never run: ask its author for a safetensors file or a plain state dict'
     elif 'Unexpected key' in text and '.aux.' in text:
         mend = 'go on with that objective' if flag == '--resume' else (
@@ -56,7 +57,8 @@ def _explain(flag: str, path: str, error: Exception) -> InputError:
     return InputError(f'{flag} {path}: cannot be loaded, {why}')
 
 
-def _check_exists(flag: str, path: str) -> None:
+def check_exists(flag: str, path: str) -> None:
+    """Refuse a path where no file is."""
     if not os.path.isfile(path):
         raise InputError(f'{flag} {path}: no such file, give the path of a .safetensors, .pth or .pth.tar file')
 
@@ -73,11 +75,11 @@ def load_weights(model: nn.Module, path: str, use_ema: bool = True, flag: str = 
     Raises:
         InputError: If the file is missing, broken, holds code or does not fit.
     """
-    _check_exists(flag, path)
+    check_exists(flag, path)
     try:
         load_checkpoint(model, path, use_ema=use_ema, strict=True)
     except Exception as error:  # safetensors has an exception class of its own, outside the usual families
-        raise _explain(flag, path, error) from error
+        raise explain(flag, path, error) from error
 
 
 def resume(
@@ -92,11 +94,11 @@ def resume(
     Raises:
         InputError: If the file is missing, broken, holds code or does not fit.
     """
-    _check_exists('--resume', path)
+    check_exists('--resume', path)
     try:
         return resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=log_info)
     except _BROKEN_FILE_ERRORS as error:
-        raise _explain('--resume', path, error) from error
+        raise explain('--resume', path, error) from error
 
 
 def resume_ema(task: TrainingTask, path: str) -> None:
@@ -104,4 +106,4 @@ def resume_ema(task: TrainingTask, path: str) -> None:
     try:
         load_task_ema_checkpoint(task, path)
     except _BROKEN_FILE_ERRORS as error:
-        raise _explain('--resume', path, error) from error
+        raise explain('--resume', path, error) from error
