@@ -203,7 +203,10 @@ def test_another_models_repository_is_left_alone(hub, folder, monkeypatch, capsy
     capsys.readouterr()
     assert publish(other, monkeypatch=monkeypatch) == 2
     one_line(capsys, f'--repo-id {REPO}: holds {NAME}, not nofrost_resnet11_mnist.another')
+    assert publish(other, '--revision', 'fresh', monkeypatch=monkeypatch) == 2
+    one_line(capsys, f'holds {NAME}, not')
     repo = hub.repos[REPO]
+    assert list(repo.branches) == ['main']
     repo.commits[repo.branches['main']] = {'README.md': b'my own project'}
     assert publish(folder, monkeypatch=monkeypatch) == 2
     one_line(capsys, 'holds no model of this package')

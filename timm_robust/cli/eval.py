@@ -194,7 +194,7 @@ def run(argv: List[str]) -> None:
     args = parser.parse_args(apply_config(parser, argv))
     start_logging()
     if args.sweep == 'mbnat_gamma' and args.mbnat_gamma is None:
-        args.mbnat_gamma, args.gamma_flag = 0., '--sweep mbnat_gamma'
+        args.mbnat_gamma = 0.
     threat = read_threat(args)
     step_size = _read_step_size(args)
     if args.restarts < 1:

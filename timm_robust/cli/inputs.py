@@ -55,7 +55,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[
 
 
 def _gamma_flag(args: argparse.Namespace) -> str:
-    return getattr(args, 'gamma_flag', f'--mbnat-gamma {args.mbnat_gamma:g}')
+    swept = getattr(args, 'sweep', '') and not args.mbnat_gamma  # the sweep implies a gamma of 0
+    return '--sweep mbnat_gamma' if swept else f'--mbnat-gamma {args.mbnat_gamma:g}'
 
 
 def _check_gamma(args: argparse.Namespace) -> None:

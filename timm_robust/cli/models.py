@@ -1,5 +1,6 @@
 """`timm-robust models`: the models of this package, where their weights are and what they withstand."""
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -50,7 +51,7 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
         measured = next(
             (p for p in (packaged.with_suffix('.json'), cards / name / 'results.json') if p.is_file()), None)
         known = _accuracies(json.loads(measured.read_text())) if measured else ('-',) * 4
-        if Path(name).match(pattern):
+        if fnmatch(name, pattern):
             rows.append((name, where, *known))
     return rows
 

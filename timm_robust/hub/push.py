@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file
 
 from ..errors import InputError
@@ -59,32 +59,28 @@ def plan_push(folder: Path, repo_id: str) -> Plan:
     return Plan(repo_id, [folder / name for name in _REQUIRED] + figures, config, f'Upload {folder.name}')
 
 
+def _name(config: Dict[str, Any]) -> str:
+    return f"{config['architecture']}.{config['pretrained_cfg']['tag']}"
+
+
 def _refuse_other(api: HfApi, plan: Plan, revision: Optional[str]) -> bool:
     """Whether the repository exists; refuses one that holds another model."""
     try:
         info = api.model_info(plan.repo_id, revision=revision)
+    except RevisionNotFoundError:
+        return _refuse_other(api, plan, None)  # the new branch begins as the main one
     except RepositoryNotFoundError:
         return False
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 404:
-            return True  # the repository is there, the branch is not yet
-        raise
-    held = {f.rfilename for f in info.siblings or []} - {'.gitattributes'}
-    if not held:
+    if {f.rfilename for f in info.siblings or []} <= {'.gitattributes'}:
         return True
-    mine = {k: plan.config['pretrained_cfg'].get(k) if k == 'tag' else plan.config[k] for k in ('architecture', 'tag')}
-    theirs = None
-    if 'config.json' in held:
+    try:
         path = api.hf_hub_download(plan.repo_id, 'config.json', revision=revision)
-        try:
-            config = json.loads(Path(path).read_text())
-            theirs = {'architecture': config.get('architecture'), 'tag': config.get('pretrained_cfg', {}).get('tag')}
-        except (ValueError, AttributeError):
-            theirs = None
-    if theirs != mine:
-        name = f"{theirs['architecture']}.{theirs['tag']}" if theirs else 'no model of this package'
+        theirs = _name(json.loads(Path(path).read_text()))
+    except (EntryNotFoundError, ValueError, KeyError, TypeError):
+        theirs = 'no model of this package'
+    if theirs != _name(plan.config):
         raise InputError(
-            f"--repo-id {plan.repo_id}: holds {name}, not {mine['architecture']}.{mine['tag']}: choose another name")
+            f'--repo-id {plan.repo_id}: holds {theirs}, not {_name(plan.config)}: choose another name')
     return True
 
 
@@ -112,10 +108,8 @@ def push(
         private: bool = True,
         revision: Optional[str] = None,
         create_pr: bool = False,
-        token: Optional[str] = None,
-        endpoint: Optional[str] = None,
 ) -> str:
-    """Send a card folder as one commit.
+    """Send a card folder as one commit, with the token of the environment or of `hf auth login`.
 
     Files go up first and become visible with the commit alone, so an upload that breaks off leaves the repository as it
     was and can be repeated.
@@ -125,8 +119,6 @@ def push(
         private: Create the repository as a private one; one that exists stays as it is.
         revision: Branch, made if it is not there; the main one by default.
         create_pr: Open a pull request instead.
-        token: By default that of the environment or of `hf auth login`.
-        endpoint: Address of the Hub, by default that of the environment.
 
     Returns:
         Address of the commit or the pull request.
@@ -134,7 +126,7 @@ def push(
     Raises:
         InputError: If the repository holds another model, or the Hub refuses or cannot be reached.
     """
-    api = HfApi(endpoint=endpoint, token=token, library_name='timm_robust')
+    api = HfApi(library_name='timm_robust')
     try:
         exists = _refuse_other(api, plan, revision)
         if not exists:

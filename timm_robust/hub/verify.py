@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file
+from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 
 from ..errors import InputError
@@ -20,8 +21,8 @@ def verify_weights(name: str) -> None:
     Raises:
         InputError: If the weights are others.
     """
-    source, _, place = name.partition(':')
-    if source in ('hf-hub', 'hf_hub'):
+    source, place = parse_model_name(name)
+    if source == 'hf-hub':
         config = Path(download_from_hf(place, 'config.json'))
         weights = config.with_name('model.safetensors')  # where loading the model has put it
     elif source == 'local-dir':

@@ -1,6 +1,6 @@
 """timm's model builder, with one clear line where pretrained weights cannot be had."""
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
@@ -41,12 +41,13 @@ def _packaged_tags() -> str:
     return ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))) or 'none yet'
 
 
-def _packaged_file(variant: str, kwargs: Dict[str, Any]) -> Path:
-    """Where weights of the tag asked for would lie in the package."""
+def _packaged_file(variant: str, kwargs: Dict[str, Any]) -> Optional[Path]:
+    """Weights of the tag asked for, if they are in the package."""
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
-    # weights somebody named are not the tag's
-    named = cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict
-    return WEIGHTS_DIR / ('nothing' if named else f'{variant}.{cfg.tag}.safetensors')
+    if cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict:
+        return None  # weights somebody named are not the tag's
+    path = WEIGHTS_DIR / f'{variant}.{cfg.tag}.safetensors'
+    return path if path.is_file() else None
 
 
 def _is_missing(error: Exception) -> bool:
@@ -72,7 +73,7 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, **kwargs)
     packaged = _packaged_file(variant, kwargs)
-    if packaged.is_file():
+    if packaged:
         kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'file': str(packaged)}
     try:
         return build_model_with_cfg(model_cls, variant, True, **kwargs)
