@@ -1,5 +1,5 @@
 from .adversarial import AdversarialTask
-from .apart import ApartTask
+from .apart import ApartTask, second_pass_size
 from .fat import FriendlyTask, TradesFriendlyTask
 from .mbnat import MbnatTask
 from .options import OBJECTIVES, TRAIN_ATTACKS, ObjectiveOptions, add_objective_arguments, create_task
@@ -17,4 +17,5 @@ __all__ = [
     'TradesTask',
     'add_objective_arguments',
     'create_task',
+    'second_pass_size',
 ]

@@ -12,11 +12,16 @@ from ..errors import InputError
 from ..layers import NormPerturbation
 from .base import TwoPassTask, top1
 
-__all__ = ['ApartTask']
+__all__ = ['ApartTask', 'second_pass_size']
 
 
 def _autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def second_pass_size(count: int, ratio: float, groups: int) -> int:
+    """Images of a batch of `count` in the second pass: the largest multiple of `groups` in count · ratio."""
+    return int(count * ratio + 1e-9) // groups * groups  # a product such as .29 · 100 is a little below 29
 
 
 class _AddGradients(torch.autograd.Function):
@@ -59,6 +64,7 @@ class ApartTask(TwoPassTask):
         InputError: On bad arguments, a network without such layers, and in `forward` on gradient checkpointing, a batch
             `groups` does not divide, and one that leaves less than two images of a group to the second pass.
     """
+    state_names = ('loss_scale',)
 
     def __init__(
             self,
@@ -89,26 +95,15 @@ class ApartTask(TwoPassTask):
             raise InputError('static_graph=True: would leave gradients of APART unreduced, leave it out')
         return super().prepare_distributed(device_ids, **ddp_kwargs)
 
-    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
-        """The scale of the loop's loss."""
-        return {} if ema else {'loss_scale': float(self.loss_scale)}
-
-    def load_task_state(
-            self,
-            state: Optional[Dict[str, Any]],
-            strict: bool = True,
-            module: Optional[nn.Module] = None,
-            ema: bool = False,
-    ) -> None:
-        """Restore the scale of the loop's loss."""
-        if state and not ema:
-            self.loss_scale = state.get('loss_scale', self.loss_scale)
+    def get_task_state(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        """The scale of the loop's loss, as a number."""
+        return {name: float(value) for name, value in super().get_task_state(*args, **kwargs).items()}
 
     def _second_size(self, count: int) -> int:
         groups = self.perturbation.groups
         if count % groups:
             raise InputError(f'groups={groups} does not divide a batch of {count} images: choose another batch size')
-        second = int(count * self.ratio + 1e-9) // groups * groups  # a product such as .29 · 100 is a little below 29
+        second = second_pass_size(count, self.ratio, groups)
         if second < 2 * groups:
             raise InputError(
                 f'ratio={self.ratio} of {count} images leaves less than two for each of groups={groups} in the second '

@@ -23,7 +23,12 @@ def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 class TwoPassTask(ClassificationTask):
-    """A task whose network may see two batches before a backward pass."""
+    """A task whose network may see two batches before a backward pass.
+
+    Attributes:
+        state_names: Attributes that a checkpoint keeps, so that a resumed run goes on as it would have.
+    """
+    state_names: Tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -51,6 +56,22 @@ class TwoPassTask(ClassificationTask):
         """The network outside of its wrappers."""
         return unwrap_model(self.trainable_module)
 
+    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
+        """The attributes of `state_names`."""
+        return {} if ema else {name: getattr(self, name) for name in self.state_names}
+
+    def load_task_state(
+            self,
+            state: Optional[Dict[str, Any]],
+            strict: bool = True,
+            module: Optional[nn.Module] = None,
+            ema: bool = False,
+    ) -> None:
+        """Restore them; a checkpoint of another objective may lack some."""
+        if state and not ema:
+            for name in self.state_names:
+                setattr(self, name, state.get(name, getattr(self, name)))
+
 
 class RobustTask(TwoPassTask):
     """A task that crafts adversarial images in each step.
@@ -68,6 +89,7 @@ class RobustTask(TwoPassTask):
         seed: Seed of the attack's noise.
         **kwargs: Further arguments of `ClassificationTask`.
     """
+    state_names = ('step',)  # from which warm-up, noise and schedules follow
 
     def __init__(
             self,
@@ -108,18 +130,3 @@ class RobustTask(TwoPassTask):
         if self.mixes_batch:
             return self.trainable_module(input), self.trainable_module(adv)
         return self.trainable_module(torch.cat([input, adv])).chunk(2)
-
-    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
-        """The step counter, from which warm-up, noise and schedules follow."""
-        return {} if ema else {'step': self.step}
-
-    def load_task_state(
-            self,
-            state: Optional[Dict[str, Any]],
-            strict: bool = True,
-            module: Optional[nn.Module] = None,
-            ema: bool = False,
-    ) -> None:
-        """Restore the step counter."""
-        if state and not ema:
-            self.step = int(state.get('step', self.step))

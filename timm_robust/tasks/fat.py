@@ -8,7 +8,6 @@ from bisect import bisect_right
 from typing import Any, Dict, Optional, Sequence
 
 import torch
-import torch.nn as nn
 
 from .adversarial import AdversarialTask
 from .trades import TradesTask
@@ -20,6 +19,7 @@ _logger = logging.getLogger(__name__)
 
 class _Friendly:
     """A slack τ that rises with the steps of training, and an attack that takes it as `tau`."""
+    state_names = ('step', 'tau_steps')
 
     def __init__(self, *args: Any, tau_steps: Sequence[int] = (), **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -34,24 +34,12 @@ class _Friendly:
         """Adversarial images of this step with its τ."""
         return super().run_attack(input, target, tau=self.tau, **kwargs)
 
-    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
-        """The step counter and the schedule of τ."""
-        state = super().get_task_state(module, ema)
-        return {**state, 'tau_steps': self.tau_steps} if state else state
-
-    def load_task_state(
-            self,
-            state: Optional[Dict[str, Any]],
-            strict: bool = True,
-            module: Optional[nn.Module] = None,
-            ema: bool = False,
-    ) -> None:
+    def load_task_state(self, state: Optional[Dict[str, Any]], *args: Any, **kwargs: Any) -> None:
         """Restore the step counter and the schedule of τ."""
-        super().load_task_state(state, strict, module, ema)
-        if state and not ema and state.get('tau_steps', self.tau_steps) != self.tau_steps:
-            _logger.warning(
-                f"τ rises at steps {state['tau_steps']}, as in the run that goes on, not at {self.tau_steps}.")
-            self.tau_steps = list(state['tau_steps'])
+        asked = self.tau_steps
+        super().load_task_state(state, *args, **kwargs)
+        if self.tau_steps != asked:
+            _logger.warning(f'τ rises at steps {self.tau_steps}, as in the run that goes on, not at {asked}.')
 
 
 class FriendlyTask(_Friendly, AdversarialTask):

@@ -13,7 +13,7 @@ from timm.utils import NativeScaler
 
 from ..errors import InputError
 from ..layers import has_batch_statistics
-from ..tasks import ObjectiveOptions
+from ..tasks import ObjectiveOptions, second_pass_size
 from .checkpoint import load_weights
 from .datasets import fit_channels
 
@@ -51,8 +51,8 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
     if options.objective == 'apart' and args.batch_size % options.apart_groups:
         raise InputError(
             f'--apart-groups {options.apart_groups}: does not divide --batch-size {args.batch_size}')
-    if options.objective == 'apart' and int(
-            args.batch_size * options.apart_ratio + 1e-9) // options.apart_groups < 2:
+    if options.objective == 'apart' and second_pass_size(
+            args.batch_size, options.apart_ratio, options.apart_groups) < 2 * options.apart_groups:
         raise InputError(
             f'--apart-ratio {options.apart_ratio:g}: leaves less than two images of --batch-size {args.batch_size} for '
             f'each of --apart-groups {options.apart_groups}, choose larger batches')
