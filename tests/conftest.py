@@ -8,8 +8,9 @@ from pathlib import Path
 with socket.socket() as _free:
     _free.bind(('127.0.0.1', 0))
     HUB_PORT = _free.getsockname()[1]
+_hf_home = tempfile.TemporaryDirectory(prefix='hf_home_')
 os.environ.update(
-    HF_ENDPOINT=f'http://127.0.0.1:{HUB_PORT}', HF_HOME=tempfile.mkdtemp(prefix='hf_home_'), HF_HUB_DISABLE_XET='1',
+    HF_ENDPOINT=f'http://127.0.0.1:{HUB_PORT}', HF_HOME=_hf_home.name, HF_HUB_DISABLE_XET='1',
     HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1')
 os.environ.pop('HF_TOKEN', None)
 

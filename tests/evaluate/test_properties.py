@@ -83,6 +83,32 @@ def test_the_smoothness_of_a_logistic_classifier(norm):
     assert (smoothness(Linear(scale=.1), x, ThreatModel(norm, eps), restarts=8) < found).all()
 
 
+class Normalized(Linear):
+    """The classifier behind a BatchNorm that moves in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, dtype=torch.float64)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+@pytest.mark.parametrize('measure', [
+    lambda m, x, y: decision_margin(m, x, y, ThreatModel('l2', .5), num_targets=1),
+    lambda m, x, y: boundary_thickness(m, x, ThreatModel('l2', .5)),
+    lambda m, x, y: smoothness(m, x, ThreatModel('l2', .5)),
+])
+def test_a_network_in_train_mode_is_measured_at_rest_and_left_as_it_was(measure):
+    model, x = Normalized(), images(8)
+    y = (model.eval()(x).argmax(1)).long()
+    wanted = measure(model, x, y)
+    assert wanted.std() > 0
+    torch.testing.assert_close(measure(model.train(), x, y), wanted, rtol=0, atol=0)
+    assert model.training and model.norm.training
+    assert model.norm.num_batches_tracked == 0 and not model.norm.running_mean.any()
+
+
 def test_bad_input():
     with pytest.raises(InputError, match='alpha=0.8, beta=0.5'):
         boundary_thickness(Linear(), images(), ThreatModel('l2', .1), alpha=.8, beta=.5)

@@ -29,6 +29,9 @@ def test_statistics_are_those_of_the_input_of_each_layer(norm):
     torch.testing.assert_close(torch.tensor(found['batch_spread'], dtype=torch.float64), sum(spreads) / 2)
     torch.testing.assert_close(torch.tensor(found['tracked_mean']), model[1].running_mean)
     assert not model[1]._forward_pre_hooks and not model.training
+    assert layer_statistics(model.train(), x, batch_size=3)['1'] == found
+    assert model.training and model[1].training
+    assert model[1].running_mean.tolist() == pytest.approx(found['tracked_mean'])
 
 
 def test_shifts():

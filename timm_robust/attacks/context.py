@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from ..errors import InputError
-from ..layers import RobustNorm2d, cached_weights
+from ..layers import cached_weights, is_norm
 
 __all__ = ['NORM_MODES', 'crafting', 'input_gradient']
 
@@ -16,17 +16,13 @@ NORM_MODES = ('eval', 'train')
 _FLOAT16_LOSS_SCALE = 1024.
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, (nn.modules.batchnorm._BatchNorm, RobustNorm2d))
-
-
 @contextmanager
 def crafting(model: Callable, norm_mode: str = 'eval') -> Iterator[None]:
     """Hold a network still while adversarial images are crafted.
 
     Inside, every module is in eval mode, no parameter requires a gradient and standardized weights are computed once.
-    After, training flags, `requires_grad`
-    flags and normalization buffers are as they were, also when an exception passes.
+    After, training flags, `requires_grad` flags and normalization buffers are as they were, also when an exception
+    passes.
 
     Args:
         model: The network; a plain function is left alone.
@@ -46,7 +42,7 @@ def crafting(model: Callable, norm_mode: str = 'eval') -> Iterator[None]:
     buffers = []
     try:
         for module, _ in training:
-            module.training = norm_mode == 'train' and _is_norm(module)
+            module.training = norm_mode == 'train' and is_norm(module)
             if module.training:
                 buffers += [(b, b.clone()) for b in module.buffers(recurse=False)]
         for parameter in thawed:

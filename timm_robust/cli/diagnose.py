@@ -1,12 +1,9 @@
 """`timm-robust diagnose`: is the robustness of a network real?"""
 import shlex
 import textwrap
-from datetime import datetime
-from pathlib import Path
 from typing import List, Sequence
 
 import torch
-from timm.models import safe_model_name
 
 from ..errors import InputError
 from ..evaluate import Finding, diagnose, plot_loss_surface, weights_sha256, write_json
@@ -15,7 +12,7 @@ from ..evaluate.surface import loss_surface
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, build_surrogate, open_inputs, read_threat
+from .inputs import add_input_arguments, add_threat_arguments, build_surrogate, new_output, open_inputs, read_threat
 
 __all__ = ['build_parser', 'run']
 
@@ -31,7 +28,7 @@ def build_parser() -> Parser:
     add_threat_arguments(group)
     group.add_argument('--output', default='', metavar='DIR',
                        help='folder for diagnostics.json and loss_surface.png (default: '
-                            './output/diagnose/TIME-MODEL)')
+                            './output/diagnostics/TIME-MODEL)')
     add_input_arguments(parser, num_examples=100)
     return parser
 
@@ -52,10 +49,7 @@ def run(argv: List[str]) -> None:
     if threat.eps == 0:
         raise InputError('--eps 0: leaves an attack nothing to do, give an eps above 0')
     device = torch.device(resolve_device(args.device))
-    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
-    output = Path(args.output or Path('output/diagnose') / named)
-    if (output / 'diagnostics.json').exists():
-        raise InputError(f'--output {output}: already holds diagnostics.json, choose another folder')
+    output = new_output(args, 'diagnostics.json')
     inputs = open_inputs(args, device)
     surrogate = build_surrogate(args, inputs)
     x, y = inputs.first(len(inputs.indices))

@@ -1,11 +1,14 @@
 """The network and the images that the commands which attack a network share."""
 import argparse
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn as nn
 from timm.data import create_loader
+from timm.models import safe_model_name
 from torch.utils.data import IterableDataset, Subset
 
 from ..attacks import ThreatModel
@@ -20,7 +23,15 @@ from ..train.checkpoint import load_weights
 from ..train.datasets import open_dataset
 from .arguments import add_data_arguments, add_model_arguments
 
-__all__ = ['Inputs', 'add_input_arguments', 'add_threat_arguments', 'build_surrogate', 'open_inputs', 'read_threat']
+__all__ = [
+    'Inputs',
+    'add_input_arguments',
+    'add_threat_arguments',
+    'build_surrogate',
+    'new_output',
+    'open_inputs',
+    'read_threat',
+]
 
 
 def add_threat_arguments(group: argparse._ArgumentGroup) -> None:
@@ -92,6 +103,19 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
         return ThreatModel(args.norm, args.eps)
     except InputError as error:
         raise InputError(f'--eps {args.eps}: {error}') from error
+
+
+def new_output(args: argparse.Namespace, file_name: str) -> Path:
+    """The folder of --output, or one of the command named by time and model; it is not made yet.
+
+    Raises:
+        InputError: If it already holds the file.
+    """
+    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
+    output = Path(args.output or Path('output') / Path(file_name).stem / named)
+    if (output / file_name).exists():
+        raise InputError(f'--output {output}: already holds {file_name}, choose another folder')
+    return output
 
 
 @dataclass

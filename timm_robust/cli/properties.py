@@ -1,11 +1,8 @@
 """`timm-robust properties`: decision margin, boundary thickness and smoothness of a network (NoFrost, table 5)."""
 import shlex
-from datetime import datetime
-from pathlib import Path
 from typing import List
 
 import torch
-from timm.models import safe_model_name
 
 from ..errors import InputError
 from ..evaluate import format_table, weights_sha256, write_json
@@ -14,7 +11,7 @@ from ..evaluate.report import versions
 from ..layers import has_batch_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+from .inputs import add_input_arguments, add_threat_arguments, new_output, open_inputs, read_threat
 
 __all__ = ['build_parser', 'run']
 
@@ -50,10 +47,7 @@ def run(argv: List[str]) -> None:
         raise InputError('--eps 0: leaves an attack nothing to do, give an eps above 0')
     if args.surrogate:
         raise InputError(f'--surrogate {args.surrogate}: properties are of one network, leave it out')
-    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
-    output = Path(args.output or Path('output/properties') / named)
-    if (output / 'properties.json').exists():
-        raise InputError(f'--output {output}: already holds properties.json, choose another folder')
+    output = new_output(args, 'properties.json')
     inputs = open_inputs(args, torch.device(resolve_device(args.device)))
     if has_batch_statistics(inputs.model):
         raise InputError(

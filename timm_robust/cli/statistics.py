@@ -1,11 +1,8 @@
 """`timm-robust statistics`: what an attack does to normalization, and what the choice of statistics is worth."""
 import shlex
-from datetime import datetime
-from pathlib import Path
 from typing import List
 
 import torch
-from timm.models import safe_model_name
 
 from ..attacks import pgd
 from ..errors import InputError
@@ -16,7 +13,7 @@ from ..evaluate.statistics import layer_statistics, plot_statistics, shift_rows
 from ..layers import RobustNorm2d, set_norm_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+from .inputs import add_input_arguments, add_threat_arguments, new_output, open_inputs, read_threat
 
 __all__ = ['build_parser', 'run']
 
@@ -54,10 +51,7 @@ def run(argv: List[str]) -> None:
     if args.surrogate:
         raise InputError(f'--surrogate {args.surrogate}: the attacks are on the network itself, leave it out')
     specs = parse_attacks(args.attacks, threat)
-    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
-    output = Path(args.output or Path('output/statistics') / named)
-    if (output / 'statistics.json').exists():
-        raise InputError(f'--output {output}: already holds statistics.json, choose another folder')
+    output = new_output(args, 'statistics.json')
     inputs = open_inputs(args, torch.device(resolve_device(args.device)))
     model, pixel_model = inputs.model, inputs.pixel_model
     modes = ['population', 'batch']

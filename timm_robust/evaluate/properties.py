@@ -3,12 +3,14 @@
 NoFrost, table 5 - https://arxiv.org/abs/2207.01156; Yang et al. 2020, `Boundary thickness and robustness in learning
 models` - https://arxiv.org/abs/2007.05086; Zhang et al. 2019 (TRADES) - https://arxiv.org/abs/1901.08573
 """
-from typing import Callable, List, Optional
+from functools import wraps
+from typing import Callable
 
 import torch
 
 from ..attacks import ThreatModel, pgd
-from ..attacks.search import check_images
+from ..attacks.context import crafting
+from ..attacks.search import check_images, wrong_classes
 from ..errors import InputError
 
 __all__ = ['boundary_thickness', 'decision_margin', 'smoothness']
@@ -23,10 +25,13 @@ def _unit(delta: torch.Tensor) -> torch.Tensor:
     return delta / norm.clamp_min(1e-12)
 
 
-def _wrong_classes(logits: torch.Tensor, y: torch.Tensor, count: int) -> List[torch.Tensor]:
-    """The likeliest wrong classes of each image, one tensor (N,) for each rank."""
-    wrong = logits.scatter(1, y[:, None], float('-inf'))
-    return list(wrong.topk(count, dim=1).indices.unbind(1))
+def _at_rest(measure: Callable) -> Callable:
+    """A measure of a network in eval mode, which is left as it was."""
+    @wraps(measure)
+    def measure_at_rest(model, *args, **kwargs):
+        with crafting(model):
+            return measure(model, *args, **kwargs)
+    return measure_at_rest
 
 
 @torch.no_grad()
@@ -51,6 +56,7 @@ def _first_crossing(model: Callable, x: torch.Tensor, y: torch.Tensor, direction
     return high
 
 
+@_at_rest
 def decision_margin(
         model: Callable,
         x: torch.Tensor,
@@ -69,7 +75,7 @@ def decision_margin(
     the attack. For a linear classifier of two classes under L2 it is the distance to the hyperplane.
 
     Args:
-        model: Maps pixels in [0, 1] to logits; in eval mode.
+        model: Maps pixels in [0, 1] to logits.
         x: Images (N, C, H, W).
         y: True class indices (N,).
         threat: Threat model of the attacks that give the directions.
@@ -83,9 +89,8 @@ def decision_margin(
     with torch.no_grad():
         logits = model(x)
     margin = torch.where(logits.argmax(1) == y, float('inf'), 0.).to(x.dtype)
-    targets: List[Optional[torch.Tensor]] = [
-        None, *_wrong_classes(logits, y, min(num_targets, logits.shape[1] - 1))]
-    for target in targets:
+    targets = wrong_classes(logits, y, min(num_targets, logits.shape[1] - 1))
+    for target in (None, *targets.unbind(1)):
         adv = pgd(model, x, y, threat, steps=steps, keep='last', random_start=False, targets=target)
         delta = adv - x
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-6)
@@ -93,6 +98,7 @@ def decision_margin(
     return margin
 
 
+@_at_rest
 def boundary_thickness(
         model: Callable,
         x: torch.Tensor,
@@ -143,6 +149,7 @@ def boundary_thickness(
     return (adv - x).flatten(1).norm(dim=1) * inside / points
 
 
+@_at_rest
 def smoothness(
         model: Callable,
         x: torch.Tensor,

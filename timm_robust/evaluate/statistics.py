@@ -9,15 +9,10 @@ from typing import Any, BinaryIO, Dict, List, Union
 import torch
 import torch.nn as nn
 
-from ..layers import RobustNorm2d
+from ..attacks.context import crafting
+from ..layers import RobustNorm2d, tracking_norms
 
 __all__ = ['layer_statistics', 'plot_statistics', 'shift_rows']
-
-
-def _norms(model: nn.Module) -> Dict[str, nn.Module]:
-    return {
-        name: m for name, m in model.named_modules()
-        if isinstance(m, (nn.modules.batchnorm._BatchNorm, RobustNorm2d)) and m.running_mean is not None}
 
 
 def _of_batch(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -33,7 +28,7 @@ def layer_statistics(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -
     """Tracked statistics of each normalization layer, and those of batches on their way through the network.
 
     Args:
-        model: Maps pixels to logits; in eval mode, in which it stays.
+        model: Maps pixels to logits.
         x: Images (N, C, H, W); the last batch is left out if it is not whole, unless it is the only one.
         batch_size: Images of a batch.
 
@@ -44,7 +39,7 @@ def layer_statistics(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -
     Raises:
         ValueError: If no layer tracks statistics.
     """
-    norms = _norms(model)
+    norms = tracking_norms(model)
     if not norms:
         raise ValueError(f'{type(model).__name__} has no BatchNorm or RobustNorm layer that tracks statistics')
     batches = [b for b in x.split(batch_size) if len(b) == min(batch_size, len(x))]
@@ -57,8 +52,9 @@ def layer_statistics(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -
 
     handles = [norm.register_forward_pre_hook(collect(name)) for name, norm in norms.items()]
     try:
-        for batch in batches:
-            model(batch)
+        with crafting(model):
+            for batch in batches:
+                model(batch)
     finally:
         for handle in handles:
             handle.remove()

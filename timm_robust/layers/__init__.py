@@ -3,7 +3,14 @@ from .fold import fold_for_inference
 from .perturbed_norm import NormPerturbation
 from .replace import replace_norm
 from .robust_norm import RobustNorm2d, RobustNormAct2d
-from .statistics import NORM_STATISTICS, has_batch_statistics, set_norm_statistics, sync_norm_statistics
+from .statistics import (
+    NORM_STATISTICS,
+    has_batch_statistics,
+    is_norm,
+    set_norm_statistics,
+    sync_norm_statistics,
+    tracking_norms,
+)
 from .weight_standardization import cached_weights
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     'fold_for_inference',
     'has_aux_norm',
     'has_batch_statistics',
+    'is_norm',
     'norm_branch',
     'plain_branch',
     'replace_norm',
@@ -23,4 +31,5 @@ __all__ = [
     'set_norm_statistics',
     'sync_norm_statistics',
     'take_norm_branch',
+    'tracking_norms',
 ]

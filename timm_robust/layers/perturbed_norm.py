@@ -12,6 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .robust_norm import RobustNorm2d
+from .statistics import tracking_norms
 
 __all__ = ['NormPerturbation']
 
@@ -44,12 +45,6 @@ def _forward_by_groups(
     return norm.act(norm.drop(y)) if hasattr(norm, 'act') else y
 
 
-def _tracking(model: nn.Module) -> List[nn.Module]:
-    return [
-        m for m in model.modules()
-        if isinstance(m, (nn.modules.batchnorm._BatchNorm, RobustNorm2d)) and m.running_mean is not None]
-
-
 class NormPerturbation:
     r"""d of every normalization layer: out = γ (1 + d_var) (x̂ - d_mean · mean / spread) + β.
 
@@ -70,7 +65,7 @@ class NormPerturbation:
     """
 
     def __init__(self, model: nn.Module, groups: int = 1):
-        self.tracking = _tracking(model)
+        self.tracking = list(tracking_norms(model).values())
         self.norms = [m for m in self.tracking if m.weight is not None]
         if not self.norms:
             raise ValueError(f'{type(model).__name__} has no BatchNorm or RobustNorm layer with affine parameters')

@@ -4,7 +4,7 @@ The switch behind Tables 1 and 2 of `Towards an Adversarially Robust Normalizati
 (https://arxiv.org/abs/2006.11007): population (P) or batch (B) statistics.
 """
 from functools import cache
-from typing import Type
+from typing import Dict, Type
 
 import torch
 import torch.nn as nn
@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from .aux_norm import has_aux_norm
 from .robust_norm import NORM_STATISTICS, RobustNorm2d
 
-__all__ = ['NORM_STATISTICS', 'has_batch_statistics', 'set_norm_statistics', 'sync_norm_statistics']
+__all__ = [
+    'NORM_STATISTICS',
+    'has_batch_statistics',
+    'is_norm',
+    'set_norm_statistics',
+    'sync_norm_statistics',
+    'tracking_norms',
+]
 
 
 class _BatchStatisticsAtInference:
@@ -34,6 +41,16 @@ def _with_batch_statistics(norm_class: Type[nn.Module]) -> Type[nn.Module]:
 
 def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm or RobustNorm layer."""
+    return _is_batch_norm(module) or isinstance(module, RobustNorm2d)
+
+
+def tracking_norms(model: nn.Module) -> Dict[str, nn.Module]:
+    """BatchNorm and RobustNorm layers that track statistics, by name."""
+    return {name: m for name, m in model.named_modules() if is_norm(m) and m.running_mean is not None}
 
 
 def set_norm_statistics(model: nn.Module, statistics: str) -> nn.Module:
