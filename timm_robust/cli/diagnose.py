@@ -12,7 +12,8 @@ from ..evaluate.surface import loss_surface
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, build_surrogate, new_output, open_inputs, read_threat
+from .inputs import add_input_arguments, add_threat_arguments, build_surrogate, open_inputs, read_threat
+from .outputs import new_output
 
 __all__ = ['build_parser', 'run']
 

@@ -4,11 +4,9 @@ import hashlib
 import json
 import shlex
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from timm.models import safe_model_name
 from timm.utils import init_distributed_device, is_primary
 
 from ..attacks import ThreatModel
@@ -34,8 +32,10 @@ from ..layers import has_batch_statistics
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
+from .benchmarks import add_benchmark_arguments, run_benchmarks
 from .diagnose import findings_text
 from .inputs import Inputs, add_input_arguments, add_threat_arguments, build_surrogate, open_inputs, read_threat
+from .outputs import model_facts, own_positions, resumable_output
 
 __all__ = ['build_parser', 'run']
 
@@ -65,6 +65,7 @@ def build_parser() -> Parser:
     group.add_argument('--sweep', default='', metavar='NAME',
                        help='mbnat_gamma: also draw robust over clean accuracy, under the last attack, of a checkpoint '
                             'of --objective mbnat while gamma goes from 0 to 1')
+    add_benchmark_arguments(parser)
     group = parser.add_argument_group('Evaluation parameters')
     group.add_argument('--exact', action='store_true',
                        help='search in plain float32 on the network as it is (default: on a copy with folded '
@@ -124,33 +125,10 @@ def _read_step_size(args: argparse.Namespace) -> Optional[float]:
     return step_size
 
 
-def _output_folder(args: argparse.Namespace) -> Path:
-    if args.resume and not args.output:
-        raise InputError('--resume: name the folder of the evaluation that was cut off with --output')
-    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
-    output = [Path(args.output or Path('output/eval') / named)]
-    if args.distributed:
-        torch.distributed.broadcast_object_list(output)
-    if (output[0] / 'results.json').exists():
-        raise InputError(f'--output {output[0]}: already holds results.json, choose another folder')
-    return output[0]
-
-
 def _facts(args: argparse.Namespace, argv: Sequence[str], inputs: Inputs, surrogate) -> Dict[str, Dict[str, Any]]:
     """What results.json says of model, data and settings."""
-    config = {k: inputs.data_config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')}
     return {
-        'model': {
-            'name': args.model,
-            'checkpoint': args.checkpoint,
-            'use_ema': args.use_ema,
-            'model_kwargs': args.model_kwargs,
-            'norm_statistics': args.norm_statistics,
-            'mbnat_gamma': args.mbnat_gamma,
-            'num_classes': inputs.model.num_classes,
-            'weights_sha256': weights_sha256(inputs.model),
-            **config,
-        },
+        'model': model_facts(args, inputs.model, inputs.data_config),
         'data': {
             'dataset': args.dataset or 'ImageFolder',
             'data_dir': args.data_dir,
@@ -183,16 +161,14 @@ def _must_match(facts: Dict[str, Dict[str, Any]], specs: Sequence[AttackSpec], i
             'attacks': [s.describe() for s in specs]}
 
 
-def _own_positions(count: int, batch_size: int, rank: int, world_size: int) -> List[int]:
-    """Positions of this process: whole batches in turn, so that batches are the same for any number of processes."""
-    return [i for i in range(count) if i // batch_size % world_size == rank]
-
-
 def run(argv: List[str]) -> None:
     """Evaluate."""
     parser = build_parser()
     args = parser.parse_args(apply_config(parser, argv))
     start_logging()
+    if args.benchmarks:
+        run_benchmarks(args, argv, parser)
+        return
     if args.sweep == 'mbnat_gamma' and args.mbnat_gamma is None:
         args.mbnat_gamma = 0.
     threat = read_threat(args)
@@ -217,7 +193,7 @@ def run(argv: List[str]) -> None:
 
 
 def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
-    output = _output_folder(args)
+    output = resumable_output(args, 'results.json')
     inputs = open_inputs(args, device)
     batch_dependent = has_batch_statistics(inputs.model)
     check_specs(specs, inputs.model.num_classes, batch_dependent, args.worst_case, bool(args.surrogate))
@@ -234,7 +210,7 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
 
     search_model = searched()
     common = dict(device=device, seed=args.seed, batch_size=args.batch_size, surrogate=surrogate)
-    own = _own_positions(len(inputs.indices), args.batch_size, args.rank, args.world_size)
+    own = own_positions(len(inputs.indices), args.batch_size, args.rank, args.world_size)
     with journal:
         evaluate_attacks(
             inputs.pixel_model, inputs.loader(own), [inputs.indices[i] for i in own], specs, journal=journal,

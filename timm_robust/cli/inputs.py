@@ -1,14 +1,11 @@
 """The network and the images that the commands which attack a network share."""
 import argparse
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
 from timm.data import create_loader
-from timm.models import safe_model_name
 from torch.utils.data import IterableDataset, Subset
 
 from ..attacks import ThreatModel
@@ -28,8 +25,10 @@ __all__ = [
     'add_input_arguments',
     'add_threat_arguments',
     'build_surrogate',
-    'new_output',
+    'open_images',
     'open_inputs',
+    'open_network',
+    'pixel_loader',
     'read_threat',
 ]
 
@@ -105,17 +104,33 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
         raise InputError(f'--eps {args.eps}: {error}') from error
 
 
-def new_output(args: argparse.Namespace, file_name: str) -> Path:
-    """The folder of --output, or one of the command named by time and model; it is not made yet.
-
-    Raises:
-        InputError: If it already holds the file.
-    """
-    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
-    output = Path(args.output or Path('output') / Path(file_name).stem / named)
-    if (output / file_name).exists():
-        raise InputError(f'--output {output}: already holds {file_name}, choose another folder')
-    return output
+def pixel_loader(
+        args: argparse.Namespace,
+        dataset: Any,
+        indices: List[int],
+        data_config: Dict[str, Any],
+        device: torch.device,
+):
+    """A loader of pixels in [0, 1] and labels, for some images of a data set whose `transform` it sets."""
+    subset = Subset(dataset, indices)
+    channels = data_config['input_size'][0]
+    loader = create_loader(
+        subset,
+        input_size=data_config['input_size'],
+        batch_size=args.batch_size,
+        interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'],
+        crop_mode=data_config['crop_mode'],
+        mean=(0.,) * channels,
+        std=(1.,) * channels,
+        num_workers=args.workers,
+        pin_memory=args.pin_mem,
+        device=device,
+        persistent_workers=False,
+    )
+    # timm sets the transform on the subset, which does not apply it
+    dataset.transform = subset.transform
+    return loader
 
 
 @dataclass
@@ -141,25 +156,7 @@ class Inputs:
     def loader(self, positions: Optional[List[int]] = None):
         """A loader of pixels in [0, 1] and labels, for all chosen images or those at some positions."""
         indices = self.indices if positions is None else [self.indices[i] for i in positions]
-        subset = Subset(self.dataset, indices)
-        channels = self.data_config['input_size'][0]
-        loader = create_loader(
-            subset,
-            input_size=self.data_config['input_size'],
-            batch_size=self.args.batch_size,
-            interpolation=self.data_config['interpolation'],
-            crop_pct=self.data_config['crop_pct'],
-            crop_mode=self.data_config['crop_mode'],
-            mean=(0.,) * channels,
-            std=(1.,) * channels,
-            num_workers=self.args.workers,
-            pin_memory=self.args.pin_mem,
-            device=self.device,
-            persistent_workers=False,
-        )
-        # timm sets the transform on the subset, which does not apply it
-        self.dataset.transform = subset.transform
-        return loader
+        return pixel_loader(self.args, self.dataset, indices, self.data_config, self.device)
 
     def first(self, count: int):
         """The first chosen images and their labels, as tensors on the device."""
@@ -187,8 +184,8 @@ def _add_aux_norm(args: argparse.Namespace, model: nn.Module) -> None:
         raise InputError(f'{_gamma_flag(args)}: {error}') from error
 
 
-def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
-    """Build the network, load its weights, open the data and choose the images.
+def open_network(args: argparse.Namespace, device: torch.device) -> Tuple[NormalizedModel, Dict[str, Any]]:
+    """Build the network and load its weights: on pixels, in eval mode, with timm's data configuration.
 
     Raises:
         InputError: Naming the flag.
@@ -211,16 +208,33 @@ def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
             '--batch-size 1: this network normalizes by the statistics of the batch, use a larger batch or '
             '--norm-statistics population')
     data_config = resolve_data(args, model)
-    dataset = open_dataset(args, args.split, data_config['input_size'][0])
+    return _on_pixels(args, model, data_config, device), data_config
+
+
+def open_images(args: argparse.Namespace, num_classes: int, in_chans: int) -> Any:
+    """The data of --dataset, --data-dir and --split, whose labels the network has."""
+    dataset = open_dataset(args, args.split, in_chans)
     if isinstance(dataset, IterableDataset):
         raise InputError(f'--dataset {args.dataset}: streaming data has no index, use a data set with one')
-    check_labels(None, dataset, model.num_classes)
+    check_labels(None, dataset, num_classes)
+    return dataset
+
+
+def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
+    """Build the network, load its weights, open the data and choose the images.
+
+    Raises:
+        InputError: Naming the flag.
+    """
+    pixel_model, data_config = open_network(args, device)
+    model = pixel_model.model
+    dataset = open_images(args, model.num_classes, data_config['input_size'][0])
     if args.subset == 'balanced':
         indices = balanced_indices(dataset_labels(dataset), len(dataset), args.num_examples, args.seed)
     else:
         indices = listed_indices(dataset, args.subset, args.num_examples)
     check_images(dataset, indices)
-    return Inputs(model, _on_pixels(args, model, data_config, device), data_config, dataset, indices, device, args)
+    return Inputs(model, pixel_model, data_config, dataset, indices, device, args)
 
 
 def build_surrogate(args: argparse.Namespace, inputs: Inputs) -> Optional[NormalizedModel]:

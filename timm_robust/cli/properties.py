@@ -11,7 +11,8 @@ from ..evaluate.report import versions
 from ..layers import has_batch_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, new_output, open_inputs, read_threat
+from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+from .outputs import new_output
 
 __all__ = ['build_parser', 'run']
 

@@ -13,7 +13,8 @@ from ..evaluate.statistics import layer_statistics, plot_statistics, shift_rows
 from ..layers import RobustNorm2d, set_norm_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, new_output, open_inputs, read_threat
+from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+from .outputs import new_output
 
 __all__ = ['build_parser', 'run']
 

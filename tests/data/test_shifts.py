@@ -1,0 +1,268 @@
+"""Readers of shifted data, corruptions on the fly, and what is made of the errors."""
+import json
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import make_image_folder, run_distributed
+from PIL import Image
+
+import timm_robust.cli.benchmarks as benchmarks
+from timm_robust.cli.main import main
+from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
+from timm_robust.data.shifts import cifar_c, imagenet_c, imagenet_shift, synsets
+from timm_robust.errors import InputError
+from timm_robust.evaluate.shifts import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_errors
+
+CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'crop_pct': 1., 'crop_mode': 'center'}
+
+
+def gradient(size=32, mode='RGB'):
+    ramp = np.linspace(40, 215, size).astype(np.uint8)
+    pixels = np.stack([np.tile(ramp, (size, 1)), np.tile(ramp[:, None], (1, size)), np.full((size, size), 128)], -1)
+    return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
+
+
+def class_folders(root, names, size=224):
+    image = Image.new('RGB', (size, size), (90, 120, 150))
+    first = None
+    for name in names:
+        (root / name).mkdir(parents=True)
+        path = root / name / 'one.jpg'
+        if first is None:
+            image.save(path)
+            first = path
+        else:
+            path.hardlink_to(first)
+    return root
+
+
+@pytest.mark.parametrize('name', CORRUPTIONS)
+def test_corruptions_repeat_and_grow(name):
+    image, state = gradient(), np.random.get_state()[1].copy()
+    images = {s: corrupt(image, name, s, seed=3) for s in (1, 5)}
+    assert np.array_equal(np.random.get_state()[1], state)
+    assert np.array_equal(np.asarray(corrupt(image, name, 5, seed=3)), np.asarray(images[5]))
+    clean = np.asarray(image).astype(float)
+    small, large = (np.abs(np.asarray(images[s]) - clean).mean() for s in (1, 5))
+    assert small > 0 and not np.array_equal(np.asarray(images[1]), np.asarray(images[5]))
+    assert small < large or name in ('elastic_transform', 'fog')  # constants that do not ascend; grey that nears grey
+    assert all(i.size == (32, 32) and i.mode == 'RGB' for i in images.values())
+
+
+def test_small_and_grey_images():
+    found = corrupt(gradient(28, 'L'), 'gaussian_noise', 3, seed=0)
+    assert (found.size, found.mode) == ((28, 28), 'L')
+    # 28 pixels lie in the middle of 32
+    wide = np.asarray(corrupt(Image.fromarray(np.pad(np.asarray(gradient(28)), ((2, 2), (2, 2), (0, 0)), mode='edge')),
+                              'snow', 3, seed=1))
+    assert np.array_equal(np.asarray(corrupt(gradient(28), 'snow', 3, seed=1)), wide[2:30, 2:30])
+
+
+def test_noise_follows_from_index_and_seed():
+    images = [(gradient(), 0)] * 3
+
+    def pixels(seed, index, dataset=images):
+        return np.asarray(CorruptedDataset(Listed(dataset), CONFIG, 'shot_noise', 2, seed)[index][0])
+
+    assert not np.array_equal(pixels(0, 1), pixels(0, 2))
+    assert not np.array_equal(pixels(0, 1), pixels(1, 1))
+    assert np.array_equal(pixels(0, 1), pixels(0, 1, images[:2]))
+
+
+class Listed(list):
+    targets = [0, 0, 0]
+    transform = None
+
+
+def test_alexnet_has_an_mce_of_100():
+    own = {c: dict.fromkeys(range(1, 6), e) for c, e in ALEXNET_ERRORS.items()}
+    found = mean_corruption_errors(own, ALEXNET_CLEAN_ERROR)
+    assert found['mce'] == pytest.approx(100) and found['relative_mce'] == pytest.approx(100)
+    assert found['mean_error'] == pytest.approx(sum(ALEXNET_ERRORS.values()) / 15)
+    half = {c: {s: e / 2 + s - 3 for s in range(1, 6)} for c, e in ALEXNET_ERRORS.items()}
+    found = mean_corruption_errors(half, 20.)
+    assert found['mce'] == pytest.approx(50)
+    wanted = [(e / 2 - 20) / (e - 43.478) for e in ALEXNET_ERRORS.values()]
+    assert found['relative_mce'] == pytest.approx(100 * sum(wanted) / 15)
+    assert mean_corruption_errors(half)['relative_mce'] is None
+    assert mean_corruption_errors({'fog': half['fog']}, 20.)['mce'] is None
+    assert set(ALEXNET_ERRORS) == set(COMMON_CORRUPTIONS)
+
+
+def test_masked_classes_are_those_of_the_benchmark(tmp_path):
+    for name, count in (('r', 200), ('a', 200)):
+        wanted = synsets(f'imagenet_{name}_synsets.txt')
+        part, = imagenet_shift(name, class_folders(tmp_path / name, wanted, 32))
+        assert len(part.classes) == count and [synsets()[i] for i in part.classes] == wanted
+        assert [label for _, label in part.open()] == list(part.classes)
+    (tmp_path / 'a' / wanted[5]).rename(tmp_path / 'a' / 'cat')
+    with pytest.raises(InputError, match='--benchmarks a: .*a has 200 folders, ImageNet-A .*: cat is none of its'):
+        imagenet_shift('a', tmp_path / 'a')
+    (tmp_path / 'r' / synsets('imagenet_r_synsets.txt')[5] / 'one.jpg').unlink()
+    (tmp_path / 'r' / synsets('imagenet_r_synsets.txt')[5]).rmdir()
+    with pytest.raises(InputError, match=r'199 folders, ImageNet-R .* is missing'):
+        imagenet_shift('r', tmp_path / 'r')
+    with pytest.raises(InputError, match='--benchmarks sketch: no folder .* ImageNet-Sketch with sketch=FOLDER'):
+        imagenet_shift('sketch', tmp_path / 'none')
+
+
+def test_imagenet_c_is_read_as_stored(tmp_path):
+    class_folders(tmp_path / 'fog' / '2', synsets())
+    part, = imagenet_c(tmp_path, ['fog'], [2])
+    assert (part.key, part.as_stored, part.expected, part.classes) == ('c/fog/2', True, 50_000, None)
+    dataset = part.open()
+    assert len(dataset) == 1000 and dataset[999][1] == 999
+    with pytest.raises(InputError, match='no folder .*fog/3: unpack all of ImageNet-C, or name'):
+        imagenet_c(tmp_path, ['fog'], [2, 3])
+    path = tmp_path / 'fog' / '2' / synsets()[0] / 'one.jpg'
+    path.unlink()
+    Image.new('RGB', (256, 256)).save(path)
+    with pytest.raises(InputError, match='one.jpg has 256x256 pixels, ImageNet-C is stored as 224x224'):
+        part.open()
+
+
+def cifar_arrays(root, count=4):
+    root.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (5 * count, 32, 32, 3), dtype=np.uint8)
+    labels = np.tile(np.array([9, 0, 4, 2])[:count], 5)
+    np.save(root / 'fog.npy', images)
+    np.save(root / 'labels.npy', labels)
+    return images, labels
+
+
+def test_cifar_c_rows(tmp_path):
+    images, labels = cifar_arrays(tmp_path / 'c')
+    parts = cifar_c('cifar10-c', tmp_path / 'c', ['fog'], [1, 4])
+    assert [p.key for p in parts] == ['cifar10-c/fog/1', 'cifar10-c/fog/4']
+    dataset = parts[1].open()
+    assert len(dataset) == 4
+    for i in range(4):
+        assert np.array_equal(np.asarray(dataset[i][0]), images[12 + i]) and dataset[i][1] == labels[12 + i]
+    with pytest.raises(InputError, match=r'--benchmarks cifar10-c: no array .*snow.npy'):
+        cifar_c('cifar10-c', tmp_path / 'c', ['snow'], [1])
+    with pytest.raises(InputError, match='labels from 0 to 9, not those of 100 classes'):
+        cifar_c('cifar100-c', tmp_path / 'c', ['fog'], [1])
+    np.save(tmp_path / 'c' / 'fog.npy', images[:, :16])
+    with pytest.raises(InputError, match=r'fog.npy holds uint8 of shape \(20, 16, 32, 3\)'):
+        cifar_c('cifar10-c', tmp_path / 'c', ['fog'], [1])
+
+
+@pytest.fixture
+def network(tmp_path):
+    def save(num_classes):
+        torch.manual_seed(0)
+        model = timm.create_model('nofrost_resnet20_cifar', num_classes=num_classes)
+        path = tmp_path / f'{num_classes}.pth'
+        torch.save(model.state_dict(), path)
+        return ['--model', 'nofrost_resnet20_cifar', '--num-classes', str(num_classes), '--checkpoint', str(path),
+                '-b', '16', '-j', '0', '--device', 'cpu']
+    return save
+
+
+def outcome(folder):
+    return json.loads((folder / 'benchmarks.json').read_text())['benchmarks']
+
+
+def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch):
+    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=20)
+    cifar_arrays(tmp_path / 'c')
+    flags = ['eval', *network(10), '--data-dir', str(tmp_path / 'data'), '--benchmarks',
+             f"clean,corruptions,cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities', '1', '5']
+    assert main([*flags, '--output', str(tmp_path / 'whole')]) == 0
+    shown = capsys.readouterr().out
+    found = {e['benchmark']: e for e in outcome(tmp_path / 'whole')}
+    assert list(found) == ['clean', 'corruptions', 'cifar10-c']
+    assert [found[n]['images'] for n in found] == [40, 80, 8] and '20,000 published' in shown
+    assert found['corruptions']['mean_error'] == pytest.approx(sum(found['corruptions']['errors']['fog'].values()) / 2)
+    assert found['corruptions']['mce'] is None
+
+    real, calls = benchmarks.evaluate_shift, []
+
+    def cut_off(*args, **kwargs):
+        calls.append(args[3])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(benchmarks, 'evaluate_shift', cut_off)
+    cut = tmp_path / 'cut'
+    assert main([*flags, '--output', str(cut)]) == 130
+    calls.clear()
+    assert main([*flags, '--output', str(cut), '--seed', '1', '--resume']) == 2
+    assert 'was begun with seed=0, not 1' in capsys.readouterr().err and not calls
+    monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda *a, **k: (calls.append(a[3]), real(*a, **k)))
+    assert main([*flags, '--output', str(cut), '--resume']) == 0
+    assert calls == ['corruptions/fog/5', 'cifar10-c/fog/1', 'cifar10-c/fog/5']
+    assert outcome(cut) == outcome(tmp_path / 'whole') and not list(cut.glob('progress*'))
+
+    two = [*flags, '--output', str(tmp_path / 'two')]
+    done = run_distributed(f'from timm_robust.cli.main import main\nassert main({two}) == 0', tmp_path)
+    assert done.count('Written') == 1 and outcome(tmp_path / 'two') == outcome(tmp_path / 'whole')
+
+
+def test_classes_outside_the_mask_do_not_count(tmp_path, network, capsys, monkeypatch):
+    class_folders(tmp_path / 'imagenet-a', synsets('imagenet_a_synsets.txt'), 32)
+    flags = network(1000)
+    weights = torch.load(flags[5])
+    inside = synsets().index(synsets('imagenet_a_synsets.txt')[7])
+    outside = synsets().index('n01440764')
+    assert 'n01440764' not in synsets('imagenet_a_synsets.txt')
+    weights['head.fc.weight'].zero_()
+    weights['head.fc.bias'].zero_()
+    weights['head.fc.bias'][[inside, outside]] = torch.tensor([1., 2.])
+    torch.save(weights, flags[5])
+    flags = ['eval', *flags, '--data-dir', str(tmp_path), '--benchmarks', 'a', '--output', str(tmp_path / 'o')]
+    assert main(flags) == 0
+    found, = outcome(tmp_path / 'o')
+    assert (found['classes'], found['accuracy'], found['accuracy_all_classes']) == (200, .5, 0.)
+    assert 'among its 200 classes; 0.0 among all, 7,500 published' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('flags, text', [
+    (['--benchmarks', 'x'], '--benchmarks x: unknown, choose of clean, corruptions, c, r'),
+    (['--benchmarks', 'r,r'], '--benchmarks r: named twice'),
+    (['--benchmarks', 'clean=x'], '--benchmarks clean=x: is of the data set, give its folder as --data-dir'),
+    (['--benchmarks', 'r', '--attacks', 'pgd5'], '--attacks pgd5: --benchmarks attacks nothing, leave it out'),
+    (['--benchmarks', 'corruptions', '--corruptions', 'rain'], '--corruptions rain: unknown'),
+    (['--benchmarks', 'corruptions', '--severities', '6'], '--severities 6: must be from 1 to 5'),
+    (['--benchmarks', 'corruptions', '--severities', '2', '2'], '--severities 2 2: names one twice'),
+    (['--benchmarks', 'r'], '--benchmarks r: has 1000 classes, nofrost_resnet20_cifar 10'),
+    (['--benchmarks', 'cifar10-c'], '--benchmarks cifar10-c: no array'),
+    (['--benchmarks', 'clean', '--num-examples', '0'], '--num-examples 0: must be at least 1'),
+])
+def test_bad_input(tmp_path, network, capsys, flags, text):
+    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=2)
+    assert main(['eval', *network(10), '--data-dir', str(tmp_path / 'data'), *flags]) == 2
+    error, = capsys.readouterr().err.strip().splitlines()
+    assert text in error
+
+
+def test_networks_side_by_side(tmp_path, network, capsys):
+    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=20)
+    flags = ['eval', *network(10), '--data-dir', str(tmp_path / 'data')]
+    for name, own in (('a', []), ('b', ['--num-examples', '20'])):
+        assert main([*flags, *own, '--benchmarks', 'clean,corruptions', '--corruptions', 'fog', 'snow', '--severities',
+                     '1', '--output', str(tmp_path / name)]) == 0
+    assert main([*flags, '--attacks', 'clean,fgsm', '--allow-chance', '--save-images', '0', '--output',
+                 str(tmp_path / 'attacks')]) == 0
+    capsys.readouterr()
+    both = f"{tmp_path / 'a'},{tmp_path / 'attacks'}"
+    for kind in ('bars', 'radar'):
+        figure = tmp_path / f'{kind}.png'
+        assert main(['compare', f'One={both}', f'Two={both}', '--kind', kind, '-o', str(figure)]) == 0
+        assert figure.read_bytes().startswith(b'\x89PNG')
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ['top-1', '%', 'clean', 'corruptions', 'fgsm', '(Linf', 'eps', '8/255)']
+    entries = {e['benchmark']: e['accuracy'] for e in outcome(tmp_path / 'a')}
+    assert math.isclose(float(table[2].split()[2]), round(entries['corruptions'], 1))
+    for argv, text in (
+            ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'b'}"], 'Two: clean was measured on other images'),
+            ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'attacks'}", '--kind', 'radar'], 'needs three benchmarks or'),
+            ([f'One={tmp_path}'], 'holds neither benchmarks.json nor results.json'),
+            (['One'], 'One: is not NAME=FOLDER')):
+        assert main(['compare', *argv, '-o', str(tmp_path / 'no.png')]) == 2
+        error, = capsys.readouterr().err.strip().splitlines()
+        assert text in error and not (tmp_path / 'no.png').exists()

@@ -1,0 +1,208 @@
+"""`timm-robust eval --benchmarks`: accuracy on corruptions and other shifts of distribution."""
+import argparse
+import shlex
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import torch
+from timm.utils import init_distributed_device, is_primary
+from tqdm import tqdm
+
+from ..data import balanced_indices, check_images, dataset_labels
+from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
+from ..data.shifts import FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
+from ..errors import InputError
+from ..evaluate import Journal, format_table, write_json
+from ..evaluate.report import versions
+from ..evaluate.shifts import evaluate_shift, summarize_shifts
+from ..layers import has_batch_statistics
+from ..train.build import resolve_device
+from .inputs import open_images, open_network, pixel_loader, read_threat
+from .outputs import model_facts, own_positions, resumable_output
+
+__all__ = ['add_benchmark_arguments', 'run_benchmarks']
+
+_OF_ATTACKS = (
+    'attacks', 'norm', 'eps', 'step_size', 'restarts', 'num_targets', 'worst_case', 'eps_sweep', 'sweep', 'exact',
+    'search_dtype', 'diagnose', 'surrogate', 'surrogate_checkpoint', 'subset')
+_NAMES = ('clean', 'corruptions', *FOLDERS)
+_HEADER = ('benchmark', 'images', 'top-1 %', '')
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the benchmarks."""
+    group = parser.add_argument_group('Benchmark parameters')
+    group.add_argument('--benchmarks', default='', metavar='NAMES',
+                       help='in place of attacks, comma-separated: clean and corruptions (made on the fly) of the data '
+                            'set; c, r, a, sketch, stylized (of ImageNet), cifar10-c, cifar100-c, as NAME=FOLDER or by '
+                            f"their names in --data-dir ({', '.join(FOLDERS.values())})")
+    group.add_argument('--corruptions', default=None, nargs='+', metavar='NAME',
+                       help='of c, cifar10-c, cifar100-c and corruptions: names, or all with the four of validation '
+                            '(default: the 15)')
+    group.add_argument('--severities', default=list(SEVERITIES), type=int, nargs='+', metavar='S',
+                       help='of corruptions (default: 1 2 3 4 5)')
+
+
+def _read_names(args: argparse.Namespace) -> Dict[str, str]:
+    """Folder by benchmark; empty for the data set itself."""
+    found = {}
+    for text in filter(None, args.benchmarks.split(',')):
+        name, _, folder = text.partition('=')
+        if name not in _NAMES:
+            raise InputError(f"--benchmarks {name}: unknown, choose of {', '.join(_NAMES)}")
+        if name in found:
+            raise InputError(f'--benchmarks {name}: named twice')
+        if folder and name not in FOLDERS:
+            raise InputError(f'--benchmarks {text}: is of the data set, give its folder as --data-dir')
+        if name in FOLDERS and not (folder or args.data_dir):
+            raise InputError(f'--benchmarks {name}: name its folder, {name}=FOLDER, or one above it in --data-dir')
+        found[name] = folder or (str(Path(args.data_dir) / FOLDERS[name]) if name in FOLDERS else '')
+    return found
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser, names: Dict[str, str]) -> None:
+    for dest in _OF_ATTACKS:
+        if getattr(args, dest) != parser.get_default(dest):
+            raise InputError(
+                f"--{dest.replace('_', '-')} {getattr(args, dest)}: --benchmarks attacks nothing, leave it out and "
+                'evaluate attacks by themselves')
+    if args.corruptions is None:
+        args.corruptions = list(COMMON_CORRUPTIONS)
+    elif args.corruptions == ['all']:
+        args.corruptions = list(CORRUPTIONS)
+    for name in args.corruptions:
+        if name not in CORRUPTIONS:
+            raise InputError(f"--corruptions {name}: unknown, choose of {', '.join(CORRUPTIONS)} or all")
+    for severity in args.severities:
+        if severity not in SEVERITIES:
+            raise InputError(f'--severities {severity}: must be from 1 to 5')
+    for flag in ('corruptions', 'severities'):
+        if len(set(getattr(args, flag))) < len(getattr(args, flag)):
+            raise InputError(f"--{flag} {' '.join(map(str, getattr(args, flag)))}: names one twice")
+    if 'corruptions' in names:
+        check_library('--benchmarks corruptions')
+    if args.num_examples is not None and args.num_examples < 1:
+        raise InputError(f'--num-examples {args.num_examples}: must be at least 1')
+
+
+def _open_parts(args, names: Dict[str, str], num_classes: int, data_config: Dict[str, Any]) -> List[Part]:
+    parts, wanted = [], {'cifar10-c': 10, 'cifar100-c': 100}
+    channels, base = data_config['input_size'][0], None
+    if {'clean', 'corruptions'} & set(names):
+        base = open_images(args, num_classes, channels)
+    for name, folder in names.items():
+        if name in FOLDERS and num_classes != wanted.get(name, 1000):
+            raise InputError(
+                f'--benchmarks {name}: has {wanted.get(name, 1000)} classes, {args.model} {num_classes}')
+        if name in FOLDERS and channels != 3:
+            raise InputError(f'--benchmarks {name}: has 3 channels, {args.model} takes {channels}')
+        if name == 'clean':
+            parts.append(Part(name, lambda: base))
+        elif name == 'corruptions':
+            parts += [
+                Part(f'{name}/{c}/{s}', lambda c=c, s=s: CorruptedDataset(base, data_config, c, s, args.seed),
+                     as_stored=True)
+                for c in args.corruptions for s in args.severities]
+        elif name == 'c':
+            parts += imagenet_c(Path(folder), args.corruptions, args.severities)
+        elif name in wanted:
+            parts += cifar_c(name, Path(folder), args.corruptions, args.severities)
+        else:
+            parts += imagenet_shift(name, Path(folder))
+    return parts
+
+
+def _entry_rows(entries: Sequence[Dict[str, Any]]) -> List[Sequence[str]]:
+    rows = []
+    for e in entries:
+        notes = []
+        if 'classes' in e:
+            notes.append(f"among its {e['classes']} classes; {e['accuracy_all_classes']:.1f} among all")
+        if e['errors']:
+            notes.append(f"mean error {e['mean_error']:.1f} % of {len(e['errors'])} corruptions")
+            notes += [f'{text} {e[k]:.1f}' for k, text in (('mce', 'mCE'), ('relative_mce', 'relative mCE'))
+                      if e[k] is not None]
+        if e['expected'] and e['images'] != e['expected']:
+            notes.append(f"{e['expected']:,} published")
+        rows.append((e['benchmark'], f"{e['images']:,}", f"{e['accuracy']:.1f}", ', '.join(notes)))
+    return rows
+
+
+def _print(args: argparse.Namespace, entries: Sequence[Dict[str, Any]], batch_dependent: bool) -> None:
+    print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}, seed {args.seed}\n')
+    print(format_table(_entry_rows(entries), _HEADER))
+    if batch_dependent:
+        print(f'\nThe network normalizes by the batch: this holds for shuffled batches of {args.batch_size} alone.')
+    for e in entries:
+        if e['errors']:
+            severities = sorted(next(iter(e['errors'].values())))
+            print(f"\n{e['benchmark']}: error in percent by severity\n")
+            print(format_table(
+                [(c, *(f'{own[s]:.1f}' for s in severities), f'{sum(own.values()) / len(own):.1f}')
+                 for c, own in e['errors'].items()], ('corruption', *map(str, severities), 'mean')))
+
+
+def run_benchmarks(args: argparse.Namespace, argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Evaluate on benchmarks, with the arguments of `timm-robust eval`."""
+    names = _read_names(args)
+    _check(args, parser, names)
+    read_threat(args)
+    args.device = resolve_device(args.device)
+    device = init_distributed_device(args)
+    try:
+        _evaluate(args, argv, names, device)
+    finally:
+        if args.distributed:
+            torch.distributed.destroy_process_group()
+
+
+def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, str], device: torch.device) -> None:
+    output = resumable_output(args, 'benchmarks.json')
+    pixel_model, data_config = open_network(args, device)
+    parts = _open_parts(args, names, pixel_model.model.num_classes, data_config)
+    facts = model_facts(args, pixel_model.model, data_config)
+    data = {'benchmarks': names, 'dataset': args.dataset, 'data_dir': args.data_dir, 'split': args.split,
+            'corruptions': args.corruptions, 'severities': args.severities, 'num_examples': args.num_examples}
+    batch_dependent = has_batch_statistics(pixel_model)
+    settings = {'seed': args.seed, **({'batch_size': args.batch_size} if batch_dependent else {})}
+    journal = Journal(output, {**facts, **data, **settings}, args.resume, args.rank)
+    if args.distributed:
+        torch.distributed.barrier()
+    chosen: Dict[str, List[int]] = {}
+    with journal, tqdm(parts, unit='set', disable=None if is_primary(args) else True) as bar:
+        for part in bar:
+            bar.set_description_str(part.key)
+            dataset = part.open()
+            indices = balanced_indices(
+                dataset_labels(dataset), len(dataset), args.num_examples, args.seed)
+            check_images(dataset, indices)
+            chosen[part.key] = indices
+            own = [indices[i] for i in own_positions(len(indices), args.batch_size, args.rank, args.world_size)]
+            todo = [i for i in own if i not in journal.correct[part.key]]
+            if batch_dependent and todo:
+                todo = own  # a prediction holds within its batch only
+            if todo:
+                config = {**data_config, 'crop_pct': 1.} if part.as_stored else data_config
+                loader = pixel_loader(args, dataset, todo, config, device)
+                evaluate_shift(pixel_model, loader, todo, part.key, journal, device, part.classes)
+    if args.distributed:
+        journal.merge()
+    if not is_primary(args):
+        return
+    entries = summarize_shifts(parts, chosen, journal)
+    write_json(output / 'benchmarks.json', {
+        'format': 1,
+        'model': facts,
+        'data': data,
+        'settings': {**settings, 'batch_size': args.batch_size, 'batch_dependent': batch_dependent,
+                     'device': str(device),
+                     'command': shlex.join(['timm-robust', 'eval', *argv]),
+                     'date': datetime.now(timezone.utc).isoformat(timespec='seconds')},
+        'benchmarks': entries,
+        'versions': versions(),
+    })
+    for path in output.glob('progress-*.jsonl'):
+        path.unlink()
+    _print(args, entries, batch_dependent)
+    print(f"\nWritten: {output / 'benchmarks.json'}")

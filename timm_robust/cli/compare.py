@@ -1,0 +1,54 @@
+"""`timm-robust compare`: a table and a figure over the benchmarks and attacks of several networks."""
+from pathlib import Path
+from typing import Dict, List
+
+from ..errors import InputError
+from ..evaluate import format_table
+from ..evaluate.compare import collect, plot_bars, plot_radar
+from .arguments import Parser
+
+__all__ = ['build_parser', 'run']
+
+_KINDS = {'bars': plot_bars, 'radar': plot_radar}
+
+
+def build_parser() -> Parser:
+    """The parser of `timm-robust compare`."""
+    parser = Parser(
+        prog='timm-robust compare',
+        description='Put networks side by side, from the folders that timm-robust eval wrote, with attacks or '
+                    '--benchmarks: those accuracies that all have, on the same images (NoFrost, figures 3 and 4).')
+    parser.add_argument('networks', nargs='+', metavar='NAME=FOLDER[,FOLDER]',
+                        help='a name for the figure and the folders of its evaluations')
+    parser.add_argument('--kind', default='bars', help='bars or radar (default: bars)')
+    parser.add_argument('--title', default='', help='title of the figure')
+    parser.add_argument('-o', '--output', default='comparison.png', metavar='FILE',
+                        help='the figure (default: comparison.png)')
+    return parser
+
+
+def _read_folders(texts: List[str]) -> Dict[str, List[Path]]:
+    folders: Dict[str, List[Path]] = {}
+    for text in texts:
+        name, separator, places = text.partition('=')
+        if not (name and separator and places):
+            raise InputError(f'{text}: is not NAME=FOLDER, for example NoFrost=output/eval/nofrost')
+        if name in folders:
+            raise InputError(f'{text}: a network of that name is there already, join its folders by a comma')
+        folders[name] = [Path(p) for p in places.split(',')]
+    return folders
+
+
+def run(argv: List[str]) -> None:
+    """Compare."""
+    args = build_parser().parse_args(argv)
+    if args.kind not in _KINDS:
+        raise InputError(f"--kind {args.kind}: unknown, choose one of {', '.join(_KINDS)}")
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise InputError(f'--output {output}: no such folder, make it first')
+    table = collect(_read_folders(args.networks))
+    _KINDS[args.kind](table, args.title, output)
+    keys = list(next(iter(table.values())))
+    print(format_table([(name, *(f'{row[k]:.1f}' for k in keys)) for name, row in table.items()], ('top-1 %', *keys)))
+    print(f'\nWritten: {output}')

@@ -1,0 +1,70 @@
+"""Where the commands that judge a network write, and what they all say of it."""
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+import torch.nn as nn
+from timm.models import safe_model_name
+
+from ..errors import InputError
+from ..evaluate import weights_sha256
+
+__all__ = ['model_facts', 'new_output', 'own_positions', 'resumable_output']
+
+
+def _refuse_finished(output: Path, file_name: str) -> None:
+    if (output / file_name).exists():
+        raise InputError(f'--output {output}: already holds {file_name}, choose another folder')
+
+
+def _folder(args: argparse.Namespace, command: str) -> Path:
+    named = datetime.now().strftime('%Y%m%d-%H%M%S') + '-' + safe_model_name(args.model)
+    return Path(args.output or Path('output') / command / named)
+
+
+def new_output(args: argparse.Namespace, file_name: str) -> Path:
+    """The folder of --output, or one of the command named by time and model; it is not made yet.
+
+    Raises:
+        InputError: If it already holds the file.
+    """
+    output = _folder(args, Path(file_name).stem)
+    _refuse_finished(output, file_name)
+    return output
+
+
+def resumable_output(args: argparse.Namespace, file_name: str) -> Path:
+    """The folder of --output for an evaluation that can go on, the same in every process.
+
+    Raises:
+        InputError: If --resume has no folder, or the evaluation there is at its end.
+    """
+    if args.resume and not args.output:
+        raise InputError('--resume: name the folder of the evaluation that was cut off with --output')
+    output = [_folder(args, 'eval')]
+    if args.distributed:
+        torch.distributed.broadcast_object_list(output)
+    _refuse_finished(output[0], file_name)
+    return output[0]
+
+
+def own_positions(count: int, batch_size: int, rank: int, world_size: int) -> List[int]:
+    """Positions of this process: whole batches in turn, so that batches are the same for any number of processes."""
+    return [i for i in range(count) if i // batch_size % world_size == rank]
+
+
+def model_facts(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any]) -> Dict[str, Any]:
+    """What results say of the network."""
+    return {
+        'name': args.model,
+        'checkpoint': args.checkpoint,
+        'use_ema': args.use_ema,
+        'model_kwargs': args.model_kwargs,
+        'norm_statistics': args.norm_statistics,
+        'mbnat_gamma': args.mbnat_gamma,
+        'num_classes': model.num_classes,
+        'weights_sha256': weights_sha256(model),
+        **{k: data_config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+    }

@@ -1,0 +1,109 @@
+"""Common corruptions on the fly: the functions of `imagecorruptions-imaug`, with noise that an image keeps.
+
+Hendrycks and Dietterich 2019, `Benchmarking Neural Network Robustness to Common Corruptions and Perturbations` -
+https://arxiv.org/abs/1903.12261
+"""
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Callable, Tuple
+
+import numpy as np
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from .check import dataset_labels
+
+__all__ = ['COMMON_CORRUPTIONS', 'CORRUPTIONS', 'SEVERITIES', 'CorruptedDataset', 'check_library', 'corrupt']
+
+COMMON_CORRUPTIONS = (
+    'gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow',
+    'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression')
+CORRUPTIONS = (*COMMON_CORRUPTIONS, 'speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
+SEVERITIES = (1, 2, 3, 4, 5)
+
+_SMALLEST = 32  # that the library takes
+_HAS_OWN_GENERATOR = ('impulse_noise', 'glass_blur')
+
+
+def check_library(flag: str) -> None:
+    """Refuse where the functions are not installed; its ancestor `imagecorruptions` fails on today's NumPy."""
+    try:
+        version('imagecorruptions-imaug')
+    except PackageNotFoundError as error:
+        raise InputError(
+            f"{flag}: needs the package imagecorruptions-imaug, pip install 'timm-robust[corruptions]'") from error
+
+
+def corrupt(image: Image.Image, corruption: str, severity: int, seed: int) -> Image.Image:
+    """An image under one of the corruptions of ImageNet-C, with ImageNet-C's constants.
+
+    CIFAR-10-C was made with other, milder constants. An image below 32 pixels is extended by its edges for the
+    corruption and cut back after.
+
+    Args:
+        image: RGB or grey.
+        corruption: One of `CORRUPTIONS`.
+        severity: From 1 to 5.
+        seed: Seed of what is random; numpy's global generator is left as it was.
+
+    Returns:
+        An image of the same size and mode.
+    """
+    from imagecorruptions import corrupt as corrupt_pixels
+    state = np.random.get_state()
+    numpy_seed, own_seed = np.random.SeedSequence(
+        [seed, CORRUPTIONS.index(corruption), severity]).generate_state(2).tolist()
+    pixels = np.asarray(image)
+    (height, width), padding = pixels.shape[:2], [(max(_SMALLEST - n, 0) // 2, -(-max(_SMALLEST - n, 0) // 2))
+                                                  for n in pixels.shape[:2]]
+    pixels = np.pad(pixels, [*padding, *[(0, 0)] * (pixels.ndim - 2)], mode='edge')
+    try:
+        np.random.seed(numpy_seed)
+        changed = corrupt_pixels(
+            pixels, severity=severity, corruption_name=corruption,
+            **({'seed': own_seed} if corruption in _HAS_OWN_GENERATOR else {}))
+    finally:
+        np.random.set_state(state)
+    (top, _), (left, _) = padding
+    return Image.fromarray(changed[top:top + height, left:left + width]).convert(image.mode)
+
+
+class CorruptedDataset(Dataset):
+    """The images of a data set as a network would see them, cropped, and then corrupted.
+
+    The noise of an image follows from `seed` and its index: subsets, batches and processes change nothing.
+
+    Args:
+        dataset: Delivers (PIL image, label).
+        data_config: timm's data configuration, by which images are resized and cropped before.
+        corruption: One of `CORRUPTIONS`.
+        severity: From 1 to 5.
+        seed: Seed of the noise.
+
+    Attributes:
+        transform: Applied after the corruption.
+    """
+
+    def __init__(self, dataset: Any, data_config: dict, corruption: str, severity: int, seed: int):
+        self.dataset = dataset
+        self.corruption, self.severity, self.seed = corruption, severity, seed
+        self.targets = dataset_labels(dataset)
+        self.transform: Callable = lambda image: image
+        crop = create_transform(
+            data_config['input_size'], interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
+            crop_mode=data_config['crop_mode'], use_prefetcher=True)
+        self.crop = crop.transforms[:-1]  # without the step from image to array
+        # imports and compiles what takes seconds, before workers are forked that would each do it again
+        corrupt(Image.new('RGB', (_SMALLEST, _SMALLEST)), corruption, severity, seed)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tuple[Any, int]:
+        self.dataset.transform = None
+        image, label = self.dataset[index]
+        for step in self.crop:
+            image = step(image)
+        seed = self.seed * 0x9E3779B1 + index
+        return self.transform(corrupt(image, self.corruption, self.severity, seed)), label

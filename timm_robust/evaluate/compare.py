@@ -1,0 +1,113 @@
+"""Several networks side by side, from the files their evaluations wrote (NoFrost, figures 3 and 4).
+
+NoFrost - https://arxiv.org/abs/2207.01156
+"""
+import json
+import math
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, List, Sequence, Tuple, Union
+
+from ..errors import InputError
+
+__all__ = ['collect', 'plot_bars', 'plot_radar']
+
+_FILES = ('benchmarks.json', 'results.json')
+
+
+def _benchmarks(content: Dict[str, Any]) -> Dict[str, Tuple[float, Any]]:
+    data, seed = content['data'], content['settings']['seed']
+    return {
+        e['benchmark']: (e['accuracy'], (e['images'], seed, 'balanced', *(
+            (data['corruptions'], data['severities']) if e['errors'] else ())))
+        for e in content['benchmarks']}
+
+
+def _attacks(content: Dict[str, Any]) -> Dict[str, Tuple[float, Any]]:
+    sample = (content['data']['num_examples'], content['settings']['seed'], content['data']['subset'])
+    found = {}
+    for row in content['results']:
+        name = row['attack']['name']
+        if row['accuracy'] is not None:  # it was run on all images, not on what other attacks left
+            found[name if name == 'clean' else f"{name} ({content['threat_model']['text']})"] = row['accuracy'], sample
+    return found
+
+
+def collect(folders: Dict[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
+    """Accuracy in percent by network and benchmark or attack, of those that all networks have.
+
+    Args:
+        folders: By name of a network the folders of its evaluations, with results.json or benchmarks.json.
+
+    Raises:
+        InputError: If a folder holds neither, a network has one accuracy twice, networks were evaluated on different
+            images or with different seeds, or they have nothing in common.
+    """
+    found: Dict[str, Dict[str, Tuple[float, Any]]] = {}
+    for name, own in folders.items():
+        found[name] = {}
+        for folder in own:
+            files = [Path(folder) / f for f in _FILES if (Path(folder) / f).is_file()]
+            if not files:
+                raise InputError(f"{name}={folder}: holds neither {' nor '.join(_FILES)}")
+            for path in files:
+                content = json.loads(path.read_text())
+                rows = _benchmarks(content) if path.name == _FILES[0] else _attacks(content)
+                for key, value in rows.items():
+                    if key != 'clean' and key in found[name]:
+                        raise InputError(f'{name}={folder}: measures {key}, which another folder of {name} does too')
+                    found[name].setdefault(key, value)
+    first = next(iter(found.values()))
+    common = [key for key in first if all(key in own for own in found.values())]
+    if not common:
+        raise InputError(f"{', '.join(found)}: have no benchmark or attack in common")
+    for key in common:
+        for name, own in found.items():
+            if own[key][1] != first[key][1]:
+                raise InputError(
+                    f'{name}: {key} was measured on other images or with other settings than that of '
+                    f'{next(iter(found))}: give both the same --num-examples, --seed, --corruptions and --severities')
+    return {name: {key: own[key][0] for key in common} for name, own in found.items()}
+
+
+def plot_bars(table: Dict[str, Dict[str, float]], title: str, path: Union[Path, BinaryIO]) -> None:
+    """Draw `collect`'s table as groups of bars, a group for each benchmark, as a PNG at `path`."""
+    from matplotlib.figure import Figure
+    keys = list(next(iter(table.values())))
+    figure = Figure(figsize=(max(6., 1.3 * len(keys) + 1.5), 4), layout='constrained')
+    axes = figure.subplots()
+    width = .8 / len(table)
+    for i, (name, row) in enumerate(table.items()):
+        bars = axes.bar([k + i * width for k in range(len(keys))], list(row.values()), width, label=name)
+        axes.bar_label(bars, fmt='%.0f', fontsize=7)
+    axes.set_xticks([k + .4 - width / 2 for k in range(len(keys))], _wrapped(keys), fontsize=8)
+    axes.set(ylabel='accuracy (%)', ylim=(0, 100), title=title)
+    axes.legend(fontsize=8)
+    figure.savefig(path, format='png', dpi=120)
+
+
+def plot_radar(table: Dict[str, Dict[str, float]], title: str, path: Union[Path, BinaryIO]) -> None:
+    """Draw `collect`'s table with an axis for each benchmark around a centre at 0 %, as a PNG at `path`.
+
+    Raises:
+        InputError: If there are less than three axes.
+    """
+    from matplotlib.figure import Figure
+    keys = list(next(iter(table.values())))
+    if len(keys) < 3:
+        raise InputError(f'--kind radar: needs three benchmarks or more, there are {len(keys)}: choose bars')
+    figure = Figure(figsize=(6.5, 6), layout='constrained')
+    axes = figure.add_subplot(projection='polar')
+    angles = [2 * math.pi * k / len(keys) for k in range(len(keys))]
+    for name, row in table.items():
+        values = list(row.values())
+        axes.plot([*angles, angles[0]], [*values, values[0]], marker='o', markersize=3, label=name)
+        axes.fill(angles, values, alpha=.1)
+    axes.set_xticks(angles, _wrapped(keys), fontsize=8)
+    axes.set_ylim(0, 100)
+    axes.set_title(title)
+    axes.legend(loc='lower left', bbox_to_anchor=(-.15, -.12), fontsize=8)
+    figure.savefig(path, format='png', dpi=120)
+
+
+def _wrapped(keys: Sequence[str]) -> List[str]:
+    return [key.replace(' (', '\n(') for key in keys]
