@@ -2,6 +2,7 @@ from .adversarial import AdversarialTask
 from .apart import ApartTask, second_pass_size
 from .fat import FriendlyTask, TradesFriendlyTask
 from .mbnat import MbnatTask
+from .nofrost_star import NoFrostStarTask
 from .options import OBJECTIVES, TRAIN_ATTACKS, ObjectiveOptions, add_objective_arguments, create_task
 from .trades import TradesTask
 
@@ -10,6 +11,7 @@ __all__ = [
     'ApartTask',
     'FriendlyTask',
     'MbnatTask',
+    'NoFrostStarTask',
     'OBJECTIVES',
     'ObjectiveOptions',
     'TRAIN_ATTACKS',

@@ -117,16 +117,23 @@ class RobustTask(TwoPassTask):
             return self.threat
         return self.threat.scaled((self.step + 1) / (self.eps_warmup_steps + 1))
 
-    def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Adversarial images of this step, in the network's input space."""
+    def step_seed(self) -> int:
+        """Seed of what is random in this step of this process."""
         process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         # a fixed mixing keeps the streams of neighbouring seeds, steps and processes apart
-        seed = (self.seed * 0x9E3779B1 + self.step * processes + process) % (1 << 62)
+        return (self.seed * 0x9E3779B1 + self.step * processes + process) % (1 << 62)
+
+    def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Adversarial images of this step, in the network's input space."""
         return self.attack(
-            self.bare_model, input, target, self.current_threat(), space=self.space, seed=seed, **kwargs)
+            self.bare_model, input, target, self.current_threat(), space=self.space, seed=self.step_seed(), **kwargs)
+
+    def forward_together(self, *batches: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+        """Logits of several batches of one size; in one pass where no layer mixes the images of a batch."""
+        if self.mixes_batch:
+            return tuple(self.trainable_module(batch) for batch in batches)
+        return self.trainable_module(torch.cat(batches)).chunk(len(batches))
 
     def forward_both(self, input: torch.Tensor, adv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Clean and adversarial logits; in one pass where no layer mixes the images of a batch."""
-        if self.mixes_batch:
-            return self.trainable_module(input), self.trainable_module(adv)
-        return self.trainable_module(torch.cat([input, adv])).chunk(2)
+        """Clean and adversarial logits."""
+        return self.forward_together(input, adv)

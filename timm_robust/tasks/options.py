@@ -12,6 +12,7 @@ from timm.task import ClassificationTask, TrainingTask
 from ..attacks import ATTACKS, InputSpace, ThreatModel, friendly_pgd, nofrost_step_size
 from ..attacks.context import NORM_MODES
 from ..attacks.threat import NORMS
+from ..data.augment import ViewsDataset
 from ..errors import InputError
 from ..layers import NormPerturbation, convert_aux_norm, has_batch_statistics, set_norm_branch
 from .adversarial import AdversarialTask
@@ -19,13 +20,14 @@ from .apart import ApartTask
 from .base import RobustTask
 from .fat import FriendlyTask, TradesFriendlyTask
 from .mbnat import MbnatTask
+from .nofrost_star import NoFrostStarTask
 from .trades import TradesTask
 
 __all__ = ['OBJECTIVES', 'TRAIN_ATTACKS', 'ObjectiveOptions', 'add_objective_arguments', 'create_task']
 
 _logger = logging.getLogger(__name__)
 
-OBJECTIVES = ('standard', 'sat', 'nofrost', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart')
+OBJECTIVES = ('standard', 'sat', 'nofrost', 'nofrost_star', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart')
 _TRADES, _FRIENDLY = ('trades', 'trades_fat'), ('fat', 'trades_fat')
 _TRADES_START_STD = 1e-3  # of the authors' code
 TRAIN_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
@@ -45,6 +47,9 @@ class ObjectiveOptions:
     """
     objective: str = 'standard'
     adv_weight: Optional[float] = None
+    star_terms: Optional[int] = None
+    deepaug_dirs: Sequence[str] = ()
+    noise2net: bool = False
     trades_beta: float = 6.
     fat_tau_epochs: Sequence[float] = ()
     mbnat_gamma: Optional[float] = None
@@ -70,6 +75,8 @@ class ObjectiveOptions:
         elif self.objective in _TRADES:
             raise InputError(
                 f'--adv-weight {self.adv_weight}: --objective {self.objective} weighs by --trades-beta, leave it out')
+        elif self.objective == 'nofrost_star':
+            raise InputError(f'--adv-weight {self.adv_weight}: nofrost_star weighs all terms alike, leave it out')
         if not 0 <= self.adv_weight <= 1:
             raise InputError(f'--adv-weight {self.adv_weight}: must be in [0, 1]; 0.5 is NoFrost, 1 is Madry')
         if not 0 <= self.trades_beta < math.inf:
@@ -119,6 +126,23 @@ class ObjectiveOptions:
             raise InputError(
                 f'--attack-random-start is fixed by --attack {self.attack}: leave it out, or choose pgd or cw_linf')
 
+        self._check_star()
+
+    def _check_star(self) -> None:
+        deep = bool(self.deepaug_dirs) + self.noise2net
+        for flag, value in (('star-terms', self.star_terms), ('deepaug-dirs', ' '.join(self.deepaug_dirs)),
+                            ('noise2net', self.noise2net)):
+            if value and self.objective != 'nofrost_star':
+                raise InputError(f'--{flag}: is for --objective nofrost_star, not {self.objective}')
+        if deep == 2:
+            raise InputError('--noise2net: stands in for --deepaug-dirs, leave one of them out')
+        if self.star_terms is None:
+            self.star_terms = 3 + deep
+        if self.star_terms not in (3, 4):
+            raise InputError(f"--star-terms {self.star_terms}: must be 3, the paper's, or 4, of the authors' code")
+        if self.star_terms == 4 and not deep:
+            raise InputError('--star-terms 4: needs deeply augmented images, --deepaug-dirs DIR or --noise2net')
+
     def _check_own_attack(self) -> None:
         if self.attack != 'pgd':
             raise InputError(f'--attack {self.attack}: --objective {self.objective} crafts by PGD, leave it out')
@@ -147,6 +171,16 @@ class ObjectiveOptions:
             except ValueError as error:
                 raise InputError(f'--objective apart: {error}') from error
         return model
+
+    def prepare_dataset(self, dataset: Any, img_size: Sequence[int]) -> Any:
+        """What the objective needs of training data, before a loader is made of it.
+
+        Raises:
+            InputError: If the data does not have it.
+        """
+        if self.objective != 'nofrost_star':
+            return dataset
+        return ViewsDataset(dataset, img_size, self.deepaug_dirs, one_view=self.star_terms == 3)
 
     @property
     def crafts(self) -> bool:
@@ -204,6 +238,15 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--adv-weight', default=None, type=float, metavar='LAMBDA',
                        help='weight of the adversarial loss in sat, nofrost and fat, in [0, 1]; 1 leaves the clean '
                             'pass out (default: 0.5, 1 in fat)')
+    group.add_argument('--star-terms', default=None, type=int, metavar='N',
+                       help="terms of nofrost_star: 3 (the paper's: clean, augmented, adversarial) or 4 (the authors' "
+                            'code: clean, deeply augmented, texture-debiased, adversarial) (default: 4 with '
+                            '--deepaug-dirs or --noise2net)')
+    group.add_argument('--deepaug-dirs', default=[], nargs='+', metavar='DIR',
+                       help='deeply augmented images of nofrost_star, made beforehand: folders with the classes and '
+                            'names of the training data, of which one is drawn for each image')
+    group.add_argument('--noise2net', action='store_true',
+                       help='deeply augment images of nofrost_star on the fly, by networks drawn at random')
     group.add_argument('--trades-beta', default=default.trades_beta, type=float, metavar='BETA',
                        help='weight of the divergence in trades and trades_fat (default: %(default)s)')
     group.add_argument('--fat-tau-epochs', default=[], type=float, nargs='*', metavar='EPOCH',
@@ -262,15 +305,20 @@ def create_task(
         return ApartTask(
             model, criterion, epsilon=options.apart_epsilon, groups=options.apart_groups, ratio=options.apart_ratio,
             **kwargs)
-    if options.objective == 'nofrost' and has_batch_statistics(model, training=True):
+    if options.objective in ('nofrost', 'nofrost_star') and has_batch_statistics(model, training=True):
         _logger.warning(
-            f'--objective nofrost on {type(model).__name__}, which normalizes by the batch, is SAT: '
-            'NoFrost is the same objective on a normalizer-free network')
+            f'--objective {options.objective} on {type(model).__name__}, which normalizes by the batch: NoFrost is '
+            'for a normalizer-free network, with this one nofrost is SAT')
     task: Type[RobustTask] = {
         'trades': TradesTask, 'fat': FriendlyTask, 'trades_fat': TradesFriendlyTask, 'mbnat': MbnatTask,
+        'nofrost_star': NoFrostStarTask,
     }.get(options.objective, AdversarialTask)
     own: Dict[str, Any] = {}
-    if options.objective in _TRADES:
+    if options.objective == 'nofrost_star':
+        own.update(
+            terms=options.star_terms, noise2net=options.noise2net,
+            views=options.star_terms - 1 - (options.noise2net and options.star_terms == 4))
+    elif options.objective in _TRADES:
         own['beta'] = options.trades_beta
     else:
         own['adv_weight'] = options.adv_weight

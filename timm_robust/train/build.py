@@ -40,7 +40,12 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
     """
     options = ObjectiveOptions.from_args(args)
     options.check_schedule(args.epochs)
-    if options.compares_labels and (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+    mixes = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+    if options.objective == 'nofrost_star' and (mixes or args.no_prefetcher):
+        raise InputError(
+            f"--{'mixup' if mixes else 'no-prefetcher'}: the views of nofrost_star come together through timm's own "
+            'collate function, leave it out')
+    if options.compares_labels and mixes:
         raise InputError(
             f'--objective {options.objective}: stops where the one label of an image is missed, leave out --mixup and '
             '--cutmix')

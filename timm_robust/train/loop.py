@@ -123,11 +123,12 @@ def train_one_epoch(
                         dispatch_clip_grad(clip_parameters, value=clip_grad, mode=clip_mode)
                     optimizer.step()
 
-        num_images += len(input)
-        meters['loss'].update(value, len(input))
+        size = len(result['output'])  # of several views an image is counted once
+        num_images += size
+        meters['loss'].update(value, size)
         for name, scalar in result.items():
             if name not in ('loss', 'output'):
-                meters.setdefault(name, AverageMeter()).update(float(scalar), len(input))
+                meters.setdefault(name, AverageMeter()).update(float(scalar), size)
         if not need_update:
             continue
         num_updates += 1

@@ -1,0 +1,170 @@
+"""Views of an image for NoFrost*: texture-debiased, and deeply augmented beforehand or by a network drawn at random.
+
+NoFrost - https://arxiv.org/abs/2207.01156; Hermann et al. 2020, `The Origins and Prevalence of Texture Bias` -
+https://arxiv.org/abs/1911.09071; Hendrycks et al. 2021, `The Many Faces of Robustness` (DeepAugment, Noise2Net) -
+https://arxiv.org/abs/2006.16241
+"""
+import random
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_dataset
+from timm.data.transforms import ToNumpy
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import (
+    ColorJitter,
+    Compose,
+    RandomApply,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+)
+
+from ..errors import InputError
+
+__all__ = ['ViewsDataset', 'noise2net', 'texture_debiased']
+
+_HIDDEN, _KERNELS = 16, (1, 3, 5, 7)  # channels inside the random network, one branch for each kernel size
+_SHARE = (.375, .75)  # of the network in the image
+
+
+def texture_debiased(img_size: Union[int, Sequence[int]]) -> Compose:
+    """NoFrost's texture-debiased augmentation, from a PIL image to a uint8 array (C, H, W).
+
+    A crop of 64 to 100 % of the area and a flip; with probability 0.5 then strong jitter of colours (probability 0.8)
+    and grey (probability 0.2).
+    """
+    colours = [RandomApply([ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8), RandomGrayscale(0.2)]
+    return Compose([
+        RandomResizedCrop(img_size, scale=(0.64, 1.)), RandomHorizontalFlip(), RandomApply(colours, 0.5), ToNumpy()])
+
+
+class _DeepFolders:
+    """Images made beforehand, in folders that have an image for each of a data set's."""
+
+    def __init__(self, folders: Sequence[str], dataset: Any, mode: Optional[str]):
+        samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+        if not samples:
+            raise InputError('--deepaug-dirs: needs training data in a folder of image files')
+        wanted = [self._name(dataset.filename(i, absolute=True)) for i in range(len(dataset))]
+        self.files: List[List[str]] = []
+        for folder in folders:
+            try:
+                own = create_dataset('', root=folder, split='train', input_img_mode=mode or 'RGB')
+            except (RuntimeError, OSError, ValueError, AssertionError) as error:
+                raise InputError(f'--deepaug-dirs {folder}: holds no images ({type(error).__name__})') from error
+            files = {self._name(path): path for path in (
+                own.filename(i, absolute=True) for i in range(len(own)))}
+            missing = next((name for name in wanted if name not in files), None)
+            if missing:
+                raise InputError(
+                    f'--deepaug-dirs {folder}: has no {missing}.*, it needs an image of the same class and name for '
+                    'each of the training data')
+            self.files.append([files[name] for name in wanted])
+
+    @staticmethod
+    def _name(path: str) -> str:
+        return '/'.join(Path(path).with_suffix('').parts[-2:])
+
+    def __call__(self, index: int, mode: str) -> Image.Image:
+        with Image.open(random.choice(self.files)[index]) as image:
+            return image.convert(mode)
+
+
+class ViewsDataset(Dataset):
+    """Each image as a tuple: as timm's loader transforms it, and augmented; decoded once.
+
+    timm's collate function puts the views of a batch one after the other: N clean images, then N of the next view.
+
+    Args:
+        dataset: A timm data set, whose own transform is taken off.
+        img_size: Height and width of the views.
+        deepaug_dirs: Folders of images augmented beforehand, each with the classes and names of the data set; one is
+            drawn for each image, and what timm's loader does to clean images is done to it.
+        one_view: One augmented view for each image, drawn from the two kinds, and not both.
+
+    Attributes:
+        transform: timm's training transform, set by its loader.
+
+    Raises:
+        InputError: If the data streams, or a folder lacks an image.
+    """
+
+    def __init__(
+            self,
+            dataset: Any,
+            img_size: Union[int, Sequence[int]],
+            deepaug_dirs: Sequence[str] = (),
+            one_view: bool = False,
+    ):
+        if isinstance(dataset, IterableDataset):
+            raise InputError('--objective nofrost_star: needs a data set with an index, streaming data has none')
+        dataset.transform = None
+        self.dataset, self.one_view = dataset, one_view
+        self.debias = texture_debiased(img_size)
+        self.deep = _DeepFolders(deepaug_dirs, dataset, getattr(dataset, 'input_img_mode', None)) if deepaug_dirs \
+            else None
+        self.transform: Callable = ToNumpy()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the data set, if it wants to know."""
+        if hasattr(self.dataset, 'set_epoch'):
+            self.dataset.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> Tuple[Tuple[Any, ...], Any]:
+        image, target = self.dataset[index]
+        views = [self.transform(image)]
+        deep = self.deep is not None and (not self.one_view or random.random() < .5)
+        if not (deep and self.one_view):
+            views.append(self.debias(image))
+        if deep:
+            views.append(self.transform(self.deep(index, image.mode)))
+        return tuple(map(torch.as_tensor, views)), target  # timm's transforms end in tensors or arrays
+
+
+def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
+    """Deep augmentation without images made beforehand: each image through a network of its own, drawn at random.
+
+    After Noise2Net of Hendrycks et al. 2021: convolutions with normal weights in branches of growing kernel size, each
+    fed by the one before. The output gets the image's own mean and standard deviation in each channel and is mixed with
+    the image, at a share between 3/8 and 3/4 of it.
+
+    Args:
+        pixels: Images (N, C, H, W), pixels in [0, 1].
+        seed: Seed of the networks; the same on every device.
+
+    Returns:
+        Images of the same shape, pixels in [0, 1], without a graph.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count, channels, height, width = pixels.shape
+
+    def convolve(x: torch.Tensor, inside: int, outside: int, kernel: int) -> torch.Tensor:
+        fan_in = inside * kernel ** 2
+        weight = torch.randn(count * outside, inside, kernel, kernel, generator=generator) * (2 / fan_in) ** .5
+        return F.conv2d(x, weight.to(x), padding=kernel // 2, groups=count)
+
+    def images(x: torch.Tensor) -> torch.Tensor:
+        return x.view(count, -1, height, width)
+
+    with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        x = pixels.detach().float()
+        part = _HIDDEN // len(_KERNELS)
+        hidden = images(convolve(x.reshape(1, -1, height, width), channels, _HIDDEN, 1).relu())
+        last, branches = 0., []
+        for kernel, own in zip(_KERNELS, hidden.split(part, dim=1)):
+            last = images(convolve((own + last).reshape(1, -1, height, width), part, part, kernel).relu())
+            branches.append(last)
+        out = images(convolve(torch.cat(branches, 1).reshape(1, -1, height, width), _HIDDEN, channels, 1))
+        mean, std = (f(x, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
+        own_std = out.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+        out = (out - out.mean(dim=(2, 3), keepdim=True)) / own_std * std + mean
+        low, high = _SHARE
+        share = (low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)).to(x)
+        return torch.lerp(x, out, share).clamp(0, 1).to(pixels.dtype)
