@@ -98,4 +98,4 @@ def test_recipes_are_valid():
             model = timm.create_model(args.model, num_classes=args.num_classes, **args.model_kwargs)
         assert options.prepare_model(model) is model, recipe
         source = ' '.join(recipe.read_text().split('\nmodel:')[0].split())
-        assert recipe.parent.name == 'recipes' or ('https://' in source and '--data-dir' in source), recipe
+        assert recipe.parent.name in ('recipes', 'weights') or ('https://' in source and '--data-dir' in source), recipe

@@ -106,12 +106,14 @@ def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):
 def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', sys.argv)
     losses = set()
-    for objective in ('standard', 'sat', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart'):
+    for objective in ('standard', 'sat', 'nofrost_star', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart'):
         argv = flags(folder, tmp_path / objective, '--objective', objective, '--attack-steps', '2')
         argv += ['--model', 'test_efficientnet'] if objective in ('mbnat', 'apart') else []
+        if objective == 'nofrost_star':
+            argv.remove('--no-prefetcher')
         assert main(['timm-train', str(STAND_IN), *argv]) == 0
         losses.add(summary(tmp_path / objective)[0]['train_loss'])
-    assert len(losses) == 7
+    assert len(losses) == 8
 
 
 @pytest.mark.parametrize('more,message', [
