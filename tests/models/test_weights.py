@@ -1,0 +1,49 @@
+"""The weights that travel in the package."""
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import SHARED_DATA
+from timm.data import create_dataset, create_transform
+
+import timm_robust  # noqa: F401
+from timm_robust.evaluate import weights_sha256
+from timm_robust.models import NormalizedModel
+from timm_robust.models._build import WEIGHTS_DIR
+
+CARDS = Path(__file__).parents[2] / 'hub_cards'
+NAMES = sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))
+
+
+def facts(name):
+    return json.loads((WEIGHTS_DIR / f'{name}.json').read_text())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_they_are_those_that_were_measured(name, monkeypatch):
+    monkeypatch.setattr('socket.socket.connect', lambda *args: pytest.fail('the network was asked'))
+    assert (WEIGHTS_DIR / f'{name}.safetensors').stat().st_size <= 5 * 10 ** 6
+    assert weights_sha256(timm.create_model(name, pretrained=True)) == facts(name)['weights_sha256']
+    assert facts(name) == json.loads((CARDS / name / 'results.json').read_text())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_they_classify_as_was_written_down(name, tmp_path):
+    found = facts(name)['evaluations'][0]
+    archive = SHARED_DATA / 'cifar10-jpeg.tar.gz'
+    if not (name.endswith('cifar10') and archive.exists()):
+        pytest.skip('the data of these weights is not at hand')
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, [m for m in tar if m.name.startswith('test/')], filter='data')
+    dataset = create_dataset('', root=str(tmp_path), split='test')
+    assert len(dataset) == found['data']['num_images']
+    dataset.transform = create_transform(
+        found['model']['input_size'], crop_pct=found['model']['crop_pct'], mean=(0.,) * 3, std=(1.,) * 3)
+    pictures, labels = zip(*(dataset[i] for i in found['data']['indices'][:200]))
+    model = NormalizedModel(timm.create_model(name, pretrained=True)).eval()
+    with torch.no_grad():
+        right = (model(torch.stack(pictures)).argmax(1) == torch.tensor(labels)).int().tolist()
+    assert right == found['results'][0]['correct'][:200]
