@@ -1,6 +1,5 @@
 """Readers of shifted data, corruptions on the fly, and what is made of the errors."""
 import json
-import math
 
 import numpy as np
 import pytest
@@ -255,9 +254,11 @@ def test_networks_side_by_side(tmp_path, network, capsys):
         assert main(['compare', f'One={both}', f'Two={both}', '--kind', kind, '-o', str(figure)]) == 0
         assert figure.read_bytes().startswith(b'\x89PNG')
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ['top-1', '%', 'clean', 'corruptions', 'fgsm', '(Linf', 'eps', '8/255)']
+    assert table[0].split() == ['top-1', '%', 'One', 'Two']
+    assert [row.split('  ')[0] for row in table[2:5]] == [
+        'clean (40 images, seed 0)', 'corruptions (80 images, seed 0)', 'fgsm Linf eps 8/255 (40 images, seed 0)']
     entries = {e['benchmark']: e['accuracy'] for e in outcome(tmp_path / 'a')}
-    assert math.isclose(float(table[2].split()[2]), round(entries['corruptions'], 1))
+    assert [float(v) for v in table[3].split()[-2:]] == [round(entries['corruptions'], 1)] * 2
     for argv, text in (
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'b'}"], 'Two: clean was measured on other images'),
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'attacks'}", '--kind', 'radar'], 'needs three benchmarks or'),

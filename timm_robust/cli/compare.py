@@ -50,5 +50,5 @@ def run(argv: List[str]) -> None:
     table = collect(_read_folders(args.networks))
     _KINDS[args.kind](table, args.title, output)
     keys = list(next(iter(table.values())))
-    print(format_table([(name, *(f'{row[k]:.1f}' for k in keys)) for name, row in table.items()], ('top-1 %', *keys)))
+    print(format_table([(key, *(f'{row[key]:.1f}' for row in table.values())) for key in keys], ('top-1 %', *table)))
     print(f'\nWritten: {output}')

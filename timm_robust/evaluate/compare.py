@@ -14,26 +14,32 @@ __all__ = ['collect', 'plot_bars', 'plot_radar']
 _FILES = ('benchmarks.json', 'results.json')
 
 
-def _benchmarks(content: Dict[str, Any]) -> Dict[str, Tuple[float, Any]]:
+_Row = Tuple[float, str, Tuple[Any, ...]]  # accuracy, threat model, what images (their number and the seed first)
+
+
+def _benchmarks(content: Dict[str, Any]) -> Dict[str, _Row]:
     data, seed = content['data'], content['settings']['seed']
     return {
-        e['benchmark']: (e['accuracy'], (e['images'], seed, 'balanced', *(
+        e['benchmark']: (e['accuracy'], '', (e['images'], seed, 'balanced', *(
             (data['corruptions'], data['severities']) if e['errors'] else ())))
         for e in content['benchmarks']}
 
 
-def _attacks(content: Dict[str, Any]) -> Dict[str, Tuple[float, Any]]:
+def _attacks(content: Dict[str, Any]) -> Dict[str, _Row]:
     sample = (content['data']['num_examples'], content['settings']['seed'], content['data']['subset'])
     found = {}
     for row in content['results']:
         name = row['attack']['name']
+        threat = '' if name == 'clean' else content['threat_model']['text']
         if row['accuracy'] is not None:  # it was run on all images, not on what other attacks left
-            found[name if name == 'clean' else f"{name} ({content['threat_model']['text']})"] = row['accuracy'], sample
+            found[' '.join(filter(None, (name, threat)))] = row['accuracy'], threat, sample
     return found
 
 
 def collect(folders: Dict[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
     """Accuracy in percent by network and benchmark or attack, of those that all networks have.
+
+    The name of an attack holds its threat model, every name the number of images and the seed.
 
     Args:
         folders: By name of a network the folders of its evaluations, with results.json or benchmarks.json.
@@ -42,7 +48,7 @@ def collect(folders: Dict[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
         InputError: If a folder holds neither, a network has one accuracy twice, networks were evaluated on different
             images or with different seeds, or they have nothing in common.
     """
-    found: Dict[str, Dict[str, Tuple[float, Any]]] = {}
+    found: Dict[str, Dict[str, _Row]] = {}
     for name, own in folders.items():
         found[name] = {}
         for folder in own:
@@ -62,11 +68,12 @@ def collect(folders: Dict[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
         raise InputError(f"{', '.join(found)}: have no benchmark or attack in common")
     for key in common:
         for name, own in found.items():
-            if own[key][1] != first[key][1]:
+            if own[key][1:] != first[key][1:]:
                 raise InputError(
                     f'{name}: {key} was measured on other images or with other settings than that of '
                     f'{next(iter(found))}: give both the same --num-examples, --seed, --corruptions and --severities')
-    return {name: {key: own[key][0] for key in common} for name, own in found.items()}
+    titles = {key: f'{key} ({first[key][2][0]:,} images, seed {first[key][2][1]})' for key in common}
+    return {name: {titles[key]: own[key][0] for key in common} for name, own in found.items()}
 
 
 def plot_bars(table: Dict[str, Dict[str, float]], title: str, path: Union[Path, BinaryIO]) -> None:
@@ -110,4 +117,5 @@ def plot_radar(table: Dict[str, Dict[str, float]], title: str, path: Union[Path,
 
 
 def _wrapped(keys: Sequence[str]) -> List[str]:
-    return [key.replace(' (', '\n(') for key in keys]
+    return ['\n'.join(key.replace(' (', '\n(').split(' ', 1)) if 'eps' in key else key.replace(' (', '\n(')
+            for key in keys]
