@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from benchmarks.common import Benchmark, add_arguments
 from timm_robust.cli.arguments import Parser
-from timm_robust.data.augment import ViewsDataset, noise2net
+from timm_robust.data.augment import ViewsDataset, noise2net, texture_debiased
 
 
 class _Part(Subset):
@@ -50,13 +50,16 @@ def main() -> None:
             part, size, args.batch_size, is_training=True, color_jitter=0., num_workers=0, device=bench.device,
             persistent_workers=False)
 
-    plain, again = loader(opened()), loader(opened())
+    plain, again, other = loader(opened()), loader(opened()), opened()
+    apart = loader(other)
+    other.transform = texture_debiased(args.img_size)
     debiased = loader(ViewsDataset(opened(), args.img_size))
     deep = loader(ViewsDataset(opened(), args.img_size, [args.data_dir]))
     bench.compare(f'{args.num_examples} images of {args.img_size}x{args.img_size}, no workers', {
         'clean': lambda: [None for _ in plain],
         'clean and debiased': lambda: [None for _ in debiased],
         'clean, debiased and deep folder': lambda: [None for _ in deep],
+        'clean and debiased, decoded twice': lambda: [None for _ in zip(plain, apart)],
         'clean twice': lambda: [None for _ in zip(plain, again)],
     })
 

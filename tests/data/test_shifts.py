@@ -11,9 +11,10 @@ from PIL import Image
 import timm_robust.cli.benchmarks as benchmarks
 from timm_robust.cli.main import main
 from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
-from timm_robust.data.shifts import cifar_c, imagenet_c, imagenet_shift, synsets
+from timm_robust.data.shifts import Part, cifar_c, imagenet_c, imagenet_shift, synsets
 from timm_robust.errors import InputError
-from timm_robust.evaluate.shifts import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_errors
+from timm_robust.evaluate import Journal
+from timm_robust.evaluate.shifts import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_errors, summarize_shifts
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'crop_pct': 1., 'crop_mode': 'center'}
 
@@ -168,13 +169,15 @@ def outcome(folder):
 def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch):
     make_image_folder(tmp_path / 'data', splits=('validation',), per_class=20)
     cifar_arrays(tmp_path / 'c')
-    flags = ['eval', *network(10), '--data-dir', str(tmp_path / 'data'), '--benchmarks',
-             f"clean,corruptions,cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities', '1', '5']
+    flags = ['eval', *network(10), '-b', '1', '--data-dir', str(tmp_path / 'data'), '--benchmarks',
+             f"clean,corruptions,cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities', '1', '5',
+             '--num-examples', '4']
     assert main([*flags, '--output', str(tmp_path / 'whole')]) == 0
     shown = capsys.readouterr().out
     found = {e['benchmark']: e for e in outcome(tmp_path / 'whole')}
     assert list(found) == ['clean', 'corruptions', 'cifar10-c']
-    assert [found[n]['images'] for n in found] == [40, 80, 8] and '20,000 published' in shown
+    assert [found[n]['images'] for n in found] == [4, 8, 8] and '20,000 published' in shown
+    assert [found[n]['available'] for n in found] == [40, 80, 8]
     assert found['corruptions']['mean_error'] == pytest.approx(sum(found['corruptions']['errors']['fog'].values()) / 2)
     assert found['corruptions']['mce'] is None
 
@@ -192,6 +195,11 @@ def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch)
     calls.clear()
     assert main([*flags, '--output', str(cut), '--seed', '1', '--resume']) == 2
     assert 'was begun with seed=0, not 1' in capsys.readouterr().err and not calls
+    extra = tmp_path / 'data' / 'validation' / 'a' / 'extra.png'
+    gradient().save(extra)
+    assert main([*flags, '--output', str(cut), '--resume']) == 2
+    assert 'was begun with images=' in capsys.readouterr().err and not calls
+    extra.unlink()
     monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda *a, **k: (calls.append(a[3]), real(*a, **k)))
     assert main([*flags, '--output', str(cut), '--resume']) == 0
     assert calls == ['corruptions/fog/5', 'cifar10-c/fog/1', 'cifar10-c/fog/5']
@@ -214,10 +222,81 @@ def test_classes_outside_the_mask_do_not_count(tmp_path, network, capsys, monkey
     weights['head.fc.bias'][[inside, outside]] = torch.tensor([1., 2.])
     torch.save(weights, flags[5])
     flags = ['eval', *flags, '--data-dir', str(tmp_path), '--benchmarks', 'a', '--output', str(tmp_path / 'o')]
-    assert main(flags) == 0
+    assert main(flags) == 2
+    assert 'a: there are 200 images, published are 7,500: complete them, or take some' in capsys.readouterr().err
+    assert main([*flags, '--num-examples', '200']) == 0
     found, = outcome(tmp_path / 'o')
     assert (found['classes'], found['accuracy'], found['accuracy_all_classes']) == (200, .5, 0.)
     assert 'among its 200 classes; 0.0 among all, 7,500 published' in capsys.readouterr().out
+
+
+def test_stored_images_reach_the_network_as_they_are(tmp_path, network, monkeypatch):
+    images, _ = cifar_arrays(tmp_path / 'c')
+    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=2, size=64)
+    seen = {}
+    monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda model, loader, indices, key, *args: seen.update(
+        {key: dict(zip(indices, torch.cat([x for x, _ in loader])))}))
+    monkeypatch.setattr(benchmarks, 'summarize_shifts', lambda *args: [])
+    assert main(['eval', *network(10), '--data-dir', str(tmp_path / 'data'), '--benchmarks',
+                 f"corruptions,cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities', '1', '5',
+                 '--num-examples', '4', '--crop-pct', '0.5', '--output', str(tmp_path / 'o')]) == 0
+    for severity in (1, 5):
+        for index, pixels in seen[f'cifar10-c/fog/{severity}'].items():
+            stored = images[(severity - 1) * 4 + index]
+            assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0).numpy(), stored)
+        for index, pixels in seen[f'corruptions/fog/{severity}'].items():
+            path = tmp_path / 'data' / 'validation' / 'ab'[index // 2] / f'{index % 2}.png'
+            middle = Image.open(path).crop((16, 16, 48, 48))  # what is left at half of the size resized to
+            wanted = np.asarray(corrupt(middle, 'fog', severity, index))
+            assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0).numpy(), wanted)
+
+
+def test_what_is_made_of_imagenet_c():
+    parts = [Part('clean', None, size=2)] + [
+        Part(f'c/{c}/{s}', None, expected=2, size=2) for c in CORRUPTIONS for s in range(1, 6)]
+    journal = Journal(None, {})
+    chosen = {part.key: [0, 1] for part in parts}
+    for part in parts:  # half of what is clean and of noise is right, nothing else
+        right = part.key == 'clean' or 'noise' in part.key
+        journal.record(part.key, [0, 1], [right, False], 0.)
+    clean, found = summarize_shifts(parts, chosen, journal)
+    noises = ('gaussian_noise', 'shot_noise', 'impulse_noise')
+    errors = {c: 50 if c in noises else 100 for c in COMMON_CORRUPTIONS}
+    assert clean['accuracy'] == 50 and found['mean_error'] == pytest.approx(sum(errors.values()) / 15)
+    assert found['mce'] == pytest.approx(sum(100 * errors[c] / ALEXNET_ERRORS[c] for c in errors) / 15)
+    assert found['relative_mce'] == pytest.approx(
+        sum(100 * (errors[c] - 50) / (ALEXNET_ERRORS[c] - 43.478) for c in errors) / 15)
+    assert (found['images'], found['available'], found['expected']) == (190, 190, 190)
+
+
+def test_noise_on_grey_images_is_that_of_one_channel():
+    grey = Image.new('L', (64, 64), 128)
+    for name in ('gaussian_noise', 'shot_noise', 'speckle_noise'):
+        one, three = (np.asarray(corrupt(i, name, 3, seed=0)).std() for i in (grey, grey.convert('RGB')))
+        assert .9 < one / three < 1.1
+
+
+def test_a_folder_of_benchmarks_is_no_clean_data(tmp_path, network, capsys):
+    class_folders(tmp_path / 'imagenet-a', synsets('imagenet_a_synsets.txt'), 32)
+    assert main(['eval', *network(1000), '--data-dir', str(tmp_path), '--benchmarks', 'clean,a', '--num-examples', '9',
+                 '--output', str(tmp_path / 'o')]) == 2
+    assert 'has no such folder, and' in capsys.readouterr().err
+
+
+def test_broken_images_are_found_before_they_are_corrupted(tmp_path, network, capsys):
+    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=4)
+    path = tmp_path / 'data' / 'validation' / 'a' / '1.png'
+    path.write_bytes(path.read_bytes()[:300])
+    assert main(['eval', *network(10), '--data-dir', str(tmp_path / 'data'), '--benchmarks', 'corruptions',
+                 '--corruptions', 'fog', '--severities', '1', '--output', str(tmp_path / 'o')]) == 2
+    assert 'unreadable image' in capsys.readouterr().err
+
+
+def test_flags_of_attacks_in_a_file_are_refused_too(tmp_path, network, capsys):
+    (tmp_path / 'c.yaml').write_text('eps: 4/255\n')
+    assert main(['eval', '-c', str(tmp_path / 'c.yaml'), *network(10), '--data-dir', str(tmp_path), '--benchmarks',
+                 'clean']) == 2
+    assert '--eps 4/255: --benchmarks attacks nothing' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('flags, text', [
@@ -242,7 +321,7 @@ def test_bad_input(tmp_path, network, capsys, flags, text):
 def test_networks_side_by_side(tmp_path, network, capsys):
     make_image_folder(tmp_path / 'data', splits=('validation',), per_class=20)
     flags = ['eval', *network(10), '--data-dir', str(tmp_path / 'data')]
-    for name, own in (('a', []), ('b', ['--num-examples', '20'])):
+    for name, own in (('a', []), ('b', ['--num-examples', '20']), ('c', ['--seed', '1'])):
         assert main([*flags, *own, '--benchmarks', 'clean,corruptions', '--corruptions', 'fog', 'snow', '--severities',
                      '1', '--output', str(tmp_path / name)]) == 0
     assert main([*flags, '--attacks', 'clean,fgsm', '--allow-chance', '--save-images', '0', '--output',
@@ -259,10 +338,17 @@ def test_networks_side_by_side(tmp_path, network, capsys):
         'clean (40 images, seed 0)', 'corruptions (80 images, seed 0)', 'fgsm Linf eps 8/255 (40 images, seed 0)']
     entries = {e['benchmark']: e['accuracy'] for e in outcome(tmp_path / 'a')}
     assert [float(v) for v in table[3].split()[-2:]] == [round(entries['corruptions'], 1)] * 2
+    path = tmp_path / 'b' / 'benchmarks.json'
+    path.write_text(path.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    assert main(['compare', f"One={tmp_path / 'a'},{tmp_path / 'b'}", '-o', str(tmp_path / 'no.png')]) == 2
+    assert 'was measured on other weights' in capsys.readouterr().err
+    assert main(['compare', f"One={tmp_path / 'a'}", '-o', str(tmp_path / 'no.pdf')]) == 2
+    assert 'ends in .png' in capsys.readouterr().err
     for argv, text in (
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'b'}"], 'Two: clean was measured on other images'),
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'attacks'}", '--kind', 'radar'], 'needs three benchmarks or'),
             ([f'One={tmp_path}'], 'holds neither benchmarks.json nor results.json'),
+            ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'c'}"], 'Two: clean was measured on other images'),
             (['One'], 'One: is not NAME=FOLDER')):
         assert main(['compare', *argv, '-o', str(tmp_path / 'no.png')]) == 2
         error, = capsys.readouterr().err.strip().splitlines()

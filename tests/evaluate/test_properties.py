@@ -129,7 +129,10 @@ def test_the_command(tmp_path, capsys):
     own = ['--model', 'nofrost_resnet20_cifar', '--checkpoint', str(tmp_path / 'nofrost_resnet20_cifar.pth')]
     assert main([*argv, *own]) == 0
     found = json.loads((tmp_path / 'out' / 'properties.json').read_text())
-    assert [len(v) for v in found['properties'].values()] == [round(.12 * found['clean_accuracy']), 12, 12]
+    assert [len(v) for v in found['properties'].values()] == [12, 12, 12]
+    margins = found['properties']['decision margin (L2)']
+    assert [m != 0 for m in margins] == [bool(c) for c in found['correct']]
+    assert sum(found['correct']) == round(.12 * found['clean_accuracy'])
     printed = capsys.readouterr().out
     assert 'decision margin (L2)' in printed and '12 images, attacks within Linf eps 8/255, 2 steps, seed 0' in printed
     for more, message in (

@@ -11,7 +11,8 @@ from timm.data import create_dataset, create_loader
 
 from timm_robust.attacks import InputSpace, ThreatModel
 from timm_robust.cli.main import main
-from timm_robust.data.augment import ViewsDataset, noise2net
+from timm_robust.data import augment
+from timm_robust.data.augment import ViewsDataset, noise2net, texture_debiased
 from timm_robust.errors import InputError
 from timm_robust.tasks import NoFrostStarTask, ObjectiveOptions, create_task
 
@@ -41,6 +42,7 @@ def test_the_mean_of_all_losses(norm, views, terms, deep):
     torch.testing.assert_close(result['loss'], sum(losses) / terms)
     torch.testing.assert_close(result['augmented_loss'], sum(losses[1:-1]).detach() / (terms - 2))
     torch.testing.assert_close(result['output'], model(parts[0]))
+    assert task.step == 1
     result['loss'].backward()
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -58,6 +60,29 @@ def test_three_terms_with_noise2net_draw_for_each_image():
     deep = SPACE.normalize(noise2net(SPACE.to_pixels(clean).clamp(0, 1), task.step_seed()))
     kinds = [(int(torch.equal(f, d)), int(torch.equal(f, o))) for f, d, o in zip(found, deep, other)]
     assert set(kinds) == {(1, 0), (0, 1)} and 16 < sum(k[0] for k in kinds) < 48
+
+
+def test_texture_debiasing_is_that_of_the_authors():
+    crop, flip, colours, _ = texture_debiased(24, hflip=.25).transforms
+    assert (crop.scale, crop.size, flip.p, colours.p) == ((.64, 1.), (24, 24), .25, .5)
+    jitter, grey = colours.transforms
+    assert (jitter.p, grey.p) == (.8, .2)
+    strength = jitter.transforms[0]
+    assert [strength.brightness, strength.contrast, strength.saturation] == [(pytest.approx(.2), 1.8)] * 3
+    assert strength.hue == (-.2, .2)
+
+
+def test_noise2net_mixes_a_network_of_wide_kernels_with_the_image(monkeypatch):
+    x = .3 + .4 * torch.rand(1, 3, 33, 33)
+    near = x.clone()
+    near[0, :, 16, 16] += .3
+    change = (noise2net(near, 0) - noise2net(x, 0)).abs().amax((0, 1))
+    ring = change[10:23, 10:23].clone()
+    ring[5:8, 5:8] = 0
+    assert ring.amax() > 5 * change[:8].amax()  # kernels of 3, 5 and 7 in a row reach 6 pixels; beyond, moments alone
+    assert augment._SHARE == (3 / 8, 3 / 4)
+    monkeypatch.setattr(augment, '_SHARE', (0., 0.))
+    torch.testing.assert_close(noise2net(x, 0), x)
 
 
 def test_noise2net():
@@ -126,12 +151,15 @@ def test_the_deep_image_is_that_of_the_clean_one(folders):
     (folders / 'EDSR' / 'a' / '3.jpg').unlink()
     with pytest.raises(InputError, match=r'EDSR: has no a/3\.\*, it needs an image of the same class and name'):
         ViewsDataset(dataset, 32, [str(folders / 'EDSR')])
+    (folders / 'CAE' / 'a' / '2.jpg').write_bytes((folders / 'CAE' / 'a' / '2.jpg').read_bytes()[:300])
+    with pytest.raises(InputError, match='unreadable image .*2.jpg'):
+        ViewsDataset(dataset, 32, [str(folders / 'CAE')])
     with pytest.raises(InputError, match='--deepaug-dirs .*nowhere: holds no images'):
         ViewsDataset(dataset, 32, [str(folders / 'nowhere')])
 
 
-@pytest.mark.parametrize('flags,columns', [([], 1), (['--noise2net'], 1), (['--deepaug-dirs', 'EDSR', 'CAE'], 1)])
-def test_training(folders, capsys, monkeypatch, flags, columns):
+@pytest.mark.parametrize('flags', [[], ['--noise2net'], ['--deepaug-dirs', 'EDSR', 'CAE']])
+def test_training(folders, capsys, monkeypatch, flags):
     monkeypatch.chdir(folders)
     assert main([
         'train', '--model', 'nofrost_resnet20_cifar', '--num-classes', '2', '--data-dir', 'data', '--objective',

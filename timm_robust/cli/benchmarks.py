@@ -1,5 +1,7 @@
 """`timm-robust eval --benchmarks`: accuracy on corruptions and other shifts of distribution."""
 import argparse
+import hashlib
+import json
 import shlex
 from datetime import datetime, timezone
 from pathlib import Path
@@ -86,11 +88,35 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser, names: Dic
         raise InputError(f'--num-examples {args.num_examples}: must be at least 1')
 
 
+def _refuse_union(args: argparse.Namespace, dataset: Any, names: Dict[str, str]) -> None:
+    """timm reads all of --data-dir where it has no folder of the split."""
+    root = getattr(getattr(dataset, 'reader', None), 'root', None)
+    inside = [f for f in filter(None, names.values()) if root and Path(root).resolve() in Path(f).resolve().parents]
+    if inside:
+        raise InputError(
+            f'--split {args.split}: --data-dir {args.data_dir} has no such folder, and {inside[0]} would be taken for '
+            'clean images: name the folder of clean images in --data-dir and those of benchmarks by NAME=FOLDER')
+
+
+def _choose(args: argparse.Namespace, part: Part) -> List[int]:
+    """Indices of the images of a part, which is looked at for it."""
+    dataset = part.open()
+    part.size = len(dataset)
+    if args.num_examples is None and part.expected not in (None, part.size):
+        raise InputError(
+            f'--benchmarks {part.key}: there are {part.size:,} images, published are {part.expected:,}: complete them, '
+            'or take some by --num-examples')
+    if args.num_examples is not None and args.num_examples > part.size:
+        raise InputError(f'--num-examples {args.num_examples}: {part.key} has {part.size:,} images')
+    return balanced_indices(dataset_labels(dataset), part.size, args.num_examples, args.seed)
+
+
 def _open_parts(args, names: Dict[str, str], num_classes: int, data_config: Dict[str, Any]) -> List[Part]:
     parts, wanted = [], {'cifar10-c': 10, 'cifar100-c': 100}
     channels, base = data_config['input_size'][0], None
     if {'clean', 'corruptions'} & set(names):
         base = open_images(args, num_classes, channels)
+        _refuse_union(args, base, names)
     for name, folder in names.items():
         if name in FOLDERS and num_classes != wanted.get(name, 1000):
             raise InputError(
@@ -123,6 +149,8 @@ def _entry_rows(entries: Sequence[Dict[str, Any]]) -> List[Sequence[str]]:
             notes.append(f"mean error {e['mean_error']:.1f} % of {len(e['errors'])} corruptions")
             notes += [f'{text} {e[k]:.1f}' for k, text in (('mce', 'mCE'), ('relative_mce', 'relative mCE'))
                       if e[k] is not None]
+        if e['resized_to']:
+            notes.append(f"resized to {'x'.join(map(str, e['resized_to']))}")
         if e['expected'] and e['images'] != e['expected']:
             notes.append(f"{e['expected']:,} published")
         rows.append((e['benchmark'], f"{e['images']:,}", f"{e['accuracy']:.1f}", ', '.join(notes)))
@@ -166,23 +194,24 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
             'corruptions': args.corruptions, 'severities': args.severities, 'num_examples': args.num_examples}
     batch_dependent = has_batch_statistics(pixel_model)
     settings = {'seed': args.seed, **({'batch_size': args.batch_size} if batch_dependent else {})}
-    journal = Journal(output, {**facts, **data, **settings}, args.resume, args.rank)
+    # before any is evaluated, so that what does not fit is said at once
+    chosen = {part.key: _choose(args, part) for part in parts}
+    images = hashlib.sha256(json.dumps([[p.key, p.size, chosen[p.key]] for p in parts]).encode()).hexdigest()
+    how = {'class_map': args.class_map, 'input_img_mode': args.input_img_mode, 'images': images}
+    journal = Journal(output, {**facts, **data, **settings, **how}, args.resume, args.rank)
     if args.distributed:
         torch.distributed.barrier()
-    chosen: Dict[str, List[int]] = {}
     with journal, tqdm(parts, unit='set', disable=None if is_primary(args) else True) as bar:
         for part in bar:
             bar.set_description_str(part.key)
-            dataset = part.open()
-            indices = balanced_indices(
-                dataset_labels(dataset), len(dataset), args.num_examples, args.seed)
-            check_images(dataset, indices)
-            chosen[part.key] = indices
+            indices = chosen[part.key]
             own = [indices[i] for i in own_positions(len(indices), args.batch_size, args.rank, args.world_size)]
             todo = [i for i in own if i not in journal.correct[part.key]]
             if batch_dependent and todo:
                 todo = own  # a prediction holds within its batch only
             if todo:
+                dataset = part.open()
+                check_images(getattr(dataset, 'dataset', dataset), todo)
                 config = {**data_config, 'crop_pct': 1.} if part.as_stored else data_config
                 loader = pixel_loader(args, dataset, todo, config, device)
                 evaluate_shift(pixel_model, loader, todo, part.key, journal, device, part.classes)
@@ -191,6 +220,10 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
     if not is_primary(args):
         return
     entries = summarize_shifts(parts, chosen, journal)
+    for entry in entries:
+        stored = {'c': 224, 'cifar10-c': 32, 'cifar100-c': 32}.get(entry['benchmark'])
+        size = data_config['input_size'][1:]
+        entry['resized_to'] = list(size) if stored and set(size) != {stored} else None
     write_json(output / 'benchmarks.json', {
         'format': 1,
         'model': facts,

@@ -45,6 +45,8 @@ def run(argv: List[str]) -> None:
     if args.kind not in _KINDS:
         raise InputError(f"--kind {args.kind}: unknown, choose one of {', '.join(_KINDS)}")
     output = Path(args.output)
+    if output.suffix != '.png':
+        raise InputError(f'--output {output}: the figure is a PNG, give a name that ends in .png')
     if not output.parent.is_dir():
         raise InputError(f'--output {output}: no such folder, make it first')
     table = collect(_read_folders(args.networks))

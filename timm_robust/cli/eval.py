@@ -167,7 +167,7 @@ def run(argv: List[str]) -> None:
     args = parser.parse_args(apply_config(parser, argv))
     start_logging()
     if args.benchmarks:
-        run_benchmarks(args, argv, parser)
+        run_benchmarks(args, argv, build_parser())  # whose defaults no file has changed
         return
     if args.sweep == 'mbnat_gamma' and args.mbnat_gamma is None:
         args.mbnat_gamma = 0.

@@ -53,7 +53,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[
     """Flags of data and model."""
     group = add_data_arguments(parser)
     group.add_argument('--split', default='validation', metavar='NAME', help='split (default: validation)')
-    group.add_argument('--num-examples', type=int, default=num_examples, metavar='N',
+    parser.set_defaults(usual_examples=num_examples)
+    group.add_argument('--num-examples', type=int, default=None, metavar='N',
                        help=f"evaluate so many images of the subset (default: {num_examples or 'all'})")
     group.add_argument('--subset', default='balanced', metavar='NAME',
                        help='balanced (seeded, as many of each class), robustbench (its ImageNet images, where that '
@@ -229,6 +230,8 @@ def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     pixel_model, data_config = open_network(args, device)
     model = pixel_model.model
     dataset = open_images(args, model.num_classes, data_config['input_size'][0])
+    if args.num_examples is None and args.usual_examples is not None:
+        args.num_examples = min(args.usual_examples, len(dataset))
     if args.subset == 'balanced':
         indices = balanced_indices(dataset_labels(dataset), len(dataset), args.num_examples, args.seed)
     else:

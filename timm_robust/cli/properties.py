@@ -1,4 +1,5 @@
 """`timm-robust properties`: decision margin, boundary thickness and smoothness of a network (NoFrost, table 5)."""
+import math
 import shlex
 from typing import List
 
@@ -65,14 +66,16 @@ def run(argv: List[str]) -> None:
     }
     with torch.no_grad():
         right = torch.cat([model(a).argmax(1) == b for a, b in batches])
-    rows, found = [], {}
+    rows, found, notes = [], {}, []
     for name, measure in measures.items():
         values = torch.cat([measure(a, b) for a, b in batches])
+        found[name] = [v if math.isfinite(v) else None for v in values.tolist()]
         values = values[right] if name.startswith('decision') else values
         met = values[values.isfinite()].double()
-        found[name] = values.tolist()
         error = (met.std() / len(met) ** .5).item() if len(met) > 1 else float('nan')
         rows.append((name, f'{met.mean().item():.4g}', f'{error:.2g}', f'{len(met):,}'))
+        if len(met) < len(values):
+            notes.append(f'{name}: no boundary was met for {len(values) - len(met)} images, which the mean leaves out.')
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / 'properties.json', {
         'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(inputs.model)},
@@ -81,10 +84,13 @@ def run(argv: List[str]) -> None:
         'settings': {'seed': args.seed, 'steps': args.steps, 'num_targets': args.num_targets,
                      'command': shlex.join(['timm-robust', 'properties', *argv])},
         'clean_accuracy': 100 * right.double().mean().item(),
+        'correct': right.int().tolist(),
         'properties': found,
         'versions': versions(),
     })
     print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {len(x)} images, attacks within '
           f'{threat}, {args.steps} steps, seed {args.seed}\n')
     print(format_table(rows, _HEADER))
+    if notes:
+        print('\n' + '\n'.join(notes))
     print(f"\nWritten: {output / 'properties.json'}")

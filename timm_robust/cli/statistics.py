@@ -49,6 +49,10 @@ def run(argv: List[str]) -> None:
     threat = read_threat(args)
     if args.norm_statistics:
         raise InputError(f'--norm-statistics {args.norm_statistics}: all of them are compared, leave it out')
+    if args.mbnat_gamma is not None:
+        raise InputError(f'--mbnat-gamma {args.mbnat_gamma:g}: mixes tracked statistics alone, leave it out')
+    if args.batch_size == 1:
+        raise InputError('--batch-size 1: has no statistics of a batch, choose at least 2')
     if args.surrogate:
         raise InputError(f'--surrogate {args.surrogate}: the attacks are on the network itself, leave it out')
     specs = parse_attacks(args.attacks, threat)

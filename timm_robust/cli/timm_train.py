@@ -99,7 +99,7 @@ class Driver:
     def create_loader(self, dataset, *args: Any, is_training: bool = False, **kwargs: Any):
         """The script's loader; what it is made of is kept."""
         if is_training:
-            dataset = self.options.prepare_dataset(dataset, kwargs['input_size'][1:])
+            dataset = self.options.prepare_dataset(dataset, kwargs['input_size'][1:], kwargs.get('hflip', 0.5))
         loader = self.original['create_loader'](dataset, *args, is_training=is_training, **kwargs)
         if is_training:
             self.loader = loader

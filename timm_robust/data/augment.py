@@ -24,6 +24,7 @@ from torchvision.transforms import (
 )
 
 from ..errors import InputError
+from .check import check_images
 
 __all__ = ['ViewsDataset', 'noise2net', 'texture_debiased']
 
@@ -31,15 +32,16 @@ _HIDDEN, _KERNELS = 16, (1, 3, 5, 7)  # channels inside the random network, one 
 _SHARE = (.375, .75)  # of the network in the image
 
 
-def texture_debiased(img_size: Union[int, Sequence[int]]) -> Compose:
+def texture_debiased(img_size: Union[int, Sequence[int]], hflip: float = 0.5) -> Compose:
     """NoFrost's texture-debiased augmentation, from a PIL image to a uint8 array (C, H, W).
 
-    A crop of 64 to 100 % of the area and a flip; with probability 0.5 then strong jitter of colours (probability 0.8)
-    and grey (probability 0.2).
+    A crop of 64 to 100 % of the area and a flip with probability `hflip`; with probability 0.5 then strong jitter of
+    colours (probability 0.8) and grey (probability 0.2).
     """
     colours = [RandomApply([ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8), RandomGrayscale(0.2)]
     return Compose([
-        RandomResizedCrop(img_size, scale=(0.64, 1.)), RandomHorizontalFlip(), RandomApply(colours, 0.5), ToNumpy()])
+        RandomResizedCrop(img_size, scale=(0.64, 1.)), RandomHorizontalFlip(hflip), RandomApply(colours, 0.5),
+        ToNumpy()])
 
 
 class _DeepFolders:
@@ -63,6 +65,7 @@ class _DeepFolders:
                 raise InputError(
                     f'--deepaug-dirs {folder}: has no {missing}.*, it needs an image of the same class and name for '
                     'each of the training data')
+            check_images(own)
             self.files.append([files[name] for name in wanted])
 
     @staticmethod
@@ -70,8 +73,12 @@ class _DeepFolders:
         return '/'.join(Path(path).with_suffix('').parts[-2:])
 
     def __call__(self, index: int, mode: str) -> Image.Image:
-        with Image.open(random.choice(self.files)[index]) as image:
-            return image.convert(mode)
+        path = random.choice(self.files)[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert(mode)
+        except OSError as error:
+            raise InputError(f'--deepaug-dirs: unreadable image {path}: mend or make it again') from error
 
 
 class ViewsDataset(Dataset):
@@ -85,6 +92,7 @@ class ViewsDataset(Dataset):
         deepaug_dirs: Folders of images augmented beforehand, each with the classes and names of the data set; one is
             drawn for each image, and what timm's loader does to clean images is done to it.
         one_view: One augmented view for each image, drawn from the two kinds, and not both.
+        hflip: Probability of a flip of the texture-debiased view.
 
     Attributes:
         transform: timm's training transform, set by its loader.
@@ -99,12 +107,13 @@ class ViewsDataset(Dataset):
             img_size: Union[int, Sequence[int]],
             deepaug_dirs: Sequence[str] = (),
             one_view: bool = False,
+            hflip: float = 0.5,
     ):
         if isinstance(dataset, IterableDataset):
             raise InputError('--objective nofrost_star: needs a data set with an index, streaming data has none')
         dataset.transform = None
         self.dataset, self.one_view = dataset, one_view
-        self.debias = texture_debiased(img_size)
+        self.debias = texture_debiased(img_size, hflip)
         self.deep = _DeepFolders(deepaug_dirs, dataset, getattr(dataset, 'input_img_mode', None)) if deepaug_dirs \
             else None
         self.transform: Callable = ToNumpy()

@@ -24,6 +24,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 _SMALLEST = 32  # that the library takes
 _HAS_OWN_GENERATOR = ('impulse_noise', 'glass_blur')
+_NOISES = ('gaussian_noise', 'shot_noise', 'impulse_noise', 'speckle_noise')
 
 
 def check_library(flag: str) -> None:
@@ -66,7 +67,10 @@ def corrupt(image: Image.Image, corruption: str, severity: int, seed: int) -> Im
     finally:
         np.random.set_state(state)
     (top, _), (left, _) = padding
-    return Image.fromarray(changed[top:top + height, left:left + width]).convert(image.mode)
+    changed = changed[top:top + height, left:left + width]
+    if image.mode == 'L' and corruption in _NOISES:
+        changed = changed[..., 0]  # the mean of three draws would be a weaker noise
+    return Image.fromarray(changed).convert(image.mode)
 
 
 class CorruptedDataset(Dataset):

@@ -52,12 +52,14 @@ class Part:
         classes: Indices of the classes that count, None for all.
         as_stored: The images are not to be resized if they have the network's size.
         expected: Number of images in the published benchmark.
+        size: Number of images there are, once it was opened.
     """
     key: str
     open: Callable[[], Any]
     classes: Optional[Tuple[int, ...]] = None
     as_stored: bool = False
     expected: Optional[int] = None
+    size: int = 0
 
 
 def synsets(file: str = 'imagenet_synsets.txt') -> List[str]:

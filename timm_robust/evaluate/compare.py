@@ -18,21 +18,24 @@ _Row = Tuple[float, str, Tuple[Any, ...]]  # accuracy, threat model, what images
 
 
 def _benchmarks(content: Dict[str, Any]) -> Dict[str, _Row]:
-    data, seed = content['data'], content['settings']['seed']
-    return {
-        e['benchmark']: (e['accuracy'], '', (e['images'], seed, 'balanced', *(
-            (data['corruptions'], data['severities']) if e['errors'] else ())))
-        for e in content['benchmarks']}
+    data, seed, found = content['data'], content['settings']['seed'], {}
+    for e in content['benchmarks']:
+        place = (data['dataset'] or 'ImageFolder', data['split']) if e['benchmark'] in ('clean', 'corruptions') else ()
+        which = (data['corruptions'], data['severities']) if e['errors'] else ()
+        found[e['benchmark']] = e['accuracy'], '', (e['images'], seed, 'balanced', e['available'], *which, *place)
+    return found
 
 
 def _attacks(content: Dict[str, Any]) -> Dict[str, _Row]:
-    sample = (content['data']['num_examples'], content['settings']['seed'], content['data']['subset'])
+    data = content['data']
+    sample = (data['num_examples'], content['settings']['seed'], data['subset'], data['num_images'])
     found = {}
     for row in content['results']:
         name = row['attack']['name']
         threat = '' if name == 'clean' else content['threat_model']['text']
         if row['accuracy'] is not None:  # it was run on all images, not on what other attacks left
-            found[' '.join(filter(None, (name, threat)))] = row['accuracy'], threat, sample
+            found[' '.join(filter(None, (name, threat)))] = row['accuracy'], threat, (
+                *sample, *(() if name == 'clean' else (row['attack'],)), data['dataset'], data['split'])
     return found
 
 
@@ -50,13 +53,16 @@ def collect(folders: Dict[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
     """
     found: Dict[str, Dict[str, _Row]] = {}
     for name, own in folders.items():
-        found[name] = {}
+        found[name], weights = {}, set()
         for folder in own:
             files = [Path(folder) / f for f in _FILES if (Path(folder) / f).is_file()]
             if not files:
                 raise InputError(f"{name}={folder}: holds neither {' nor '.join(_FILES)}")
             for path in files:
                 content = json.loads(path.read_text())
+                weights.add(content['model']['weights_sha256'])
+                if len(weights) > 1:
+                    raise InputError(f'{name}={folder}: was measured on other weights than the folder before it')
                 rows = _benchmarks(content) if path.name == _FILES[0] else _attacks(content)
                 for key, value in rows.items():
                     if key != 'clean' and key in found[name]:
@@ -71,7 +77,8 @@ def collect(folders: Dict[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
             if own[key][1:] != first[key][1:]:
                 raise InputError(
                     f'{name}: {key} was measured on other images or with other settings than that of '
-                    f'{next(iter(found))}: give both the same --num-examples, --seed, --corruptions and --severities')
+                    f'{next(iter(found))}: give both the same data, --num-examples, --seed, attacks, --corruptions and '
+                    '--severities')
     titles = {key: f'{key} ({first[key][2][0]:,} images, seed {first[key][2][1]})' for key in common}
     return {name: {titles[key]: own[key][0] for key in common} for name, own in found.items()}
 

@@ -11,8 +11,8 @@ from .outcome import percent
 
 __all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'evaluate_shift', 'mean_corruption_errors', 'summarize_shifts']
 
-# Mean error of AlexNet over the five severities in percent: https://github.com/hendrycks/robustness,
-# ImageNet-C/test.py; that of clean images is torchvision's, on whose weights they were measured.
+# Mean error of AlexNet over the five severities in percent, by the authors of ImageNet-C:
+# https://github.com/hendrycks/robustness/issues/10 (by severity); those of clean images are torchvision's.
 ALEXNET_ERRORS = {
     'gaussian_noise': 88.6428, 'shot_noise': 89.4468, 'impulse_noise': 92.2640, 'defocus_blur': 81.9880,
     'glass_blur': 82.6268, 'motion_blur': 78.5948, 'zoom_blur': 79.8360, 'snow': 86.6816, 'frost': 82.6572,
@@ -68,15 +68,16 @@ def mean_corruption_errors(
         relative: E \\to E - E_{clean}
 
     Args:
-        errors: Error in percent by corruption and severity.
+        errors: Error in percent by corruption and severity; the four of validation count only if there are no others.
         clean_error: Error on clean images in percent.
 
     Returns:
         'mean_error' (percent, AlexNet has no part in it), 'mce' and 'relative_mce' (AlexNet has 100). The latter are
         None unless all 15 corruptions and five severities are there, the last also without `clean_error`.
     """
-    means = {c: sum(own.values()) / len(own) for c, own in errors.items()}
-    whole = set(means) == set(COMMON_CORRUPTIONS) and all(set(own) == set(SEVERITIES) for own in errors.values())
+    common = {c: own for c, own in errors.items() if c in COMMON_CORRUPTIONS} or errors
+    means = {c: sum(own.values()) / len(own) for c, own in common.items()}
+    whole = set(means) == set(COMMON_CORRUPTIONS) and all(set(own) == set(SEVERITIES) for own in common.values())
     count = len(means)
     return {
         'mean_error': sum(means.values()) / count,
@@ -96,7 +97,8 @@ def summarize_shifts(parts: Sequence[Any], chosen: Dict[str, List[int]], journal
         journal: Outcomes of all of them.
 
     Returns:
-        'benchmark', 'images' and 'accuracy' (percent); 'expected', the published number of images; where classes are
+        'benchmark', 'images', 'available' (of which they were chosen) and 'accuracy' (percent); 'expected', the
+        published number of images; where classes are
         masked 'classes' and 'accuracy_all_classes'; of corruptions 'errors' and `mean_corruption_errors`, with mCE for
         ImageNet-C alone.
     """
@@ -108,6 +110,7 @@ def summarize_shifts(parts: Sequence[Any], chosen: Dict[str, List[int]], journal
         name, *place = part.key.split('/')
         entry = entries.setdefault(name, {'benchmark': name, 'images': 0, 'expected': 0, 'errors': {}})
         entry['images'] += len(chosen[part.key])
+        entry['available'] = entry.get('available', 0) + part.size
         entry['expected'] = None if part.expected is None else entry['expected'] + part.expected
         if place:
             entry['errors'].setdefault(place[0], {})[int(place[1])] = 100 - accuracy(part.key, part.key)

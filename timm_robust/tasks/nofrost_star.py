@@ -13,6 +13,8 @@ from .base import RobustTask, top1
 
 __all__ = ['NoFrostStarTask']
 
+_OTHER_STREAM = 0x5DEECE66D  # the draw must not follow the weights of Noise2Net
+
 
 class NoFrostStarTask(RobustTask):
     r"""(L(x) + L(x̂) + L(x*)) / 3 on clean images x, augmented images x̂ and adversarial images x* crafted from x.
@@ -55,7 +57,7 @@ class NoFrostStarTask(RobustTask):
         deep = self.space.normalize(noise2net(self.space.to_pixels(clean).clamp(0, 1), self.step_seed()))
         if self.terms == 4:
             return [*given, deep]
-        generator = torch.Generator().manual_seed(self.step_seed())
+        generator = torch.Generator().manual_seed(self.step_seed() ^ _OTHER_STREAM)
         chosen = torch.rand(len(clean), 1, 1, 1, generator=generator).to(clean.device) < .5
         return [torch.where(chosen, deep, given[0])]
 

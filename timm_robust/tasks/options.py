@@ -172,7 +172,7 @@ class ObjectiveOptions:
                 raise InputError(f'--objective apart: {error}') from error
         return model
 
-    def prepare_dataset(self, dataset: Any, img_size: Sequence[int]) -> Any:
+    def prepare_dataset(self, dataset: Any, img_size: Sequence[int], hflip: float) -> Any:
         """What the objective needs of training data, before a loader is made of it.
 
         Raises:
@@ -180,7 +180,7 @@ class ObjectiveOptions:
         """
         if self.objective != 'nofrost_star':
             return dataset
-        return ViewsDataset(dataset, img_size, self.deepaug_dirs, one_view=self.star_terms == 3)
+        return ViewsDataset(dataset, img_size, self.deepaug_dirs, one_view=self.star_terms == 3, hflip=hflip)
 
     @property
     def crafts(self) -> bool:

@@ -163,8 +163,8 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     model = options.prepare_model(model)
     autocast, loss_scaler = mixed_precision(args, device)
     loader_train, loader_eval, loader_robust, mixup_fn = create_loaders(
-        args, options.prepare_dataset(train_set, data_config['input_size'][1:]), validation_set, data_config, device,
-        model.num_classes)
+        args, options.prepare_dataset(train_set, data_config['input_size'][1:], args.hflip), validation_set,
+        data_config, device, model.num_classes)
     if loader_eval is None:
         args.eval_metric = 'loss'
     space = InputSpace(data_config['mean'], data_config['std'])
