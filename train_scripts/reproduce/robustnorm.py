@@ -1,139 +1,95 @@
 """RobustNorm beside BatchNorm under the paper's attacks and stronger ones: tables 1 to 3, figures 4 and 7 of the paper.
 
-    python train_scripts/reproduce/robustnorm.py --runs output/train --cifar10 DIR --fashion-mnist DIR
+    python train_scripts/reproduce/robustnorm.py --cifar10 DIR --fashion-mnist DIR
 
 `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 
-Takes the runs of train_scripts/recipes/weights/robustnorm_*. Each row is one `timm-robust eval`; those done
-are not done again. The paper's eps of 0.02 is one of normalized images: here it is times the mean std of the data.
-Writes tables/robustnorm.json and tables/robustnorm.md.
+Trains the runs of train_scripts/recipes/weights/robustnorm_* that are missing in --runs. The paper's eps of 0.02 is one
+of normalized images: here it is times the mean std of the data. Writes tables/robustnorm.json and tables/robustnorm.md.
 """
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
-from timm_robust.cli.main import main as timm_robust
-from timm_robust.evaluate import write_json
+from common import DATA, WEIGHT_RECIPES, accuracies, evaluated, sample, table, trained, write
 
-HERE = Path(__file__).parent
 PAPER_EPS = 0.02
 STD = {'cifar10': (0.2470, 0.2435, 0.2616), 'fashion_mnist': (0.353,)}
-DATA = {'cifar10': 'CIFAR-10 (JPEG copy)', 'fashion_mnist': 'Fashion-MNIST'}
 PAPER_ATTACKS = ('clean', 'fgsm', 'bim20', 'pgd20', 'mim20', 'cw20')
+STRONGEST = {'population': 'autoattack', 'mean': 'adaptive100', 'batch': 'adaptive100'}
 BATCHES = (2, 4, 8, 16, 32, 64, 128)
 SWEEP = ('0', '1/255', '2/255', '3/255', '4/255')
 
 
-def paper_eps(data: str) -> float:
-    """The paper's eps in pixel units."""
-    return PAPER_EPS * sum(STD[data]) / len(STD[data])
-
-
-def evaluate(name: str, output: Path, run: Path, data_flags: List[str], *flags: str) -> Dict[str, Any]:
-    """results.json of an evaluation, which is made unless it is there."""
-    path = output / name / 'results.json'
-    if not path.is_file():
-        resume = ['--resume'] if any((output / name).glob('progress-*')) else []
-        code = timm_robust([
-            'eval', '--model', f'local-dir:{run / "export"}', *data_flags, *flags, '--save-images', '0',
-            '--no-diagnose', '--output', str(output / name), *resume])
-        if code:
-            sys.exit(code)
-    return json.loads(path.read_text())
-
-
-def accuracies(results: Dict[str, Any]) -> Dict[str, Optional[float]]:
-    """Accuracy by attack, in percent."""
-    return {
-        r['attack']['name']: r['worst_case_so_far'] if r['accuracy'] is None else r['accuracy']
-        for r in results['results']}
-
-
-def measure(args: argparse.Namespace, network: str, norm: str, data: str) -> Optional[Dict[str, Any]]:
-    """All figures of one network; None if it has not been trained."""
-    run = Path(args.runs) / f'robustnorm_{network}_cifar.{norm}_{data}'
-    if not (run / 'export').is_dir():
-        return None
-    flags = (['--data-dir', args.cifar10] if data == 'cifar10' else [
-        '--dataset', 'torch/fashion_mnist', '--data-dir', args.fashion_mnist])
-    flags += ['--split', 'test', '-j', str(args.workers)]
+def measure(args: argparse.Namespace, network: str, norm: str, data: str) -> Dict[str, Any]:
+    """All figures of one network."""
+    name, workers = f'robustnorm_{network}_cifar.{norm}_{data}', ['-j', str(args.workers)]
+    where = ['--data-dir', getattr(args, data), *workers]
+    run = trained(Path(args.runs) / name, WEIGHT_RECIPES / f'{name}.yaml', *where)
+    where += ['--dataset', 'torch/fashion_mnist'] if data == 'fashion_mnist' else []
+    eps = PAPER_EPS * sum(STD[data]) / len(STD[data])
+    flags = [*where, '--split', 'test', '--num-examples', str(args.num_examples)]
+    attacked = [*flags, '-b', '100', '--eps', f'{eps:.6f}']
     found: Dict[str, Any] = {'network': network, 'norm': norm, 'data': data, 'statistics': {}}
-    some = ['--num-examples', str(args.num_examples), '-b', '100', '--eps', f'{paper_eps(data):.6f}']
+
+    def folder(part: str) -> Path:
+        return Path(args.output) / f'{name}.{part}'
+
     for mode in ('population', 'batch', *(('mean',) if norm == 'robustnorm' else ())):
-        strongest = 'autoattack' if mode == 'population' else 'adaptive100'
-        results = evaluate(
-            f'{run.name}.{mode}', Path(args.output), run, flags, *some, '--norm-statistics', mode, '--attacks',
-            ','.join((*PAPER_ATTACKS, strongest)))
-        found['statistics'][mode] = {
-            **accuracies(results), 'threat_model': results['threat_model']['text'], 'seed': results['settings']['seed'],
-            'num_examples': results['data']['num_examples'], 'weights_sha256': results['model']['weights_sha256'],
-            'command': results['settings']['command']}
-    sweep = evaluate(
-        f'{run.name}.sweep', Path(args.output), run, flags, *some, '--norm-statistics', 'population', '--attacks',
-        'pgd20', '--eps-sweep', ','.join(SWEEP))
-    found['eps_sweep'] = sweep['eps_sweep']
-    found['small_batches'] = {
-        size: accuracies(evaluate(
-            f'{run.name}.batch{size}', Path(args.output), run, flags, '--num-examples', str(args.num_examples), '-b',
-            str(size), '--norm-statistics', 'batch', '--attacks', 'clean', '--allow-chance'))['clean']
-        for size in BATCHES}
+        results = evaluated(
+            folder(mode), run, *attacked, '--norm-statistics', mode, '--attacks',
+            ','.join((*PAPER_ATTACKS, STRONGEST[mode])))
+        found['statistics'][mode] = {'accuracy': list(accuracies(results).values()), **sample(results)}
+    found['eps_sweep'] = evaluated(
+        folder('sweep'), run, *attacked, '--norm-statistics', 'population', '--attacks', 'pgd20', '--eps-sweep',
+        ','.join(SWEEP))['eps_sweep']
+    found['small_batches'] = [
+        accuracies(evaluated(
+            folder(f'batch{size}'), run, *flags, '-b', str(size), '--norm-statistics', 'batch', '--attacks', 'clean',
+            '--allow-chance'))['clean'] for size in BATCHES]
     return found
 
 
-def markdown(rows: List[Dict[str, Any]]) -> str:
-    """The tables."""
-    def table(header: List[str], lines: List[List[str]]) -> str:
-        return '\n'.join(f"| {' | '.join(cells)} |" for cells in (header, ['---'] * len(header), *lines))
-
-    attacks = (*PAPER_ATTACKS, 'strongest')
-    one = next(iter(rows[0]['statistics'].values()))
-    parts = [
+def tables(rows: List[Dict[str, Any]]) -> List[str]:
+    """The parts of the page."""
+    one = rows[0]['statistics']['population']
+    names = [[r['network'], r['norm'], DATA[r['data']]] for r in rows]
+    return [
         '# RobustNorm and BatchNorm', 'Generated by `train_scripts/reproduce/robustnorm.py`.',
         f"Trained without adversarial images; {one['num_examples']:,} test images, seed {one['seed']}, batches of 100, "
         f'Linf within the eps named, {PAPER_EPS} of normalized images as in the paper. The strongest attack is '
         'AutoAttack (standard) with population statistics and the adaptive attack on whole batches with the others. '
         "The paper's own figures were not at hand.",
-        '## By statistics (tables 1, 2, 3)']
-    lines = []
-    for row in rows:
-        for mode, found in row['statistics'].items():
-            values = [found[a] for a in PAPER_ATTACKS]
-            values.append(next(v for k, v in found.items() if k in ('autoattack', 'adaptive100', 'adaptive_batch100')))
-            lines.append([
-                row['network'], row['norm'], DATA[row['data']], found['threat_model'], mode,
-                *(f'{v:.1f}' for v in values)])
-    parts.append(table(['network', 'norm', 'data', 'threat model', 'statistics', *(f'{a} %' for a in attacks)], lines))
-    parts += ['## Clean accuracy of batch statistics by inference batch (figure 4)', table(
-        ['network', 'norm', 'data', *map(str, BATCHES)],
-        [[r['network'], r['norm'], DATA[r['data']], *(f'{v:.1f}' for v in r['small_batches'].values())] for r in rows])]
-    parts += ['## PGD-20 by eps, population statistics (figure 7)', table(
-        ['network', 'norm', 'data', *SWEEP],
-        [[r['network'], r['norm'], DATA[r['data']], *(f"{p['accuracy']:.1f}" for p in r['eps_sweep'])] for r in rows])]
-    return '\n\n'.join(parts) + '\n'
+        '## By statistics (tables 1, 2, 3)',
+        table(['network', 'norm', 'data', 'threat model', 'statistics', *(f'{a} %' for a in PAPER_ATTACKS),
+               'strongest %'],
+              [[*own, found['threat_model'], mode, *(f'{v:.1f}' for v in found['accuracy'])]
+               for own, r in zip(names, rows) for mode, found in r['statistics'].items()]),
+        '## Clean accuracy of batch statistics by inference batch (figure 4)',
+        table(['network', 'norm', 'data', *map(str, BATCHES)],
+              [[*own, *(f'{v:.1f}' for v in r['small_batches'])] for own, r in zip(names, rows)]),
+        '## PGD-20 by eps, population statistics (figure 7)',
+        table(['network', 'norm', 'data', *SWEEP],
+              [[*own, *(f"{p['accuracy']:.1f}" for p in r['eps_sweep'])] for own, r in zip(names, rows)])]
 
 
 def main() -> None:
-    """Measure what has been trained and write the tables."""
+    """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--runs', required=True, metavar='DIR', help='folder of training runs')
-    parser.add_argument('--cifar10', default='', metavar='DIR')
-    parser.add_argument('--fashion-mnist', default='', metavar='DIR')
+    parser.add_argument('--cifar10', default='', metavar='DIR', help='folder of train/ and test/')
+    parser.add_argument('--fashion-mnist', default='', metavar='DIR', help='folder of FashionMNIST/')
+    parser.add_argument('--networks', default=['resnet20', 'vgg11'], nargs='+', metavar='NAME')
     parser.add_argument('--num-examples', type=int, default=500, metavar='N')
-    parser.add_argument('--output', default='output/reproduce', metavar='DIR', help='folder of the evaluations')
+    parser.add_argument('--runs', default='output/train', metavar='DIR', help='folder of training runs')
+    parser.add_argument('--output', default='output/reproduce', metavar='DIR', help='folder of evaluations')
     parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
     args = parser.parse_args()
-    rows = [measure(args, network, norm, data) for data in DATA for network in ('resnet20', 'vgg11')
-            for norm in ('batchnorm', 'robustnorm') if getattr(args, data)]
-    rows = [row for row in rows if row]
-    if not rows:
-        sys.exit(f'--runs {args.runs}: holds no run of train_scripts/recipes/weights')
-    folder = HERE / 'tables'
-    folder.mkdir(exist_ok=True)
-    write_json(folder / 'robustnorm.json', {'rows': rows})
-    (folder / 'robustnorm.md').write_text(markdown(rows))
-    print(markdown(rows))
+    if not (args.cifar10 or args.fashion_mnist):
+        sys.exit('give --cifar10 DIR, --fashion-mnist DIR or both')
+    rows = [measure(args, network, norm, data) for data in DATA if getattr(args, data) for network in args.networks
+            for norm in ('batchnorm', 'robustnorm')]
+    write('robustnorm', {'rows': rows}, tables(rows))
 
 
 if __name__ == '__main__':

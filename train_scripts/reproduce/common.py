@@ -1,0 +1,67 @@
+"""What the scripts of this folder share: runs and evaluations that are made once, and tables."""
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from timm_robust.cli.main import main as timm_robust
+from timm_robust.evaluate import write_json
+
+HERE = Path(__file__).parent
+WEIGHT_RECIPES = HERE.parent / 'recipes' / 'weights'
+DATA = {'cifar10': 'CIFAR-10 (JPEG copy)', 'fashion_mnist': 'Fashion-MNIST'}
+
+
+def command(*argv: str) -> None:
+    """A command of timm-robust; its failure ends the script."""
+    code = timm_robust(list(argv))
+    if code:
+        sys.exit(code)
+
+
+def trained(run: Path, recipe: Path, *flags: str) -> Path:
+    """The folder of a training run, which is made, or gone on with, unless it is at its end."""
+    if not (run / 'export').is_dir():
+        last = run / 'last.pth.tar'
+        command('train', '-c', str(recipe), *flags, '--output', str(run.parent), '--experiment', run.name,
+                *(['--resume', str(last)] if last.is_file() else []))
+    return run
+
+
+def evaluated(folder: Path, run: Path, *flags: str) -> Dict[str, Any]:
+    """results.json of an evaluation of a run, which is made, or gone on with, unless it is there."""
+    path = folder / 'results.json'
+    if not path.is_file():
+        command('eval', '--model', f'local-dir:{run / "export"}', *flags, '--save-images', '0', '--no-diagnose',
+                '--output', str(folder), *(['--resume'] if any(folder.glob('progress-*')) else []))
+    return json.loads(path.read_text())
+
+
+def accuracies(results: Dict[str, Any]) -> Dict[str, Optional[float]]:
+    """Accuracy by attack, in percent."""
+    return {
+        r['attack']['name']: r['worst_case_so_far'] if r['accuracy'] is None else r['accuracy']
+        for r in results['results']}
+
+
+def sample(results: Dict[str, Any]) -> Dict[str, Any]:
+    """What accuracies must not be told without."""
+    return {
+        'threat_model': results['threat_model']['text'], 'num_examples': results['data']['num_examples'],
+        'seed': results['settings']['seed'], 'weights_sha256': results['model']['weights_sha256'],
+        'command': results['settings']['command']}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return '\n'.join(f"| {' | '.join(cells)} |" for cells in (header, ['---'] * len(header), *rows))
+
+
+def write(name: str, content: Dict[str, Any], parts: List[str]) -> None:
+    """Write and print tables/NAME.json and tables/NAME.md."""
+    folder = HERE / 'tables'
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f'{name}.json', content)
+    text = '\n\n'.join(parts) + '\n'
+    (folder / f'{name}.md').write_text(text)
+    print(text)
