@@ -47,6 +47,14 @@ def fashion_mnist_dir():
 
 
 @pytest.fixture
+def cifar10_archive():
+    path = SHARED_DATA / 'cifar10-jpeg.tar.gz'
+    if not path.exists():
+        pytest.skip('the JPEG copy of CIFAR-10 is not at hand')
+    return path
+
+
+@pytest.fixture
 def hub():
     """A Hub on this machine, empty, with an empty cache in front of it."""
     import shutil

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import SHARED_DATA
 from timm.data import create_dataset, create_transform
 
 import timm_robust  # noqa: F401
@@ -31,12 +30,10 @@ def test_they_are_those_that_were_measured(name, monkeypatch):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_they_classify_as_was_written_down(name, tmp_path):
+def test_they_classify_as_was_written_down(name, tmp_path, cifar10_archive):
+    assert name.endswith('cifar10')
     found = facts(name)['evaluations'][0]
-    archive = SHARED_DATA / 'cifar10-jpeg.tar.gz'
-    if not (name.endswith('cifar10') and archive.exists()):
-        pytest.skip('the data of these weights is not at hand')
-    with tarfile.open(archive) as tar:
+    with tarfile.open(cifar10_archive) as tar:
         tar.extractall(tmp_path, [m for m in tar if m.name.startswith('test/')], filter='data')
     dataset = create_dataset('', root=str(tmp_path), split='test')
     assert len(dataset) == found['data']['num_images']
