@@ -114,6 +114,7 @@ default_cfgs = generate_default_cfgs({
     'nofrost_resnet101.nofrost_linf8_in1k': _cfg('nofrost_resnet101.nofrost_linf8_in1k'),
     'nofrost_resnet11_mnist': _ccfg_base(
         input_size=(1, 28, 28), pool_size=(4, 4), mean=(0.1307,), std=(0.3081,)),
+    'nofrost_resnet20_cifar.madry_linf8_cifar10': _ccfg('nofrost_resnet20_cifar.madry_linf8_cifar10'),
     'nofrost_resnet20_cifar.nofrost_linf8_cifar10': _ccfg('nofrost_resnet20_cifar.nofrost_linf8_cifar10'),
     'nofrost_resnet26_cifar.nofrost_linf8_cifar10': _ccfg(
         'nofrost_resnet26_cifar.nofrost_linf8_cifar10', pool_size=(4, 4)),
