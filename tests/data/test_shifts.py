@@ -112,7 +112,7 @@ def test_masked_classes_are_those_of_the_benchmark(tmp_path):
 def test_imagenet_c_is_read_as_stored(tmp_path):
     class_folders(tmp_path / 'fog' / '2', synsets())
     part, = imagenet_c(tmp_path, ['fog'], [2])
-    assert (part.key, part.as_stored, part.expected, part.classes) == ('c/fog/2', True, 50_000, None)
+    assert (part.key, part.stored_size, part.expected, part.classes) == ('c/fog/2', 224, 50_000, None)
     dataset = part.open()
     assert len(dataset) == 1000 and dataset[999][1] == 999
     with pytest.raises(InputError, match='no folder .*fog/3: unpack all of ImageNet-C, or name'):

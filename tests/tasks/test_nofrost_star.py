@@ -28,8 +28,9 @@ def push(model, x, y, threat, *, space, seed):
 def test_the_mean_of_all_losses(norm, views, terms, deep):
     model = TinyNet(norm=norm).double().train()
     task = NoFrostStarTask(
-        model, torch.nn.CrossEntropyLoss(), attack=push, threat=ThreatModel('linf', .1), space=SPACE, views=views,
+        model, torch.nn.CrossEntropyLoss(), attack=push, threat=ThreatModel('linf', .1), space=SPACE,
         terms=terms, noise2net=deep, verbose=False)
+    assert task.views == views
     x = SPACE.normalize(torch.rand(views * 4, 3, 8, 8, dtype=torch.float64))
     y = torch.tensor([0, 1, 2, 3])
     result = task(x, y.repeat(views))
@@ -53,7 +54,7 @@ def test_the_mean_of_all_losses(norm, views, terms, deep):
 
 def test_three_terms_with_noise2net_draw_for_each_image():
     task = NoFrostStarTask(
-        TinyNet(), attack=push, threat=ThreatModel('linf', .1), space=SPACE, views=2, terms=3, noise2net=True,
+        TinyNet(), attack=push, threat=ThreatModel('linf', .1), space=SPACE, terms=3, noise2net=True,
         verbose=False)
     clean, other = (SPACE.normalize(torch.rand(64, 3, 8, 8)) for _ in range(2))
     found, = task._augmented(clean, [other])
@@ -203,5 +204,5 @@ def test_batches_must_hold_whole_views():
     task = create_task(options, TinyNet(), torch.nn.CrossEntropyLoss(), space=SPACE, steps_per_epoch=1, verbose=False)
     with pytest.raises(InputError, match='views=2 does not divide a batch of 7'):
         task(torch.rand(7, 3, 8, 8), torch.zeros(7, dtype=torch.long))
-    with pytest.raises(InputError, match='views=2, terms=4, noise2net=False'):
-        NoFrostStarTask(TinyNet(), attack=push, threat=ThreatModel('linf', .1), space=SPACE, views=2, terms=4)
+    with pytest.raises(InputError, match='terms=5: must be 3 or 4'):
+        NoFrostStarTask(TinyNet(), attack=push, threat=ThreatModel('linf', .1), space=SPACE, terms=5)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data import balanced_indices, check_images, dataset_labels
 from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
-from ..data.shifts import FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
+from ..data.shifts import CIFAR_C, FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
 from ..errors import InputError
 from ..evaluate import Journal, format_table, write_json
 from ..evaluate.report import versions
@@ -112,15 +112,15 @@ def _choose(args: argparse.Namespace, part: Part) -> List[int]:
 
 
 def _open_parts(args, names: Dict[str, str], num_classes: int, data_config: Dict[str, Any]) -> List[Part]:
-    parts, wanted = [], {'cifar10-c': 10, 'cifar100-c': 100}
+    parts: List[Part] = []
     channels, base = data_config['input_size'][0], None
     if {'clean', 'corruptions'} & set(names):
         base = open_images(args, num_classes, channels)
         _refuse_union(args, base, names)
     for name, folder in names.items():
-        if name in FOLDERS and num_classes != wanted.get(name, 1000):
-            raise InputError(
-                f'--benchmarks {name}: has {wanted.get(name, 1000)} classes, {args.model} {num_classes}')
+        wanted = CIFAR_C.get(name, 1000)
+        if name in FOLDERS and num_classes != wanted:
+            raise InputError(f'--benchmarks {name}: has {wanted} classes, {args.model} {num_classes}')
         if name in FOLDERS and channels != 3:
             raise InputError(f'--benchmarks {name}: has 3 channels, {args.model} takes {channels}')
         if name == 'clean':
@@ -128,11 +128,11 @@ def _open_parts(args, names: Dict[str, str], num_classes: int, data_config: Dict
         elif name == 'corruptions':
             parts += [
                 Part(f'{name}/{c}/{s}', lambda c=c, s=s: CorruptedDataset(base, data_config, c, s, args.seed),
-                     as_stored=True)
+                     stored_size=data_config['input_size'][-1])
                 for c in args.corruptions for s in args.severities]
         elif name == 'c':
             parts += imagenet_c(Path(folder), args.corruptions, args.severities)
-        elif name in wanted:
+        elif name in CIFAR_C:
             parts += cifar_c(name, Path(folder), args.corruptions, args.severities)
         else:
             parts += imagenet_shift(name, Path(folder))
@@ -150,7 +150,7 @@ def _entry_rows(entries: Sequence[Dict[str, Any]]) -> List[Sequence[str]]:
             notes += [f'{text} {e[k]:.1f}' for k, text in (('mce', 'mCE'), ('relative_mce', 'relative mCE'))
                       if e[k] is not None]
         if e['resized_to']:
-            notes.append(f"resized to {'x'.join(map(str, e['resized_to']))}")
+            notes.append(f"resized to {e['resized_to']}x{e['resized_to']}")
         if e['expected'] and e['images'] != e['expected']:
             notes.append(f"{e['expected']:,} published")
         rows.append((e['benchmark'], f"{e['images']:,}", f"{e['accuracy']:.1f}", ', '.join(notes)))
@@ -212,7 +212,7 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
             if todo:
                 dataset = part.open()
                 check_images(getattr(dataset, 'dataset', dataset), todo)
-                config = {**data_config, 'crop_pct': 1.} if part.as_stored else data_config
+                config = {**data_config, 'crop_pct': 1.} if part.stored_size else data_config
                 loader = pixel_loader(args, dataset, todo, config, device)
                 evaluate_shift(pixel_model, loader, todo, part.key, journal, device, part.classes)
     if args.distributed:
@@ -220,10 +220,9 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
     if not is_primary(args):
         return
     entries = summarize_shifts(parts, chosen, journal)
+    stored, size = {p.key.split('/')[0]: p.stored_size for p in parts}, data_config['input_size'][-1]
     for entry in entries:
-        stored = {'c': 224, 'cifar10-c': 32, 'cifar100-c': 32}.get(entry['benchmark'])
-        size = data_config['input_size'][1:]
-        entry['resized_to'] = list(size) if stored and set(size) != {stored} else None
+        entry['resized_to'] = None if stored[entry['benchmark']] in (None, size) else size
     write_json(output / 'benchmarks.json', {
         'format': 1,
         'model': facts,

@@ -18,13 +18,14 @@ from ..models import NormalizedModel
 from ..train.build import build_model, resolve_data
 from ..train.checkpoint import load_weights
 from ..train.datasets import open_dataset
-from .arguments import add_data_arguments, add_model_arguments
+from .arguments import Parser, add_data_arguments, add_model_arguments
 
 __all__ = [
     'Inputs',
     'add_input_arguments',
     'add_threat_arguments',
     'build_surrogate',
+    'measuring_parser',
     'open_images',
     'open_inputs',
     'open_network',
@@ -63,6 +64,25 @@ def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[
     group.add_argument('--checkpoint', default='', metavar='PATH', help='weights to load, safetensors or checkpoint')
     group.add_argument('--use-ema', action=argparse.BooleanOptionalAction, default=True,
                        help='prefer averaged weights of the checkpoint (default: yes)')
+
+
+def measuring_parser(command: str, description: str, files: str, num_examples: int) -> Tuple[Parser, Any]:
+    """The parser of a command that measures a network, and its group of flags of its own.
+
+    Args:
+        command: Name of the command.
+        description: What it measures.
+        files: What it writes; the first names its folder.
+        num_examples: Images it measures on if nothing is said.
+    """
+    parser = Parser(prog=f'timm-robust {command}', description=description)
+    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
+    group = parser.add_argument_group(f'{command.capitalize()} parameters')
+    add_threat_arguments(group)
+    group.add_argument('--output', default='', metavar='DIR',
+                       help=f"folder for {files} (default: ./output/{files.split('.')[0]}/TIME-MODEL)")
+    add_input_arguments(parser, num_examples)
+    return parser, group
 
 
 def _gamma_flag(args: argparse.Namespace) -> str:

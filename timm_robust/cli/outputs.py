@@ -1,17 +1,21 @@
 """Where the commands that judge a network write, and what they all say of it."""
 import argparse
+import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import torch
 import torch.nn as nn
 from timm.models import safe_model_name
 
+from ..attacks import ThreatModel
 from ..errors import InputError
 from ..evaluate import weights_sha256
+from ..evaluate.report import versions
+from .inputs import Inputs
 
-__all__ = ['model_facts', 'new_output', 'own_positions', 'resumable_output']
+__all__ = ['measured_facts', 'model_facts', 'new_output', 'own_positions', 'resumable_output']
 
 
 def _refuse_finished(output: Path, file_name: str) -> None:
@@ -67,4 +71,16 @@ def model_facts(args: argparse.Namespace, model: nn.Module, data_config: Dict[st
         'num_classes': model.num_classes,
         'weights_sha256': weights_sha256(model),
         **{k: data_config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+    }
+
+
+def measured_facts(command: str, argv: Sequence[str], inputs: Inputs, threat: ThreatModel, **settings: Any):
+    """What a file of `diagnose`, `properties` or `statistics` says beside its figures."""
+    args = inputs.args
+    return {
+        'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(inputs.model)},
+        'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
+        'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
+        'settings': {'seed': args.seed, **settings, 'command': shlex.join(['timm-robust', command, *argv])},
+        'versions': versions(),
     }

@@ -1,19 +1,17 @@
 """`timm-robust properties`: decision margin, boundary thickness and smoothness of a network (NoFrost, table 5)."""
 import math
-import shlex
 from typing import List
 
 import torch
 
 from ..errors import InputError
-from ..evaluate import format_table, weights_sha256, write_json
+from ..evaluate import format_table, write_json
 from ..evaluate.properties import boundary_thickness, decision_margin, smoothness
-from ..evaluate.report import versions
 from ..layers import has_batch_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
-from .outputs import new_output
+from .inputs import measuring_parser, open_inputs, read_threat
+from .outputs import measured_facts, new_output
 
 __all__ = ['build_parser', 'run']
 
@@ -22,20 +20,16 @@ _HEADER = ('property', 'mean', 'standard error', 'images')
 
 def build_parser() -> Parser:
     """The parser of `timm-robust properties`."""
-    parser = Parser(
-        prog='timm-robust properties',
-        description='Decision margin M (L2 distance to the boundary along adversarial directions, of images classified '
-                    'correctly), boundary thickness T (L2 length on which neither class wins clearly) and smoothness D '
-                    '(largest KL divergence within eps): large M and T and small D go with robustness.')
-    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
-    group = parser.add_argument_group('Property parameters')
-    add_threat_arguments(group)
+    parser, group = measuring_parser(
+        'properties',
+        'Decision margin M (L2 distance to the boundary along adversarial directions, of images classified '
+        'correctly), boundary thickness T (L2 length on which neither class wins clearly) and smoothness D '
+        '(largest KL divergence within eps): large M and T and small D go with robustness.',
+        'properties.json',
+        num_examples=500)
     group.add_argument('--steps', type=int, default=20, metavar='N', help='steps of each attack (default: 20)')
     group.add_argument('--num-targets', type=int, default=3, metavar='N',
                        help='wrong classes the margin is sought towards (default: 3)')
-    group.add_argument('--output', default='', metavar='DIR',
-                       help='folder for properties.json (default: ./output/properties/TIME-MODEL)')
-    add_input_arguments(parser, num_examples=500)
     return parser
 
 
@@ -78,15 +72,10 @@ def run(argv: List[str]) -> None:
             notes.append(f'{name}: no boundary was met for {len(values) - len(met)} images, which the mean leaves out.')
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / 'properties.json', {
-        'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(inputs.model)},
-        'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
-        'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
-        'settings': {'seed': args.seed, 'steps': args.steps, 'num_targets': args.num_targets,
-                     'command': shlex.join(['timm-robust', 'properties', *argv])},
+        **measured_facts('properties', argv, inputs, threat, steps=args.steps, num_targets=args.num_targets),
         'clean_accuracy': 100 * right.double().mean().item(),
         'correct': right.int().tolist(),
         'properties': found,
-        'versions': versions(),
     })
     print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {len(x)} images, attacks within '
           f'{threat}, {args.steps} steps, seed {args.seed}\n')

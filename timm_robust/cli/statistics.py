@@ -1,20 +1,18 @@
 """`timm-robust statistics`: what an attack does to normalization, and what the choice of statistics is worth."""
-import shlex
 from typing import List
 
 import torch
 
 from ..attacks import pgd
 from ..errors import InputError
-from ..evaluate import evaluate_attacks, format_table, parse_attacks, weights_sha256, write_json
-from ..evaluate.report import versions
+from ..evaluate import evaluate_attacks, format_table, parse_attacks, write_json
 from ..evaluate.specs import check_specs
 from ..evaluate.statistics import layer_statistics, plot_statistics, shift_rows
 from ..layers import RobustNorm2d, set_norm_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
-from .inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
-from .outputs import new_output
+from .inputs import measuring_parser, open_inputs, read_threat
+from .outputs import measured_facts, new_output
 
 __all__ = ['build_parser', 'run']
 
@@ -25,19 +23,15 @@ _NOTE = (
 
 def build_parser() -> Parser:
     """The parser of `timm-robust statistics`."""
-    parser = Parser(
-        prog='timm-robust statistics',
-        description='Compare the statistics of clean and adversarial batches with the tracked ones, layer by layer '
-                    '(RobustNorm, figure 2), and accuracy with population and with batch statistics (RobustNorm, '
-                    'tables 1, 2 and 4).')
-    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
-    group = parser.add_argument_group('Attack parameters')
-    add_threat_arguments(group)
+    parser, group = measuring_parser(
+        'statistics',
+        'Compare the statistics of clean and adversarial batches with the tracked ones, layer by layer '
+        '(RobustNorm, figure 2), and accuracy with population and with batch statistics (RobustNorm, '
+        'tables 1, 2 and 4).',
+        'statistics.json and statistics.png',
+        num_examples=1000)
     group.add_argument('--attacks', default='clean,fgsm,pgd20', metavar='NAMES',
                        help='clean, fgsm, fgsm-rs, bim, pgd, mim, cw (default: %(default)s)')
-    group.add_argument('--output', default='', metavar='DIR',
-                       help='folder for statistics.json and statistics.png (default: ./output/statistics/TIME-MODEL)')
-    add_input_arguments(parser, num_examples=1000)
     return parser
 
 
@@ -90,14 +84,9 @@ def run(argv: List[str]) -> None:
     plot_statistics(rows, f'{args.model}\n{sample}, PGD-20 on population statistics', output / 'statistics.png')
     set_norm_statistics(model, 'population')
     write_json(output / 'statistics.json', {
-        'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(model)},
-        'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
-        'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
-        'settings': {'seed': args.seed, 'batch_size': args.batch_size,
-                     'command': shlex.join(['timm-robust', 'statistics', *argv])},
+        **measured_facts('statistics', argv, inputs, threat, batch_size=args.batch_size),
         'accuracy': accuracy,
         'layers': layers,
-        'versions': versions(),
     })
     names = list(accuracy['population'])
     print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {sample}\n')

@@ -114,8 +114,8 @@ class ViewsDataset(Dataset):
         dataset.transform = None
         self.dataset, self.one_view = dataset, one_view
         self.debias = texture_debiased(img_size, hflip)
-        self.deep = _DeepFolders(deepaug_dirs, dataset, getattr(dataset, 'input_img_mode', None)) if deepaug_dirs \
-            else None
+        mode = getattr(dataset, 'input_img_mode', None)
+        self.deep = _DeepFolders(deepaug_dirs, dataset, mode) if deepaug_dirs else None
         self.transform: Callable = ToNumpy()
 
     def __len__(self) -> int:

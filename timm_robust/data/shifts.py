@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 
-__all__ = ['FOLDERS', 'Part', 'cifar_c', 'imagenet_c', 'imagenet_shift', 'synsets']
+__all__ = ['CIFAR_C', 'FOLDERS', 'Part', 'cifar_c', 'imagenet_c', 'imagenet_shift', 'synsets']
 
 _STORED_SIZE = 224
 _LOOKED_AT = 8
@@ -37,6 +37,8 @@ _SHIFTS = {
 }
 _IMAGENET_C_IMAGES = 50_000  # of each corruption and severity; https://arxiv.org/abs/1903.12261
 
+CIFAR_C = {'cifar10-c': 10, 'cifar100-c': 100}  # number of classes
+
 FOLDERS = {
     'c': 'imagenet-c', 'r': 'imagenet-r', 'a': 'imagenet-a', 'sketch': 'imagenet-sketch',
     'stylized': 'imagenet-stylized', 'cifar10-c': 'CIFAR-10-C', 'cifar100-c': 'CIFAR-100-C'}
@@ -50,14 +52,15 @@ class Part:
         key: Name of the benchmark; of corruptions 'NAME/CORRUPTION/SEVERITY'.
         open: Opens the images, as a data set with a `transform`.
         classes: Indices of the classes that count, None for all.
-        as_stored: The images are not to be resized if they have the network's size.
+        stored_size: Height and width of images that are not to be cropped; None for those to be resized and cropped as
+            the network's data configuration says.
         expected: Number of images in the published benchmark.
         size: Number of images there are, once it was opened.
     """
     key: str
     open: Callable[[], Any]
     classes: Optional[Tuple[int, ...]] = None
-    as_stored: bool = False
+    stored_size: Optional[int] = None
     expected: Optional[int] = None
     size: int = 0
 
@@ -131,7 +134,7 @@ def imagenet_c(folder: Path, corruptions: Sequence[str], severities: Sequence[in
                     '--severities')
             _check_classes(flag, f'ImageNet-C ({corruption}, {severity})', own, wanted)
             parts.append(Part(
-                f'c/{corruption}/{severity}', lambda own=own: _stored(flag, own), as_stored=True,
+                f'c/{corruption}/{severity}', lambda own=own: _stored(flag, own), stored_size=_STORED_SIZE,
                 expected=_IMAGENET_C_IMAGES))
     return parts
 
@@ -171,7 +174,7 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
                 f'{flag}: no array {folder / file}.npy ({type(error).__name__}), name the folder of '
                 f'{FOLDERS[name]} with {name}=FOLDER') from error
     labels = np.asarray(arrays.pop('labels')).astype(np.int64)
-    count, wanted = len(labels) // 5, int(name[5:-2])
+    count, wanted = len(labels) // 5, CIFAR_C[name]
     if labels.ndim != 1 or len(labels) % 5 or labels.min() < 0 or labels.max() != wanted - 1:
         raise InputError(
             f'{flag}: labels.npy has shape {labels.shape} and labels from {labels.min()} to {labels.max()}, not those '
@@ -186,5 +189,5 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
             rows = slice((severity - 1) * count, severity * count)
             key = f'{name}/{corruption}/{severity}'
             parts[key] = Part(
-                key, lambda a=images[rows], b=labels[rows]: _Rows(a, b), as_stored=True, expected=10_000)
+                key, lambda a=images[rows], b=labels[rows]: _Rows(a, b), stored_size=32, expected=10_000)
     return list(parts.values())

@@ -4,8 +4,9 @@ NoFrost - https://arxiv.org/abs/2207.01156
 """
 import json
 import math
+import textwrap
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, List, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Dict, Sequence, Tuple, Union
 
 from ..errors import InputError
 
@@ -13,8 +14,7 @@ __all__ = ['collect', 'plot_bars', 'plot_radar']
 
 _FILES = ('benchmarks.json', 'results.json')
 
-
-_Row = Tuple[float, str, Tuple[Any, ...]]  # accuracy, threat model, what images (their number and the seed first)
+_Row = Tuple[float, Tuple[Any, ...]]  # accuracy and what it was measured on, number of images and seed first
 
 
 def _benchmarks(content: Dict[str, Any]) -> Dict[str, _Row]:
@@ -22,20 +22,21 @@ def _benchmarks(content: Dict[str, Any]) -> Dict[str, _Row]:
     for e in content['benchmarks']:
         place = (data['dataset'] or 'ImageFolder', data['split']) if e['benchmark'] in ('clean', 'corruptions') else ()
         which = (data['corruptions'], data['severities']) if e['errors'] else ()
-        found[e['benchmark']] = e['accuracy'], '', (e['images'], seed, 'balanced', e['available'], *which, *place)
+        found[e['benchmark']] = e['accuracy'], (e['images'], seed, 'balanced', e['available'], *place, *which)
     return found
 
 
 def _attacks(content: Dict[str, Any]) -> Dict[str, _Row]:
     data = content['data']
-    sample = (data['num_examples'], content['settings']['seed'], data['subset'], data['num_images'])
+    sample = (data['num_examples'], content['settings']['seed'], data['subset'], data['num_images'], data['dataset'],
+              data['split'])
     found = {}
     for row in content['results']:
         name = row['attack']['name']
-        threat = '' if name == 'clean' else content['threat_model']['text']
-        if row['accuracy'] is not None:  # it was run on all images, not on what other attacks left
-            found[' '.join(filter(None, (name, threat)))] = row['accuracy'], threat, (
-                *sample, *(() if name == 'clean' else (row['attack'],)), data['dataset'], data['split'])
+        if name == 'clean':
+            found[name] = row['accuracy'], sample
+        elif row['accuracy'] is not None:  # it was run on all images, not on what other attacks left
+            found[f"{name} {content['threat_model']['text']}"] = row['accuracy'], (*sample, row['attack'])
     return found
 
 
@@ -74,12 +75,12 @@ def collect(folders: Dict[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
         raise InputError(f"{', '.join(found)}: have no benchmark or attack in common")
     for key in common:
         for name, own in found.items():
-            if own[key][1:] != first[key][1:]:
+            if own[key][1] != first[key][1]:
                 raise InputError(
                     f'{name}: {key} was measured on other images or with other settings than that of '
                     f'{next(iter(found))}: give both the same data, --num-examples, --seed, attacks, --corruptions and '
                     '--severities')
-    titles = {key: f'{key} ({first[key][2][0]:,} images, seed {first[key][2][1]})' for key in common}
+    titles = {key: f'{key} ({first[key][1][0]:,} images, seed {first[key][1][1]})' for key in common}
     return {name: {titles[key]: own[key][0] for key in common} for name, own in found.items()}
 
 
@@ -93,7 +94,8 @@ def plot_bars(table: Dict[str, Dict[str, float]], title: str, path: Union[Path, 
     for i, (name, row) in enumerate(table.items()):
         bars = axes.bar([k + i * width for k in range(len(keys))], list(row.values()), width, label=name)
         axes.bar_label(bars, fmt='%.0f', fontsize=7)
-    axes.set_xticks([k + .4 - width / 2 for k in range(len(keys))], _wrapped(keys), fontsize=8)
+    labels = [textwrap.fill(key, 18) for key in keys]
+    axes.set_xticks([k + .4 - width / 2 for k in range(len(keys))], labels, fontsize=8)
     axes.set(ylabel='accuracy (%)', ylim=(0, 100), title=title)
     axes.legend(fontsize=8)
     figure.savefig(path, format='png', dpi=120)
@@ -116,13 +118,8 @@ def plot_radar(table: Dict[str, Dict[str, float]], title: str, path: Union[Path,
         values = list(row.values())
         axes.plot([*angles, angles[0]], [*values, values[0]], marker='o', markersize=3, label=name)
         axes.fill(angles, values, alpha=.1)
-    axes.set_xticks(angles, _wrapped(keys), fontsize=8)
+    axes.set_xticks(angles, [textwrap.fill(key, 18) for key in keys], fontsize=8)
     axes.set_ylim(0, 100)
     axes.set_title(title)
     axes.legend(loc='lower left', bbox_to_anchor=(-.15, -.12), fontsize=8)
     figure.savefig(path, format='png', dpi=120)
-
-
-def _wrapped(keys: Sequence[str]) -> List[str]:
-    return ['\n'.join(key.replace(' (', '\n(').split(' ', 1)) if 'eps' in key else key.replace(' (', '\n(')
-            for key in keys]

@@ -11,18 +11,13 @@ import torch
 from ..attacks import ThreatModel, pgd
 from ..attacks.context import crafting
 from ..attacks.search import check_images, wrong_classes
+from ..attacks.threat import l2_norm
 from ..errors import InputError
 
 __all__ = ['boundary_thickness', 'decision_margin', 'smoothness']
 
 _FIRST_LENGTH, _GROWTH, _LENGTHS = 2. ** -6, 2. ** .5, 33  # of the attack's own length: from 1/64 to 1024
 _BISECTIONS = 22
-
-
-def _unit(delta: torch.Tensor) -> torch.Tensor:
-    """Directions of L2 length 1; a zero stays zero."""
-    norm = delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.ndim - 1))
-    return delta / norm.clamp_min(1e-12)
 
 
 def _at_rest(measure: Callable) -> Callable:
@@ -38,7 +33,7 @@ def _at_rest(measure: Callable) -> Callable:
 def _first_crossing(model: Callable, x: torch.Tensor, y: torch.Tensor, direction: torch.Tensor, length: float):
     """L2 distance along unit directions at which the prediction is first another than y; inf if it never is."""
     def crossed(distance: torch.Tensor) -> torch.Tensor:
-        return model(x + distance.view(-1, *[1] * (x.ndim - 1)) * direction).argmax(1) != y
+        return model(x + distance.view(-1, 1, 1, 1) * direction).argmax(1) != y
 
     low, high = torch.zeros_like(length), torch.full_like(length, float('inf'))
     for k in range(_LENGTHS):
@@ -93,8 +88,8 @@ def decision_margin(
     for target in (None, *targets.unbind(1)):
         adv = pgd(model, x, y, threat, steps=steps, keep='last', random_start=False, targets=target)
         delta = adv - x
-        length = delta.flatten(1).norm(dim=1).clamp_min(1e-6)
-        margin = torch.minimum(margin, _first_crossing(model, x, y, _unit(delta), length))
+        length = l2_norm(delta).clamp_min(1e-12)
+        margin = torch.minimum(margin, _first_crossing(model, x, y, delta / length, length.flatten()))
     return margin
 
 
@@ -146,7 +141,7 @@ def boundary_thickness(
             p = model(torch.lerp(x, adv, t)).softmax(1)
             difference = p[rows, own] - p[rows, other]
             inside += (alpha < difference) & (difference < beta)
-    return (adv - x).flatten(1).norm(dim=1) * inside / points
+    return l2_norm(adv - x).flatten() * inside / points
 
 
 @_at_rest

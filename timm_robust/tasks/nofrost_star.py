@@ -24,14 +24,16 @@ class NoFrostStarTask(RobustTask):
 
     Args:
         model, criterion: See `RobustTask`.
-        views: Views of each image in a batch: N clean images, N of the next view and so on, as `ViewsDataset` and
-            timm's collate function deliver them.
         terms: Terms of the loss, 3 or 4.
         noise2net: Whether to augment clean images by networks drawn at random.
         **kwargs: Further arguments of `RobustTask`.
 
+    Attributes:
+        views: Views of each image in a batch, from terms and noise2net: N clean images, N of the next view and so on,
+            as `ViewsDataset` and timm's collate function deliver them.
+
     Raises:
-        InputError: If views and terms do not go together, and in `forward` if a batch is not of whole views.
+        InputError: If terms is another number, and in `forward` if a batch is not of whole views.
     """
 
     def __init__(
@@ -39,17 +41,15 @@ class NoFrostStarTask(RobustTask):
             model: nn.Module,
             criterion: Optional[Callable] = None,
             *,
-            views: int = 2,
             terms: int = 3,
             noise2net: bool = False,
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        if terms not in (3, 4) or views != terms - 1 - (noise2net and terms == 4):
-            raise InputError(
-                f'views={views}, terms={terms}, noise2net={noise2net}: terms must be 3 or 4, and views one less than '
-                'terms, two less if noise2net makes a fourth term')
-        self.views, self.terms, self.noise2net = views, terms, noise2net
+        if terms not in (3, 4):
+            raise InputError(f'terms={terms}: must be 3 or 4')
+        self.terms, self.noise2net = terms, noise2net
+        self.views = 2 if terms == 3 or noise2net else 3
 
     def _augmented(self, clean: torch.Tensor, given: list) -> list:
         if not self.noise2net:

@@ -315,9 +315,7 @@ def create_task(
     }.get(options.objective, AdversarialTask)
     own: Dict[str, Any] = {}
     if options.objective == 'nofrost_star':
-        own.update(
-            terms=options.star_terms, noise2net=options.noise2net,
-            views=options.star_terms - 1 - (options.noise2net and options.star_terms == 4))
+        own.update(terms=options.star_terms, noise2net=options.noise2net)
     elif options.objective in _TRADES:
         own['beta'] = options.trades_beta
     else:
