@@ -9,6 +9,7 @@ from timm.models import save_for_hf
 
 import timm_robust  # noqa: F401
 from timm_robust.errors import PretrainedWeightsError
+from timm_robust.layers import RobustNorm2d
 from timm_robust.models import CifarNormFreeNet, CifarResNet, CifarVGG, NormalizedModel
 
 NAMES = timm.list_models(['nofrost_*', 'robustnorm_*'])
@@ -134,6 +135,20 @@ def test_batch_norm_twin_by_name(name):
     with torch.device('meta'):
         model = timm.create_model(name, norm_layer='batchnorm2d')
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize('name', ['robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar', 'robustnorm_resnet18'])
+def test_norm_by_name_with_arguments(name):
+    with torch.device('meta'):
+        powered = timm.create_model(name, norm_kwargs={'power': .5})
+        named = timm.create_model(name, norm_layer='robustnorm2d')
+        instance = timm.create_model(name, norm_layer='instancenorm2d')
+    norms = [m for m in powered.modules() if isinstance(m, RobustNorm2d)]
+    assert norms and all(m.power == .5 for m in norms)
+    assert sum(isinstance(m, RobustNorm2d) and m.power == .2 for m in named.modules()) == len(norms)
+    instances = [m for m in instance.modules() if isinstance(m, torch.nn.InstanceNorm2d)]
+    assert len(instances) == len(norms) and all(m.affine and not m.track_running_stats for m in instances)
+    assert not any(isinstance(m, RobustNorm2d) for m in instance.modules())
 
 
 def test_unknown_argument_raises():

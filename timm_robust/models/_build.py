@@ -1,18 +1,36 @@
 """timm's model builder, with one clear line where pretrained weights cannot be had."""
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import get_norm_layer
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
 from ..errors import PretrainedWeightsError
+from ..layers import RobustNorm2d
 
-__all__ = ['CIFAR10_MEAN', 'CIFAR10_STD', 'HUB_ORG', 'WEIGHTS_DIR', 'build_robust_model', 'cifar_cfg', 'imagenet_cfg']
+__all__ = [
+    'CIFAR10_MEAN',
+    'CIFAR10_STD',
+    'HUB_ORG',
+    'WEIGHTS_DIR',
+    'build_robust_model',
+    'cifar_cfg',
+    'imagenet_cfg',
+    'resolve_norm',
+]
 
 HUB_ORG = 'timm-robust'
 WEIGHTS_DIR = Path(__file__).parent / 'weights'
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+_NORMS = {  # beside those timm has names for
+    'robustnorm2d': RobustNorm2d,
+    'instancenorm2d': partial(nn.InstanceNorm2d, affine=True),
+}
 
 _NO_WEIGHTS = 'No pretrained weights exist'  # the message of timm's builder for a tag without a location
 
@@ -35,6 +53,20 @@ def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
         'mean': CIFAR10_MEAN, 'std': CIFAR10_STD,
         'license': 'apache-2.0', **kwargs,
     }
+
+
+def resolve_norm(norm_layer: Any = RobustNorm2d, norm_kwargs: Optional[Dict[str, Any]] = None, **kwargs: Any) -> dict:
+    """Arguments of a timm model, with its norm as timm's models take it.
+
+    Args:
+        norm_layer: Class, or name: 'robustnorm2d', 'instancenorm2d' or one of timm's; None for none.
+        norm_kwargs: Arguments of each norm, such as RobustNorm's `power`.
+        **kwargs: Arguments that stay as they are.
+    """
+    if isinstance(norm_layer, str):
+        norm_layer = _NORMS.get(norm_layer.replace('_', '').lower(), norm_layer)
+    norm_layer = get_norm_layer(norm_layer)
+    return dict(kwargs, norm_layer=partial(norm_layer, **norm_kwargs) if norm_kwargs else norm_layer)
 
 
 def _packaged_tags() -> str:

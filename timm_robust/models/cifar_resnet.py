@@ -12,8 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .._compat import feature_take_indices
-from ..layers import RobustNorm2d
-from ._build import HUB_ORG, build_robust_model, cifar_cfg
+from ._build import HUB_ORG, build_robust_model, cifar_cfg, resolve_norm
 from .robustnorm_resnet import ROBUSTNORM_CFG
 
 __all__ = ['CifarResNet']
@@ -88,13 +87,13 @@ _DEPTHS = dict(robustnorm_resnet20_cifar=20, robustnorm_resnet38_cifar=38, robus
 
 
 def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    model_args = dict(_cifar_layers(_DEPTHS[variant]), norm_layer=RobustNorm2d)
+    model_args = _cifar_layers(_DEPTHS[variant])
     return build_robust_model(
         CifarResNet,
         variant,
         pretrained,
         feature_cfg=dict(out_indices=tuple(range(_NUM_FEATURES))),
-        **dict(model_args, **kwargs),
+        **resolve_norm(**dict(model_args, **kwargs)),
     )
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from ..layers import RobustNorm2d
-from ._build import HUB_ORG, build_robust_model, imagenet_cfg
+from ._build import HUB_ORG, build_robust_model, imagenet_cfg, resolve_norm
 
 __all__ = ['ROBUSTNORM_CFG']
 
@@ -27,8 +26,8 @@ _ARCHS = dict(
 
 
 def _create_robustnorm_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> ResNet:
-    model_args = dict(_ARCHS[variant], norm_layer=RobustNorm2d)
-    return build_robust_model(ResNet, variant, pretrained, **dict(model_args, **kwargs))
+    model_args = _ARCHS[variant]
+    return build_robust_model(ResNet, variant, pretrained, **resolve_norm(**dict(model_args, **kwargs)))
 
 
 default_cfgs = generate_default_cfgs({

@@ -4,12 +4,10 @@ Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.
 """
 from typing import Any
 
-from timm.layers import get_norm_layer
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, cfgs
 
-from ..layers import RobustNorm2d
-from ._build import HUB_ORG, build_robust_model, imagenet_cfg
+from ._build import HUB_ORG, build_robust_model, imagenet_cfg, resolve_norm
 from .robustnorm_resnet import ROBUSTNORM_CFG
 
 __all__ = ['vgg_args']
@@ -17,14 +15,10 @@ __all__ = ['vgg_args']
 _ARCHS = ('robustnorm_vgg11', 'robustnorm_vgg13', 'robustnorm_vgg16', 'robustnorm_vgg19')
 
 
-def vgg_args(variant: str, norm_layer=RobustNorm2d, **kwargs: Any) -> dict:
-    """Builder arguments of a VGG variant; resolves a norm given by name, which timm's VGG does not."""
-    return dict(
-        kwargs,
-        model_cfg=cfgs[variant.split('_')[1]],
-        norm_layer=get_norm_layer(norm_layer) if norm_layer is not RobustNorm2d else norm_layer,
-        feature_cfg=dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3, 4, 5))),
-    )
+def vgg_args(variant: str, **kwargs: Any) -> dict:
+    """Builder arguments of a VGG variant."""
+    feature_cfg = dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3, 4, 5)))
+    return dict(resolve_norm(**kwargs), model_cfg=cfgs[variant.split('_')[1]], feature_cfg=feature_cfg)
 
 
 def _create_robustnorm_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> VGG:

