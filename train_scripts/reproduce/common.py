@@ -16,6 +16,12 @@ DIGITS_RECIPE = HERE.parent / 'recipes' / 'digits.yaml'
 DATA = {'cifar10': 'CIFAR-10 (JPEG copy)', 'fashion_mnist': 'Fashion-MNIST'}
 
 
+def resnet8(norm: str, **norm_kwargs: float) -> List[str]:
+    """Flags for the smallest of the RobustNorm paper's kind of ResNet."""
+    return ['--model', 'robustnorm_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', f'norm_layer={norm}',
+            *([f'norm_kwargs={norm_kwargs}'] if norm_kwargs else [])]
+
+
 def command(*argv: str) -> None:
     """A command of timm-robust; its failure ends the script."""
     code = timm_robust(list(argv))

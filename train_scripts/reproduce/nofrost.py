@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import DIGITS_RECIPE, accuracies, command, digits, evaluated, sample, table, trained, write
+from common import DIGITS_RECIPE, accuracies, command, digits, evaluated, resnet8, sample, table, trained, write
 
 from timm_robust.evaluate.statistics import shift_rows
 
@@ -27,7 +27,7 @@ def run_of(args: argparse.Namespace, objective: str, norm: str) -> Path:
     """The training run of an objective and a norm."""
     flags = ['--objective', objective]
     if norm != 'none':
-        flags += ['--model', 'robustnorm_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', f'norm_layer={norm}']
+        flags += resnet8(norm)
     if objective == 'standard':
         flags += ['--attack-eps-warmup-epochs', '0']
     return trained(
