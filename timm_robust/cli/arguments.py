@@ -5,6 +5,7 @@ from typing import Any, Dict, List
 
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
+from timm.utils.log import FormatterNoInfo
 
 from ..errors import InputError
 
@@ -30,6 +31,8 @@ class Parser(argparse.ArgumentParser):
 
 def start_logging() -> None:
     """Log to the terminal as timm does, without chatter about every checkpoint and every request."""
+    for handler in [h for h in logging.root.handlers if isinstance(h.formatter, FormatterNoInfo)]:
+        logging.root.removeHandler(handler)  # of an earlier command in this process
     setup_default_logging()
     for name in ('timm', 'httpx', 'httpx2'):
         logging.getLogger(name).setLevel(logging.WARNING)
