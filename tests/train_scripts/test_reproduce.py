@@ -59,7 +59,7 @@ def scripts(tmp_path, monkeypatch):
         return __import__(name), calls
 
     yield load
-    for module in ('common', 'apart', 'nofrost', 'power', 'robustnorm'):
+    for module in ('common', 'ablation', 'apart', 'nofrost', 'power', 'robustnorm'):
         sys.modules.pop(module, None)
 
 
@@ -123,6 +123,16 @@ def test_power(scripts, tmp_path, monkeypatch):
     assert kwargs[0] == ['norm_layer=batchnorm2d']
     assert kwargs[2] == ['norm_layer=robustnorm2d', "norm_kwargs={'power': 0.2}"]
     assert '| RobustNorm, p = 1.0 | 90.0 |' in (tmp_path / 'tables' / 'power.md').read_text()
+
+
+def test_ablation(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('ablation')
+    for _ in range(2):
+        run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    assert [c[0] for c in calls] == ['train', 'eval', 'eval', *['train', 'eval'] * 9]
+    assert ['--no-use-ema' in c for c in calls if '--checkpoint' in c] == [True]
+    text = (tmp_path / 'tables' / 'ablation.md').read_text()
+    assert text.count('| 90.0 | 80.0 | 70.0 | 60.0 |') == 11 and '| last weights, not averaged | 90.0' in text
 
 
 def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
