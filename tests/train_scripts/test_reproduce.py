@@ -95,6 +95,12 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     assert attacks['batch'].endswith(',adaptive100') and attacks['mean'].endswith(',adaptive100')
     eps = {c[c.index('--data-dir') + 1]: float(c[c.index('--eps') + 1]) for c in calls if '--eps' in c}
     assert eps == {'C': pytest.approx(.02 * .7521 / 3, abs=1e-6), 'F': pytest.approx(.02 * .353, abs=1e-6)}
+    del calls[:]
+    run(script, monkeypatch, '--cifar10', 'C', '--networks', 'resnet20', '--eps-space', 'pixel', '--runs',
+        str(tmp_path / 'runs'), '--output', str(tmp_path / 'out'))
+    assert {c[c.index('--eps') + 1] for c in calls if '--eps' in c} == {'0.020000'}
+    assert 'Linf eps 0.020000' in (tmp_path / 'tables' / 'robustnorm_pixel.md').read_text()
+    assert (tmp_path / 'tables' / 'robustnorm.md').read_text() == text
 
 
 def test_nofrost(scripts, tmp_path, monkeypatch):
@@ -146,3 +152,15 @@ def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
         assert torch.equal(pil_to_tensor(image), (images[i] * 255).round().byte())
     assert len(list(folder.glob('train/*/*.png'))) == 4000 and len(list(folder.glob('test/*/*.png'))) == 1000
     sys.modules.pop('common')
+
+
+@pytest.mark.parametrize('better,worse,found', [
+    (60., 40., 'Holds here'), (52., 50., 'Not settled here'), (50., 50., 'Does not hold here'),
+    (40., 60., 'Does not hold here')])
+def test_verdicts_need_two_standard_errors(monkeypatch, better, worse, found):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from claims import sampling_error, verdict
+    assert sampling_error(50, 50, 200) == pytest.approx(5)
+    assert found in verdict('C', better, worse, sampling_error(better, worse, 200), 'figures')
+    for module in ('claims', 'common', 'robustnorm'):
+        sys.modules.pop(module, None)
