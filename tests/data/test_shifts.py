@@ -180,6 +180,10 @@ def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch)
     assert [found[n]['available'] for n in found] == [40, 80, 8]
     assert found['corruptions']['mean_error'] == pytest.approx(sum(found['corruptions']['errors']['fog'].values()) / 2)
     assert found['corruptions']['mce'] is None
+    assert [found[n]['resized_to'] for n in found] == [None] * 3 and 'resized to' not in shown
+    wide = ['eval', *network(10), '--benchmarks', f"cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities',
+            '1', '--num-examples', '4', '--input-size', '3', '32', '64', '--output', str(tmp_path / 'wide')]
+    assert main(wide) == 0 and 'resized to 32x64' in capsys.readouterr().out
 
     real, calls = benchmarks.evaluate_shift, []
 

@@ -149,6 +149,16 @@ def test_norm_by_name_with_arguments(name):
     instances = [m for m in instance.modules() if isinstance(m, torch.nn.InstanceNorm2d)]
     assert len(instances) == len(norms) and all(m.affine and not m.track_running_stats for m in instances)
     assert not any(isinstance(m, RobustNorm2d) for m in instance.modules())
+    with pytest.raises(ValueError, match="norm_layer='foo': choose robustnorm2d, instancenorm2d"):
+        timm.create_model(name, norm_layer='foo')
+
+
+def test_arguments_of_norms_are_kept_by_an_export(tmp_path):
+    args = {'norm_layer': 'robustnorm2d', 'norm_kwargs': {'power': .5}}
+    model = timm.create_model('robustnorm_resnet20_cifar', **args)
+    save_for_hf(model, str(tmp_path / 'export'), safe_serialization=True, model_args=args)
+    again = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    assert {m.power for m in again.modules() if isinstance(m, RobustNorm2d)} == {.5}
 
 
 def test_unknown_argument_raises():

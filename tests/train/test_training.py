@@ -73,6 +73,18 @@ def test_args_yaml_repeats_the_run(folder, tmp_path):
     assert equal(first['state_dict'], checkpoint(again / 'run' / 'last.pth.tar')['state_dict'])
 
 
+def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
+    flags = ['--objective', 'sat', '--epochs', '1']
+    assert train(folder, tmp_path, *flags) == 0
+    run = tmp_path / 'run'
+    files = {name: (run / 'export' / name).read_bytes() for name in ('config.json', 'model.safetensors')}
+    resumed = [*flags, '--resume', str(run / 'last.pth.tar')]
+    assert train(folder, tmp_path, *resumed) == 2 and 'has 1 already, give more' in capsys.readouterr().err
+    (run / 'export' / 'config.json').unlink()
+    assert train(folder, tmp_path, *resumed) == 0
+    assert {name: (run / 'export' / name).read_bytes() for name in files} == files
+
+
 def test_standard_objective_learns(folder, tmp_path):
     assert train(folder, tmp_path, '--epochs', '8', '--lr', '5e-3', '--no-aug') == 0
     rows = list(csv.DictReader(open(tmp_path / 'run' / 'summary.csv')))

@@ -1,5 +1,7 @@
 """The scripts that regenerate tables, with commands that only pretend to run."""
+import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from timm_robust.cli.arguments import apply_config
 from timm_robust.data.samples import load_digits
 
 FOLDER = Path(__file__).parents[2] / 'train_scripts' / 'reproduce'
@@ -20,11 +23,15 @@ def scripts(tmp_path, monkeypatch):
     calls = []
 
     def pretend(argv):
+        parser = importlib.import_module(f'timm_robust.cli.{argv[0]}').build_parser()
+        parser.parse_args(apply_config(parser, argv[1:]))  # flags that are none, or values that are none, end it
         calls.append(argv)
         flag = dict(zip(argv, argv[1:]))
+        settings = {'seed': 0, 'command': shlex.join(['timm-robust', *argv])}
         if argv[0] == 'train':
             run = Path(flag['--output'], flag['--experiment'])
             (run / 'export').mkdir(parents=True)
+            (run / 'export' / 'config.json').touch()
             top1 = 70 + 2 * (flag.get('--objective') == 'apart') + int(flag.get('--seed', 0))
             (run / 'summary.csv').write_text(f'epoch,eval_top1\n0,1\n1,{top1}\n')
             return 0
@@ -36,12 +43,12 @@ def scripts(tmp_path, monkeypatch):
                 'properties': {'properties': {'decision margin': [2., None, 4., 9.], 'thickness': [1., None, 2., 3.]},
                                'correct': [1, 1, 1, 0]},
                 'statistics': {'layers': {kind: {'bn1': layer} for kind in ('clean', 'adversarial')}}}[argv[0]]
-            (folder / f'{argv[0]}.json').write_text(json.dumps(content))
+            (folder / f'{argv[0]}.json').write_text(json.dumps({**content, 'settings': settings}))
             return 0
         results = {
             'results': [{'attack': {'name': n}, 'accuracy': 90. - 10 * i, 'worst_case_so_far': 0.}
                         for i, n in enumerate(flag['--attacks'].split(','))],
-            'threat_model': {'text': f"Linf eps {flag.get('--eps', 0)}"}, 'settings': {'seed': 0, 'command': 'eval'},
+            'threat_model': {'text': f"Linf eps {flag.get('--eps', 0)}"}, 'settings': settings,
             'data': {'num_examples': int(flag['--num-examples'])}, 'model': {'weights_sha256': 'f'},
             'eps_sweep': [{'eps': 0, 'accuracy': 80.}]}
         folder = Path(flag['--output'])
@@ -59,7 +66,7 @@ def scripts(tmp_path, monkeypatch):
         return __import__(name), calls
 
     yield load
-    for module in ('common', 'ablation', 'apart', 'nofrost', 'power', 'robustnorm'):
+    for module in ('common', 'ablation', 'apart', 'claims', 'nofrost', 'power', 'robustnorm'):
         sys.modules.pop(module, None)
 
 
@@ -96,8 +103,8 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     eps = {c[c.index('--data-dir') + 1]: float(c[c.index('--eps') + 1]) for c in calls if '--eps' in c}
     assert eps == {'C': pytest.approx(.02 * .7521 / 3, abs=1e-6), 'F': pytest.approx(.02 * .353, abs=1e-6)}
     del calls[:]
-    run(script, monkeypatch, '--cifar10', 'C', '--networks', 'resnet20', '--eps-space', 'pixel', '--runs',
-        str(tmp_path / 'runs'), '--output', str(tmp_path / 'out'))
+    run(script, monkeypatch, '--cifar10', 'C', '--networks', 'resnet20', '--eps-space', 'pixel', '--num-examples',
+        '300', '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'out'))
     assert {c[c.index('--eps') + 1] for c in calls if '--eps' in c} == {'0.020000'}
     assert 'Linf eps 0.020000' in (tmp_path / 'tables' / 'robustnorm_pixel.md').read_text()
     assert (tmp_path / 'tables' / 'robustnorm.md').read_text() == text
@@ -109,14 +116,17 @@ def test_nofrost(scripts, tmp_path, monkeypatch):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
     by_command = {name: [c for c in calls if c[0] == name] for name in ('train', 'eval', 'properties', 'statistics')}
     assert {name: len(found) for name, found in by_command.items()} == {
-        'train': 8, 'eval': 8, 'properties': 8, 'statistics': 1}
+        'train': 7, 'eval': 7, 'properties': 7, 'statistics': 1}
     assert [c[c.index('--objective') + 1] for c in by_command['train']] == [*script.OBJECTIVES, 'nofrost', 'nofrost']
     norms = [c[c.index('--model-kwargs') + 2] for c in by_command['train'] if '--model-kwargs' in c]
     assert norms == ['norm_layer=batchnorm2d', 'norm_layer=instancenorm2d']
     assert 'nofrost_batchnorm2d' in ' '.join(by_command['statistics'][0])
     text = (tmp_path / 'tables' / 'nofrost.md').read_text()
     assert '| trades_fat | 90.0 | 80.0 | 70.0 |' in text and '| instancenorm2d | ResNet-8 | 90.0 |' in text
-    assert '| sat | none | 3 | 2 |' in text  # margins of images classified correctly, thickness of all
+    # margins of images classified correctly, thickness of all
+    assert '| fat | none | 3 (2 of 3) | 2 (3 of 4) |' in text
+    measured = [c for c in calls if c[0] != 'train']
+    assert all(c[c.index('--eps') + 1] == '0.2' and c[c.index('--split') + 1] == 'test' for c in measured)
     assert '| bn1 | 0.500 | 0.000 | 0.500 | 0.000 |' in text
 
 
@@ -128,6 +138,8 @@ def test_power(scripts, tmp_path, monkeypatch):
     kwargs = [c[c.index('--model-kwargs') + 2:c.index('--objective')] for c in calls if c[0] == 'train']
     assert kwargs[0] == ['norm_layer=batchnorm2d']
     assert kwargs[2] == ['norm_layer=robustnorm2d', "norm_kwargs={'power': 0.2}"]
+    assert all(c[c.index('--objective') + 1] == 'standard' for c in calls if c[0] == 'train')
+    assert {c[c.index('--eps') + 1] for c in calls if c[0] == 'eval'} == {'0.1'}
     assert '| RobustNorm, p = 1.0 | 90.0 |' in (tmp_path / 'tables' / 'power.md').read_text()
 
 
@@ -137,6 +149,9 @@ def test_ablation(scripts, tmp_path, monkeypatch):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
     assert [c[0] for c in calls] == ['train', 'eval', 'eval', *['train', 'eval'] * 9]
     assert ['--no-use-ema' in c for c in calls if '--checkpoint' in c] == [True]
+    assert all(c[c.index('--eps') + 1] == '0.2' and '--worst-case' in c for c in calls if c[0] == 'eval')
+    by_objective = ['trades' if 'trades' in c else c[c.index('--adv-weight') + 1] for c in calls if c[0] == 'train']
+    assert by_objective == ['1', '0.5', 'trades', *'1' * 7]
     text = (tmp_path / 'tables' / 'ablation.md').read_text()
     assert text.count('| 90.0 | 80.0 | 70.0 | 60.0 |') == 11 and '| last weights, not averaged | 90.0' in text
 
@@ -154,13 +169,42 @@ def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
     sys.modules.pop('common')
 
 
+def test_figures_made_with_other_flags_are_refused(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('power')
+    run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    with pytest.raises(SystemExit, match='was made by .*--num-examples 500.* not by .*--num-examples 50 .*: remove'):
+        run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--num-examples', '50')
+
+
 @pytest.mark.parametrize('better,worse,found', [
-    (60., 40., 'Holds here'), (52., 50., 'Not settled here'), (50., 50., 'Does not hold here'),
-    (40., 60., 'Does not hold here')])
-def test_verdicts_need_two_standard_errors(monkeypatch, better, worse, found):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    from claims import sampling_error, verdict
-    assert sampling_error(50, 50, 200) == pytest.approx(5)
-    assert found in verdict('C', better, worse, sampling_error(better, worse, 200), 'figures')
-    for module in ('claims', 'common', 'robustnorm'):
-        sys.modules.pop(module, None)
+    (60., 50.2, 'Not settled here'), (60., 50., 'Holds here'), (50.2, 60., 'Not settled here'),
+    (50., 60., 'Does not hold here')])
+def test_verdicts_need_two_standard_errors(scripts, better, worse, found):
+    script, _ = scripts('claims')
+    assert found in script.verdict('C', better, worse, 4.95, 'figures')
+    assert script.sampling_error(50., 10., 200) == pytest.approx((12.5 + 4.5) ** .5)
+
+
+def test_claims_name_the_strongest_attack(scripts):
+    script, _ = scripts('claims')
+    attacks = len(script.PAPER_ATTACKS)
+
+    def network(norm, name='resnet20', data='cifar10', **lowest):
+        return {'network': name, 'norm': norm, 'data': data, 'statistics': {
+            mode: {'accuracy': [80., *[60.] * (attacks - 3), low + 5, low, low + 1], 'threat_model': 'Linf eps E',
+                   'num_examples': 200, 'seed': 3} for mode, low in lowest.items()}}
+
+    rows = [
+        network('batchnorm', population=20., batch=50.), network('robustnorm', population=5., batch=4.),
+        network('batchnorm', 'vgg11', population=1., batch=2.), network('robustnorm', 'vgg11', population=3., batch=4.)]
+    lines = script.robustnorm(rows)
+    for line, *parts in zip(lines, ('Holds', 'Not settled', 'Does not hold'),
+                            ('50.0 % (cw20) and 20.0 % (cw20)', '4.0 % (cw20) and 5.0 %', '5.0 % (cw20) and 20.0 %')):
+        assert all(p in line for p in (*parts, 'resnet20, CIFAR-10 (JPEG copy), Linf eps E, 200 images, seed 3'))
+    small = [{'objective': 'nofrost', 'norm': norm, 'accuracy': values, 'threat_model': 'T', 'num_examples': 200,
+              'seed': 0} for norm, values in (('none', [97., 71., 70.]), ('batchnorm2d', [98., 80., 82.]))]
+    line, = script.nofrost(small, ('clean', 'pgd20', 'autoattack'))
+    assert 'Does not hold here' in line and '70.0 % (autoattack)' in line and '80.0 % (pgd20)' in line
+    top1 = {'standard': [90., 91., 92.], 'apart': [93., 94., 95.]}
+    line, = script.apart({'top1': top1, 'seeds': [0, 1, 2], 'epochs': 4})
+    assert 'Holds here: 94.00 % against 91.00 %' in line and 'deviations of 1.00 and 1.00' in line

@@ -150,7 +150,7 @@ def _entry_rows(entries: Sequence[Dict[str, Any]]) -> List[Sequence[str]]:
             notes += [f'{text} {e[k]:.1f}' for k, text in (('mce', 'mCE'), ('relative_mce', 'relative mCE'))
                       if e[k] is not None]
         if e['resized_to']:
-            notes.append(f"resized to {e['resized_to']}x{e['resized_to']}")
+            notes.append(f"resized to {'x'.join(map(str, e['resized_to']))}")
         if e['expected'] and e['images'] != e['expected']:
             notes.append(f"{e['expected']:,} published")
         rows.append((e['benchmark'], f"{e['images']:,}", f"{e['accuracy']:.1f}", ', '.join(notes)))
@@ -220,9 +220,10 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
     if not is_primary(args):
         return
     entries = summarize_shifts(parts, chosen, journal)
-    stored, size = {p.key.split('/')[0]: p.stored_size for p in parts}, data_config['input_size'][-1]
+    stored, size = {p.key.split('/')[0]: p.stored_size for p in parts}, data_config['input_size'][1:]
     for entry in entries:
-        entry['resized_to'] = None if stored[entry['benchmark']] in (None, size) else size
+        kept = stored[entry['benchmark']]
+        entry['resized_to'] = list(size) if kept and set(size) != {kept} else None
     write_json(output / 'benchmarks.json', {
         'format': 1,
         'model': facts,

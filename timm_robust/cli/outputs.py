@@ -74,11 +74,17 @@ def model_facts(args: argparse.Namespace, model: nn.Module, data_config: Dict[st
     }
 
 
-def measured_facts(command: str, argv: Sequence[str], inputs: Inputs, threat: ThreatModel, **settings: Any):
+def measured_facts(
+        command: str,
+        argv: Sequence[str],
+        inputs: Inputs,
+        threat: ThreatModel,
+        **settings: Any,
+) -> Dict[str, Any]:
     """What a file of `diagnose`, `properties` or `statistics` says beside its figures."""
     args = inputs.args
     return {
-        'model': {'name': args.model, 'checkpoint': args.checkpoint, 'weights_sha256': weights_sha256(inputs.model)},
+        'model': model_facts(args, inputs.model, inputs.data_config),
         'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
         'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
         'settings': {'seed': args.seed, **settings, 'command': shlex.join(['timm-robust', command, *argv])},

@@ -59,13 +59,19 @@ def resolve_norm(norm_layer: Any = RobustNorm2d, norm_kwargs: Optional[Dict[str,
     """Arguments of a timm model, with its norm as timm's models take it.
 
     Args:
-        norm_layer: Class, or name: 'robustnorm2d', 'instancenorm2d' or one of timm's; None for none.
+        norm_layer: Class, or name: 'robustnorm2d', 'instancenorm2d' or one of timm's.
         norm_kwargs: Arguments of each norm, such as RobustNorm's `power`.
         **kwargs: Arguments that stay as they are.
+
+    Raises:
+        ValueError: If nothing has that name.
     """
     if isinstance(norm_layer, str):
         norm_layer = _NORMS.get(norm_layer.replace('_', '').lower(), norm_layer)
-    norm_layer = get_norm_layer(norm_layer)
+    try:
+        norm_layer = get_norm_layer(norm_layer)
+    except KeyError:
+        raise ValueError(f"norm_layer={norm_layer!r}: choose {', '.join(_NORMS)} or a norm of timm's") from None
     return dict(kwargs, norm_layer=partial(norm_layer, **norm_kwargs) if norm_kwargs else norm_layer)
 
 

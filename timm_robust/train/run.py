@@ -77,6 +77,13 @@ def _save(model: nn.Module, directory: Path, args, data_config: Dict[str, Any]) 
     )
 
 
+def _lacks_export(args: argparse.Namespace) -> bool:
+    """Whether the run that goes on was cut between its last checkpoint and the end of its export."""
+    run = Path(args.output or './output/train') / args.experiment
+    return bool(args.resume) and Path(args.resume).resolve().parent == run.resolve() and (
+        run / 'model_best.pth.tar').is_file() and not (run / 'export' / 'config.json').is_file()
+
+
 def _prepare_task(args: argparse.Namespace, task, optimizer, loss_scaler, device: torch.device) -> int:
     """Resume, average, compile and distribute, in timm's order; returns the epoch to start with."""
     primary, start_epoch = is_primary(args), 0
@@ -188,7 +195,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
         updates_per_epoch=updates_per_epoch,
     )
-    if start_epoch >= num_epochs:
+    if start_epoch > num_epochs or start_epoch == num_epochs and not _lacks_export(args):
         raise InputError(f'--epochs {args.epochs}: {args.resume} has {start_epoch} already, give more')
     if lr_scheduler is not None and start_epoch > 0:
         if args.sched_on_updates:

@@ -34,7 +34,7 @@ def main() -> None:
     """Train what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('--data-dir', default='', metavar='DIR', help='folder of train/ and test/ (default: digits)')
-    parser.add_argument('--epochs', type=int, default=10, metavar='N')
+    parser.add_argument('--epochs', type=int, default=12, metavar='N')
     parser.add_argument('--runs', default='output/reproduce/apart', metavar='DIR', help='folder of training runs')
     parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
     args = parser.parse_args()

@@ -1,17 +1,19 @@
 """The papers' claims beside what the strongest attacks at hand leave of them, from tables/*.json."""
 import json
 import statistics
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence, Tuple
 
 from common import DATA, HERE
-from robustnorm import PAPER_ATTACKS
+from robustnorm import PAPER_ATTACKS, STRONGEST
 
-CLEAN, PGD, STRONGEST = 0, PAPER_ATTACKS.index('pgd20'), len(PAPER_ATTACKS)
+NETWORK = 'resnet20'
+ONE_RUN = 'One training run each: the verdict allows for the choice of test images alone.'
 
 
 def verdict(claim: str, better: float, worse: float, error: float, measured: str) -> str:
-    """A claim that one figure is above another, whether it is by two standard errors of the difference, and figures."""
-    found = 'Does not hold' if better <= worse else 'Holds' if better - worse > 2 * error else 'Not settled'
+    """A claim that one figure is above another, what two standard errors of the difference say of it, and figures."""
+    difference = better - worse
+    found = 'Not settled' if abs(difference) <= 2 * error else 'Holds' if difference > 0 else 'Does not hold'
     return f'- **{claim}** {found} here: {measured}'
 
 
@@ -20,51 +22,63 @@ def sampling_error(a: float, b: float, images: int) -> float:
     return ((a * (100 - a) + b * (100 - b)) / images) ** .5
 
 
+def weakest(names: Sequence[str], accuracy: Sequence[float]) -> Tuple[float, str]:
+    """Lowest accuracy under an attack, and the attack; the first of both is clean."""
+    return min(zip(accuracy[1:], names[1:]), key=lambda one: one[0])
+
+
 def robustnorm(rows: List[Dict[str, Any]]) -> List[str]:
     """Claims of the RobustNorm paper."""
-    found = {r['norm']: r['statistics'] for r in rows if r['data'] == 'cifar10'}
+    found = {r['norm']: r['statistics'] for r in rows if (r['network'], r['data']) == (NETWORK, 'cifar10')}
     one = found['batchnorm']['population']
-    images = one['num_examples']
-    sample = f"ResNet-20, {DATA['cifar10']}, {one['threat_model']}, {images:,} images, seed {one['seed']}"
+    images, pgd = one['num_examples'], PAPER_ATTACKS.index('pgd20')
+    sample = f"{NETWORK}, {DATA['cifar10']}, {one['threat_model']}, {images:,} images, seed {one['seed']}"
+
+    def robust(norm: str, mode: str) -> Tuple[float, str]:
+        return weakest((*PAPER_ATTACKS, STRONGEST[mode]), found[norm][mode]['accuracy'])
+
     lines = []
     for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
-        batch, tracked = (found[norm][mode]['accuracy'] for mode in ('batch', 'population'))
+        (batch, by), (tracked, tracked_by) = robust(norm, 'batch'), robust(norm, 'population')
         lines.append(verdict(
             f"{title} is more robust with the batch's statistics than with tracked ones (RobustNorm, table 1).",
-            batch[STRONGEST], tracked[STRONGEST], sampling_error(batch[STRONGEST], tracked[STRONGEST], images),
-            f"PGD-20 leaves {batch[PGD]:.1f} % with the batch's statistics and {tracked[PGD]:.1f} % with tracked ones, "
-            f'the adaptive attack on whole batches {batch[STRONGEST]:.1f} % and AutoAttack on tracked statistics '
-            f'{tracked[STRONGEST]:.1f} % ({sample}).'))
-    ours, theirs = (found[norm]['population']['accuracy'] for norm in ('robustnorm', 'batchnorm'))
+            batch, tracked, sampling_error(batch, tracked, images),
+            f"PGD-20 leaves {found[norm]['batch']['accuracy'][pgd]:.1f} % and "
+            f"{found[norm]['population']['accuracy'][pgd]:.1f} %, the strongest attack {batch:.1f} % ({by}) and "
+            f'{tracked:.1f} % ({tracked_by}); {sample}; whole batches of 100, which says nothing of others.'))
+    (ours, by), (theirs, theirs_by) = robust('robustnorm', 'population'), robust('batchnorm', 'population')
+    clean = [found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm')]
     return [*lines, verdict(
         'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
-        ours[STRONGEST], theirs[STRONGEST], sampling_error(ours[STRONGEST], theirs[STRONGEST], images),
-        f'AutoAttack leaves {ours[STRONGEST]:.1f} % and {theirs[STRONGEST]:.1f} %, PGD-20 {ours[PGD]:.1f} % and '
-        f'{theirs[PGD]:.1f} %, of {ours[CLEAN]:.1f} % and {theirs[CLEAN]:.1f} % clean ({sample}, tracked statistics).')]
+        ours, theirs, sampling_error(ours, theirs, images),
+        f'the strongest attack leaves {ours:.1f} % ({by}) and {theirs:.1f} % ({theirs_by}) of {clean[0]:.1f} % and '
+        f'{clean[1]:.1f} % clean; {sample}, tracked statistics. {ONE_RUN}')]
 
 
-def nofrost(rows: List[Dict[str, Any]]) -> List[str]:
+def nofrost(rows: List[Dict[str, Any]], attacks: Sequence[str]) -> List[str]:
     """Claims of the NoFrost paper."""
     found = {(r['objective'], r['norm']): r for r in rows}
     one = found['nofrost', 'none']
-    ours, theirs = (found['nofrost', norm]['accuracy'] for norm in ('none', 'batchnorm2d'))
+    norm = found['nofrost', 'batchnorm2d']
+    (ours, by), (theirs, theirs_by) = (weakest(attacks, r['accuracy']) for r in (one, norm))
     return [verdict(
         'Adversarial training gives a more robust network without BatchNorm (NoFrost).',
-        ours[-1], theirs[-1], sampling_error(ours[-1], theirs[-1], one['num_examples']),
-        f'AutoAttack leaves {ours[-1]:.1f} % of a normalizer-free network and {theirs[-1]:.1f} % of one of about its '
-        f'size with BatchNorm, of {ours[0]:.1f} % and {theirs[0]:.1f} % clean (MNIST digits, {one["threat_model"]}, '
-        f"{one['num_examples']:,} images, seed {one['seed']}).")]
+        ours, theirs, sampling_error(ours, theirs, one['num_examples']),
+        f'the strongest attack leaves {ours:.1f} % ({by}) of a normalizer-free network and {theirs:.1f} % '
+        f'({theirs_by}) of another architecture with as many parameters and BatchNorm, of {one["accuracy"][0]:.1f} % '
+        f'and {norm["accuracy"][0]:.1f} % clean; MNIST digits, {one["threat_model"]}, {one["num_examples"]:,} images, '
+        f'seed {one["seed"]}. {ONE_RUN}')]
 
 
-def apart(top1: Dict[str, List[float]]) -> List[str]:
+def apart(content: Dict[str, Any]) -> List[str]:
     """Claims of the APART paper."""
     (plain, a), (ours, b) = (
-        (statistics.mean(top1[name]), statistics.stdev(top1[name])) for name in ('standard', 'apart'))
-    seeds = len(top1['apart'])
+        (statistics.mean(content['top1'][name]), statistics.stdev(content['top1'][name]))
+        for name in ('standard', 'apart'))
     return [verdict(
-        'APART gains clean accuracy (APART).', ours, plain, ((a * a + b * b) / seeds) ** .5,
-        f'{ours:.2f} % against {plain:.2f} % in the mean of {seeds} seeds, whose standard deviations are {b:.2f} and '
-        f'{a:.2f} (ResNet-8, 1,000 MNIST digits).')]
+        'APART gains clean accuracy (APART).', ours, plain, ((a * a + b * b) / len(content['seeds'])) ** .5,
+        f"{ours:.2f} % against {plain:.2f} % in the mean of seeds {', '.join(map(str, content['seeds']))}, with "
+        f"standard deviations of {b:.2f} and {a:.2f}; ResNet-8, {content['epochs']} epochs, 1,000 MNIST digits.")]
 
 
 def claims() -> str:
@@ -72,5 +86,6 @@ def claims() -> str:
     def table(name: str) -> Dict[str, Any]:
         return json.loads((HERE / 'tables' / f'{name}.json').read_text())
 
+    small = table('nofrost')
     return '\n'.join([
-        *robustnorm(table('robustnorm')['rows']), *nofrost(table('nofrost')['rows']), *apart(table('apart')['top1'])])
+        *robustnorm(table('robustnorm')['rows']), *nofrost(small['rows'], small['attacks']), *apart(table('apart'))])

