@@ -134,7 +134,8 @@ def test_power(scripts, tmp_path, monkeypatch):
     script, calls = scripts('power')
     for _ in range(2):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
-    assert [c[0] for c in calls] == ['train', 'eval'] * 6
+    assert [c[0] for c in calls] == ['train', 'eval'] * 5
+    assert all('--worst-case' in c for c in calls if c[0] == 'eval')
     kwargs = [c[c.index('--model-kwargs') + 2:c.index('--objective')] for c in calls if c[0] == 'train']
     assert kwargs[0] == ['norm_layer=batchnorm2d']
     assert kwargs[2] == ['norm_layer=robustnorm2d', "norm_kwargs={'power': 0.2}"]
@@ -172,7 +173,7 @@ def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
 def test_figures_made_with_other_flags_are_refused(scripts, tmp_path, monkeypatch):
     script, calls = scripts('power')
     run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
-    with pytest.raises(SystemExit, match='was made by .*--num-examples 500.* not by .*--num-examples 50 .*: remove'):
+    with pytest.raises(SystemExit, match='was made by .*--num-examples 200.* not by .*--num-examples 50 .*: remove'):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--num-examples', '50')
 
 
