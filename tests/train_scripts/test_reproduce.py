@@ -134,14 +134,16 @@ def test_power(scripts, tmp_path, monkeypatch):
     script, calls = scripts('power')
     for _ in range(2):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
-    assert [c[0] for c in calls] == ['train', 'eval'] * 5
+    assert [c[0] for c in calls] == ['train', 'eval'] * 15
+    assert [c[c.index('--seed') + 1] for c in calls if c[0] == 'train'] == ['0', '1', '2'] * 5
     assert all('--worst-case' in c for c in calls if c[0] == 'eval')
     kwargs = [c[c.index('--model-kwargs') + 2:c.index('--objective')] for c in calls if c[0] == 'train']
     assert kwargs[0] == ['norm_layer=batchnorm2d']
-    assert kwargs[2] == ['norm_layer=robustnorm2d', "norm_kwargs={'power': 0.2}"]
+    assert kwargs[6] == ['norm_layer=robustnorm2d', "norm_kwargs={'power': 0.2}"]
     assert all(c[c.index('--objective') + 1] == 'standard' for c in calls if c[0] == 'train')
     assert {c[c.index('--eps') + 1] for c in calls if c[0] == 'eval'} == {'0.1'}
-    assert '| RobustNorm, p = 1.0 | 90.0 |' in (tmp_path / 'tables' / 'power.md').read_text()
+    text = (tmp_path / 'tables' / 'power.md').read_text()
+    assert '| RobustNorm, p = 1.0 | 90.0 | 80.0 | 70.0 | 60.0 | 50.0 | 40.0 (40.0, 40.0, 40.0) |' in text
 
 
 def test_ablation(scripts, tmp_path, monkeypatch):
