@@ -112,7 +112,7 @@ def test_masked_classes_are_those_of_the_benchmark(tmp_path):
 def test_imagenet_c_is_read_as_stored(tmp_path):
     class_folders(tmp_path / 'fog' / '2', synsets())
     part, = imagenet_c(tmp_path, ['fog'], [2])
-    assert (part.key, part.stored_size, part.expected, part.classes) == ('c/fog/2', 224, 50_000, None)
+    assert (part.key, part.stored_size, part.expected, part.classes) == ('c/fog/2', (224, 224), 50_000, None)
     dataset = part.open()
     assert len(dataset) == 1000 and dataset[999][1] == 999
     with pytest.raises(InputError, match='no folder .*fog/3: unpack all of ImageNet-C, or name'):
@@ -181,9 +181,9 @@ def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch)
     assert found['corruptions']['mean_error'] == pytest.approx(sum(found['corruptions']['errors']['fog'].values()) / 2)
     assert found['corruptions']['mce'] is None
     assert [found[n]['resized_to'] for n in found] == [None] * 3 and 'resized to' not in shown
-    wide = ['eval', *network(10), '--benchmarks', f"cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities',
-            '1', '--num-examples', '4', '--input-size', '3', '32', '64', '--output', str(tmp_path / 'wide')]
-    assert main(wide) == 0 and 'resized to 32x64' in capsys.readouterr().out
+    assert main([*flags, '--input-size', '3', '32', '64', '--output', str(tmp_path / 'wide')]) == 0
+    assert [e['resized_to'] for e in outcome(tmp_path / 'wide')] == [None, None, [32, 64]]
+    assert 'resized to 32x64' in capsys.readouterr().out
 
     real, calls = benchmarks.evaluate_shift, []
 

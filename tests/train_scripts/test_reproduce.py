@@ -79,7 +79,7 @@ def run(script, monkeypatch, *argv):
 def test_apart(scripts, tmp_path, monkeypatch, data, name):
     script, calls = scripts('apart')
     for _ in range(2):  # what is there is not made again
-        run(script, monkeypatch, *data, '--epochs', '2', '--runs', str(tmp_path / 'runs'))
+        run(script, monkeypatch, *data, '--epochs', '2', '--output', str(tmp_path / 'runs'))
     assert len(calls) == 6 and all(Path(c[c.index('-c') + 1]).is_file() for c in calls)
     assert all(('--model-kwargs' in c) == (not data) for c in calls)
     text = (tmp_path / 'tables' / f'{name}.md').read_text()

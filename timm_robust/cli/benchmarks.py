@@ -128,7 +128,7 @@ def _open_parts(args, names: Dict[str, str], num_classes: int, data_config: Dict
         elif name == 'corruptions':
             parts += [
                 Part(f'{name}/{c}/{s}', lambda c=c, s=s: CorruptedDataset(base, data_config, c, s, args.seed),
-                     stored_size=data_config['input_size'][-1])
+                     stored_size=tuple(data_config['input_size'][1:]))
                 for c in args.corruptions for s in args.severities]
         elif name == 'c':
             parts += imagenet_c(Path(folder), args.corruptions, args.severities)
@@ -220,10 +220,9 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
     if not is_primary(args):
         return
     entries = summarize_shifts(parts, chosen, journal)
-    stored, size = {p.key.split('/')[0]: p.stored_size for p in parts}, data_config['input_size'][1:]
+    stored, size = {p.key.split('/')[0]: p.stored_size for p in parts}, tuple(data_config['input_size'][1:])
     for entry in entries:
-        kept = stored[entry['benchmark']]
-        entry['resized_to'] = list(size) if kept and set(size) != {kept} else None
+        entry['resized_to'] = None if stored[entry['benchmark']] in (None, size) else list(size)
     write_json(output / 'benchmarks.json', {
         'format': 1,
         'model': facts,

@@ -20,8 +20,7 @@ def build_parser() -> Parser:
     """The parser of `timm-robust diagnose`."""
     parser, _ = measuring_parser(
         'diagnose',
-        'Look for signs that a network hides its gradients, or depends on the batch, instead of being '
-        'robust.',
+        'Look for signs that a network hides its gradients, or depends on the batch, instead of being robust.',
         'diagnostics.json and loss_surface.png',
         num_examples=100)
     return parser

@@ -25,9 +25,8 @@ def build_parser() -> Parser:
     """The parser of `timm-robust statistics`."""
     parser, group = measuring_parser(
         'statistics',
-        'Compare the statistics of clean and adversarial batches with the tracked ones, layer by layer '
-        '(RobustNorm, figure 2), and accuracy with population and with batch statistics (RobustNorm, '
-        'tables 1, 2 and 4).',
+        'Compare the statistics of clean and adversarial batches with the tracked ones, layer by layer (RobustNorm, '
+        'figure 2), and accuracy with population and with batch statistics (RobustNorm, tables 1, 2 and 4).',
         'statistics.json and statistics.png',
         num_examples=1000)
     group.add_argument('--attacks', default='clean,fgsm,pgd20', metavar='NAMES',

@@ -60,7 +60,7 @@ class Part:
     key: str
     open: Callable[[], Any]
     classes: Optional[Tuple[int, ...]] = None
-    stored_size: Optional[int] = None
+    stored_size: Optional[Tuple[int, int]] = None
     expected: Optional[int] = None
     size: int = 0
 
@@ -134,7 +134,7 @@ def imagenet_c(folder: Path, corruptions: Sequence[str], severities: Sequence[in
                     '--severities')
             _check_classes(flag, f'ImageNet-C ({corruption}, {severity})', own, wanted)
             parts.append(Part(
-                f'c/{corruption}/{severity}', lambda own=own: _stored(flag, own), stored_size=_STORED_SIZE,
+                f'c/{corruption}/{severity}', lambda own=own: _stored(flag, own), stored_size=(_STORED_SIZE,) * 2,
                 expected=_IMAGENET_C_IMAGES))
     return parts
 
@@ -189,5 +189,5 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
             rows = slice((severity - 1) * count, severity * count)
             key = f'{name}/{corruption}/{severity}'
             parts[key] = Part(
-                key, lambda a=images[rows], b=labels[rows]: _Rows(a, b), stored_size=32, expected=10_000)
+                key, lambda a=images[rows], b=labels[rows]: _Rows(a, b), stored_size=(32, 32), expected=10_000)
     return list(parts.values())

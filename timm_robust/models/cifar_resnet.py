@@ -87,13 +87,12 @@ _DEPTHS = dict(robustnorm_resnet20_cifar=20, robustnorm_resnet38_cifar=38, robus
 
 
 def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    model_args = _cifar_layers(_DEPTHS[variant])
     return build_robust_model(
         CifarResNet,
         variant,
         pretrained,
         feature_cfg=dict(out_indices=tuple(range(_NUM_FEATURES))),
-        **resolve_norm(**dict(model_args, **kwargs)),
+        **resolve_norm(**{**_cifar_layers(_DEPTHS[variant]), **kwargs}),
     )
 
 

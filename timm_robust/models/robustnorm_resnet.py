@@ -26,8 +26,7 @@ _ARCHS = dict(
 
 
 def _create_robustnorm_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> ResNet:
-    model_args = _ARCHS[variant]
-    return build_robust_model(ResNet, variant, pretrained, **resolve_norm(**dict(model_args, **kwargs)))
+    return build_robust_model(ResNet, variant, pretrained, **resolve_norm(**{**_ARCHS[variant], **kwargs}))
 
 
 default_cfgs = generate_default_cfgs({

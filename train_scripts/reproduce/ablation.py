@@ -4,10 +4,9 @@
 
 Trains and measures what is missing. Writes tables/ablation.json and tables/ablation.md.
 """
-import argparse
 from pathlib import Path
 
-from common import DIGITS_RECIPE, accuracies, digits, evaluated, sample, table, trained, write
+from common import DIGITS_RECIPE, accuracies, arguments, digits, evaluated, sample, table, trained, write
 
 EPS = '0.2'
 ATTACKS = ('clean', 'pgd20', 'apgd-ce', 'apgd-t')
@@ -28,11 +27,7 @@ CHANGES = {
 
 def main() -> None:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--num-examples', type=int, default=500, metavar='N')
-    parser.add_argument('--output', default='output/reproduce/ablation', metavar='DIR', help='folder of runs')
-    parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
-    args = parser.parse_args()
+    args = arguments(__doc__, 'ablation', num_examples=500).parse_args()
     data, rows = ['--data-dir', str(digits()), '-j', str(args.workers)], []
 
     def measure(change: str, run: Path, *flags: str) -> None:

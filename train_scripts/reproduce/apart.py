@@ -13,7 +13,7 @@ import csv
 import statistics
 from pathlib import Path
 
-from common import DATA, DIGITS_RECIPE, WEIGHT_RECIPES, digits, resnet8, table, trained, write
+from common import DATA, DIGITS_RECIPE, WEIGHT_RECIPES, arguments, digits, resnet8, table, trained, write
 
 CIFAR_RECIPE = WEIGHT_RECIPES / 'robustnorm_resnet20_cifar.batchnorm_cifar10.yaml'
 OBJECTIVES, SEEDS = ('standard', 'apart'), (0, 1, 2)
@@ -24,7 +24,7 @@ def last_top1(args: argparse.Namespace, objective: str, seed: int) -> float:
     data = [CIFAR_RECIPE, '--data-dir', args.data_dir] if args.data_dir else [
         DIGITS_RECIPE, '--data-dir', str(digits()), *resnet8('batchnorm2d'), '--attack-eps-warmup-epochs', '0']
     run = trained(
-        Path(args.runs) / f"{'cifar10' if args.data_dir else 'digits'}_{objective}_{args.epochs}_epochs_seed{seed}",
+        Path(args.output) / f"{'cifar10' if args.data_dir else 'digits'}_{objective}_{args.epochs}_epochs_seed{seed}",
         *data, '--objective', objective, '--epochs', str(args.epochs), '--seed', str(seed), '-j', str(args.workers))
     with open(run / 'summary.csv') as file:
         return float(list(csv.DictReader(file))[-1]['eval_top1'])
@@ -32,11 +32,9 @@ def last_top1(args: argparse.Namespace, objective: str, seed: int) -> float:
 
 def main() -> None:
     """Train what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
+    parser = arguments(__doc__, 'apart')
     parser.add_argument('--data-dir', default='', metavar='DIR', help='folder of train/ and test/ (default: digits)')
     parser.add_argument('--epochs', type=int, default=12, metavar='N')
-    parser.add_argument('--runs', default='output/reproduce/apart', metavar='DIR', help='folder of training runs')
-    parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
     args = parser.parse_args()
     top1 = {objective: [] for objective in OBJECTIVES}
     for seed in SEEDS:

@@ -65,7 +65,7 @@ def nofrost(rows: List[Dict[str, Any]], attacks: Sequence[str]) -> List[str]:
         'Adversarial training gives a more robust network without BatchNorm (NoFrost).',
         ours, theirs, sampling_error(ours, theirs, one['num_examples']),
         f'the strongest attack leaves {ours:.1f} % ({by}) of a normalizer-free network and {theirs:.1f} % '
-        f'({theirs_by}) of another architecture with as many parameters and BatchNorm, of {one["accuracy"][0]:.1f} % '
+        f'({theirs_by}) of another architecture of about its size with BatchNorm, of {one["accuracy"][0]:.1f} % '
         f'and {norm["accuracy"][0]:.1f} % clean; MNIST digits, {one["threat_model"]}, {one["num_examples"]:,} images, '
         f'seed {one["seed"]}. {ONE_RUN}')]
 

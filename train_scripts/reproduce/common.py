@@ -1,4 +1,5 @@
 """What the scripts of this folder share: runs and evaluations that are made once, and tables."""
+import argparse
 import json
 import shlex
 import sys
@@ -22,6 +23,16 @@ def resnet8(norm: str, **norm_kwargs: float) -> List[str]:
     """Flags for the smallest of the RobustNorm paper's kind of ResNet."""
     return ['--model', 'robustnorm_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', f'norm_layer={norm}',
             *([f'norm_kwargs={norm_kwargs}'] if norm_kwargs else [])]
+
+
+def arguments(doc: str, name: str, num_examples: int = 0) -> argparse.ArgumentParser:
+    """The parser of a script, from its docstring, with the flags that all have."""
+    parser = argparse.ArgumentParser(description=doc.split('\n', 1)[0])
+    if num_examples:
+        parser.add_argument('--num-examples', type=int, default=num_examples, metavar='N', help='test images')
+    parser.add_argument('--output', default=f'output/reproduce/{name}', metavar='DIR', help='folder of what is made')
+    parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
+    return parser
 
 
 def command(*argv: str) -> None:

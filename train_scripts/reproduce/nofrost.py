@@ -11,7 +11,19 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import DIGITS_RECIPE, accuracies, digits, evaluated, measured, resnet8, sample, table, trained, write
+from common import (
+    DIGITS_RECIPE,
+    accuracies,
+    arguments,
+    digits,
+    evaluated,
+    measured,
+    resnet8,
+    sample,
+    table,
+    trained,
+    write,
+)
 
 from timm_robust.evaluate.statistics import shift_rows
 
@@ -78,7 +90,7 @@ def tables(rows: List[Dict[str, Any]], shifts: List[List[Any]]) -> List[str]:
         'table.',
         table(header, [[r['objective'], *cells(r)] for r in rows if r['norm'] == 'none']),
         '## Norms, objective nofrost (table 3)',
-        'The two networks have as many parameters, but other blocks and another stem.',
+        'The two networks have about as many parameters, but other blocks and another stem.',
         table(['norm', 'network', *attacked],
               [[r['norm'], NORMS[r['norm']], *cells(r)] for r in rows if r['objective'] == 'nofrost']),
         '## Properties (table 5)',
@@ -95,11 +107,7 @@ def tables(rows: List[Dict[str, Any]], shifts: List[List[Any]]) -> List[str]:
 
 def main() -> None:
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--num-examples', type=int, default=200, metavar='N')
-    parser.add_argument('--output', default='output/reproduce/nofrost', metavar='DIR', help='folder of runs')
-    parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
-    args = parser.parse_args()
+    args = arguments(__doc__, 'nofrost', num_examples=200).parse_args()
     rows = [measure(args, objective, 'none') for objective in OBJECTIVES]
     rows += [measure(args, 'nofrost', norm) for norm in NORMS if norm != 'none']
     run = run_of(args, 'nofrost', 'batchnorm2d')

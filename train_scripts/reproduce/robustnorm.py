@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import DATA, WEIGHT_RECIPES, accuracies, evaluated, sample, table, trained, write
+from common import DATA, WEIGHT_RECIPES, accuracies, arguments, evaluated, sample, table, trained, write
 
 PAPER_EPS = 0.02
 STD = {'cifar10': (0.2470, 0.2435, 0.2616), 'fashion_mnist': (0.353,)}
@@ -78,15 +78,12 @@ def tables(rows: List[Dict[str, Any]], eps_space: str) -> List[str]:
 
 def main() -> None:
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
+    parser = arguments(__doc__, '', num_examples=500)
     parser.add_argument('--cifar10', default='', metavar='DIR', help='folder of train/ and test/')
     parser.add_argument('--fashion-mnist', default='', metavar='DIR', help='folder of FashionMNIST/')
     parser.add_argument('--networks', default=['resnet20', 'vgg11'], nargs='+', metavar='NAME')
     parser.add_argument('--eps-space', default='normalized', choices=list(SUFFIX), help=f'units of eps {PAPER_EPS}')
-    parser.add_argument('--num-examples', type=int, default=500, metavar='N')
     parser.add_argument('--runs', default='output/train', metavar='DIR', help='folder of training runs')
-    parser.add_argument('--output', default='output/reproduce', metavar='DIR', help='folder of evaluations')
-    parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
     args = parser.parse_args()
     if not (args.cifar10 or args.fashion_mnist):
         sys.exit('give --cifar10 DIR, --fashion-mnist DIR or both')
