@@ -114,6 +114,15 @@ def test_cifar_networks_keep_the_resolution_of_the_stem(name):
     assert stem.shape[-1] == 32 and [s.shape[-1] for s in stages] == [32, 16, 8]
 
 
+@pytest.mark.parametrize('name', ['nofrost_resnet20_cifar', 'robustnorm_resnet20_cifar'])
+def test_a_stem_of_stride_2(name):
+    model = timm.create_model(name, features_only=True, stem_stride=2, stem_chs=24)
+    outputs = model(torch.randn(2, 3, 32, 32))
+    assert [o.shape[-1] for o in outputs] == [16, 16, 8, 4] and outputs[0].shape[1] == 24
+    assert model.feature_info.reduction() == [2, 2, 4, 8]
+    assert model.feature_info.channels() == [o.shape[1] for o in outputs]
+
+
 def test_depths_of_the_small_networks():
     def convolutions(name):
         model = timm.create_model(name)

@@ -22,7 +22,7 @@ _STEM_REDUCTION = 4  # what the stem of an ImageNet ResNet takes from the resolu
 
 
 class CifarResNet(ResNet):
-    """timm's ResNet with a 3x3 stem of stride 1 and three stages.
+    """timm's ResNet with a 3x3 stem that keeps the resolution, and three stages.
 
     The fourth stage stays as an empty module, so that every method of timm's ResNet applies as it is.
 
@@ -31,10 +31,24 @@ class CifarResNet(ResNet):
         layers: Number of blocks of each of the three stages.
         in_chans: Number of input channels.
         channels: Channels of each of the three stages, before the expansion of the block.
+        stem_chs: Channels of the stem, an even number; None for those of the first stage.
+        stem_stride: Stride of the stem, 1 or 2.
         **kwargs: Arguments of timm's `ResNet`.
     """
 
-    def __init__(self, block, layers, in_chans: int = 3, channels=(16, 32, 64), device=None, dtype=None, **kwargs: Any):
+    def __init__(
+            self,
+            block,
+            layers,
+            in_chans: int = 3,
+            channels=(16, 32, 64),
+            stem_chs: Optional[int] = None,
+            stem_stride: int = 1,
+            device=None,
+            dtype=None,
+            **kwargs: Any,
+    ):
+        stem_chs = stem_chs or channels[0]
         # A 'deep' stem is timm's way to ask for other than 64 channels; its convolutions are replaced below.
         super().__init__(
             block,
@@ -42,18 +56,19 @@ class CifarResNet(ResNet):
             in_chans=in_chans,
             channels=channels,
             stem_type='deep',
-            stem_width=channels[0] // 2,
+            stem_width=stem_chs // 2,
             device=device,
             dtype=dtype,
             **kwargs,
         )
-        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, device=device, dtype=dtype)
+        self.conv1 = nn.Conv2d(
+            in_chans, stem_chs, 3, stride=stem_stride, padding=1, bias=False, device=device, dtype=dtype)
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         self.maxpool = nn.Identity()
         self.layer4 = nn.Sequential()
-        self.feature_info[0]['reduction'] = 1
+        self.feature_info[0]['reduction'] = stem_stride
         for info in self.feature_info[1:]:
-            info['reduction'] //= _STEM_REDUCTION
+            info['reduction'] = info['reduction'] * stem_stride // _STEM_REDUCTION
 
     def forward_intermediates(
             self,
