@@ -201,6 +201,21 @@ def test_tags_can_be_found():
     assert 'nofrost_resnet26_cifar.nofrost_linf8_cifar10' in tags
 
 
+@pytest.mark.parametrize('name', ['robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar'])
+def test_a_tag_builds_what_its_weights_are_of(name):
+    def norms(model):
+        return {type(m).__name__ for m in model.modules() if 'Norm' in type(m).__name__}
+
+    assert norms(timm.create_model(name)) == norms(timm.create_model(f'{name}.robustnorm_cifar10')) == {'RobustNorm2d'}
+    assert norms(timm.create_model(f'{name}.batchnorm_cifar10', norm_layer='robustnorm2d')) == {'RobustNorm2d'}
+    for tag, norm, in_chans in (('batchnorm_cifar10', 'BatchNorm2d', 3), ('batchnorm_fashion_mnist', 'BatchNorm2d', 1),
+                                ('robustnorm_fashion_mnist', 'RobustNorm2d', 1)):
+        model = timm.create_model(f'{name}.{tag}').eval()
+        assert norms(model) == {norm} and model.default_cfg['input_size'][0] == in_chans
+        assert model.default_cfg['hf_hub_id'] == f'timm-robust/{name}.{tag}'
+        assert model(torch.randn(2, *model.default_cfg['input_size'])).shape == (2, 10)
+
+
 def test_normalized_model():
     model = timm.create_model('nofrost_resnet20_cifar').eval()
     wrapped = NormalizedModel(model)

@@ -29,16 +29,29 @@ def test_they_are_those_that_were_measured(name, monkeypatch):
     assert facts(name) == json.loads((CARDS / name / 'results.json').read_text())
 
 
+@pytest.fixture
+def test_images(request, tmp_path):
+    """Opens the test images of the data that the tag of a model ends in."""
+    def opened(name):
+        if name.endswith('fashion_mnist'):
+            folder = request.getfixturevalue('fashion_mnist_dir')
+            return create_dataset('torch/fashion_mnist', root=str(folder), split='test')
+        assert name.endswith('cifar10')
+        with tarfile.open(request.getfixturevalue('cifar10_archive')) as tar:
+            tar.extractall(tmp_path, [m for m in tar if m.name.startswith('test/')], filter='data')
+        return create_dataset('', root=str(tmp_path), split='test')
+
+    return opened
+
+
 @pytest.mark.parametrize('name', NAMES)
-def test_they_classify_as_was_written_down(name, tmp_path, cifar10_archive):
-    assert name.endswith('cifar10')
+def test_they_classify_as_was_written_down(name, test_images):
     found = facts(name)['evaluations'][0]
-    with tarfile.open(cifar10_archive) as tar:
-        tar.extractall(tmp_path, [m for m in tar if m.name.startswith('test/')], filter='data')
-    dataset = create_dataset('', root=str(tmp_path), split='test')
+    dataset = test_images(name)
     assert len(dataset) == found['data']['num_images']
+    size = tuple(found['model']['input_size'])
     dataset.transform = create_transform(
-        found['model']['input_size'], crop_pct=found['model']['crop_pct'], mean=(0.,) * 3, std=(1.,) * 3)
+        size, crop_pct=found['model']['crop_pct'], mean=(0.,) * size[0], std=(1.,) * size[0])
     pictures, labels = zip(*(dataset[i] for i in found['data']['indices'][:200]))
     model = NormalizedModel(timm.create_model(name, pretrained=True)).eval()
     with torch.no_grad():

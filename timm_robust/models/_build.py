@@ -1,7 +1,7 @@
 """timm's model builder, with one clear line where pretrained weights cannot be had."""
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterable, Optional
 
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,6 +20,7 @@ __all__ = [
     'cifar_cfg',
     'imagenet_cfg',
     'resolve_norm',
+    'small_cfgs',
 ]
 
 HUB_ORG = 'timm-robust'
@@ -55,17 +56,34 @@ def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
-def resolve_norm(norm_layer: Any = RobustNorm2d, norm_kwargs: Optional[Dict[str, Any]] = None, **kwargs: Any) -> dict:
+def small_cfgs(names: Iterable[str], fashion_mnist_size: int = 28, **kwargs: Any) -> Dict[str, Dict[str, Any]]:
+    """Pretrained configs of models with tags that end in the data they were trained on, cifar10 or fashion_mnist."""
+    size = fashion_mnist_size
+    data = {
+        'cifar10': {},
+        'fashion_mnist': dict(
+            input_size=(1, size, size), pool_size=(size // 4, size // 4), mean=(0.286,), std=(0.353,)),
+    }
+    return {
+        name: cifar_cfg(hf_hub_id=f'{HUB_ORG}/{name}', **{
+            **next(values for suffix, values in data.items() if name.endswith(suffix)), **kwargs})
+        for name in names}
+
+
+def resolve_norm(norm_layer: Any = None, norm_kwargs: Optional[Dict[str, Any]] = None, **kwargs: Any) -> dict:
     """Arguments of a timm model, with its norm as timm's models take it.
 
     Args:
-        norm_layer: Class, or name: 'robustnorm2d', 'instancenorm2d' or one of timm's.
+        norm_layer: Class, or name: 'robustnorm2d', 'instancenorm2d' or one of timm's. None for what the weights of the
+            tag have: BatchNorm if it begins with 'batchnorm', else RobustNorm.
         norm_kwargs: Arguments of each norm, such as RobustNorm's `power`.
         **kwargs: Arguments that stay as they are.
 
     Raises:
         ValueError: If nothing has that name.
     """
+    if norm_layer is None:
+        norm_layer = 'batchnorm2d' if str(kwargs.get('pretrained_cfg')).startswith('batchnorm') else RobustNorm2d
     if isinstance(norm_layer, str):
         norm_layer = _NORMS.get(norm_layer.replace('_', '').lower(), norm_layer)
     try:

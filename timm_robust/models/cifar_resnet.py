@@ -12,7 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .._compat import feature_take_indices
-from ._build import HUB_ORG, build_robust_model, cifar_cfg, resolve_norm
+from ._build import build_robust_model, resolve_norm, small_cfgs
 from .robustnorm_resnet import ROBUSTNORM_CFG
 
 __all__ = ['CifarResNet']
@@ -111,11 +111,14 @@ def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) 
     )
 
 
-default_cfgs = generate_default_cfgs({
-    f'{name}.robustnorm_cifar10': cifar_cfg(
-        **ROBUSTNORM_CFG, hf_hub_id=f'{HUB_ORG}/{name}.robustnorm_cifar10', first_conv='conv1', classifier='fc')
-    for name in _DEPTHS
-})
+default_cfgs = generate_default_cfgs(small_cfgs(
+    (
+        *(f'{name}.robustnorm_cifar10' for name in _DEPTHS),
+        'robustnorm_resnet20_cifar.batchnorm_cifar10',
+        'robustnorm_resnet20_cifar.robustnorm_fashion_mnist',
+        'robustnorm_resnet20_cifar.batchnorm_fashion_mnist',
+    ),
+    **ROBUSTNORM_CFG, first_conv='conv1', classifier='fc'))
 
 
 @register_model

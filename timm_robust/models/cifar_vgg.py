@@ -9,7 +9,7 @@ from timm.layers import ClassifierHead
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, ConvMlp
 
-from ._build import HUB_ORG, build_robust_model, cifar_cfg
+from ._build import build_robust_model, small_cfgs
 from .robustnorm_resnet import ROBUSTNORM_CFG
 from .robustnorm_vgg import vgg_args
 
@@ -62,12 +62,15 @@ def _create_cifar_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> 
     return build_robust_model(CifarVGG, variant, pretrained, **vgg_args(variant, **kwargs))
 
 
-default_cfgs = generate_default_cfgs({
-    f'{name}.robustnorm_cifar10': cifar_cfg(
-        **ROBUSTNORM_CFG, hf_hub_id=f'{HUB_ORG}/{name}.robustnorm_cifar10',
-        first_conv='features.0', classifier='head.fc', pool_size=(1, 1))
-    for name in _ARCHS
-})
+default_cfgs = generate_default_cfgs(small_cfgs(
+    (
+        *(f'{name}.robustnorm_cifar10' for name in _ARCHS),
+        'robustnorm_vgg11_cifar.batchnorm_cifar10',
+        'robustnorm_vgg11_cifar.robustnorm_fashion_mnist',
+        'robustnorm_vgg11_cifar.batchnorm_fashion_mnist',
+    ),
+    fashion_mnist_size=32,  # 28 pixels do not last for five poolings
+    **ROBUSTNORM_CFG, first_conv='features.0', classifier='head.fc', pool_size=(1, 1)))
 
 
 @register_model
