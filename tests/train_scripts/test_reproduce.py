@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torch.nn as nn
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_robust.cli.arguments import apply_config
+from timm_robust.cli.train import build_parser
 from timm_robust.data.samples import load_digits
 
 FOLDER = Path(__file__).parents[2] / 'train_scripts' / 'reproduce'
@@ -50,7 +53,8 @@ def scripts(tmp_path, monkeypatch):
                         for i, n in enumerate(flag['--attacks'].split(','))],
             'threat_model': {'text': f"Linf eps {flag.get('--eps', 0)}"}, 'settings': settings,
             'data': {'num_examples': int(flag['--num-examples'])}, 'model': {'weights_sha256': 'f'},
-            'eps_sweep': [{'eps': 0, 'accuracy': 80.}]}
+            'eps_sweep': [{'eps': 0, 'accuracy': 80.}],
+            'mbnat_gamma_sweep': [{'gamma': .5, 'clean': 90., 'robust': 70. - 5 * ('apgd' in flag['--attacks'])}]}
         folder = Path(flag['--output'])
         folder.mkdir(parents=True)
         (folder / 'results.json').write_text(json.dumps(results))
@@ -116,18 +120,40 @@ def test_nofrost(scripts, tmp_path, monkeypatch):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
     by_command = {name: [c for c in calls if c[0] == name] for name in ('train', 'eval', 'properties', 'statistics')}
     assert {name: len(found) for name, found in by_command.items()} == {
-        'train': 7, 'eval': 7, 'properties': 7, 'statistics': 1}
-    assert [c[c.index('--objective') + 1] for c in by_command['train']] == [*script.OBJECTIVES, 'nofrost', 'nofrost']
-    norms = [c[c.index('--model-kwargs') + 2] for c in by_command['train'] if '--model-kwargs' in c]
-    assert norms == ['norm_layer=batchnorm2d', 'norm_layer=instancenorm2d']
-    assert 'nofrost_batchnorm2d' in ' '.join(by_command['statistics'][0])
+        'train': 9, 'eval': 8 + 3 + 2, 'properties': 8, 'statistics': 1}
+    assert [c[c.index('--objective') + 1] for c in by_command['train'] if '--objective' in c] == [
+        *script.OBJECTIVES, 'mbnat']
+    assert 'resnet11_batchnorm2d' in ' '.join(by_command['statistics'][0])
     text = (tmp_path / 'tables' / 'nofrost.md').read_text()
-    assert '| trades_fat | 90.0 | 80.0 | 70.0 |' in text and '| instancenorm2d | ResNet-8 | 90.0 |' in text
+    assert '| trades_fat | 90.0 | 80.0 | 70.0 |' in text and '| instancenorm2d | 90.0 | 80.0 |' in text
     # margins of images classified correctly, thickness of all
     assert '| fat | none | 3 (2 of 3) | 2 (3 of 4) |' in text
     measured = [c for c in calls if c[0] != 'train']
     assert all(c[c.index('--eps') + 1] == '0.2' and c[c.index('--split') + 1] == 'test' for c in measured)
+    assert [c[c.index('--norm-statistics') + 1] for c in by_command['eval'] if '--norm-statistics' in c] == [
+        'batch', 'batch', 'mean']
+    assert '| robustnorm2d | population | 90.0 | 80.0 | 10.0 |\n| robustnorm2d | batch | 90.0 | 80.0 | 70.0 |' in text
+    swept = [c for c in by_command['eval'] if '--sweep' in c]
+    assert [Path(c[c.index('--checkpoint') + 1]).parent.name for c in swept] == ['resnet11_mbnat'] * 2
+    assert '| 0.5 | 90.0 | 70.0 | 65.0 |\n| none, no norm | 90.0 | 80.0 | 70.0 |' in text
     assert '| bn1 | 0.500 | 0.000 | 0.500 | 0.000 |' in text
+
+
+def test_networks_beside_each_other_differ_in_their_norm_alone(scripts):
+    script, _ = scripts('nofrost')
+
+    def convolutions(flags):
+        args = build_parser().parse_args([*flags, '--data-dir', 'D'])
+        model = timm.create_model(args.model, in_chans=1, **args.model_kwargs)
+        x, sizes = torch.zeros(1, 1, 28, 28), []
+        for m in model.modules():
+            if isinstance(m, nn.Conv2d):
+                m.register_forward_hook(lambda m, _, y: sizes.append((tuple(m.weight.shape), y.shape[1:])))
+        model(x)
+        return sum(p.numel() for p in model.parameters()), sorted(sizes)
+
+    none, *normed = map(convolutions, [['--model', script.NETWORK], *map(script.with_norm, script.NORMS)])
+    assert normed == [none] * 3 and len(none[1]) == 13
 
 
 def test_power(scripts, tmp_path, monkeypatch):
@@ -153,6 +179,7 @@ def test_ablation(scripts, tmp_path, monkeypatch):
     assert [c[0] for c in calls] == ['train', 'eval', 'eval', *['train', 'eval'] * 9]
     assert ['--no-use-ema' in c for c in calls if '--checkpoint' in c] == [True]
     assert all(c[c.index('--eps') + 1] == '0.2' and '--worst-case' in c for c in calls if c[0] == 'eval')
+    assert all('--allow-chance' in c for c in calls if c[0] == 'eval')  # a change may be one that trains to nothing
     by_objective = ['trades' if 'trades' in c else c[c.index('--adv-weight') + 1] for c in calls if c[0] == 'train']
     assert by_objective == ['1', '0.5', 'trades', *'1' * 7]
     text = (tmp_path / 'tables' / 'ablation.md').read_text()
@@ -204,7 +231,7 @@ def test_claims_name_the_strongest_attack(scripts):
     for line, *parts in zip(lines, ('Holds', 'Not settled', 'Does not hold'),
                             ('50.0 % (cw20) and 20.0 % (cw20)', '4.0 % (cw20) and 5.0 %', '5.0 % (cw20) and 20.0 %')):
         assert all(p in line for p in (*parts, 'resnet20, CIFAR-10 (JPEG copy), Linf eps E, 200 images, seed 3'))
-    small = [{'objective': 'nofrost', 'norm': norm, 'accuracy': values, 'threat_model': 'T', 'num_examples': 200,
+    small = [{'norm': norm, 'accuracy': values, 'threat_model': 'T', 'num_examples': 200,
               'seed': 0} for norm, values in (('none', [97., 71., 70.]), ('batchnorm2d', [98., 80., 82.]))]
     line, = script.nofrost(small, ('clean', 'pgd20', 'autoattack'))
     assert 'Does not hold here' in line and '70.0 % (autoattack)' in line and '80.0 % (pgd20)' in line

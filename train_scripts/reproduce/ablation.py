@@ -33,7 +33,8 @@ def main() -> None:
     def measure(change: str, run: Path, *flags: str) -> None:
         results = evaluated(
             run / ('attacks_last' if flags else 'attacks'), run, *data, '--split', 'test', '--eps', EPS, '--attacks',
-            ','.join(ATTACKS), '--worst-case', '--num-examples', str(args.num_examples), '-b', '100', *flags)
+            ','.join(ATTACKS), '--worst-case', '--allow-chance', '--num-examples', str(args.num_examples), '-b', '100',
+            *flags)
         rows.append({'change': change, 'accuracy': list(accuracies(results).values()), **sample(results)})
 
     for i, (change, flags) in enumerate(CHANGES.items()):

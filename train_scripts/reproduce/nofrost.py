@@ -3,45 +3,39 @@
     python train_scripts/reproduce/nofrost.py
 
 `Removing Batch Normalization Boosts Adversarial Training` - https://arxiv.org/abs/2207.01156
+`Towards an Adversarially Robust Normalization Approach` (RobustNorm) - https://arxiv.org/abs/2006.11007, figure 2 and
+table 4
 
 Trains and measures what is missing. The paper's networks are ResNets of ImageNet size; these see 4,000 digits that ship
 in a dependency. Writes tables/nofrost.json and tables/nofrost.md.
 """
 import argparse
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
-from common import (
-    DIGITS_RECIPE,
-    accuracies,
-    arguments,
-    digits,
-    evaluated,
-    measured,
-    resnet8,
-    sample,
-    table,
-    trained,
-    write,
-)
+from common import DIGITS_RECIPE, accuracies, arguments, digits, evaluated, measured, sample, table, trained, write
 
 from timm_robust.evaluate.statistics import shift_rows
 
 EPS = '0.2'
-OBJECTIVES = ('standard', 'trades', 'fat', 'trades_fat', 'nofrost')
-NORMS = {'none': 'nofrost_resnet11_mnist', 'batchnorm2d': 'ResNet-8', 'instancenorm2d': 'ResNet-8'}
+OBJECTIVES = ('standard', 'trades', 'fat', 'trades_fat', 'nofrost')  # norms are compared under the last
+NETWORK = 'nofrost_resnet11_mnist'
+NORMS = ('batchnorm2d', 'instancenorm2d', 'robustnorm2d')
 ATTACKS = ('clean', 'pgd20', 'apgd-ce', 'apgd-dlr', 'mim20', 'cw20', 'rays1000', 'square1000', 'autoattack')
+SWITCHED = {'batchnorm2d': ('batch',), 'robustnorm2d': ('batch', 'mean')}  # statistics other than tracked ones
 PROPERTIES = ('margin', 'thickness', 'smoothness')
+REPORT = 'https://github.com/amazon-science/normalizer-free-robust-training/issues/2'
+PAPER = {  # clean and PGD, from the abstract and the README of the authors' code; AutoAttack from REPORT
+    ('standard', 'BatchNorm'): ('76.06', '0', ''),
+    ('adversarial', 'BatchNorm'): ('59.28', '13.57', ''),
+    ('NoFrost', 'none'): ('74.06', '23.56', '1.28'),
+}
 
 
-def run_of(args: argparse.Namespace, objective: str, norm: str) -> Path:
-    """The training run of an objective and a norm."""
-    flags = ['--objective', objective]
-    if norm != 'none':
-        flags += resnet8(norm)
-    return trained(
-        Path(args.output) / f'{objective}_{norm}', DIGITS_RECIPE, '--data-dir', str(digits()), *flags,
-        '-j', str(args.workers))
+def with_norm(norm: str) -> List[str]:
+    """Flags for NETWORK with a norm: the same convolutions, strides and number of parameters."""
+    return ['--model', 'robustnorm_resnet50_cifar', '--model-kwargs', 'layers=(1,1,1)', 'channels=(8,16,32)',
+            'base_width=128', 'stem_chs=16', 'stem_stride=2', 'avg_down=True', f'norm_layer={norm}']
 
 
 def flags_of(args: argparse.Namespace) -> List[str]:
@@ -60,62 +54,109 @@ def properties_of(found: Dict[str, Any]) -> List[str]:
     return cells
 
 
-def measure(args: argparse.Namespace, objective: str, norm: str) -> Dict[str, Any]:
+def measure(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
     """Accuracy of a network under every attack, and its properties."""
-    run, workers = run_of(args, objective, norm), ['-j', str(args.workers)]
+    workers = ['-j', str(args.workers)]
     results = evaluated(
         run / 'measured' / 'attacks', run, *flags_of(args), '--attacks', ','.join(ATTACKS), *workers)
     properties = measured(
         run / 'measured' / 'properties' / 'properties.json', run, 'properties', *flags_of(args), *workers)
-    return {'objective': objective, 'norm': norm, 'accuracy': list(accuracies(results).values()),
-            'properties': properties_of(properties), **sample(results)}
+    return {'accuracy': list(accuracies(results).values()), 'properties': properties_of(properties), **sample(results)}
 
 
-def tables(rows: List[Dict[str, Any]], shifts: List[List[Any]]) -> List[str]:
+def by_statistics(args: argparse.Namespace, norm: str, tracked: Dict[str, Any], run: Path) -> List[Dict[str, Any]]:
+    """Accuracy of a network when clean, under PGD-20 and under the strongest attack, by the statistics it uses."""
+    rows = [{'norm': norm, 'statistics': 'population', 'accuracy': [tracked['accuracy'][i] for i in (0, 1, -1)]}]
+    for mode in SWITCHED[norm]:
+        found = evaluated(
+            run / 'measured' / mode, run, *flags_of(args), '--norm-statistics', mode, '--attacks',
+            'clean,pgd20,adaptive100', '-j', str(args.workers))
+        rows.append({'norm': norm, 'statistics': mode, 'accuracy': list(accuracies(found).values())})
+    return rows
+
+
+def trade_off(args: argparse.Namespace, run: Path) -> List[List[float]]:
+    """Mixtures of the two BatchNorms of a network: gamma and accuracy when clean, under PGD-20 and under APGD-CE."""
+    pgd, apgd = (evaluated(
+        run / 'measured' / attack, run, *flags_of(args), '--checkpoint', str(run / 'last.pth.tar'), '--attacks',
+        f'clean,{attack}', '--sweep', 'mbnat_gamma', '-j', str(args.workers))['mbnat_gamma_sweep']
+        for attack in ('pgd20', 'apgd-ce'))
+    return [[p['gamma'], p['clean'], p['robust'], q['robust']] for p, q in zip(pgd, apgd)]
+
+
+def figures(values: Sequence[float], digits_shown: int = 1) -> List[str]:
+    """Cells of a table."""
+    return [f'{v:.{digits_shown}f}' for v in values]
+
+
+def tables(found: Dict[str, Any]) -> List[str]:
     """The parts of the page."""
-    one = rows[0]
+    objectives, norms = found['objectives'], found['norms']
+    one = norms[0]
     attacked = [*(f'{a} %' for a in ATTACKS)]
-    header = ['objective', *attacked]
-
-    def cells(row):
-        return [f'{v:.1f}' for v in row['accuracy']]
-
     return [
         '# NoFrost, in small', 'Generated by `train_scripts/reproduce/nofrost.py`.',
         f"4,000 MNIST digits to train on, {one['num_examples']:,} others to test, {one['threat_model']}, seed "
-        f"{one['seed']}; one training run each with `train_scripts/recipes/digits.yaml`, seed 0. The paper's figures "
-        'are of ImageNet and cannot be put beside these. Each attack ran on all images classified correctly.',
-        '## Objectives, nofrost_resnet11_mnist (tables 1 and 2)',
+        f"{one['seed']}; one training run each with `train_scripts/recipes/digits.yaml`, seed 0. Each attack ran on "
+        'all images classified correctly.',
+        '## The paper, ResNet-50 on ImageNet, Linf eps 8/255',
+        f'As its abstract has it; [others]({REPORT}) ran AutoAttack on the released weights, to which the authors give '
+        '22.45 % under PGD.',
+        table(['training', 'norm', 'clean %', 'PGD %', 'AutoAttack %'],
+              [[*names, *values] for names, values in PAPER.items()]),
+        f'## Objectives, {NETWORK} (tables 1 and 2)',
         'All without normalization; SAT, which is what this objective is called with BatchNorm, stands in the next '
         'table.',
-        table(header, [[r['objective'], *cells(r)] for r in rows if r['norm'] == 'none']),
-        '## Norms, objective nofrost (table 3)',
-        'The two networks have about as many parameters, but other blocks and another stem.',
-        table(['norm', 'network', *attacked],
-              [[r['norm'], NORMS[r['norm']], *cells(r)] for r in rows if r['objective'] == 'nofrost']),
+        table(['objective', *attacked], [[r['objective'], *figures(r['accuracy'])] for r in objectives]),
+        '## Norms, objective nofrost (table 3, and RobustNorm)',
+        f'{NETWORK} and the same convolutions, strides and number of parameters with a norm; without one the weights '
+        "are standardized and activations come first, as in timm's NF-ResNets.",
+        table(['norm', *attacked], [[r['norm'], *figures(r['accuracy'])] for r in norms]),
         '## Properties (table 5)',
         f'Mean decision margin (L2, images classified correctly), boundary thickness (L2) and smoothness (KL within '
         f"{one['threat_model']}) by attacks of 20 steps; in brackets for how many images a boundary was met.",
-        table(['objective', 'norm', *PROPERTIES],
-              [[r['objective'], r['norm'], *r['properties']] for r in rows]),
-        '## Statistics of BatchNorm under attack (figure 2)',
+        table(['objective', 'norm', *PROPERTIES], [
+            *([r['objective'], 'none', *r['properties']] for r in objectives),
+            *([OBJECTIVES[-1], r['norm'], *r['properties']] for r in norms[1:])]),
+        '## Two BatchNorms (figure 2)',
+        'Objective mbnat: gamma is the share of the BatchNorm of adversarial images. Beside it objective nofrost, '
+        f'{NETWORK}.',
+        table(['gamma', 'clean %', 'pgd20 %', 'apgd-ce %'],
+              [*([f'{gamma:g}', *figures(values)] for gamma, *values in found['trade_off']),
+               ['none, no norm', *figures(one['accuracy'][:3])]]),
+        '## Statistics of the batch under adversarial training (RobustNorm, table 4)',
+        'The networks with a norm, objective nofrost, batches of 100. The strongest attack is AutoAttack (standard) '
+        'with population statistics and the adaptive attack on whole batches with the others.',
+        table(['norm', 'statistics', 'clean %', 'pgd20 %', 'strongest %'],
+              [[r['norm'], r['statistics'], *figures(r['accuracy'])] for r in found['by_statistics']]),
+        '## Statistics of BatchNorm under attack (RobustNorm, figure 2)',
         'Distance of batch means from the tracked ones in tracked standard deviations, and of variances as |log '
-        'ratio|; clean batches and batches attacked by PGD-20 on tracked statistics; ResNet-8 with BatchNorm.',
+        'ratio|; clean batches and batches attacked by PGD-20 on tracked statistics; the network with BatchNorm.',
         table(['layer', 'clean mean', 'clean variance', 'adversarial mean', 'adversarial variance'],
-              [[name, *(f'{v:.3f}' for v in values)] for name, *values in shifts])]
+              [[name, *figures(values, 3)] for name, *values in found['statistics']])]
 
 
 def main() -> None:
     """Measure and write the tables."""
     args = arguments(__doc__, 'nofrost', num_examples=200).parse_args()
-    rows = [measure(args, objective, 'none') for objective in OBJECTIVES]
-    rows += [measure(args, 'nofrost', norm) for norm in NORMS if norm != 'none']
-    run = run_of(args, 'nofrost', 'batchnorm2d')
+    data = ['--data-dir', str(digits()), '-j', str(args.workers)]
+    runs = Path(args.output)
+    objectives = [
+        {'objective': name, **measure(args, trained(
+            runs / f'{name}_none', DIGITS_RECIPE, '--objective', name, *data))} for name in OBJECTIVES]
+    by_norm = {n: trained(runs / f'resnet11_{n}', DIGITS_RECIPE, *with_norm(n), *data) for n in NORMS}
+    normed = {norm: {'norm': norm, **measure(args, run)} for norm, run in by_norm.items()}
+    mbnat = trained(
+        runs / 'resnet11_mbnat', DIGITS_RECIPE, *with_norm('batchnorm2d'), '--objective', 'mbnat', *data)
     layers = measured(
-        run / 'measured' / 'statistics' / 'statistics.json', run, 'statistics', *flags_of(args), '-j',
-        str(args.workers), '--attacks', 'clean,pgd20')['layers']
-    shifts = shift_rows(layers['clean'], layers['adversarial'], root=True)
-    write('nofrost', {'attacks': ATTACKS, 'rows': rows, 'statistics': shifts}, tables(rows, shifts))
+        by_norm['batchnorm2d'] / 'measured' / 'statistics' / 'statistics.json', by_norm['batchnorm2d'], 'statistics',
+        *flags_of(args), '-j', str(args.workers), '--attacks', 'clean,pgd20')['layers']
+    found = {
+        'attacks': ATTACKS, 'objectives': objectives,
+        'norms': [{**objectives[-1], 'norm': 'none'}, *normed.values()], 'trade_off': trade_off(args, mbnat),
+        'by_statistics': [row for n in SWITCHED for row in by_statistics(args, n, normed[n], by_norm[n])],
+        'statistics': shift_rows(layers['clean'], layers['adversarial'], root=True)}
+    write('nofrost', found, tables(found))
 
 
 if __name__ == '__main__':
