@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+import yaml
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -27,7 +28,7 @@ def scripts(tmp_path, monkeypatch):
 
     def pretend(argv):
         parser = importlib.import_module(f'timm_robust.cli.{argv[0]}').build_parser()
-        parser.parse_args(apply_config(parser, argv[1:]))  # flags that are none, or values that are none, end it
+        args = parser.parse_args(apply_config(parser, argv[1:]))  # flags that are none, or values that are none, end it
         calls.append(argv)
         flag = dict(zip(argv, argv[1:]))
         settings = {'seed': 0, 'command': shlex.join(['timm-robust', *argv])}
@@ -35,6 +36,7 @@ def scripts(tmp_path, monkeypatch):
             run = Path(flag['--output'], flag['--experiment'])
             (run / 'export').mkdir(parents=True)
             (run / 'export' / 'config.json').touch()
+            (run / 'args.yaml').write_text(yaml.safe_dump(vars(args)))
             top1 = 70 + 2 * (flag.get('--objective') == 'apart') + int(flag.get('--seed', 0))
             (run / 'summary.csv').write_text(f'epoch,eval_top1\n0,1\n1,{top1}\n')
             return 0
@@ -204,6 +206,17 @@ def test_figures_made_with_other_flags_are_refused(scripts, tmp_path, monkeypatc
     run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
     with pytest.raises(SystemExit, match='was made by .*--num-examples 200.* not by .*--num-examples 50 .*: remove'):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--num-examples', '50')
+
+
+def test_runs_of_other_flags_are_refused(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('apart')
+    run(script, monkeypatch, '--epochs', '2', '--output', str(tmp_path))
+    for folder in tmp_path.glob('digits_*'):
+        folder.rename(folder.with_name(folder.name.replace('_2_', '_3_')))
+    del calls[:]
+    with pytest.raises(SystemExit, match='digits_standard_3_epochs_seed0: was trained with epochs 2, not 3: remove it'):
+        run(script, monkeypatch, '--epochs', '3', '--output', str(tmp_path))
+    assert not calls
 
 
 @pytest.mark.parametrize('better,worse,found', [

@@ -15,9 +15,9 @@ from ..train.build import build_model
 from . import train
 from .arguments import Parser, add_model_arguments
 
-__all__ = ['build_parser', 'run', 'training_command']
+__all__ = ['OF_THE_MACHINE', 'build_parser', 'run', 'training_command']
 
-_OF_THE_MACHINE = (
+OF_THE_MACHINE = (  # what a run is told that makes no other network of it
     'data_dir', 'output', 'experiment', 'config', 'resume', 'workers', 'device', 'pin_mem', 'distributed', 'world_size',
     'rank', 'local_rank', 'log_interval', 'checkpoint_hist', 'initial_checkpoint', 'val_split', 'dataset_download')
 
@@ -48,7 +48,7 @@ def training_command(args: Dict[str, Any]) -> str:
     words = ['timm-robust', 'train']
     for action in train.build_parser()._actions:
         value = args.get(action.dest)
-        if action.dest in _OF_THE_MACHINE or value in (action.default, None):
+        if action.dest in OF_THE_MACHINE or value in (action.default, None):
             continue
         words.append(action.option_strings[0 if isinstance(action, argparse.BooleanOptionalAction) and value else -1])
         if isinstance(value, dict):

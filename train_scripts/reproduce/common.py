@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+import yaml
 from torchvision.transforms.functional import to_pil_image
 
+from timm_robust.cli import train
+from timm_robust.cli.arguments import apply_config
+from timm_robust.cli.card import OF_THE_MACHINE
 from timm_robust.cli.main import main as timm_robust
 from timm_robust.data.samples import load_digits
 from timm_robust.errors import InputError
@@ -59,11 +63,27 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
     return folder
 
 
+def _must_be_of(run: Path, argv: Sequence[str]) -> None:
+    """Exits if a run was trained with other flags."""
+    parser = train.build_parser()
+    asked = yaml.safe_load(yaml.safe_dump(vars(parser.parse_args(apply_config(parser, list(argv))))))
+    made = yaml.safe_load((run / 'args.yaml').read_text())
+    for name in sorted(asked.keys() & made.keys() - {*OF_THE_MACHINE}):
+        if made[name] != asked[name]:
+            sys.exit(f'{run}: was trained with {name} {made[name]}, not {asked[name]}: remove it, or name another')
+
+
 def trained(run: Path, recipe: Path, *flags: str) -> Path:
-    """The folder of a training run, which is made, or gone on with, unless it is at its end."""
+    """The folder of a training run, which is made, or gone on with, unless it is at its end.
+
+    Exits if what is there was trained with other flags.
+    """
+    argv = ['-c', str(recipe), *flags]
+    if (run / 'args.yaml').is_file():
+        _must_be_of(run, argv)
     if not (run / 'export' / 'config.json').is_file():
         last = run / 'last.pth.tar'
-        command('train', '-c', str(recipe), *flags, '--output', str(run.parent), '--experiment', run.name,
+        command('train', *argv, '--output', str(run.parent), '--experiment', run.name,
                 *(['--resume', str(last)] if last.is_file() else []))
     return run
 
