@@ -51,7 +51,7 @@ def scripts(tmp_path, monkeypatch):
             (folder / f'{argv[0]}.json').write_text(json.dumps({**content, 'settings': settings}))
             return 0
         results = {
-            'results': [{'attack': {'name': n}, 'accuracy': 90. - 10 * i, 'worst_case_so_far': 0.}
+            'results': [{'attack': {'name': n}, 'accuracy': 90. - 10 * i, 'worst_case_so_far': 0., 'correct': [1, 0]}
                         for i, n in enumerate(flag['--attacks'].split(','))],
             'threat_model': {'text': f"Linf eps {flag.get('--eps', 0)}"}, 'settings': settings,
             'data': {'num_examples': int(flag['--num-examples'])}, 'model': {'weights_sha256': 'f'},
@@ -225,17 +225,25 @@ def test_runs_of_other_flags_are_refused(scripts, tmp_path, monkeypatch):
 def test_verdicts_need_two_standard_errors(scripts, better, worse, found):
     script, _ = scripts('claims')
     assert found in script.verdict('C', better, worse, 4.95, 'figures')
-    assert script.sampling_error(50., 10., 200) == pytest.approx((12.5 + 4.5) ** .5)
+    # images that both get right or wrong say nothing: 30 of 100 differ, 20 one way and 10 the other
+    first, second = '1' * 40 + '1' * 20 + '0' * 10 + '0' * 30, '1' * 40 + '0' * 20 + '1' * 10 + '0' * 30
+    assert script.paired_error(first, second) == pytest.approx((100 * (.3 - .1 ** 2) * 100 / 99) ** .5)
+    with pytest.raises(ValueError):
+        script.paired_error('10', '101')
 
 
 def test_claims_name_the_strongest_attack(scripts):
     script, _ = scripts('claims')
     attacks = len(script.PAPER_ATTACKS)
 
+    def of(accuracy):
+        return ''.join('1' if (37 * i) % 200 < 2 * accuracy else '0' for i in range(200))
+
     def network(norm, name='resnet20', data='cifar10', **lowest):
         return {'network': name, 'norm': norm, 'data': data, 'statistics': {
             mode: {'accuracy': [80., *[60.] * (attacks - 3), low + 5, low, low + 1], 'threat_model': 'Linf eps E',
-                   'num_examples': 200, 'seed': 3} for mode, low in lowest.items()}}
+                   'num_examples': 200, 'seed': 3, 'outcomes': [of(low)] * (attacks + 1)}
+            for mode, low in lowest.items()}}
 
     rows = [
         network('batchnorm', population=20., batch=50.), network('robustnorm', population=5., batch=4.),
@@ -244,8 +252,9 @@ def test_claims_name_the_strongest_attack(scripts):
     for line, *parts in zip(lines, ('Holds', 'Not settled', 'Does not hold'),
                             ('50.0 % (cw20) and 20.0 % (cw20)', '4.0 % (cw20) and 5.0 %', '5.0 % (cw20) and 20.0 %')):
         assert all(p in line for p in (*parts, 'resnet20, CIFAR-10 (JPEG copy), Linf eps E, 200 images, seed 3'))
-    small = [{'norm': norm, 'accuracy': values, 'threat_model': 'T', 'num_examples': 200,
-              'seed': 0} for norm, values in (('none', [97., 71., 70.]), ('batchnorm2d', [98., 80., 82.]))]
+    small = [
+        {'norm': norm, 'accuracy': values, 'outcomes': [*map(of, values)], 'threat_model': 'T', 'num_examples': 200,
+         'seed': 0} for norm, values in (('none', [97., 71., 70.]), ('batchnorm2d', [98., 80., 82.]))]
     line, = script.nofrost(small, ('clean', 'pgd20', 'autoattack'))
     assert 'Does not hold here' in line and '70.0 % (autoattack)' in line and '80.0 % (pgd20)' in line
     top1 = {'standard': [90., 91., 92.], 'apart': [93., 94., 95.]}

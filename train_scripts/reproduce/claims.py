@@ -19,40 +19,41 @@ def verdict(claim: str, better: float, worse: float, error: float, measured: str
     return f'- **{claim}** {found} here: {measured}'
 
 
-def sampling_error(a: float, b: float, images: int) -> float:
-    """Standard error of the difference of two accuracies in percent, as if on images of their own."""
-    return ((a * (100 - a) + b * (100 - b)) / images) ** .5
+def paired_error(a: str, b: str) -> float:
+    """Standard error of the difference of two accuracies in percent, from the outcomes of the same images."""
+    return 100 * statistics.stdev(int(x) - int(y) for x, y in zip(a, b, strict=True)) / len(a) ** .5
 
 
-def weakest(names: Sequence[str], accuracy: Sequence[float]) -> Tuple[float, str]:
-    """Lowest accuracy under an attack, and the attack; the first of both is clean."""
-    return min(zip(accuracy[1:], names[1:]), key=lambda one: one[0])
+def weakest(names: Sequence[str], found: Dict[str, Any]) -> Tuple[float, str, str]:
+    """Lowest accuracy under an attack, the attack and its outcomes; the first of all is clean."""
+    return min(list(zip(found['accuracy'], names, found['outcomes']))[1:], key=lambda one: one[0])
 
 
 def robustnorm(rows: List[Dict[str, Any]]) -> List[str]:
     """Claims of the RobustNorm paper."""
     found = {r['norm']: r['statistics'] for r in rows if (r['network'], r['data']) == (NETWORK, 'cifar10')}
     one = found['batchnorm']['population']
-    images, pgd = one['num_examples'], PAPER_ATTACKS.index('pgd20')
-    sample = f"{NETWORK}, {DATA['cifar10']}, {one['threat_model']}, {images:,} images, seed {one['seed']}"
+    pgd = PAPER_ATTACKS.index('pgd20')
+    sample = f"{NETWORK}, {DATA['cifar10']}, {one['threat_model']}, {one['num_examples']:,} images, seed {one['seed']}"
 
-    def robust(norm: str, mode: str) -> Tuple[float, str]:
-        return weakest((*PAPER_ATTACKS, STRONGEST[mode]), found[norm][mode]['accuracy'])
+    def robust(norm: str, mode: str) -> Tuple[float, str, str]:
+        return weakest((*PAPER_ATTACKS, STRONGEST[mode]), found[norm][mode])
 
     lines = []
     for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
-        (batch, by), (tracked, tracked_by) = robust(norm, 'batch'), robust(norm, 'population')
+        (batch, by, a), (tracked, tracked_by, b) = robust(norm, 'batch'), robust(norm, 'population')
         lines.append(verdict(
             f"{title} is more robust with the batch's statistics than with tracked ones (RobustNorm, table 1).",
-            batch, tracked, sampling_error(batch, tracked, images),
+            batch, tracked, paired_error(a, b),
             f"PGD-20 leaves {found[norm]['batch']['accuracy'][pgd]:.1f} % and "
             f"{found[norm]['population']['accuracy'][pgd]:.1f} %, the strongest attack {batch:.1f} % ({by}) and "
-            f'{tracked:.1f} % ({tracked_by}); {sample}; whole batches of 100, which says nothing of others.'))
-    (ours, by), (theirs, theirs_by) = robust('robustnorm', 'population'), robust('batchnorm', 'population')
+            f"{tracked:.1f} % ({tracked_by}); {sample}. The batch's statistics were attacked in whole batches of 100, without "
+            'AutoAttack, which says nothing of other batches.'))
+    (ours, by, a), (theirs, theirs_by, b) = robust('robustnorm', 'population'), robust('batchnorm', 'population')
     clean = [found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm')]
     return [*lines, verdict(
         'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
-        ours, theirs, sampling_error(ours, theirs, images),
+        ours, theirs, paired_error(a, b),
         f'the strongest attack leaves {ours:.1f} % ({by}) and {theirs:.1f} % ({theirs_by}) of {clean[0]:.1f} % and '
         f'{clean[1]:.1f} % clean; {sample}, tracked statistics. {ONE_RUN}')]
 
@@ -62,10 +63,10 @@ def nofrost(rows: List[Dict[str, Any]], attacks: Sequence[str]) -> List[str]:
     found, epochs = {r['norm']: r for r in rows}, yaml.safe_load(DIGITS_RECIPE.read_text())['epochs']
     one, norm = found['none'], found['batchnorm2d']
     paper, paper_norm = PAPER['NoFrost', 'none'], PAPER['adversarial', 'BatchNorm']
-    (ours, by), (theirs, theirs_by) = (weakest(attacks, r['accuracy']) for r in (one, norm))
+    (ours, by, a), (theirs, theirs_by, b) = weakest(attacks, one), weakest(attacks, norm)
     return [verdict(
         'Adversarial training gives a more robust network without BatchNorm (NoFrost).',
-        ours, theirs, sampling_error(ours, theirs, one['num_examples']),
+        ours, theirs, paired_error(a, b),
         f'the strongest attack leaves {ours:.1f} % ({by}) of a normalizer-free network and {theirs:.1f} % '
         f'({theirs_by}) of one of the same convolutions with BatchNorm, of {one["accuracy"][0]:.1f} % '
         f'and {norm["accuracy"][0]:.1f} % clean; {epochs} epochs, MNIST digits, {one["threat_model"]}, '

@@ -126,6 +126,11 @@ def sample(results: Dict[str, Any]) -> Dict[str, Any]:
         'command': results['settings']['command']}
 
 
+def outcomes(results: Dict[str, Any]) -> List[str]:
+    """For each attack which images withstand it, as 0 and 1."""
+    return [''.join(str(int(right)) for right in r['correct']) for r in results['results']]
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     return '\n'.join(f"| {' | '.join(cells)} |" for cells in (header, ['---'] * len(header), *rows))

@@ -13,7 +13,19 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from common import DIGITS_RECIPE, accuracies, arguments, digits, evaluated, measured, sample, table, trained, write
+from common import (
+    DIGITS_RECIPE,
+    accuracies,
+    arguments,
+    digits,
+    evaluated,
+    measured,
+    outcomes,
+    sample,
+    table,
+    trained,
+    write,
+)
 
 from timm_robust.evaluate.statistics import shift_rows
 
@@ -61,7 +73,8 @@ def measure(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
         run / 'measured' / 'attacks', run, *flags_of(args), '--attacks', ','.join(ATTACKS), *workers)
     properties = measured(
         run / 'measured' / 'properties' / 'properties.json', run, 'properties', *flags_of(args), *workers)
-    return {'accuracy': list(accuracies(results).values()), 'properties': properties_of(properties), **sample(results)}
+    return {'accuracy': list(accuracies(results).values()), 'outcomes': outcomes(results),
+            'properties': properties_of(properties), **sample(results)}
 
 
 def by_statistics(args: argparse.Namespace, norm: str, tracked: Dict[str, Any], run: Path) -> List[Dict[str, Any]]:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import DATA, WEIGHT_RECIPES, accuracies, arguments, evaluated, sample, table, trained, write
+from common import DATA, WEIGHT_RECIPES, accuracies, arguments, evaluated, outcomes, sample, table, trained, write
 
 PAPER_EPS = 0.02
 STD = {'cifar10': (0.2470, 0.2435, 0.2616), 'fashion_mnist': (0.353,)}
@@ -42,7 +42,8 @@ def measure(args: argparse.Namespace, network: str, norm: str, data: str) -> Dic
         results = evaluated(
             folder(mode + SUFFIX[args.eps_space]), run, *attacked, '--norm-statistics', mode, '--attacks',
             ','.join((*PAPER_ATTACKS, STRONGEST[mode])))
-        found['statistics'][mode] = {'accuracy': list(accuracies(results).values()), **sample(results)}
+        found['statistics'][mode] = {
+            'accuracy': list(accuracies(results).values()), 'outcomes': outcomes(results), **sample(results)}
     found['eps_sweep'] = evaluated(
         folder('sweep' + SUFFIX[args.eps_space]), run, *attacked, '--norm-statistics', 'population', '--attacks',
         'pgd20', '--eps-sweep', ','.join(SWEEP))['eps_sweep']
