@@ -47,8 +47,8 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[str]:
             batch, tracked, paired_error(a, b),
             f"PGD-20 leaves {found[norm]['batch']['accuracy'][pgd]:.1f} % and "
             f"{found[norm]['population']['accuracy'][pgd]:.1f} %, the strongest attack {batch:.1f} % ({by}) and "
-            f"{tracked:.1f} % ({tracked_by}); {sample}. The batch's statistics were attacked in whole batches of 100, without "
-            'AutoAttack, which says nothing of other batches.'))
+            f"{tracked:.1f} % ({tracked_by}); {sample}. The batch's statistics were attacked in whole batches of 100, "
+            'without AutoAttack, which says nothing of other batches.'))
     (ours, by, a), (theirs, theirs_by, b) = robust('robustnorm', 'population'), robust('batchnorm', 'population')
     clean = [found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm')]
     return [*lines, verdict(
