@@ -123,6 +123,13 @@ def test_a_stem_of_stride_2(name):
     assert model.feature_info.channels() == [o.shape[1] for o in outputs]
 
 
+@pytest.mark.parametrize('bad,line', [
+    ({'stem_chs': 7}, 'stem_chs=7: must be even'), ({'stem_stride': 3}, 'stem_stride=3: must be 1 or 2')])
+def test_a_stem_that_cannot_be_built(bad, line):
+    with pytest.raises(ValueError, match=line):
+        timm.create_model('robustnorm_resnet20_cifar', **bad)
+
+
 def test_depths_of_the_small_networks():
     def convolutions(name):
         model = timm.create_model(name)
@@ -202,7 +209,7 @@ def test_tags_can_be_found():
 
 
 @pytest.mark.parametrize('name', ['robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar'])
-def test_a_tag_builds_what_its_weights_are_of(name):
+def test_a_tag_builds_what_its_weights_are_of(name, tmp_path):
     def norms(model):
         return {type(m).__name__ for m in model.modules() if 'Norm' in type(m).__name__}
 
@@ -213,7 +220,16 @@ def test_a_tag_builds_what_its_weights_are_of(name):
         model = timm.create_model(f'{name}.{tag}').eval()
         assert norms(model) == {norm} and model.default_cfg['input_size'][0] == in_chans
         assert model.default_cfg['hf_hub_id'] == f'timm-robust/{name}.{tag}'
-        assert model(torch.randn(2, *model.default_cfg['input_size'])).shape == (2, 10)
+        x = torch.randn(2, *model.default_cfg['input_size'])
+        assert model(x).shape == (2, 10)
+        cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
+        for form in (cfg, cfg.to_dict()):
+            assert norms(timm.create_model(name, pretrained_cfg=form)) == {norm}
+        # as a training run exports it: under a tag of its own
+        config = {'pretrained_cfg': {'tag': 'new'}}
+        save_for_hf(model, str(tmp_path / tag), safe_serialization=True, model_config=config)
+        again = timm.create_model(f'local-dir:{tmp_path / tag}', pretrained=True).eval()
+        assert torch.equal(model(x), again(x))
 
 
 def test_normalized_model():

@@ -2,6 +2,7 @@
 import importlib
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -217,6 +218,30 @@ def test_runs_of_other_flags_are_refused(scripts, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='digits_standard_3_epochs_seed0: was trained with epochs 2, not 3: remove it'):
         run(script, monkeypatch, '--epochs', '3', '--output', str(tmp_path))
     assert not calls
+
+
+@pytest.mark.parametrize('name', ['ablation', 'apart', 'nofrost', 'power'])
+def test_logs_are_of_the_flags_of_today(scripts, tmp_path, monkeypatch, name):
+    script, _ = scripts(name)
+    logs, found = FOLDER / 'logs' / 'digits' / name, []
+
+    def logged(folder, recipe, *flags):
+        sys.modules['common']._must_be_of(logs / folder.name, ['-c', str(recipe), *flags])
+        found.append(folder.name)
+        return shutil.copytree(logs / folder.name, folder)
+
+    monkeypatch.setattr(script, 'trained', logged)
+    run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    assert sorted(found) == sorted(p.name for p in logs.iterdir())
+
+
+def test_logs_of_weights_are_of_their_recipes(scripts):
+    scripts('apart')
+    common = sys.modules['common']
+    names = [p.name for p in (FOLDER / 'logs').iterdir() if p.name != 'digits']
+    assert names
+    for name in names:
+        common._must_be_of(FOLDER / 'logs' / name, ['-c', str(common.WEIGHT_RECIPES / f'{name}.yaml')])
 
 
 @pytest.mark.parametrize('better,worse,found', [

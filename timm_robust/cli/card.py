@@ -17,7 +17,7 @@ from .arguments import Parser, add_model_arguments
 
 __all__ = ['OF_THE_MACHINE', 'build_parser', 'run', 'training_command']
 
-OF_THE_MACHINE = (  # what a run is told that makes no other network of it
+OF_THE_MACHINE = (  # left out of commands
     'data_dir', 'output', 'experiment', 'config', 'resume', 'workers', 'device', 'pin_mem', 'distributed', 'world_size',
     'rank', 'local_rank', 'log_interval', 'checkpoint_hist', 'initial_checkpoint', 'val_split', 'dataset_download')
 

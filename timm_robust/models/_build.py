@@ -16,10 +16,10 @@ __all__ = [
     'CIFAR10_STD',
     'HUB_ORG',
     'WEIGHTS_DIR',
+    'build_normed_model',
     'build_robust_model',
     'cifar_cfg',
     'imagenet_cfg',
-    'resolve_norm',
     'small_cfgs',
 ]
 
@@ -59,38 +59,22 @@ def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
 def small_cfgs(names: Iterable[str], fashion_mnist_size: int = 28, **kwargs: Any) -> Dict[str, Dict[str, Any]]:
     """Pretrained configs of models with tags that end in the data they were trained on, cifar10 or fashion_mnist."""
     size = fashion_mnist_size
-    data = {
-        'cifar10': {},
-        'fashion_mnist': dict(
-            input_size=(1, size, size), pool_size=(size // 4, size // 4), mean=(0.286,), std=(0.353,)),
-    }
+    fashion = dict(input_size=(1, size, size), pool_size=(size // 4, size // 4), mean=(0.286,), std=(0.353,))
     return {
         name: cifar_cfg(hf_hub_id=f'{HUB_ORG}/{name}', **{
-            **next(values for suffix, values in data.items() if name.endswith(suffix)), **kwargs})
+            **(fashion if name.endswith('fashion_mnist') else {}), **kwargs})
         for name in names}
 
 
-def resolve_norm(norm_layer: Any = None, norm_kwargs: Optional[Dict[str, Any]] = None, **kwargs: Any) -> dict:
-    """Arguments of a timm model, with its norm as timm's models take it.
-
-    Args:
-        norm_layer: Class, or name: 'robustnorm2d', 'instancenorm2d' or one of timm's. None for what the weights of the
-            tag have: BatchNorm if it begins with 'batchnorm', else RobustNorm.
-        norm_kwargs: Arguments of each norm, such as RobustNorm's `power`.
-        **kwargs: Arguments that stay as they are.
-
-    Raises:
-        ValueError: If nothing has that name.
-    """
-    if norm_layer is None:
-        norm_layer = 'batchnorm2d' if str(kwargs.get('pretrained_cfg')).startswith('batchnorm') else RobustNorm2d
+def _resolve_norm(norm_layer: Any, norm_kwargs: Optional[Dict[str, Any]]) -> Any:
+    """A norm as timm's models take it."""
     if isinstance(norm_layer, str):
         norm_layer = _NORMS.get(norm_layer.replace('_', '').lower(), norm_layer)
     try:
         norm_layer = get_norm_layer(norm_layer)
     except KeyError:
         raise ValueError(f"norm_layer={norm_layer!r}: choose {', '.join(_NORMS)} or a norm of timm's") from None
-    return dict(kwargs, norm_layer=partial(norm_layer, **norm_kwargs) if norm_kwargs else norm_layer)
+    return partial(norm_layer, **norm_kwargs) if norm_kwargs else norm_layer
 
 
 def _packaged_tags() -> str:
@@ -144,3 +128,34 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
             f'pretrained weights of {tag!r} cannot be fetched: looked in {looked or "no place, the tag has none"} '
             f'({type(error).__name__}); tags with weights in this package: {_packaged_tags()}')
         raise PretrainedWeightsError(f'{message}; {authors_checkpoint}' if authors_checkpoint else message) from error
+
+
+def build_normed_model(
+        model_cls,
+        variant: str,
+        pretrained: bool,
+        norm_kwargs: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+):
+    """`build_robust_model` of a network with RobustNorm, with BatchNorm for a tag that begins with 'batchnorm'.
+
+    Args:
+        model_cls: Model class.
+        variant: Registered model name.
+        pretrained: Load the weights of the tag in `pretrained_cfg`.
+        norm_kwargs: Arguments of each norm, such as RobustNorm's `power`.
+        **kwargs: Arguments of `build_robust_model`; `norm_layer` is a class, or a name: 'robustnorm2d',
+            'instancenorm2d' or one of timm's.
+
+    Raises:
+        PretrainedWeightsError: If the weights of the tag cannot be fetched.
+        ValueError: If no norm has that name.
+    """
+    of_tag = {}
+    if 'norm_layer' not in kwargs:
+        cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+        of_tag = {'norm_layer': 'batchnorm2d'} if (cfg.tag or '').startswith('batchnorm') else {}
+    norm_layer = _resolve_norm(kwargs.pop('norm_layer', of_tag.get('norm_layer', RobustNorm2d)), norm_kwargs)
+    model = build_robust_model(model_cls, variant, pretrained, norm_layer=norm_layer, **kwargs)
+    model._model_args = of_tag  # timm's exports keep what stands here, and their tag is another
+    return model

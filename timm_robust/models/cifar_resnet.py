@@ -12,7 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .._compat import feature_take_indices
-from ._build import build_robust_model, resolve_norm, small_cfgs
+from ._build import build_normed_model, small_cfgs
 from .robustnorm_resnet import ROBUSTNORM_CFG
 
 __all__ = ['CifarResNet']
@@ -34,6 +34,9 @@ class CifarResNet(ResNet):
         stem_chs: Channels of the stem, an even number; None for those of the first stage.
         stem_stride: Stride of the stem, 1 or 2.
         **kwargs: Arguments of timm's `ResNet`.
+
+    Raises:
+        ValueError: If channels or stride of the stem are none of those.
     """
 
     def __init__(
@@ -49,6 +52,10 @@ class CifarResNet(ResNet):
             **kwargs: Any,
     ):
         stem_chs = stem_chs or channels[0]
+        if stem_chs % 2:
+            raise ValueError(f'stem_chs={stem_chs}: must be even')
+        if stem_stride not in (1, 2):
+            raise ValueError(f'stem_stride={stem_stride}: must be 1 or 2')
         # A 'deep' stem is timm's way to ask for other than 64 channels; its convolutions are replaced below.
         super().__init__(
             block,
@@ -102,12 +109,12 @@ _DEPTHS = dict(robustnorm_resnet20_cifar=20, robustnorm_resnet38_cifar=38, robus
 
 
 def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    return build_robust_model(
+    return build_normed_model(
         CifarResNet,
         variant,
         pretrained,
         feature_cfg=dict(out_indices=tuple(range(_NUM_FEATURES))),
-        **resolve_norm(**{**_cifar_layers(_DEPTHS[variant]), **kwargs}),
+        **{**_cifar_layers(_DEPTHS[variant]), **kwargs},
     )
 
 

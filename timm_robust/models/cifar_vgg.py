@@ -9,7 +9,7 @@ from timm.layers import ClassifierHead
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, ConvMlp
 
-from ._build import build_robust_model, small_cfgs
+from ._build import build_normed_model, small_cfgs
 from .robustnorm_resnet import ROBUSTNORM_CFG
 from .robustnorm_vgg import vgg_args
 
@@ -59,7 +59,7 @@ _ARCHS = ('robustnorm_vgg11_cifar', 'robustnorm_vgg16_cifar')
 
 
 def _create_cifar_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarVGG:
-    return build_robust_model(CifarVGG, variant, pretrained, **vgg_args(variant, **kwargs))
+    return build_normed_model(CifarVGG, variant, pretrained, **vgg_args(variant, **kwargs))
 
 
 default_cfgs = generate_default_cfgs(small_cfgs(

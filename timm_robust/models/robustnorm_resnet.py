@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from ._build import HUB_ORG, build_robust_model, imagenet_cfg, resolve_norm
+from ._build import HUB_ORG, build_normed_model, imagenet_cfg
 
 __all__ = ['ROBUSTNORM_CFG']
 
@@ -26,7 +26,7 @@ _ARCHS = dict(
 
 
 def _create_robustnorm_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return build_robust_model(ResNet, variant, pretrained, **resolve_norm(**{**_ARCHS[variant], **kwargs}))
+    return build_normed_model(ResNet, variant, pretrained, **{**_ARCHS[variant], **kwargs})
 
 
 default_cfgs = generate_default_cfgs({

@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, cfgs
 
-from ._build import HUB_ORG, build_robust_model, imagenet_cfg, resolve_norm
+from ._build import HUB_ORG, build_normed_model, imagenet_cfg
 from .robustnorm_resnet import ROBUSTNORM_CFG
 
 __all__ = ['vgg_args']
@@ -18,11 +18,11 @@ _ARCHS = ('robustnorm_vgg11', 'robustnorm_vgg13', 'robustnorm_vgg16', 'robustnor
 def vgg_args(variant: str, **kwargs: Any) -> dict:
     """Builder arguments of a VGG variant."""
     feature_cfg = dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3, 4, 5)))
-    return dict(resolve_norm(**kwargs), model_cfg=cfgs[variant.split('_')[1]], feature_cfg=feature_cfg)
+    return dict(kwargs, model_cfg=cfgs[variant.split('_')[1]], feature_cfg=feature_cfg)
 
 
 def _create_robustnorm_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> VGG:
-    return build_robust_model(VGG, variant, pretrained, **vgg_args(variant, **kwargs))
+    return build_normed_model(VGG, variant, pretrained, **vgg_args(variant, **kwargs))
 
 
 default_cfgs = generate_default_cfgs({

@@ -64,13 +64,14 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
 
 
 def _must_be_of(run: Path, argv: Sequence[str]) -> None:
-    """Exits if a run was trained with other flags."""
+    """Exits if a run was trained with other flags; those it had not yet had their defaults."""
     parser = train.build_parser()
+    defaults = vars(parser.parse_args([]))
     asked = yaml.safe_load(yaml.safe_dump(vars(parser.parse_args(apply_config(parser, list(argv))))))
-    made = yaml.safe_load((run / 'args.yaml').read_text())
-    for name in sorted(asked.keys() & made.keys() - {*OF_THE_MACHINE}):
+    made = {**defaults, **(yaml.safe_load((run / 'args.yaml').read_text()) or {})}
+    for name in sorted(asked.keys() - {*OF_THE_MACHINE} | {'val_split', 'initial_checkpoint'}):
         if made[name] != asked[name]:
-            sys.exit(f'{run}: was trained with {name} {made[name]}, not {asked[name]}: remove it, or name another')
+            sys.exit(f'{run}: was trained with {name} {made[name]}, not {asked[name]}: remove it')
 
 
 def trained(run: Path, recipe: Path, *flags: str) -> Path:
