@@ -30,7 +30,7 @@ def test_they_are_those_that_were_measured(name, monkeypatch):
 
 
 @pytest.fixture
-def test_images(request, tmp_path):
+def open_images(request, tmp_path):
     """Opens the test images of the data that the tag of a model ends in."""
     def opened(name):
         if name.endswith('fashion_mnist'):
@@ -45,9 +45,9 @@ def test_images(request, tmp_path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_they_classify_as_was_written_down(name, test_images):
+def test_they_classify_as_was_written_down(name, open_images):
     found = facts(name)['evaluations'][0]
-    dataset = test_images(name)
+    dataset = open_images(name)
     assert len(dataset) == found['data']['num_images']
     size = tuple(found['model']['input_size'])
     dataset.transform = create_transform(

@@ -37,15 +37,16 @@ ATTACKS = ('clean', 'pgd20', 'apgd-ce', 'apgd-dlr', 'mim20', 'cw20', 'rays1000',
 SWITCHED = {'batchnorm2d': ('batch',), 'robustnorm2d': ('batch', 'mean')}  # statistics other than tracked ones
 PROPERTIES = ('margin', 'thickness', 'smoothness')
 REPORT = 'https://github.com/amazon-science/normalizer-free-robust-training/issues/2'
-PAPER = {  # clean and PGD, from the abstract and the README of the authors' code; AutoAttack from REPORT
+PAPER = {  # clean and PGD from the abstract and the README of the authors' code, AutoAttack from REPORT
     ('standard', 'BatchNorm'): ('76.06', '0', ''),
     ('adversarial', 'BatchNorm'): ('59.28', '13.57', ''),
-    ('NoFrost', 'none'): ('74.06', '23.56', '1.28'),
+    ('NoFrost', 'none'): ('74.06', '23.56', ''),
+    ('NoFrost, released weights', 'none'): ('74.06', '22.45', '1.28'),
 }
 
 
 def with_norm(norm: str) -> List[str]:
-    """Flags for NETWORK with a norm: the same convolutions, strides and number of parameters."""
+    """Flags for NETWORK with a norm: convolutions of the same shapes and strides, as many parameters."""
     return ['--model', 'robustnorm_resnet50_cifar', '--model-kwargs', 'layers=(1,1,1)', 'channels=(8,16,32)',
             'base_width=128', 'stem_chs=16', 'stem_stride=2', 'avg_down=True', f'norm_layer={norm}']
 
@@ -79,22 +80,26 @@ def measure(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
 
 def by_statistics(args: argparse.Namespace, norm: str, tracked: Dict[str, Any], run: Path) -> List[Dict[str, Any]]:
     """Accuracy of a network when clean, under PGD-20 and under the strongest attack, by the statistics it uses."""
-    rows = [{'norm': norm, 'statistics': 'population', 'accuracy': [tracked['accuracy'][i] for i in (0, 1, -1)]}]
+    clean, *attacked = tracked['accuracy']
+    rows = [{'norm': norm, 'statistics': 'population', 'accuracy': [clean, attacked[0], min(attacked)]}]
     for mode in SWITCHED[norm]:
         found = evaluated(
             run / 'measured' / mode, run, *flags_of(args), '--norm-statistics', mode, '--attacks',
             'clean,pgd20,adaptive100', '-j', str(args.workers))
-        rows.append({'norm': norm, 'statistics': mode, 'accuracy': list(accuracies(found).values())})
+        clean, *attacked = accuracies(found).values()
+        rows.append({
+            'norm': norm, 'statistics': mode, 'accuracy': [clean, attacked[0], min(attacked)], **sample(found)})
     return rows
 
 
-def trade_off(args: argparse.Namespace, run: Path) -> List[List[float]]:
+def trade_off(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
     """Mixtures of the two BatchNorms of a network: gamma and accuracy when clean, under PGD-20 and under APGD-CE."""
     pgd, apgd = (evaluated(
         run / 'measured' / attack, run, *flags_of(args), '--checkpoint', str(run / 'last.pth.tar'), '--attacks',
-        f'clean,{attack}', '--sweep', 'mbnat_gamma', '-j', str(args.workers))['mbnat_gamma_sweep']
-        for attack in ('pgd20', 'apgd-ce'))
-    return [[p['gamma'], p['clean'], p['robust'], q['robust']] for p, q in zip(pgd, apgd)]
+        f'clean,{attack}', '--sweep', 'mbnat_gamma', '-j', str(args.workers)) for attack in ('pgd20', 'apgd-ce'))
+    return {'points': [
+        [p['gamma'], p['clean'], p['robust'], q['robust']]
+        for p, q in zip(pgd['mbnat_gamma_sweep'], apgd['mbnat_gamma_sweep'])], 'samples': [sample(pgd), sample(apgd)]}
 
 
 def figures(values: Sequence[float], digits_shown: int = 1) -> List[str]:
@@ -113,8 +118,8 @@ def tables(found: Dict[str, Any]) -> List[str]:
         f"{one['seed']}; one training run each with `train_scripts/recipes/digits.yaml`, seed 0. Each attack ran on "
         'all images classified correctly.',
         '## The paper, ResNet-50 on ImageNet, Linf eps 8/255',
-        f'As its abstract has it; [others]({REPORT}) ran AutoAttack on the released weights, to which the authors give '
-        '22.45 % under PGD.',
+        f"From its abstract and the README of the authors' code; [others]({REPORT}) ran AutoAttack on the released "
+        'weights.',
         table(['training', 'norm', 'clean %', 'PGD %', 'AutoAttack %'],
               [[*names, *values] for names, values in PAPER.items()]),
         f'## Objectives, {NETWORK} (tables 1 and 2)',
@@ -122,12 +127,13 @@ def tables(found: Dict[str, Any]) -> List[str]:
         'table.',
         table(['objective', *attacked], [[r['objective'], *figures(r['accuracy'])] for r in objectives]),
         '## Norms, objective nofrost (table 3, and RobustNorm)',
-        f'{NETWORK} and the same convolutions, strides and number of parameters with a norm; without one the weights '
-        "are standardized and activations come first, as in timm's NF-ResNets.",
+        f'{NETWORK}, and with a norm convolutions of the same shapes and strides and as many parameters; without one '
+        "weights are standardized and activations come first, as in timm's NF-ResNets.",
         table(['norm', *attacked], [[r['norm'], *figures(r['accuracy'])] for r in norms]),
         '## Properties (table 5)',
         f'Mean decision margin (L2, images classified correctly), boundary thickness (L2) and smoothness (KL within '
-        f"{one['threat_model']}) by attacks of 20 steps; in brackets for how many images a boundary was met.",
+        f"{one['threat_model']}) by attacks of 20 steps; in brackets for how many images a boundary was met: a mean of "
+        'those alone, too low where some are missing.',
         table(['objective', 'norm', *PROPERTIES], [
             *([r['objective'], 'none', *r['properties']] for r in objectives),
             *([OBJECTIVES[-1], r['norm'], *r['properties']] for r in norms[1:])]),
@@ -135,11 +141,12 @@ def tables(found: Dict[str, Any]) -> List[str]:
         'Objective mbnat: gamma is the share of the BatchNorm of adversarial images. Beside it objective nofrost, '
         f'{NETWORK}.',
         table(['gamma', 'clean %', 'pgd20 %', 'apgd-ce %'],
-              [*([f'{gamma:g}', *figures(values)] for gamma, *values in found['trade_off']),
+              [*([f'{gamma:g}', *figures(values)] for gamma, *values in found['trade_off']['points']),
                ['none, no norm', *figures(one['accuracy'][:3])]]),
         '## Statistics of the batch under adversarial training (RobustNorm, table 4)',
-        'The networks with a norm, objective nofrost, batches of 100. The strongest attack is AutoAttack (standard) '
-        'with population statistics and the adaptive attack on whole batches with the others.',
+        'BatchNorm and RobustNorm, objective nofrost, batches of 100. The strongest attack is that of table 3 with '
+        'population statistics, of PGD-20 and the adaptive attack on whole batches with the others: those are not '
+        'comparable to the former.',
         table(['norm', 'statistics', 'clean %', 'pgd20 %', 'strongest %'],
               [[r['norm'], r['statistics'], *figures(r['accuracy'])] for r in found['by_statistics']]),
         '## Statistics of BatchNorm under attack (RobustNorm, figure 2)',
