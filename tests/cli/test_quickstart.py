@@ -95,8 +95,8 @@ def test_recipes_are_valid():
         options = check_arguments(args)
         # no network of millions of weights is needed to see whether the objective has what it needs
         with torch.device('meta'):
-            chans = {'in_chans': args.in_chans} if args.in_chans else {}
-            model = timm.create_model(args.model, num_classes=args.num_classes, **chans, **args.model_kwargs)
+            model = timm.create_model(
+                args.model, in_chans=args.in_chans, num_classes=args.num_classes, **args.model_kwargs)
             size = (args.img_size or model.default_cfg['input_size'][-1],) * 2
             assert model.eval()(torch.zeros(2, args.in_chans or 3, *size)).shape == (2, model.num_classes), recipe
         assert options.prepare_model(model) is model, recipe

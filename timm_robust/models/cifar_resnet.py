@@ -22,7 +22,7 @@ _STEM_REDUCTION = 4  # what the stem of an ImageNet ResNet takes from the resolu
 
 
 class CifarResNet(ResNet):
-    """timm's ResNet with a 3x3 stem that keeps the resolution, and three stages.
+    """timm's ResNet with a 3x3 stem without pooling, and three stages.
 
     The fourth stage stays as an empty module, so that every method of timm's ResNet applies as it is.
 

@@ -6,7 +6,7 @@ Trains and measures what is missing. Writes tables/ablation.json and tables/abla
 """
 from pathlib import Path
 
-from common import DIGITS_RECIPE, accuracies, arguments, digits, evaluated, sample, table, trained, write
+from common import DIGITS_RECIPE, accuracies, arguments, cells, digits, evaluated, sample, table, trained, write
 
 EPS = '0.2'
 ATTACKS = ('clean', 'pgd20', 'apgd-ce', 'apgd-t')
@@ -48,8 +48,7 @@ def main() -> None:
         f"nofrost_resnet11_mnist, `train_scripts/recipes/digits.yaml` with λ = 1 (Madry's objective), one run each, "
         f"seed 0; {one['num_examples']:,} test digits, {one['threat_model']}, seed {one['seed']}. Each "
         'attack runs on what those left of it could not fool: the last column is the worst case of all.',
-        table(['change', *(f'{a} %' for a in ATTACKS)],
-              [[r['change'], *(f'{v:.1f}' for v in r['accuracy'])] for r in rows])])
+        table(['change', *(f'{a} %' for a in ATTACKS)], [[r['change'], *cells(r['accuracy'])] for r in rows])])
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ import csv
 import statistics
 from pathlib import Path
 
-from common import DATA, DIGITS_RECIPE, WEIGHT_RECIPES, arguments, digits, resnet8, table, trained, write
+from common import DATA, DIGITS_RECIPE, WEIGHT_RECIPES, arguments, cells, digits, resnet8, table, trained, write
 
 CIFAR_RECIPE = WEIGHT_RECIPES / 'robustnorm_resnet20_cifar.batchnorm_cifar10.yaml'
 OBJECTIVES, SEEDS = ('standard', 'apart'), (0, 1, 2)
@@ -47,7 +47,7 @@ def main() -> None:
         f'{network} with BatchNorm, {data}, {args.epochs} epochs: clean top-1 in percent on all test images, averaged '
         'weights after the last epoch.',
         table(['objective', *(f'seed {s}' for s in SEEDS), 'mean', 'std'], [
-            [name, *(f'{v:.2f}' for v in (*values, statistics.mean(values), statistics.stdev(values)))]
+            [name, *cells((*values, statistics.mean(values), statistics.stdev(values)), 2)]
             for name, values in shown.items()])])
 
 

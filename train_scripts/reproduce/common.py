@@ -69,6 +69,7 @@ def _must_be_of(run: Path, argv: Sequence[str]) -> None:
     defaults = vars(parser.parse_args([]))
     asked = yaml.safe_load(yaml.safe_dump(vars(parser.parse_args(apply_config(parser, list(argv))))))
     made = {**defaults, **(yaml.safe_load((run / 'args.yaml').read_text()) or {})}
+    # of what a command on a card leaves out these two make another network
     for name in sorted(asked.keys() - {*OF_THE_MACHINE} | {'val_split', 'initial_checkpoint'}):
         if made[name] != asked[name]:
             sys.exit(f'{run}: was trained with {name} {made[name]}, not {asked[name]}: remove it')
@@ -132,9 +133,14 @@ def outcomes(results: Dict[str, Any]) -> List[str]:
     return [''.join(str(int(right)) for right in r['correct']) for r in results['results']]
 
 
+def cells(values: Sequence[float], decimals: int = 1) -> List[str]:
+    """Figures as a table shows them."""
+    return [f'{v:.{decimals}f}' for v in values]
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    return '\n'.join(f"| {' | '.join(cells)} |" for cells in (header, ['---'] * len(header), *rows))
+    return '\n'.join(f"| {' | '.join(row)} |" for row in (header, ['---'] * len(header), *rows))
 
 
 def write(name: str, content: Dict[str, Any], parts: List[str]) -> None:

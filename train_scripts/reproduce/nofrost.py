@@ -11,12 +11,13 @@ in a dependency. Writes tables/nofrost.json and tables/nofrost.md.
 """
 import argparse
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List
 
 from common import (
     DIGITS_RECIPE,
     accuracies,
     arguments,
+    cells,
     digits,
     evaluated,
     measured,
@@ -59,12 +60,12 @@ def flags_of(args: argparse.Namespace) -> List[str]:
 
 def properties_of(found: Dict[str, Any]) -> List[str]:
     """Mean of each property over the images it is defined for, and for how many it is if not for all."""
-    cells = []
+    shown = []
     for name, values in found['properties'].items():
         wanted = [v for v, right in zip(values, found['correct']) if right or not name.startswith('decision')]
         met = [v for v in wanted if v is not None]
-        cells.append(f'{sum(met) / len(met):.3g}' + (f' ({len(met)} of {len(wanted)})' if met != wanted else ''))
-    return cells
+        shown.append(f'{sum(met) / len(met):.3g}' + (f' ({len(met)} of {len(wanted)})' if met != wanted else ''))
+    return shown
 
 
 def measure(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
@@ -102,11 +103,6 @@ def trade_off(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
         for p, q in zip(pgd['mbnat_gamma_sweep'], apgd['mbnat_gamma_sweep'])], 'samples': [sample(pgd), sample(apgd)]}
 
 
-def figures(values: Sequence[float], digits_shown: int = 1) -> List[str]:
-    """Cells of a table."""
-    return [f'{v:.{digits_shown}f}' for v in values]
-
-
 def tables(found: Dict[str, Any]) -> List[str]:
     """The parts of the page."""
     objectives, norms = found['objectives'], found['norms']
@@ -125,11 +121,11 @@ def tables(found: Dict[str, Any]) -> List[str]:
         f'## Objectives, {NETWORK} (tables 1 and 2)',
         'All without normalization; SAT, which is what this objective is called with BatchNorm, stands in the next '
         'table.',
-        table(['objective', *attacked], [[r['objective'], *figures(r['accuracy'])] for r in objectives]),
+        table(['objective', *attacked], [[r['objective'], *cells(r['accuracy'])] for r in objectives]),
         '## Norms, objective nofrost (table 3, and RobustNorm)',
         f'{NETWORK}, and with a norm convolutions of the same shapes and strides and as many parameters; without one '
         "weights are standardized and activations come first, as in timm's NF-ResNets.",
-        table(['norm', *attacked], [[r['norm'], *figures(r['accuracy'])] for r in norms]),
+        table(['norm', *attacked], [[r['norm'], *cells(r['accuracy'])] for r in norms]),
         '## Properties (table 5)',
         f'Mean decision margin (L2, images classified correctly), boundary thickness (L2) and smoothness (KL within '
         f"{one['threat_model']}) by attacks of 20 steps; in brackets for how many images a boundary was met: a mean of "
@@ -141,19 +137,19 @@ def tables(found: Dict[str, Any]) -> List[str]:
         'Objective mbnat: gamma is the share of the BatchNorm of adversarial images. Beside it objective nofrost, '
         f'{NETWORK}.',
         table(['gamma', 'clean %', 'pgd20 %', 'apgd-ce %'],
-              [*([f'{gamma:g}', *figures(values)] for gamma, *values in found['trade_off']['points']),
-               ['none, no norm', *figures(one['accuracy'][:3])]]),
+              [*([f'{gamma:g}', *cells(values)] for gamma, *values in found['trade_off']['points']),
+               ['none, no norm', *cells(one['accuracy'][:3])]]),
         '## Statistics of the batch under adversarial training (RobustNorm, table 4)',
         'BatchNorm and RobustNorm, objective nofrost, batches of 100. The strongest attack is that of table 3 with '
         'population statistics, of PGD-20 and the adaptive attack on whole batches with the others: those are not '
         'comparable to the former.',
         table(['norm', 'statistics', 'clean %', 'pgd20 %', 'strongest %'],
-              [[r['norm'], r['statistics'], *figures(r['accuracy'])] for r in found['by_statistics']]),
+              [[r['norm'], r['statistics'], *cells(r['accuracy'])] for r in found['by_statistics']]),
         '## Statistics of BatchNorm under attack (RobustNorm, figure 2)',
         'Distance of batch means from the tracked ones in tracked standard deviations, and of variances as |log '
         'ratio|; clean batches and batches attacked by PGD-20 on tracked statistics; the network with BatchNorm.',
         table(['layer', 'clean mean', 'clean variance', 'adversarial mean', 'adversarial variance'],
-              [[name, *figures(values, 3)] for name, *values in found['statistics']])]
+              [[name, *cells(values, 3)] for name, *values in found['statistics']])]
 
 
 def main() -> None:

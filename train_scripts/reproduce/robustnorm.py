@@ -13,7 +13,19 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-from common import DATA, WEIGHT_RECIPES, accuracies, arguments, evaluated, outcomes, sample, table, trained, write
+from common import (
+    DATA,
+    WEIGHT_RECIPES,
+    accuracies,
+    arguments,
+    cells,
+    evaluated,
+    outcomes,
+    sample,
+    table,
+    trained,
+    write,
+)
 
 PAPER_EPS = 0.02
 STD = {'cifar10': (0.2470, 0.2435, 0.2616), 'fashion_mnist': (0.353,)}
@@ -67,14 +79,14 @@ def tables(rows: List[Dict[str, Any]], eps_space: str) -> List[str]:
         '## By statistics (tables 1, 2, 3)',
         table(['network', 'norm', 'data', 'threat model', 'statistics', *(f'{a} %' for a in PAPER_ATTACKS),
                'strongest %'],
-              [[*own, found['threat_model'], mode, *(f'{v:.1f}' for v in found['accuracy'])]
+              [[*own, found['threat_model'], mode, *cells(found['accuracy'])]
                for own, r in zip(names, rows) for mode, found in r['statistics'].items()]),
         '## Clean accuracy of batch statistics by inference batch (figure 4)',
         table(['network', 'norm', 'data', *map(str, BATCHES)],
-              [[*own, *(f'{v:.1f}' for v in r['small_batches'])] for own, r in zip(names, rows)]),
+              [[*own, *cells(r['small_batches'])] for own, r in zip(names, rows)]),
         '## PGD-20 by eps, population statistics (figure 7)',
         table(['network', 'norm', 'data', *SWEEP],
-              [[*own, *(f"{p['accuracy']:.1f}" for p in r['eps_sweep'])] for own, r in zip(names, rows)])]
+              [[*own, *cells(p['accuracy'] for p in r['eps_sweep'])] for own, r in zip(names, rows)])]
 
 
 def main() -> None:
