@@ -79,6 +79,7 @@ def fails(capsys, tmp_path, monkeypatch):
     (['--eval-metric', 'top2'], ['--eval-metric top2', 'top1']),
     (['--model', 'nofrost_resnet5000'], ['--model nofrost_resnet5000', 'timm.list_models()']),
     (['--model-kwargs', 'colour=red'], ['colour']),
+    (['--model-kwargs', 'in_chans=1'], ['--model-kwargs in_chans=1', 'flag of its own']),
     (['--no-such-flag'], ['--no-such-flag', '--help']),
     (['--batch-size', '64'], ['--batch-size 64', '8 images']),
     (['--num-classes', '1'], ['--num-classes 1', '--num-classes 2']),

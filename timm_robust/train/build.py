@@ -105,15 +105,12 @@ def resolve_device(name: Optional[str]) -> str:
 def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
     """Create the model of the arguments; `InputError` if there is none of that name or it refuses an argument."""
     in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
+    kwargs.update(pretrained=args.pretrained, in_chans=in_chans, num_classes=args.num_classes)
+    for name in kwargs.keys() & args.model_kwargs.keys():
+        raise InputError(
+            f'--model-kwargs {name}={args.model_kwargs[name]}: has a flag of its own, which --help shows; use that')
     try:
-        return create_model(
-            args.model,
-            pretrained=args.pretrained,
-            in_chans=in_chans,
-            num_classes=args.num_classes,
-            **kwargs,
-            **args.model_kwargs,
-        )
+        return create_model(args.model, **kwargs, **args.model_kwargs)
     except InputError:
         raise
     except (RuntimeError, ValueError, TypeError, OSError, AssertionError) as error:
