@@ -9,15 +9,13 @@ from nofrost import PAPER, REPORT
 from robustnorm import PAPER_ATTACKS, STRONGEST
 from scipy.stats import binomtest, ttest_rel
 
-NETWORK = 'resnet20'
 LEVEL = .05
 ONE_RUN = 'One training run each: the verdict allows for the choice of test images alone.'
 
 
-def verdict(claim: str, better: float, worse: float, pvalue: float, measured: str) -> str:
-    """A claim that one figure is above another, what a test of their difference says of it, and figures."""
-    found = 'Not settled' if pvalue >= LEVEL else 'Holds' if better > worse else 'Does not hold'
-    return f'- **{claim}** {found} here: {measured}'
+def verdict(better: float, worse: float, pvalue: float) -> str:
+    """What a test of their difference says of the claim that one figure is above another."""
+    return 'not settled' if pvalue >= LEVEL else 'holds' if better > worse else 'does not hold'
 
 
 def sign_test(a: str, b: str) -> float:
@@ -34,29 +32,37 @@ def worst_case(found: Dict[str, Any], attacks: Optional[int] = None) -> Tuple[fl
 
 
 def robustnorm(rows: List[Dict[str, Any]]) -> List[str]:
-    """Claims of the RobustNorm paper."""
-    found = {r['norm']: r['statistics'] for r in rows if (r['network'], r['data']) == (NETWORK, 'cifar10')}
-    one = found['batchnorm']['population']
-    sample = f"{NETWORK}, {DATA['cifar10']}, {one['threat_model']}, {one['num_examples']:,} images, seed {one['seed']}"
+    """Claims of the RobustNorm paper, of every network and data set."""
+    settings: Dict[str, Dict[str, Any]] = {}
+    for r in rows:
+        one = r['statistics']['population']
+        name = (f"{r['network']}, {DATA[r['data']]}, {one['threat_model']}, {one['num_examples']:,} images, "
+                f"seed {one['seed']}")
+        settings.setdefault(name, {})[r['norm']] = r['statistics']
 
     lines = []
     for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
-        (batch, a), (tracked, b) = (
-            worst_case(found[norm][mode], len(PAPER_ATTACKS)) for mode in ('batch', 'population'))
-        last = [found[norm][mode]['accuracy'][-1] for mode in ('batch', 'population')]
-        lines.append(verdict(
-            f"{title} is more robust with the batch's statistics than with tracked ones (RobustNorm, table 1).",
-            batch, tracked, sign_test(a, b),
-            f"the paper's attacks leave {batch:.1f} % and {tracked:.1f} %, further ones {last[0]:.1f} % "
-            f"({STRONGEST['batch']}) and {last[1]:.1f} % ({STRONGEST['population']}), which cannot be put beside each "
-            f'other; {sample}, whole batches of 100.'))
-    (ours, a), (theirs, b) = (worst_case(found[norm]['population']) for norm in ('robustnorm', 'batchnorm'))
-    clean = [found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm')]
-    return [*lines, verdict(
-        'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
-        ours, theirs, sign_test(a, b),
-        f'all attacks, AutoAttack among them, leave {ours:.1f} % and {theirs:.1f} % of {clean[0]:.1f} % and '
-        f'{clean[1]:.1f} % clean; {sample}, tracked statistics. {ONE_RUN}')]
+        lines.append(
+            f"- **{title} is more robust with the batch's statistics than with tracked ones (RobustNorm, table 1).** "
+            "What the paper's attacks leave in whole batches of 100, and in brackets further ones "
+            f"({STRONGEST['batch']}; {STRONGEST['population']}), which cannot be put beside each other:")
+        for name, found in settings.items():
+            (batch, a), (tracked, b) = (
+                worst_case(found[norm][mode], len(PAPER_ATTACKS)) for mode in ('batch', 'population'))
+            last = [found[norm][mode]['accuracy'][-1] for mode in ('batch', 'population')]
+            lines.append(
+                f'  - {name}: {verdict(batch, tracked, sign_test(a, b))}, {batch:.1f} % ({last[0]:.1f} %) against '
+                f'{tracked:.1f} % ({last[1]:.1f} %).')
+    lines.append(
+        '- **Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).** What all attacks, '
+        f'AutoAttack among them, leave with tracked statistics, and in brackets clean accuracy. {ONE_RUN}')
+    for name, found in settings.items():
+        (ours, a), (theirs, b) = (worst_case(found[norm]['population']) for norm in ('robustnorm', 'batchnorm'))
+        clean = [found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm')]
+        lines.append(
+            f'  - {name}: {verdict(ours, theirs, sign_test(a, b))}, {ours:.1f} % (of {clean[0]:.1f} %) against '
+            f'{theirs:.1f} % (of {clean[1]:.1f} %).')
+    return lines
 
 
 def nofrost(rows: List[Dict[str, Any]]) -> List[str]:
@@ -65,26 +71,27 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[str]:
     one, norm = found['none'], found['batchnorm2d']
     (ours, a), (theirs, b) = worst_case(one), worst_case(norm)
     paper, released = PAPER['NoFrost', 'none'], PAPER['NoFrost, released weights', 'none']
-    return [verdict(
-        'Adversarial training gives a more robust network without BatchNorm (NoFrost).',
-        ours, theirs, sign_test(a, b),
+    return [
+        '- **Adversarial training gives a more robust network without BatchNorm (NoFrost).** '
+        f'{verdict(ours, theirs, sign_test(a, b)).capitalize()} here: '
         f'all attacks, AutoAttack among them, leave {ours:.1f} % of a normalizer-free network and {theirs:.1f} % of '
         f'one with BatchNorm and convolutions of the same shapes, of {one["accuracy"][0]:.1f} % and '
         f'{norm["accuracy"][0]:.1f} % clean; {epochs} epochs, MNIST digits, {one["threat_model"]}, '
         f'{one["num_examples"]:,} images, seed {one["seed"]}. {ONE_RUN} The paper: {paper[1]} % against '
         f"{PAPER['adversarial', 'BatchNorm'][1]} % under PGD (ResNet-50, ImageNet, Linf eps 8/255); of the released "
-        f'weights, {released[1]} % under PGD, AutoAttack leaves {released[2]} %, as [others found]({REPORT}).')]
+        f'weights, {released[1]} % under PGD, AutoAttack leaves {released[2]} %, as [others found]({REPORT}).']
 
 
 def apart(content: Dict[str, Any]) -> List[str]:
     """Claims of the APART paper."""
     plain, ours = content['top1']['standard'], content['top1']['apart']
     gains = ', '.join(cells((b - a for a, b in zip(plain, ours)), 2))
-    return [verdict(
-        'APART gains clean accuracy (APART).', mean(ours), mean(plain), float(ttest_rel(ours, plain).pvalue),
+    return [
+        '- **APART gains clean accuracy (APART).** '
+        f'{verdict(mean(ours), mean(plain), float(ttest_rel(ours, plain).pvalue)).capitalize()} here: '
         f"{mean(ours):.2f} % against {mean(plain):.2f} %, gains of {gains} points with seeds "
         f"{', '.join(map(str, content['seeds']))}; ResNet-8, {content['epochs']} epochs, 1,000 MNIST digits. "
-        'The verdict allows for seeds alone, the test images being the same.')]
+        'The verdict allows for seeds alone, the test images being the same.']
 
 
 def claims() -> str:
