@@ -11,6 +11,7 @@ from common import DATA, HERE
 
 from timm_robust.cli.diagnose import findings_text
 from timm_robust.evaluate import Finding
+from timm_robust.models._build import WEIGHTS_DIR
 
 README = HERE.parents[1] / 'README.md'
 CARDS = HERE.parents[1] / 'hub_cards'
@@ -21,13 +22,14 @@ def row(name: str, found: Dict[str, Any]) -> str:
     """One line of the table: a model, or a model and tag, and the content of results.json."""
     model, _, tag = name.partition('.')
     data = next(d for d in DATA if tag.endswith(d))
-    packaged = tag not in DATA
-    recipe = f'weights/{name}' if packaged else f'{model.removesuffix("_cifar")}_{data}'
+    tagged = tag not in DATA
+    recipe = f'weights/{name}' if tagged else f'{model.removesuffix("_cifar")}_{data}'
     accuracy = {r['attack']['name']: r['accuracy'] for r in found['results']}
     cells = [
-        f'`{name if packaged else model}`', DATA[data], found['threat_model']['text'],
+        f'`{name if tagged else model}`', DATA[data], found['threat_model']['text'],
         *(f'{accuracy[name]:.1f}' for name in ('clean', 'fgsm', 'pgd20', 'autoattack')),
         f"{found['data']['num_examples']:,}", str(found['settings']['seed']),
+        'yes' if (WEIGHTS_DIR / f'{name}.safetensors').is_file() else 'no',
         f'[recipe](train_scripts/recipes/{recipe}.yaml)',
     ]
     return f"| {' | '.join(cells)} |"
@@ -36,7 +38,7 @@ def row(name: str, found: Dict[str, Any]) -> str:
 def results() -> str:
     """The table of results."""
     header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %', 'test images', 'seed',
-              'trained by']
+              'in the package', 'trained by']
     measured = [(p.parent.name, json.loads(p.read_text())['evaluations'][0]) for p in CARDS.glob('*/results.json')]
     measured += [(p.stem, json.loads(p.read_text())) for p in HERE.glob('results/*.json')]
     rows = [row(*one) for one in sorted(measured, key=lambda one: one[0])]
