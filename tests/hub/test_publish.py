@@ -321,3 +321,11 @@ def test_models_are_listed_with_what_they_withstand(folder, monkeypatch, capsys)
     assert main(['models', 'nofrost_resnet50.nofrost_linf8*', '--cards', str(folder.parent)]) == 0
     row = capsys.readouterr().out.splitlines()[2].split()
     assert row[-2:] == [f"{content['evaluations'][0]['results'][0]['accuracy']:.2f}", '12.50'] and 'Squares' in row
+
+
+def test_weights_in_the_package_are_listed_without_cards(tmp_path, capsys):
+    from timm_robust.models._build import WEIGHTS_DIR
+    names = [p.stem for p in WEIGHTS_DIR.glob('*.safetensors')]
+    assert names and main(['models', '--cards', str(tmp_path)]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert all('in the package' in rows[n] and float(rows[n].split()[-1]) >= 0 for n in names)
