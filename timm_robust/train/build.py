@@ -106,7 +106,7 @@ def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
     """Create the model of the arguments; `InputError` if there is none of that name or it refuses an argument."""
     in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
     kwargs.update(pretrained=args.pretrained, in_chans=in_chans, num_classes=args.num_classes)
-    for name in kwargs.keys() & args.model_kwargs.keys():
+    for name in sorted(kwargs.keys() & args.model_kwargs.keys()):
         raise InputError(
             f'--model-kwargs {name}={args.model_kwargs[name]}: has a flag of its own, which --help shows; use that')
     try:

@@ -88,7 +88,7 @@ def apart(content: Dict[str, Any]) -> List[str]:
     gains = ', '.join(cells((b - a for a, b in zip(plain, ours)), 2))
     return [
         '- **APART gains clean accuracy (APART).** '
-        f'{verdict(mean(ours), mean(plain), float(ttest_rel(ours, plain).pvalue)).capitalize()} here: '
+        f'{verdict(mean(ours), mean(plain), ttest_rel(ours, plain).pvalue).capitalize()} here: '
         f"{mean(ours):.2f} % against {mean(plain):.2f} %, gains of {gains} points with seeds "
         f"{', '.join(map(str, content['seeds']))}; ResNet-8, {content['epochs']} epochs, 1,000 MNIST digits. "
         'The verdict allows for seeds alone, the test images being the same.']
