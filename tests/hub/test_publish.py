@@ -15,6 +15,7 @@ from hub_server import READER, WRITER
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
+from timm_robust.cli.card import training_command
 from timm_robust.cli.main import main
 from timm_robust.evaluate import weights_sha256
 from timm_robust.hub.card import result_rows
@@ -92,6 +93,12 @@ def test_every_number_of_a_card_was_measured(folder):
 @pytest.mark.parametrize('path', sorted(CARDS.glob('*/README.md')), ids=lambda p: p.parent.name)
 def test_every_number_of_every_card(path):
     check_numbers(path.parent)
+
+
+@pytest.mark.parametrize('path', sorted(CARDS.glob('*/README.md')), ids=lambda p: p.parent.name)
+def test_the_training_command_of_every_card_is_that_of_its_log(path):
+    args = CARDS.parent / 'train_scripts' / 'reproduce' / 'logs' / path.parent.name / 'args.yaml'
+    assert f'\n{training_command(yaml.safe_load(args.read_text()))}\n' in path.read_text()
 
 
 def test_what_a_card_says(folder):
