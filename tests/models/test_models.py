@@ -13,12 +13,15 @@ from timm_robust.layers import RobustNorm2d
 from timm_robust.models import CifarNormFreeNet, CifarResNet, CifarVGG, NormalizedModel
 
 NAMES = timm.list_models(['nofrost_*', 'robustnorm_*'])
-SMALL = ['nofrost_resnet11_mnist', 'nofrost_resnet20_cifar', 'robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar']
+SMALL = [
+    'nofrost_resnet11_mnist', 'nofrost_resnet20_cifar', 'nofrost_nfnet18_cifar', 'robustnorm_resnet20_cifar',
+    'robustnorm_vgg11_cifar']
 
 
 def test_the_names_of_the_design_are_there():
     expected = {
         *(f'nofrost_resnet{d}' for d in (26, 50, 101)), 'nofrost_resnet20_cifar', 'nofrost_resnet26_cifar',
+        'nofrost_nfnet18_cifar',
         *(f'robustnorm_resnet{d}' for d in (18, 34, 50, 101)), *(f'robustnorm_vgg{d}' for d in (11, 13, 16, 19)),
         *(f'robustnorm_resnet{d}_cifar' for d in (20, 38, 50)), *(f'robustnorm_vgg{d}_cifar' for d in (11, 16)),
     }
@@ -141,6 +144,7 @@ def test_depths_of_the_small_networks():
     assert convolutions('robustnorm_resnet50_cifar') + 1 == 9 * 8 + 2
     assert convolutions('nofrost_resnet20_cifar') + 1 == 20
     assert convolutions('nofrost_resnet26_cifar') + 1 == 26
+    assert convolutions('nofrost_nfnet18_cifar') + 1 == 18
     assert convolutions('nofrost_resnet11_mnist') + 1 == 11
     assert type(timm.create_model('robustnorm_vgg16_cifar')) is CifarVGG
     assert convolutions('robustnorm_vgg16_cifar') == 13

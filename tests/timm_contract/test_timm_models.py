@@ -17,7 +17,9 @@ import timm_robust  # noqa: F401
 
 CACHE = Path(__file__).resolve().parents[2] / '.cache'
 NAMES = timm.list_models(['nofrost_*', 'robustnorm_*'])
-SMALL = ['nofrost_resnet11_mnist', 'nofrost_resnet20_cifar', 'robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar']
+SMALL = [
+    'nofrost_resnet11_mnist', 'nofrost_resnet20_cifar', 'nofrost_nfnet18_cifar', 'robustnorm_resnet20_cifar',
+    'robustnorm_vgg11_cifar']
 
 
 @pytest.fixture(scope='session')
