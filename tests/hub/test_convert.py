@@ -76,6 +76,33 @@ def test_nofrost_authors_checkpoints(tmp_path, wrapped, capsys):
     assert 'renamed:' in printed and ('module.stem.conv.weight -> stem.conv.weight' in printed) is wrapped
 
 
+def test_float16_halves_the_file_and_is_hashed_as_the_network_that_loads_it(tmp_path, capsys):
+    source = spoilt(timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d'))
+    content = source.state_dict()
+    flags = ('--model-kwargs', 'norm_layer=batchnorm2d', '--dtype', 'float16')
+    weights, report = convert(tmp_path, content, 'robustnorm_resnet20_cifar', *flags)
+    assert {v.dtype for v in weights.values()} == {torch.float16, torch.int64}
+    assert 'float16 changes probabilities of a fixed input by at most' in capsys.readouterr().out
+    model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d').eval()
+    model.load_state_dict(weights)
+    assert {v.dtype for v in model.state_dict().values()} == {torch.float32, torch.int64}
+    assert report['weights_sha256'] == weights_sha256(weights) == weights_sha256(model) != weights_sha256(source)
+    torch.testing.assert_close(torch.tensor(report['logits_of_fixed_input']), logits_of_fixed_input(model))
+    for key, value in content.items():
+        assert torch.equal(model.state_dict()[key], value.half().float() if value.is_floating_point() else value)
+
+
+def test_float16_is_refused_where_it_would_change_the_network(tmp_path, capsys):
+    model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d').eval()
+    model.fc.weight.data.mul_(1e7)  # beyond float16
+    torch.save(model.state_dict(), tmp_path / 'big.pth')
+    assert main(['convert', str(tmp_path / 'big.pth'), '--model', 'robustnorm_resnet20_cifar', '--model-kwargs',
+                 'norm_layer=batchnorm2d', '--dtype', 'float16', '-o', str(tmp_path / 'big.safetensors')]) == 2
+    error = capsys.readouterr().err.strip()
+    assert '--dtype float16' in error and 'take float32' in error and '\n' not in error
+    assert not (tmp_path / 'big.safetensors').exists()
+
+
 def test_robustnorm_repository_resnet(tmp_path):
     source = spoilt(timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d'))
     for module in source.modules():

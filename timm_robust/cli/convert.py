@@ -13,6 +13,8 @@ from .arguments import Parser, add_model_arguments
 
 __all__ = ['build_parser', 'run']
 
+_MOST_CHANGE = 0.1  # of a probability, by rounding, in percentage points
+
 
 def build_parser() -> Parser:
     """The parser of `timm-robust convert`."""
@@ -26,6 +28,9 @@ def build_parser() -> Parser:
                         help='safetensors file to write; the report goes beside it, as FILE.json')
     parser.add_argument('--use-ema', action=argparse.BooleanOptionalAction, default=True,
                         help='prefer averaged weights of the checkpoint (default: yes)')
+    parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
+                        help='of the floats in the file: float16 halves it and rounds the weights, so evaluate the '
+                             'file and not the checkpoint (default: %(default)s)')
     add_model_arguments(parser, pretrained=False)
     return parser
 
@@ -67,8 +72,19 @@ def run(argv: List[str]) -> None:
     logits = logits_of_fixed_input(model)
     if not torch.isfinite(logits).all():
         raise InputError(f'{args.checkpoint}: gives logits that are no numbers, the run it is of diverged')
+    weights, rounding = found.state_dict, ''
+    if args.dtype == 'float16':
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+        model.load_state_dict(weights)
+        before, logits = logits, logits_of_fixed_input(model)
+        change = 100 * (logits.softmax(1) - before.softmax(1)).abs().max().item()
+        if not change <= _MOST_CHANGE:  # nan where a weight is beyond float16
+            raise InputError(
+                f'--dtype float16: changes a probability of a fixed input by {change:.2g} points, which may be '
+                f'{_MOST_CHANGE}: take float32')
+        rounding = f'float16 changes probabilities of a fixed input by at most {change:.2g} points\n'
     digest = weights_sha256(model)
-    write_safetensors(output, found.state_dict)
+    write_safetensors(output, weights)
     write_json(Path(f'{output}.json'), {
         'checkpoint': args.checkpoint, 'model': args.model, 'num_classes': model.num_classes,
         'model_kwargs': args.model_kwargs, 'weights_sha256': digest, 'taken_from': found.source,
@@ -77,4 +93,4 @@ def run(argv: List[str]) -> None:
     })
     print(report_text(found))
     first = ', '.join(f'{v:.4f}' for v in logits[0, :5])
-    print(f'logits of a fixed input: {first} ...\nWritten: {output}, {output}.json')
+    print(f'logits of a fixed input: {first} ...\n{rounding}Written: {output}, {output}.json')

@@ -30,10 +30,16 @@ __all__ = [
 
 
 def weights_sha256(model: Union[nn.Module, Dict[str, torch.Tensor]]) -> str:
-    """Hash of a model or state dict: names, types, shapes and values, whatever file they came from."""
+    """Hash of a model or state dict: names, types, shapes and values, whatever file they came from.
+
+    Half precision counts as float32, which holds the same values: a float32 network has the hash of the float16 file it
+    was loaded from.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted((model.state_dict() if isinstance(model, nn.Module) else model).items()):
         tensor = tensor.detach().cpu().contiguous()
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor = tensor.float()
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b'')
     return digest.hexdigest()
