@@ -206,11 +206,13 @@ def test_population_numbers_are_those_of_the_network_with_population_statistics(
 
 def test_statistics_taken_as_fixed_are_those_of_the_population(robust_norm):
     x, y = problem(24)
+    order = y.argsort()  # batches of few classes, where the two kinds of statistics are far apart
+    x, y = x[order], y[order]
     model = set_norm_statistics(copy.deepcopy(robust_norm), 'batch')
-    measured = adaptive_accuracy(model, x, y, THREAT, batch_size=12, few_steps=2, steps=7, restarts=1, seed=3)
+    measured = adaptive_accuracy(model, x, y, THREAT, batch_size=6, few_steps=2, steps=7, restarts=1, seed=3)
     seeds = image_seeds(3, 24, x.device).tolist()
     adv = pgd(robust_norm, x, y, THREAT, steps=7, keep='last', seed=seeds)
-    logits, clean = (torch.cat([model(part) for part in images.split(12)]) for images in (adv, x))
+    logits, clean = (torch.cat([model(part) for part in images.split(6)]) for images in (adv, x))
     held = int(((logits.argmax(1) == y) & (clean.argmax(1) == y)).sum())
     assert measured['standing'] == pytest.approx(100 * held / 24)
     assert held != int((robust_norm(adv).argmax(1) == y).sum()), 'the comparison says nothing'
