@@ -213,6 +213,16 @@ def test_weights_hash_sees_every_value():
     assert first != weights_sha256(model)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_weights_hash_of_half_precision_is_that_of_the_float32_network_it_becomes(dtype):
+    model = TinyNet()
+    half = {k: v.to(dtype) for k, v in model.state_dict().items()}
+    assert weights_sha256(half) != weights_sha256(model)
+    model.load_state_dict(half)
+    assert weights_sha256(half) == weights_sha256(model)
+    assert weights_sha256({k: v.double() for k, v in half.items()}) != weights_sha256(model), 'more than float32 holds'
+
+
 def test_eval_command_writes_all_it_takes_to_repeat_it(tmp_path, capsys):
     folder = make_image_folder(tmp_path / 'images', per_class=12)
     torch.manual_seed(0)

@@ -92,6 +92,13 @@ def test_float16_halves_the_file_and_is_hashed_as_the_network_that_loads_it(tmp_
         assert torch.equal(model.state_dict()[key], value.half().float() if value.is_floating_point() else value)
 
 
+def test_the_file_is_float32_unless_asked_whatever_the_checkpoint_was(tmp_path):
+    source = spoilt(timm.create_model('robustnorm_resnet20_cifar')).half()
+    weights, report = convert(tmp_path, source.state_dict(), 'robustnorm_resnet20_cifar')
+    assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float32}
+    assert report['weights_sha256'] == weights_sha256(weights) == weights_sha256(source)
+
+
 def test_float16_is_refused_where_it_would_change_the_network(tmp_path, capsys):
     model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d').eval()
     model.fc.weight.data.mul_(1e7)  # beyond float16

@@ -42,6 +42,7 @@ def measured(tmp_path_factory):
     assert main([*common, '--attacks', 'square20', '--save-images', '0', '--output', str(root / 'second')]) == 0
     (root / 'args.yaml').write_text(yaml.safe_dump({
         'objective': 'nofrost', 'model': 'nofrost_resnet11_mnist', 'epochs': 3, 'lr': .005, 'data_dir': '/secret/place',
+        'initial_checkpoint': 'start.safetensors',
         'attack_steps': 2, 'model_ema': True, 'scale': [.7, 1.]}))
     return root
 
@@ -105,6 +106,7 @@ def test_what_a_card_says(folder):
     text = (folder / 'README.md').read_text()
     assert 'NOT CHECKED' in text and 'NO AUTOATTACK' in text
     assert 'timm-robust train --objective nofrost' in text and '/secret/place' not in text and '--scale 0.7 1' in text
+    assert '--initial-checkpoint start.safetensors' in text
     assert '@inproceedings{wang2022removing' in text and 'license: apache-2.0' in text
     assert f"timm.create_model('hf-hub:{REPO}', pretrained=True)" in text and 'import timm, timm_robust' in text
     rows = result_rows(json.loads((folder / 'results.json').read_text())['evaluations'], ['Squares', 'Squares'])

@@ -19,7 +19,7 @@ __all__ = ['OF_THE_MACHINE', 'build_parser', 'run', 'training_command']
 
 OF_THE_MACHINE = (  # left out of commands
     'data_dir', 'output', 'experiment', 'config', 'resume', 'workers', 'device', 'pin_mem', 'distributed', 'world_size',
-    'rank', 'local_rank', 'log_interval', 'checkpoint_hist', 'initial_checkpoint', 'dataset_download')
+    'rank', 'local_rank', 'log_interval', 'checkpoint_hist', 'dataset_download')
 
 
 def build_parser() -> Parser:

@@ -69,8 +69,7 @@ def _must_be_of(run: Path, argv: Sequence[str]) -> None:
     defaults = vars(parser.parse_args([]))
     asked = yaml.safe_load(yaml.safe_dump(vars(parser.parse_args(apply_config(parser, list(argv))))))
     made = {**defaults, **(yaml.safe_load((run / 'args.yaml').read_text()) or {})}
-    # of what a command on a card leaves out this makes another network
-    for name in sorted(asked.keys() - {*OF_THE_MACHINE} | {'initial_checkpoint'}):
+    for name in sorted(asked.keys() - {*OF_THE_MACHINE}):
         if made[name] != asked[name]:
             sys.exit(f'{run}: was trained with {name} {made[name]}, not {asked[name]}: remove it')
 
