@@ -1,17 +1,22 @@
 """Checkpoints as their authors left them become weights of named models."""
 import json
 import pickle
+import re
 
 import pytest
 import timm
 import torch
 import torch.nn as nn
+from helpers import make_image_folder
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.functional import to_tensor
 
 from timm_robust.cli.main import main
 from timm_robust.evaluate import weights_sha256
 from timm_robust.hub.convert import fixed_input, logits_of_fixed_input
 from timm_robust.layers import set_norm_statistics
+from timm_robust.models._build import CIFAR10_MEAN, CIFAR10_STD
 
 
 def convert(tmp_path, content, name, *more, code=0):
@@ -79,10 +84,10 @@ def test_nofrost_authors_checkpoints(tmp_path, wrapped, capsys):
 def test_float16_halves_the_file_and_is_hashed_as_the_network_that_loads_it(tmp_path, capsys):
     source = spoilt(timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d'))
     content = source.state_dict()
-    flags = ('--model-kwargs', 'norm_layer=batchnorm2d', '--dtype', 'float16')
+    images = make_image_folder(tmp_path / 'images', splits=('validation',), classes='abcdefghij', per_class=3)
+    flags = ('--model-kwargs', 'norm_layer=batchnorm2d', '--dtype', 'float16', '--data-dir', str(images), '-j', '0')
     weights, report = convert(tmp_path, content, 'robustnorm_resnet20_cifar', *flags)
     assert {v.dtype for v in weights.values()} == {torch.float16, torch.int64}
-    assert 'float16 changes probabilities of a fixed input by at most' in capsys.readouterr().out
     model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d').eval()
     model.load_state_dict(weights)
     assert {v.dtype for v in model.state_dict().values()} == {torch.float32, torch.int64}
@@ -90,6 +95,12 @@ def test_float16_halves_the_file_and_is_hashed_as_the_network_that_loads_it(tmp_
     torch.testing.assert_close(torch.tensor(report['logits_of_fixed_input']), logits_of_fixed_input(model))
     for key, value in content.items():
         assert torch.equal(model.state_dict()[key], value.half().float() if value.is_floating_point() else value)
+    x = torch.cat([to_tensor(Image.open(p).convert('RGB'))[None] for p in sorted(images.rglob('*.png'))])
+    x = (x - x.new_tensor(CIFAR10_MEAN).view(3, 1, 1)) / x.new_tensor(CIFAR10_STD).view(3, 1, 1)
+    with torch.no_grad():
+        change = 100 * (model(x).softmax(1) - source(x).softmax(1)).abs().max().item()
+    told = re.search(r'of (\d+) images by at most (\S+) points', capsys.readouterr().out)
+    assert int(told[1]) == len(x) and float(told[2]) == pytest.approx(change, rel=.05)
 
 
 def test_the_file_is_float32_unless_asked_whatever_the_checkpoint_was(tmp_path):
@@ -99,15 +110,22 @@ def test_the_file_is_float32_unless_asked_whatever_the_checkpoint_was(tmp_path):
     assert report['weights_sha256'] == weights_sha256(weights) == weights_sha256(source)
 
 
-def test_float16_is_refused_where_it_would_change_the_network(tmp_path, capsys):
+@pytest.mark.parametrize('first, last', [(1e-6, 100), (1, 1e7)])  # near float16's smallest numbers, beyond its largest
+def test_float16_is_refused_where_it_would_change_the_network(tmp_path, capsys, first, last):
+    images = make_image_folder(tmp_path / 'images', splits=('validation',), classes='abcdefghij', per_class=1)
+    torch.manual_seed(0)
     model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d').eval()
-    model.fc.weight.data.mul_(1e7)  # beyond float16
+    model.conv1.weight.data.mul_(first)
+    model.bn1.weight.data.fill_(6e4)
+    model.fc.weight.data.mul_(last)
     torch.save(model.state_dict(), tmp_path / 'big.pth')
-    assert main(['convert', str(tmp_path / 'big.pth'), '--model', 'robustnorm_resnet20_cifar', '--model-kwargs',
-                 'norm_layer=batchnorm2d', '--dtype', 'float16', '-o', str(tmp_path / 'big.safetensors')]) == 2
-    error = capsys.readouterr().err.strip()
-    assert '--dtype float16' in error and 'take float32' in error and '\n' not in error
-    assert not (tmp_path / 'big.safetensors').exists()
+    command = ['convert', str(tmp_path / 'big.pth'), '--model', 'robustnorm_resnet20_cifar', '--model-kwargs',
+               'norm_layer=batchnorm2d', '--dtype', 'float16', '-o', str(tmp_path / 'big.safetensors')]
+    for more, message in (([], 'give --data-dir'), (['--data-dir', str(images), '-j', '0'], 'take float32')):
+        assert main([*command, *more]) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error and '\n' not in error
+        assert not (tmp_path / 'big.safetensors').exists()
 
 
 def test_robustnorm_repository_resnet(tmp_path):

@@ -1,15 +1,17 @@
 """`timm-robust convert`: checkpoints of the papers' authors and of training runs as safetensors for a named model."""
 import argparse
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import torch
+import torch.nn as nn
 
 from ..errors import InputError
 from ..evaluate import weights_sha256, write_json
 from ..hub.convert import Conversion, convert_state_dict, logits_of_fixed_input, read_checkpoint, write_safetensors
-from ..train.build import build_model
+from ..train.build import build_model, resolve_data
 from .arguments import Parser, add_model_arguments
+from .inputs import add_image_arguments, images_for, on_pixels
 
 __all__ = ['build_parser', 'run']
 
@@ -29,9 +31,11 @@ def build_parser() -> Parser:
     parser.add_argument('--use-ema', action=argparse.BooleanOptionalAction, default=True,
                         help='prefer averaged weights of the checkpoint (default: yes)')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
-                        help='of the floats in the file: float16 halves it and rounds the weights, so evaluate the '
-                             'file and not the checkpoint (default: %(default)s)')
-    add_model_arguments(parser, pretrained=False)
+                        help='of the floats in the file: float16 halves it and rounds the weights, which is judged '
+                             'on the images of --data-dir; evaluate the file then, not the checkpoint '
+                             '(default: %(default)s)')
+    add_image_arguments(parser, num_examples=500)
+    add_model_arguments(parser, pretrained=False, seed=0)
     return parser
 
 
@@ -49,6 +53,28 @@ def report_text(found: Conversion) -> str:
         *_listed('dropped', found.dropped, '-'),
         *_listed('added', found.added, '-'),
     ])
+
+
+@torch.no_grad()
+def _round(model: nn.Module, args: argparse.Namespace) -> Tuple[Dict[str, torch.Tensor], str]:
+    """Weights in float16, which the model then has too, and by how much that changes what it says of images."""
+    if not (args.data_dir or args.dataset):
+        raise InputError('--dtype float16: rounding is judged on images, give --data-dir')
+    data_config = resolve_data(args, model)
+    device = torch.device('cpu')
+    inputs = images_for(on_pixels(args, model, data_config, device), data_config, args, device)
+
+    def probabilities():
+        return torch.cat([inputs.pixel_model(x).softmax(1) for x, _ in inputs.loader()])
+
+    before = probabilities()
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict(weights)
+    change = 100 * (probabilities() - before).abs().max().item()
+    told = f'float16 changes the probabilities of {len(before):,} images by at most {change:.2g} points'
+    if not change <= _MOST_CHANGE:  # nan where a weight is beyond float16
+        raise InputError(f'--dtype float16: {told}, more than {_MOST_CHANGE}: take float32')
+    return weights, f'{told}\n'
 
 
 def run(argv: List[str]) -> None:
@@ -69,18 +95,10 @@ def run(argv: List[str]) -> None:
     except InputError as error:
         raise InputError(f'{args.checkpoint}: {error}') from error
     model.load_state_dict(found.state_dict, strict=True)
-    logits = logits_of_fixed_input(model)
-    if not torch.isfinite(logits).all():
+    if not torch.isfinite(logits_of_fixed_input(model)).all():
         raise InputError(f'{args.checkpoint}: gives logits that are no numbers, the run it is of diverged')
-    dtype = getattr(torch, args.dtype)
-    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    model.load_state_dict(weights)
-    before, logits = logits, logits_of_fixed_input(model)
-    change = 100 * (logits.softmax(1) - before.softmax(1)).abs().max().item()
-    if not change <= _MOST_CHANGE:  # nan where a weight is beyond float16
-        raise InputError(
-            f'--dtype {args.dtype}: changes a probability of a fixed input by {change:.2g} points, which may be '
-            f'{_MOST_CHANGE}: take float32')
+    weights, rounding = _round(model, args) if args.dtype == 'float16' else (found.state_dict, '')
+    logits = logits_of_fixed_input(model)
     digest = weights_sha256(model)
     write_safetensors(output, weights)
     write_json(Path(f'{output}.json'), {
@@ -91,7 +109,4 @@ def run(argv: List[str]) -> None:
     })
     print(report_text(found))
     first = ', '.join(f'{v:.4f}' for v in logits[0, :5])
-    print(
-        f'logits of a fixed input: {first} ...\n'
-        f'{args.dtype} changes probabilities of a fixed input by at most {change:.2g} points\n'
-        f'Written: {output}, {output}.json')
+    print(f'logits of a fixed input: {first} ...\n{rounding}Written: {output}, {output}.json')

@@ -22,10 +22,13 @@ from .arguments import Parser, add_data_arguments, add_model_arguments
 
 __all__ = [
     'Inputs',
+    'add_image_arguments',
     'add_input_arguments',
     'add_threat_arguments',
     'build_surrogate',
+    'images_for',
     'measuring_parser',
+    'on_pixels',
     'open_images',
     'open_inputs',
     'open_network',
@@ -50,8 +53,8 @@ def add_threat_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of subset and noise (default: 0)')
 
 
-def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[int] = None) -> None:
-    """Flags of data and model."""
+def add_image_arguments(parser: argparse.ArgumentParser, num_examples: Optional[int] = None) -> None:
+    """Flags of data."""
     group = add_data_arguments(parser)
     group.add_argument('--split', default='validation', metavar='NAME', help='split (default: validation)')
     parser.set_defaults(usual_examples=num_examples)
@@ -60,6 +63,11 @@ def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[
     group.add_argument('--subset', default='balanced', metavar='NAME',
                        help='balanced (seeded, as many of each class), robustbench (its ImageNet images, where that '
                             'package is installed) or a file of image names (default: balanced)')
+
+
+def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[int] = None) -> None:
+    """Flags of data and model."""
+    add_image_arguments(parser, num_examples)
     group = add_model_arguments(parser)
     group.add_argument('--checkpoint', default='', metavar='PATH', help='weights to load, safetensors or checkpoint')
     group.add_argument('--use-ema', action=argparse.BooleanOptionalAction, default=True,
@@ -192,7 +200,8 @@ class Inputs:
         return sorted(index, key=index.get) or getattr(self.dataset, 'classes', None)
 
 
-def _on_pixels(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], device) -> NormalizedModel:
+def on_pixels(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], device) -> NormalizedModel:
+    """A network behind its mean and std, in eval mode, where and as the flags say."""
     pixel_model = NormalizedModel(model, data_config['mean'], data_config['std'])
     memory_format = torch.channels_last if args.channels_last else torch.preserve_format
     return pixel_model.to(device=device, memory_format=memory_format).eval()
@@ -229,7 +238,7 @@ def open_network(args: argparse.Namespace, device: torch.device) -> Tuple[Normal
             '--batch-size 1: this network normalizes by the statistics of the batch, use a larger batch or '
             '--norm-statistics population')
     data_config = resolve_data(args, model)
-    return _on_pixels(args, model, data_config, device), data_config
+    return on_pixels(args, model, data_config, device), data_config
 
 
 def open_images(args: argparse.Namespace, num_classes: int, in_chans: int) -> Any:
@@ -247,7 +256,20 @@ def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     Raises:
         InputError: Naming the flag.
     """
-    pixel_model, data_config = open_network(args, device)
+    return images_for(*open_network(args, device), args, device)
+
+
+def images_for(
+        pixel_model: NormalizedModel,
+        data_config: Dict[str, Any],
+        args: argparse.Namespace,
+        device: torch.device,
+) -> Inputs:
+    """Open the data and choose the images for a network of `open_network`.
+
+    Raises:
+        InputError: Naming the flag.
+    """
     model = pixel_model.model
     dataset = open_images(args, model.num_classes, data_config['input_size'][0])
     if args.num_examples is None and args.usual_examples is not None:
@@ -285,4 +307,4 @@ def build_surrogate(args: argparse.Namespace, inputs: Inputs) -> Optional[Normal
         raise InputError(
             f"--surrogate {args.surrogate}: takes {data_config['input_size']} images, the model "
             f"{inputs.data_config['input_size']}: give both --input-size")
-    return _on_pixels(args, model, data_config, inputs.device)
+    return on_pixels(args, model, data_config, inputs.device)

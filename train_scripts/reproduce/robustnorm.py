@@ -91,7 +91,7 @@ def tables(rows: List[Dict[str, Any]], eps_space: str) -> List[str]:
 
 def main() -> None:
     """Measure and write the tables."""
-    parser = arguments(__doc__, '', num_examples=500)
+    parser = arguments(__doc__, '', num_examples=200)
     parser.add_argument('--cifar10', default='', metavar='DIR', help='folder of train/ and test/')
     parser.add_argument('--fashion-mnist', default='', metavar='DIR', help='folder of FashionMNIST/')
     parser.add_argument('--networks', default=['resnet20', 'vgg11'], nargs='+', metavar='NAME')
