@@ -9,6 +9,7 @@ from timm.models import save_for_hf
 
 import timm_robust  # noqa: F401
 from timm_robust.errors import PretrainedWeightsError
+from timm_robust.evaluate import weights_sha256
 from timm_robust.layers import RobustNorm2d
 from timm_robust.models import CifarNormFreeNet, CifarResNet, CifarVGG, NormalizedModel
 
@@ -181,6 +182,18 @@ def test_arguments_of_norms_are_kept_by_an_export(tmp_path):
     assert {m.power for m in again.modules() if isinstance(m, RobustNorm2d)} == {.5}
 
 
+@pytest.mark.parametrize('tag, other', [
+    ('', {'norm_layer': 'batchnorm2d'}), ('', {'norm_kwargs': {'power': .5}}),
+    ('.batchnorm_cifar10', {'norm_layer': 'robustnorm2d'})])
+def test_weights_of_a_tag_are_for_its_norm(tag, other):
+    name = f'robustnorm_resnet20_cifar{tag}'
+    with pytest.raises(ValueError, match='norm_layer, norm_kwargs: weights of robustnorm_resnet20_cifar.*leave both'):
+        timm.create_model(name, pretrained=True, **other)
+    own = {'norm_layer': 'batchnorm2d' if tag else 'robustnorm2d'}
+    assert weights_sha256(timm.create_model(name, pretrained=True, **own)) == weights_sha256(
+        timm.create_model(name, pretrained=True))
+
+
 def test_unknown_argument_raises():
     for name in SMALL:
         with pytest.raises(TypeError):
@@ -194,14 +207,14 @@ def test_missing_weights_are_one_line(monkeypatch):
         [sys.executable, '-c', script], capture_output=True, text=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
     last = done.stderr.strip().splitlines()[-1]
     for part in ('nofrost_resnet50.nofrost_linf8_in1k', 'the Hugging Face Hub at timm-robust/nofrost_resnet50',
-                 'tags with weights in this package', 'checkpoint_path=PATH'):
+                 'this package has none of this network: train it', 'checkpoint_path=PATH'):
         assert part in last
 
 
 def test_tag_without_location_and_missing_file():
     with pytest.raises(PretrainedWeightsError, match='nofrost_resnet11_mnist.*no place'):
         timm.create_model('nofrost_resnet11_mnist', pretrained=True)
-    with pytest.raises(PretrainedWeightsError, match='looked in /nowhere.safetensors'):
+    with pytest.raises(PretrainedWeightsError, match='/nowhere.*has those of nofrost_resnet20_cifar.madry'):
         timm.create_model(
             'nofrost_resnet20_cifar', pretrained=True, pretrained_cfg_overlay=dict(file='/nowhere.safetensors'))
 

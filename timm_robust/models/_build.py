@@ -77,17 +77,18 @@ def _resolve_norm(norm_layer: Any, norm_kwargs: Optional[Dict[str, Any]]) -> Any
     return partial(norm_layer, **norm_kwargs) if norm_kwargs else norm_layer
 
 
-def _packaged_tags() -> str:
-    return ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))) or 'none yet'
+def _packaged_tags(variant: str) -> str:
+    """What to take instead of weights that cannot be had."""
+    found = ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob(f'{variant}.*.safetensors')))
+    return f'this package has those of {found}' if found else (
+        'this package has none of this network: train it (train_scripts/recipes), or see timm-robust models')
 
 
-def _packaged_file(variant: str, kwargs: Dict[str, Any]) -> Optional[Path]:
-    """Weights of the tag asked for, if they are in the package."""
+def _own_tag(variant: str, kwargs: Dict[str, Any]) -> str:
+    """The tag whose weights are asked for, '' where somebody named weights of their own."""
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
-    if cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict:
-        return None  # weights somebody named are not the tag's
-    path = WEIGHTS_DIR / f'{variant}.{cfg.tag}.safetensors'
-    return path if path.is_file() else None
+    named = cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict
+    return '' if named else cfg.tag or ''
 
 
 def _is_missing(error: Exception) -> bool:
@@ -112,8 +113,8 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     """
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, **kwargs)
-    packaged = _packaged_file(variant, kwargs)
-    if packaged:
+    packaged = WEIGHTS_DIR / f'{variant}.{_own_tag(variant, kwargs)}.safetensors'
+    if packaged.is_file():
         kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'file': str(packaged)}
     try:
         return build_model_with_cfg(model_cls, variant, True, **kwargs)
@@ -126,7 +127,7 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
         looked = cfg.get('file') or cfg.get('hf_hub_id') and f"the Hugging Face Hub at {cfg['hf_hub_id']}"
         message = (
             f'pretrained weights of {tag!r} cannot be fetched: looked in {looked or "no place, the tag has none"} '
-            f'({type(error).__name__}); tags with weights in this package: {_packaged_tags()}')
+            f'({type(error).__name__}); {_packaged_tags(variant)}')
         raise PretrainedWeightsError(f'{message}; {authors_checkpoint}' if authors_checkpoint else message) from error
 
 
@@ -149,13 +150,17 @@ def build_normed_model(
 
     Raises:
         PretrainedWeightsError: If the weights of the tag cannot be fetched.
-        ValueError: If no norm has that name.
+        ValueError: If no norm has that name, or weights of a tag are asked for with another norm than theirs.
     """
-    of_tag = {}
-    if 'norm_layer' not in kwargs:
-        cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
-        of_tag = {'norm_layer': 'batchnorm2d'} if (cfg.tag or '').startswith('batchnorm') else {}
-    norm_layer = _resolve_norm(kwargs.pop('norm_layer', of_tag.get('norm_layer', RobustNorm2d)), norm_kwargs)
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    trained_with = 'batchnorm2d' if (cfg.tag or '').startswith('batchnorm') else 'robustnorm2d'
+    of_tag = {'norm_layer': trained_with} if 'norm_layer' not in kwargs and trained_with != 'robustnorm2d' else {}
+    norm_layer = _resolve_norm(kwargs.pop('norm_layer', trained_with), norm_kwargs)
+    tag = _own_tag(variant, kwargs)
+    if pretrained and tag and norm_layer is not _resolve_norm(trained_with, None):
+        raise ValueError(
+            f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {trained_with} as it is: leave '
+            'both out, or take a tag of that norm (timm-robust models)')
     model = build_robust_model(model_cls, variant, pretrained, norm_layer=norm_layer, **kwargs)
     model._model_args = of_tag  # timm's exports keep what stands here, and their tag is another
     return model
