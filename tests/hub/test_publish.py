@@ -102,8 +102,15 @@ def test_the_training_command_of_every_card_is_that_of_its_log(path):
     assert f'\n{training_command(yaml.safe_load(args.read_text()))}\n' in path.read_text()
 
 
-def test_what_a_card_says(folder):
+def test_what_a_card_says(folder, measured, tmp_path, monkeypatch):
     text = (folder / 'README.md').read_text()
+    assert 'no network' not in text
+    monkeypatch.setattr('timm_robust.hub.card.WEIGHTS_DIR', tmp_path)
+    (tmp_path / f'{NAME}.safetensors').touch()
+    assert card(measured, tmp_path, '--selection', 'Epoch 3, the last') == 0
+    more = (tmp_path / NAME / 'README.md').read_text()
+    assert f"`timm.create_model('{NAME}', pretrained=True)` needs no network" in more
+    assert '\n```\n\nEpoch 3, the last.\n\n## Measured by' in more
     assert 'NOT CHECKED' in text and 'NO AUTOATTACK' in text
     assert 'timm-robust train --objective nofrost' in text and '/secret/place' not in text and '--scale 0.7 1' in text
     assert '--initial-checkpoint start.safetensors' in text
@@ -192,13 +199,16 @@ def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
     assert len(repo.pull_requests) == 1 and 'discussions/1' in capsys.readouterr().out
 
 
-def test_public_dry_run_and_organization(hub, folder, monkeypatch, capsys):
+def test_public_dry_run_and_organization(hub, measured, folder, tmp_path, monkeypatch, capsys):
     assert publish(folder, '--dry-run', monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
     assert all(p.name in printed for p in folder.iterdir()) and 'Nothing was sent' in printed
     assert not hub.repos and not hub.log
     monkeypatch.setenv('HF_TOKEN', WRITER)
-    assert main(['push', str(folder), '--org', 'team', '--public']) == 0
+    assert main(['push', str(folder), '--org', 'team', '--public']) == 2
+    one_line(capsys, f'--repo-id team/{NAME}: the card says to load the model from another repository')
+    assert not hub.repos and card(measured, tmp_path, '--repo-id', f'team/{NAME}') == 0
+    assert main(['push', str(tmp_path / NAME), '--org', 'team', '--public']) == 0
     assert list(hub.repos) == [f'team/{NAME}'] and not hub.repos[f'team/{NAME}'].private
 
 
@@ -320,7 +330,8 @@ def test_loading_that_fails_says_so_in_a_line_and_works_after(
 def test_models_are_listed_with_what_they_withstand(folder, monkeypatch, capsys):
     assert main(['models', '--cards', str(folder.parent)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith('nofrost_resnet50.nofrost_linf8_in1k ') and 'hf-hub:' in line for line in lines)
+    line, = (line for line in lines if line.startswith('nofrost_resnet50.nofrost_linf8_in1k '))
+    assert 'hf-hub, once published' in line
     named = folder.parent / 'nofrost_resnet50.nofrost_linf8_in1k'
     shutil.copytree(folder, named)
     content = json.loads((named / 'results.json').read_text())

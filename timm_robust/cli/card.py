@@ -35,6 +35,9 @@ def build_parser() -> Parser:
                         help='how to call the data of each results.json, for example "CIFAR-10"')
     parser.add_argument('--train-args', default='', metavar='FILE', help='args.yaml of the training run')
     parser.add_argument('--origin', default='', metavar='TEXT', help='where weights come from that others trained')
+    parser.add_argument('--selection', default='', metavar='TEXT',
+                        help='which weights of the run these are and by what they were chosen, for example "Epoch 11, '
+                             'the best robust accuracy on 500 test images"')
     parser.add_argument('--license', default='apache-2.0', metavar='ID', help='of the weights (default: %(default)s)')
     parser.add_argument('--repo-id', default='', metavar='ORG/NAME',
                         help=f'where it will be published (default: {HUB_ORG}/MODEL.TAG)')
@@ -90,5 +93,5 @@ def run(argv: List[str]) -> None:
     written = build_card_folder(
         folder, args.name, model, args.results, model_args=args.model_kwargs, data_names=args.data_name,
         repo_id=args.repo_id or f'{HUB_ORG}/{args.name}', license=args.license, objective=objective,
-        command=command, origin=args.origin)
+        command=command, origin=args.origin, selection=args.selection)
     print('Written: ' + ', '.join(map(str, written)))

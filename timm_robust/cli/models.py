@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Tuple
 import timm
 
 from ..evaluate import format_table
-from ..evaluate.summary import clean_accuracy
+from ..evaluate.summary import accuracy_of, clean_accuracy
 from ..models._build import WEIGHTS_DIR
 from .arguments import Parser
 
@@ -21,7 +21,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog='timm-robust models',
         description='List the models of this package with their tags. Weights in the package load with the network '
-                    'off; those on the Hub once they are published. Accuracies are those measured for their cards.')
+                    'off, others once they are on the Hub. Accuracies are those measured for their cards.')
     parser.add_argument('filter', nargs='?', default='*', metavar='PATTERN', help="for example 'nofrost_*cifar*'")
     parser.add_argument('--cards', default='hub_cards', metavar='DIR', help='card folders (default: %(default)s)')
     return parser
@@ -30,9 +30,7 @@ def build_parser() -> Parser:
 def _accuracies(content: Dict[str, Any]) -> Tuple[str, ...]:
     """Data, threat model, clean and AutoAttack accuracy of the evaluation that has AutoAttack, else of the first."""
     def autoattack(found):
-        return next((
-            r['worst_case_so_far'] if r['accuracy'] is None else r['accuracy'] for r in found['results']
-            if 'parts' in r['attack']), None)
+        return next((accuracy_of(r) for r in found['results'] if 'parts' in r['attack']), None)
 
     pairs = list(zip(content['data_names'], content['evaluations']))
     name, found = next((p for p in pairs if autoattack(p[1]) is not None), pairs[0])
@@ -47,7 +45,7 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
     for name in timm.list_models(['nofrost_*', 'robustnorm_*'], include_tags=True):
         cfg = timm.get_pretrained_cfg(name)
         packaged = WEIGHTS_DIR / f'{name}.safetensors'
-        where = 'in the package' if packaged.is_file() else f'hf-hub:{cfg.hf_hub_id}' if cfg.hf_hub_id else 'none'
+        where = 'in the package' if packaged.is_file() else 'hf-hub, once published' if cfg.hf_hub_id else 'none'
         measured = next(
             (p for p in (packaged.with_suffix('.json'), cards / name / 'results.json') if p.is_file()), None)
         known = _accuracies(json.loads(measured.read_text())) if measured else ('-',) * 4

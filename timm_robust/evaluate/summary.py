@@ -117,6 +117,11 @@ def title(results: Dict[str, Any]) -> str:
     return f'{name} on {source}' + (f" ({data['split']})" if data.get('split') else '')
 
 
+def accuracy_of(result: Dict[str, Any]) -> float:
+    """Accuracy in percent under one attack; with those before it where it ran only on what they left."""
+    return result['worst_case_so_far'] if result['accuracy'] is None else result['accuracy']
+
+
 def clean_accuracy(results: Dict[str, Any]) -> Optional[float]:
     """Accuracy in percent on clean images, None if it was not asked for."""
     return next((r['accuracy'] for r in results['results'] if 'norm' not in r['attack']), None)
@@ -131,7 +136,7 @@ def robust_accuracy(results: Dict[str, Any]) -> Tuple[Optional[float], List[str]
     attacks = _attacks(results)
     names = [r['attack']['name'] for r in attacks]
     quoted = [
-        (r['worst_case_so_far'], names[:i + 1]) if r['accuracy'] is None else (r['accuracy'], [names[i]])
+        (accuracy_of(r), names[:i + 1] if r['accuracy'] is None else [names[i]])
         for i, r in enumerate(attacks) if 'parts' in r['attack']]
     if quoted:
         return min(quoted)

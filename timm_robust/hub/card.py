@@ -11,6 +11,7 @@ from timm.models import is_model, save_for_hf
 from ..errors import InputError
 from ..evaluate import summary, weights_sha256
 from ..evaluate.report import write_json
+from ..models._build import WEIGHTS_DIR
 from .papers import citations
 
 __all__ = ['FIGURES', 'build_card_folder', 'card_text', 'read_results', 'result_rows']
@@ -22,8 +23,7 @@ _HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accurac
 def _order(result: Dict[str, Any]) -> Tuple[int, float]:
     """AutoAttack first, then other attacks from the strongest, clean accuracy last."""
     attack = result['attack']
-    return 0 if 'parts' in attack else 1 if 'norm' in attack else 2, result['worst_case_so_far'] if result[
-        'accuracy'] is None else result['accuracy']
+    return 0 if 'parts' in attack else 1 if 'norm' in attack else 2, summary.accuracy_of(result)
 
 
 def result_rows(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[str]) -> List[Tuple[str, ...]]:
@@ -33,11 +33,10 @@ def result_rows(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[str]
         texts = {row[0]: row for row in summary.table_rows(found)}
         for result in sorted(found['results'], key=_order):
             attack, threat, effort = texts[result['attack']['name']][:3]
-            alone = result['accuracy'] is not None
+            after = ' after those above it' if result['accuracy'] is None else ''
             rows.append((
-                name, f"{found['data']['num_examples']:,}", threat, attack + ('' if alone else ' after those above it'),
-                effort, str(found['settings']['seed']),
-                f"{result['accuracy'] if alone else result['worst_case_so_far']:.2f}"))
+                name, f"{found['data']['num_examples']:,}", threat, attack + after, effort,
+                str(found['settings']['seed']), f'{summary.accuracy_of(result):.2f}'))
     return rows
 
 
@@ -47,7 +46,6 @@ def _eval_results(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[st
     for evaluation, name in zip(evaluations, data_names):
         for result in sorted(evaluation['results'], key=_order):
             attack = result['attack']
-            value = result['worst_case_so_far'] if result['accuracy'] is None else result['accuracy']
             threat = evaluation['threat_model']
             of_attack = {'attack': attack['name'], 'norm': threat['norm'], 'eps': threat['eps']} if (
                 'norm' in attack or 'parts' in attack) else {}
@@ -59,7 +57,7 @@ def _eval_results(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[st
                 dataset_split=evaluation['data'].get('split'),
                 metric_type='accuracy',
                 metric_name=f"Robust accuracy ({attack['name']}, {threat['text']})" if of_attack else 'Clean accuracy',
-                metric_value=round(value, 2),
+                metric_value=round(summary.accuracy_of(result), 2),
                 metric_args={
                     **of_attack, 'num_examples': evaluation['data']['num_examples'],
                     'seed': evaluation['settings']['seed']},
@@ -97,6 +95,7 @@ def card_text(
         objective: str = '',
         command: str = '',
         origin: str = '',
+        selection: str = '',
         figures: Sequence[str] = (),
 ) -> str:
     """The card as Markdown with metadata.
@@ -112,6 +111,7 @@ def card_text(
         objective: What the model was trained with by this package.
         command: Command of that training.
         origin: Where weights come from that were not trained by this package.
+        selection: Which weights of the run these are and by what they were chosen.
         figures: Names of figures in the folder.
     """
     model = name.split('.')[0]
@@ -134,6 +134,8 @@ def card_text(
         how += _code(f'import timm\n\n{load}', 'python')
     else:
         how += f'\n\nWithout the package timm does not know `{architecture}`: the import registers it.'
+    if (WEIGHTS_DIR / f'{name}.safetensors').is_file():
+        how += f" These weights travel in it: `timm.create_model('{name}', pretrained=True)` needs no network."
     blocks = [
         f'# {name}',
         f"A `{model}`{f' ({_arguments(model_args)})' if model_args else ''} "
@@ -143,7 +145,7 @@ def card_text(
         '`results.json` holds the outcome of every image and the commands.',
         *(f'![{figure.removesuffix(".png")}]({figure})' for figure in figures),
         '## Use', how,
-        '## Training', _code(command) if command else f'See {origin}.',
+        '## Training', _code(command) if command else f'See {origin}.', *([f'{selection}.'] if selection else []),
         '## Measured by', _code('\n'.join(found['settings']['command'] for found in evaluations)),
         '## Citation', _code('\n\n'.join(citations(model, objective, autoattack)), 'bibtex'),
     ]

@@ -55,6 +55,9 @@ def plan_push(folder: Path, repo_id: str) -> Plan:
     hashes = {config.get('weights_sha256'), results.get('weights_sha256'), of_file}
     if len(hashes) != 1:
         raise InputError(f'{folder}: config, results and weights are of different networks, build it again')
+    if f"'hf-hub:{repo_id}'" not in (folder / 'README.md').read_text():
+        raise InputError(f'--repo-id {repo_id}: the card says to load the model from another repository, build it anew '
+                         'with this --repo-id')
     figures = [p for p in sorted(folder.iterdir()) if p.name.endswith(FIGURES)]
     return Plan(repo_id, [folder / name for name in _REQUIRED] + figures, config, f'Upload {folder.name}')
 

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 import yaml
 from torchvision.transforms.functional import to_pil_image
@@ -16,6 +16,7 @@ from timm_robust.cli.main import main as timm_robust
 from timm_robust.data.samples import load_digits
 from timm_robust.errors import InputError
 from timm_robust.evaluate import write_json
+from timm_robust.evaluate.summary import accuracy_of
 
 HERE = Path(__file__).parent
 WEIGHT_RECIPES = HERE.parent / 'recipes' / 'weights'
@@ -112,11 +113,9 @@ def evaluated(folder: Path, run: Path, *flags: str) -> Dict[str, Any]:
         resume=['--resume'] if any(folder.glob('progress-*')) else [])
 
 
-def accuracies(results: Dict[str, Any]) -> Dict[str, Optional[float]]:
+def accuracies(results: Dict[str, Any]) -> Dict[str, float]:
     """Accuracy by attack, in percent."""
-    return {
-        r['attack']['name']: r['worst_case_so_far'] if r['accuracy'] is None else r['accuracy']
-        for r in results['results']}
+    return {r['attack']['name']: accuracy_of(r) for r in results['results']}
 
 
 def sample(results: Dict[str, Any]) -> Dict[str, Any]:
