@@ -115,6 +115,12 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     assert {c[c.index('--eps') + 1] for c in calls if '--eps' in c} == {'0.020000'}
     assert 'Linf eps 0.020000' in (tmp_path / 'tables' / 'robustnorm_pixel.md').read_text()
     assert (tmp_path / 'tables' / 'robustnorm.md').read_text() == text
+    # rows that were not asked for stay, unless they are of other images
+    for images, more, found in (('300', ['vgg11'], 6), ('50', ['vgg11'], 2)):
+        run(script, monkeypatch, '--cifar10', 'C', '--networks', *more, '--num-examples', images, '--runs',
+            str(tmp_path / 'runs'), '--output', str(tmp_path / f'out{images}'))
+        rows = json.loads((tmp_path / 'tables' / 'robustnorm.json').read_text())['rows']
+        assert len({(r['data'], r['network'], r['norm']) for r in rows}) == len(rows) == found
 
 
 def test_nofrost(scripts, tmp_path, monkeypatch):
@@ -265,8 +271,11 @@ def test_sign_test(scripts):
 def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     script, _ = scripts('claims')
     assert script.worst_case({'outcomes': ['1111', '1101', '0111']}) == (50., '0101')
-    assert script.worst_case({'outcomes': ['1111', '1101', '0111']}, 2) == (75., '1101')
     attacks = len(script.PAPER_ATTACKS)
+    # one attack for each batch: of the first the second attack, of the other the first
+    first, second = '1' * 60 + '0' * 140, '0' * 50 + '1' * 100 + '0' * 50
+    found = {'outcomes': [first, *[second] * (attacks - 1), '0' * 200]}
+    assert script.worst_batches(found) == (25., second[:100] + first[100:])
 
     def of(accuracy):
         return ''.join('1' if (37 * i) % 200 < 2 * accuracy else '0' for i in range(200))
@@ -283,7 +292,7 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
         network('batchnorm', 'vgg11', 'fashion_mnist', population=(1., 1.), batch=(2., 2.)),
         network('robustnorm', 'vgg11', 'fashion_mnist', population=(60., 59.), batch=(4., 4.))]
     lines = script.robustnorm(rows)
-    # with the batch's statistics by the attacks that both can stand under, else by all
+    # batch and tracked statistics by the paper's attacks, one for each batch, else by all
     assert [line.split('images, seed 3: ')[-1] for line in lines if line.startswith('  - ')] == [
         'holds, 50.0 % (49.0 %) against 20.0 % (10.0 %).', 'not settled, 2.0 % (2.0 %) against 1.0 % (1.0 %).',
         'not settled, 4.0 % (3.0 %) against 5.0 % (4.0 %).', 'does not hold, 4.0 % (4.0 %) against 60.0 % (59.0 %).',
@@ -294,13 +303,16 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
 
     def nofrost(none, batchnorm):
         rows = [{'norm': norm, 'accuracy': values, 'outcomes': [*map(of, values)], 'threat_model': 'T',
-                 'num_examples': 200, 'seed': 0} for norm, values in (('none', none), ('batchnorm2d', batchnorm))]
-        line, = script.nofrost(rows)
-        return line
+                 'num_examples': 200, 'seed': 0, 'properties': [f'{norm}{i}' for i in (1, 2, 3)]}
+                for norm, values in (('none', none), ('batchnorm2d', batchnorm))]
+        return script.nofrost(rows)
 
-    line = nofrost([97., 71., 70.], [98., 80., 82.])
-    assert 'Does not hold here' in line and 'leave 70.0 % of' in line and '80.0 % of' in line
-    assert 'Holds here' in nofrost([97., 71., 70.], [98., 80., 60.])
+    robust, clean, smooth = nofrost([97., 71., 70.], [98., 80., 82.])
+    assert 'Does not hold here' in robust and 'leave 70.0 % of' in robust and '80.0 % of' in robust
+    assert 'Not settled here: 97.0 % against 98.0 %' in clean and 'The paper: 74.06 % against 59.28 %' in clean
+    assert 'mean margin none1 against batchnorm2d1' in smooth and 'eps none3 against batchnorm2d3' in smooth
+    robust, clean, _ = nofrost([97., 71., 70.], [88., 80., 60.])
+    assert 'Holds here' in robust and 'Holds here: 97.0 % against 88.0 %' in clean
 
 
 @pytest.mark.parametrize('apart,found,gains', [
