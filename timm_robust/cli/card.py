@@ -9,11 +9,10 @@ from timm.models import is_model
 
 from ..errors import InputError
 from ..hub.card import build_card_folder
-from ..hub.convert import convert_state_dict, read_checkpoint
 from ..models._build import HUB_ORG
-from ..train.build import build_model
 from . import train
 from .arguments import Parser, add_model_arguments
+from .inputs import open_converted
 
 __all__ = ['OF_THE_MACHINE', 'build_parser', 'run', 'training_command']
 
@@ -81,14 +80,7 @@ def run(argv: List[str]) -> None:
             raise InputError(
                 f'--train-args {args.train_args}: is no args.yaml of timm-robust train '
                 f'({type(error).__name__})') from error
-    content = read_checkpoint(args.checkpoint, '--checkpoint')
-    args.pretrained = False
-    model = build_model(args).eval()
-    try:
-        found = convert_state_dict(content, model)
-    except InputError as error:
-        raise InputError(f'--checkpoint {args.checkpoint}: {error}') from error
-    model.load_state_dict(found.state_dict)
+    model, _ = open_converted(args, args.checkpoint, '--checkpoint')
     folder = Path(args.output) / args.name
     written = build_card_folder(
         folder, args.name, model, args.results, model_args=args.model_kwargs, data_names=args.data_name,

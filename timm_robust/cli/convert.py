@@ -8,10 +8,10 @@ import torch.nn as nn
 
 from ..errors import InputError
 from ..evaluate import weights_sha256, write_json
-from ..hub.convert import Conversion, convert_state_dict, logits_of_fixed_input, read_checkpoint, write_safetensors
-from ..train.build import build_model, resolve_data
+from ..hub.convert import Conversion, logits_of_fixed_input, write_safetensors
+from ..train.build import resolve_data
 from .arguments import Parser, add_model_arguments
-from .inputs import add_image_arguments, images_for, on_pixels
+from .inputs import add_image_arguments, images_for, on_pixels, open_converted
 
 __all__ = ['build_parser', 'run']
 
@@ -87,14 +87,7 @@ def run(argv: List[str]) -> None:
         raise InputError(f'--output {output}: exists, choose another name')
     if not output.parent.is_dir():
         raise InputError(f'--output {output}: no such folder, make it first')
-    content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
-    args.pretrained = False
-    model = build_model(args).eval()
-    try:
-        found = convert_state_dict(content, model, args.use_ema)
-    except InputError as error:
-        raise InputError(f'{args.checkpoint}: {error}') from error
-    model.load_state_dict(found.state_dict, strict=True)
+    model, found = open_converted(args, args.checkpoint, 'CHECKPOINT', args.use_ema)
     if not torch.isfinite(logits_of_fixed_input(model)).all():
         raise InputError(f'{args.checkpoint}: gives logits that are no numbers, the run it is of diverged')
     weights, rounding = _round(model, args) if args.dtype == 'float16' else (found.state_dict, '')

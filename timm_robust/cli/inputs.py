@@ -12,6 +12,7 @@ from ..attacks import ThreatModel
 from ..attacks.threat import NORMS
 from ..data import balanced_indices, check_images, check_labels, dataset_labels, listed_indices
 from ..errors import InputError
+from ..hub.convert import Conversion, convert_state_dict, read_checkpoint
 from ..hub.verify import verify_weights
 from ..layers import NORM_STATISTICS, convert_aux_norm, has_batch_statistics, set_norm_branch, set_norm_statistics
 from ..models import NormalizedModel
@@ -29,6 +30,7 @@ __all__ = [
     'images_for',
     'measuring_parser',
     'on_pixels',
+    'open_converted',
     'open_images',
     'open_inputs',
     'open_network',
@@ -239,6 +241,28 @@ def open_network(args: argparse.Namespace, device: torch.device) -> Tuple[Normal
             '--norm-statistics population')
     data_config = resolve_data(args, model)
     return on_pixels(args, model, data_config, device), data_config
+
+
+def open_converted(
+        args: argparse.Namespace,
+        path: str,
+        flag: str,
+        use_ema: bool = True,
+) -> Tuple[nn.Module, Conversion]:
+    """Build the network of --model in eval mode, with the weights of a checkpoint, and say what became of its keys.
+
+    Raises:
+        InputError: Naming the flag.
+    """
+    content = read_checkpoint(path, flag)
+    args.pretrained = False
+    model = build_model(args).eval()
+    try:
+        found = convert_state_dict(content, model, use_ema)
+    except InputError as error:
+        raise InputError(f'{flag} {path}: {error}') from error
+    model.load_state_dict(found.state_dict)
+    return model, found
 
 
 def open_images(args: argparse.Namespace, num_classes: int, in_chans: int) -> Any:
