@@ -250,6 +250,15 @@ def test_logs_of_weights_are_of_their_recipes(scripts):
         common._must_be_of(FOLDER / 'logs' / name, ['-c', str(common.WEIGHT_RECIPES / f'{name}.yaml')])
 
 
+def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
+    rows = json.loads((FOLDER / 'tables' / 'robustnorm.json').read_text())['rows']
+    assert len(rows) == 8
+    for r in rows:
+        name = f"robustnorm_{r['network']}_cifar.{r['norm']}_{r['data']}"
+        card = json.loads((FOLDER.parents[1] / 'hub_cards' / name / 'config.json').read_text())
+        assert {found['weights_sha256'] for found in r['statistics'].values()} == {card['weights_sha256']}
+
+
 @pytest.mark.parametrize('better,worse,pvalue,found', [
     (60., 50., .05, 'not settled'), (60., 50., .049, 'holds'), (50., 60., .05, 'not settled'),
     (50., 60., .049, 'does not hold')])
