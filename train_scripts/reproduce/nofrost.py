@@ -35,6 +35,7 @@ OBJECTIVES = ('standard', 'trades', 'fat', 'trades_fat', 'nofrost')  # norms are
 NETWORK = 'nofrost_resnet11_mnist'
 NORMS = ('batchnorm2d', 'instancenorm2d', 'robustnorm2d')
 ATTACKS = ('clean', 'pgd20', 'apgd-ce', 'apgd-dlr', 'mim20', 'cw20', 'rays1000', 'square1000', 'autoattack')
+SWEPT = ('pgd20', 'apgd-ce', 'autoattack')  # over mixtures of two BatchNorms
 SWITCHED = {'batchnorm2d': ('batch',), 'robustnorm2d': ('batch', 'mean')}  # statistics other than tracked ones
 PROPERTIES = ('margin', 'thickness', 'smoothness')
 REPORT = 'https://github.com/amazon-science/normalizer-free-robust-training/issues/2'
@@ -94,13 +95,13 @@ def by_statistics(args: argparse.Namespace, norm: str, tracked: Dict[str, Any], 
 
 
 def trade_off(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
-    """Mixtures of the two BatchNorms of a network: gamma and accuracy when clean, under PGD-20 and under APGD-CE."""
-    pgd, apgd = (evaluated(
+    """Mixtures of the two BatchNorms of a network: gamma and accuracy when clean and under each attack of SWEPT."""
+    swept = [evaluated(
         run / 'measured' / attack, run, *flags_of(args), '--checkpoint', str(run / 'last.pth.tar'), '--attacks',
-        f'clean,{attack}', '--sweep', 'mbnat_gamma', '-j', str(args.workers)) for attack in ('pgd20', 'apgd-ce'))
+        f'clean,{attack}', '--sweep', 'mbnat_gamma', '-j', str(args.workers)) for attack in SWEPT]
     return {'points': [
-        [p['gamma'], p['clean'], p['robust'], q['robust']]
-        for p, q in zip(pgd['mbnat_gamma_sweep'], apgd['mbnat_gamma_sweep'])], 'samples': [sample(pgd), sample(apgd)]}
+        [points[0]['gamma'], points[0]['clean'], *(p['robust'] for p in points)]
+        for points in zip(*(found['mbnat_gamma_sweep'] for found in swept))], 'samples': list(map(sample, swept))}
 
 
 def tables(found: Dict[str, Any]) -> List[str]:
@@ -136,9 +137,9 @@ def tables(found: Dict[str, Any]) -> List[str]:
         '## Two BatchNorms (figure 2)',
         'Objective mbnat: gamma is the share of the BatchNorm of adversarial images. Beside it objective nofrost, '
         f'{NETWORK}.',
-        table(['gamma', 'clean %', 'pgd20 %', 'apgd-ce %'],
+        table(['gamma', 'clean %', *(f'{a} %' for a in SWEPT)],
               [*([f'{gamma:g}', *cells(values)] for gamma, *values in found['trade_off']['points']),
-               ['none, no norm', *cells(one['accuracy'][:3])]]),
+               ['none, no norm', *cells(one['accuracy'][ATTACKS.index(a)] for a in ('clean', *SWEPT))]]),
         '## Statistics of the batch under adversarial training (RobustNorm, table 4)',
         'BatchNorm and RobustNorm, objective nofrost, batches of 100. The strongest attack is that of table 3 with '
         'population statistics, of PGD-20 and the adaptive attack on whole batches with the others: those are not '
