@@ -60,6 +60,8 @@ def _round(model: nn.Module, args: argparse.Namespace) -> Tuple[Dict[str, torch.
     """Weights in float16, which the model then has too, and by how much that changes what it says of images."""
     if not (args.data_dir or args.dataset):
         raise InputError('--dtype float16: rounding is judged on images, give --data-dir')
+    # before --channels-last changes their layout, which a file cannot hold
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     data_config = resolve_data(args, model)
     device = torch.device('cpu')
     inputs = images_for(on_pixels(args, model, data_config, device), data_config, args, device)
@@ -68,7 +70,6 @@ def _round(model: nn.Module, args: argparse.Namespace) -> Tuple[Dict[str, torch.
         return torch.cat([inputs.pixel_model(x).softmax(1) for x, _ in inputs.loader()])
 
     before = probabilities()
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.load_state_dict(weights)
     change = 100 * (probabilities() - before).abs().max().item()
     told = f'float16 changes the probabilities of {len(before):,} images by at most {change:.2g} points'

@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterable, Optional
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_norm_layer
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 
 from ..errors import PretrainedWeightsError
 from ..layers import RobustNorm2d
@@ -84,9 +84,12 @@ def _packaged_tags(variant: str) -> str:
         'this package has none of this network: train it (train_scripts/recipes), or see timm-robust models')
 
 
-def _own_tag(variant: str, kwargs: Dict[str, Any]) -> str:
+def _cfg(variant: str, kwargs: Dict[str, Any]) -> PretrainedCfg:
+    return resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+
+
+def _own_tag(cfg: PretrainedCfg) -> str:
     """The tag whose weights are asked for, '' where somebody named weights of their own."""
-    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     named = cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict
     return '' if named else cfg.tag or ''
 
@@ -113,7 +116,7 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     """
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, **kwargs)
-    packaged = WEIGHTS_DIR / f'{variant}.{_own_tag(variant, kwargs)}.safetensors'
+    packaged = WEIGHTS_DIR / f'{variant}.{_own_tag(_cfg(variant, kwargs))}.safetensors'
     if packaged.is_file():
         kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'file': str(packaged)}
     try:
@@ -121,8 +124,7 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     except Exception as error:
         if not _is_missing(error):
             raise
-        cfg = resolve_pretrained_cfg(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')).to_dict()
+        cfg = _cfg(variant, kwargs).to_dict()
         tag = f"{variant}.{cfg['tag']}" if cfg.get('tag') else variant
         looked = cfg.get('file') or cfg.get('hf_hub_id') and f"the Hugging Face Hub at {cfg['hf_hub_id']}"
         message = (
@@ -152,11 +154,11 @@ def build_normed_model(
         PretrainedWeightsError: If the weights of the tag cannot be fetched.
         ValueError: If no norm has that name, or weights of a tag are asked for with another norm than theirs.
     """
-    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    cfg = _cfg(variant, kwargs)
     trained_with = 'batchnorm2d' if (cfg.tag or '').startswith('batchnorm') else 'robustnorm2d'
     of_tag = {'norm_layer': trained_with} if 'norm_layer' not in kwargs and trained_with != 'robustnorm2d' else {}
     norm_layer = _resolve_norm(kwargs.pop('norm_layer', trained_with), norm_kwargs)
-    tag = _own_tag(variant, kwargs)
+    tag = _own_tag(cfg)
     if pretrained and tag and norm_layer is not _resolve_norm(trained_with, None):
         raise ValueError(
             f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {trained_with} as it is: leave '
