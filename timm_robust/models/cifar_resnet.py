@@ -122,6 +122,7 @@ default_cfgs = generate_default_cfgs(small_cfgs(
     (
         *(f'{name}.robustnorm_cifar10' for name in _DEPTHS),
         'robustnorm_resnet20_cifar.batchnorm_cifar10',
+        'robustnorm_resnet20_cifar.batchnorm_apart_cifar10',
         'robustnorm_resnet20_cifar.robustnorm_fashion_mnist',
         'robustnorm_resnet20_cifar.batchnorm_fashion_mnist',
     ),
