@@ -105,8 +105,8 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[str]:
 
 def apart(tables: List[Dict[str, Any]]) -> List[str]:
     """Claims of the APART paper, of every data set."""
-    lines = ['- **APART gains clean accuracy (APART).** Means of clean accuracy on all test images. The verdict allows '
-             'for seeds alone, the test images being the same:']
+    lines = ['- **APART gains clean accuracy (APART).** Means over seeds. The verdict allows for seeds alone, the test '
+             'images being the same:']
     for found in tables:
         plain, ours = found['top1']['standard'], found['top1']['apart']
         gains = ', '.join(cells((b - a for a, b in zip(plain, ours)), 2))
