@@ -160,6 +160,10 @@ def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
     assert not (tmp_path / NAME / 'README.md').exists()
     assert main(['card', 'resnet99', '--checkpoint', 'x', '--results', 'y', '--data-name', 'z']) == 2
     one_line(capsys, 'must be MODEL.TAG')
+    assert card(measured, tmp_path, '--model', 'resnet18') == 2
+    one_line(capsys, '--model resnet18: leave it out')
+    assert card(measured, tmp_path, '--pretrained') == 2
+    one_line(capsys, '--pretrained')
     assert card(measured, tmp_path, '--results', str(measured / 'args.yaml'), '--data-name', 'x') == 2
     one_line(capsys, 'is no results.json')
 

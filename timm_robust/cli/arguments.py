@@ -86,12 +86,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     return group
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> argparse._ArgumentGroup:
-    """The model and input flags of timm's scripts."""
+def add_model_arguments(
+        parser: argparse.ArgumentParser,
+        pretrained: bool = True,
+        **defaults: Any,
+) -> argparse._ArgumentGroup:
+    """The model and input flags of timm's scripts, without --pretrained where the weights come from a file."""
     group = parser.add_argument_group('Model parameters')
     group.add_argument('--model', default='resnet50', metavar='MODEL',
                        help='any timm model name, local-dir:PATH or hf-hub:ORG/NAME (default: resnet50)')
-    group.add_argument('--pretrained', action='store_true', help='use pretrained weights')
+    if pretrained:
+        group.add_argument('--pretrained', action='store_true', help='use pretrained weights')
     group.add_argument('--num-classes', type=int, default=None, metavar='N', help='number of classes')
     group.add_argument('--img-size', type=int, default=None, metavar='N', help='image size (default: of the model)')
     group.add_argument('--in-chans', type=int, default=None, metavar='N', help='input channels (default: 3)')
