@@ -12,9 +12,12 @@ import timm
 import torch
 import yaml
 from helpers import make_image_folder, run_cli, run_distributed
+from timm.task import ClassificationTask
 
+from timm_robust.attacks import InputSpace, ThreatModel
 from timm_robust.cli.main import main
 from timm_robust.train.checkpoint import AtomicCheckpointSaver
+from timm_robust.train.loop import validate_robust
 
 TINY = ['--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '2', '-b', '8',
         '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', '0', '-j', '0', '--attack-steps', '2', '--device', 'cpu']
@@ -124,6 +127,23 @@ def test_killed_run_resumes_to_the_same_weights(folder, tmp_path):
         assert equal(whole[key], cut[key]), key
     rows = list(csv.DictReader(open(tmp_path / 'cut' / 'run' / 'summary.csv')))
     assert [r['epoch'] for r in rows] == list('012345')
+
+
+class _Brightness(torch.nn.Module):
+    """Its boundary lies elsewhere without gradients, as if other kernels ran in low precision."""
+
+    def forward(self, x):
+        over = x.mean((1, 2, 3)) - (0.45 if torch.is_grad_enabled() else 0.42)
+        return torch.stack([over, -over], 1)
+
+
+def test_robust_validation_does_not_stop_at_the_boundary():
+    task = ClassificationTask(_Brightness(), torch.nn.CrossEntropyLoss(), verbose=False)
+    loader = [(torch.full((4, 3, 16, 16), 0.5), torch.zeros(4, dtype=torch.int64))]
+    for eps, accuracy in ((0.07, 100.), (0.1, 0.)):
+        space = InputSpace((0.,) * 3, (1.,) * 3)
+        found = validate_robust(task, loader, ThreatModel('linf', eps), space, 10, device=torch.device('cpu'))
+        assert found == {'robust_top1': accuracy}
 
 
 def test_saver_never_leaves_a_gap(tmp_path, monkeypatch):
