@@ -206,7 +206,7 @@ def validate_robust(
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     for index, (input, target) in enumerate(_batches(loader, device, channels_last, move_to_device)):
         with autocast():
-            # 'best' stops at the boundary, whose other side an image may be on in the next pass in low precision
+            # not 'best', which stops at the decision boundary: in low precision the pass below may see it elsewhere
             adv = pgd(model, input, target, threat, space=space, steps=steps, keep='last', seed=seed + index)
             with torch.no_grad():
                 output = model(adv)
