@@ -1,5 +1,6 @@
 """The scripts that regenerate tables, with commands that only pretend to run."""
 import importlib
+import itertools
 import json
 import shlex
 import shutil
@@ -82,14 +83,19 @@ def run(script, monkeypatch, *argv):
     script.main()
 
 
-@pytest.mark.parametrize('data,name', [((), 'apart'), (('--data-dir', 'C'), 'apart_cifar10')])
-def test_apart(scripts, tmp_path, monkeypatch, data, name):
-    script, calls = scripts('apart')
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Data to count: of the digits, D, and of --data-dir C."""
     monkeypatch.chdir(tmp_path)
-    for i in range(5):
-        image = Path('C' if data else 'D', 'test' if i > 2 else 'train', str(i % 2), f'{i}.png')
+    for folder, i in itertools.product('CD', range(5)):
+        image = Path(folder, 'test' if i > 2 else 'train', str(i % 2), f'{i}.png')
         image.parent.mkdir(parents=True, exist_ok=True)
         image.touch()
+
+
+@pytest.mark.parametrize('data,name', [((), 'apart'), (('--data-dir', 'C'), 'apart_cifar10')])
+def test_apart(scripts, pictures, tmp_path, monkeypatch, data, name):
+    script, calls = scripts('apart')
     for _ in range(2):  # what is there is not made again
         run(script, monkeypatch, *data, '--output', str(tmp_path / 'runs'))
     assert len(calls) == 6 and all(Path(c[c.index('-c') + 1]).is_file() for c in calls)
@@ -222,7 +228,7 @@ def test_figures_made_with_other_flags_are_refused(scripts, tmp_path, monkeypatc
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--num-examples', '50')
 
 
-def test_runs_of_other_flags_are_refused(scripts, tmp_path, monkeypatch):
+def test_runs_of_other_flags_are_refused(scripts, pictures, tmp_path, monkeypatch):
     script, calls = scripts('apart')
     run(script, monkeypatch, '--output', str(tmp_path))
     made = tmp_path / 'digits_standard_seed0' / 'args.yaml'
@@ -235,7 +241,7 @@ def test_runs_of_other_flags_are_refused(scripts, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name,data', [
     ('ablation', 'digits'), ('apart', 'digits'), ('apart', 'cifar10'), ('nofrost', 'digits'), ('power', 'digits')])
-def test_logs_are_of_the_flags_of_today(scripts, tmp_path, monkeypatch, name, data):
+def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch, name, data):
     script, _ = scripts(name)
     logs, found = FOLDER / 'logs' / data / name, []
 

@@ -7,9 +7,9 @@ normalized images, as timm's loaders deliver them. eps and step sizes are in pix
 With `keep='best'` (evaluation) an image that fools the network leaves the batch, each restart attacks only what
 resists, and images that resist to the end have the highest loss of any run. Where it stops is the decision boundary: in
 low precision another pass may classify such an image correctly. With `keep='last'` (training) the last iterate is
-returned and one evaluation of the network is saved. With `keep='batch'` the images stay together, and the
-iterate, of any restart, in which most of them fool the network at once is returned: the choice for a network that
-normalizes by the batch, where an image's best iterate means nothing without its neighbours'.
+returned and one evaluation of the network is saved. With `keep='batch'` the images stay together, and the iterate, of
+any restart, in which most of them fool the network at once is returned: the choice for a network that normalizes by the
+batch, where an image's best iterate means nothing without its neighbours'.
 """
 from functools import partial
 from typing import Callable, Dict, Optional, Tuple

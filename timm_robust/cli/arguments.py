@@ -88,13 +88,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 def add_model_arguments(
         parser: argparse.ArgumentParser,
+        model: bool = True,
         pretrained: bool = True,
         **defaults: Any,
 ) -> argparse._ArgumentGroup:
-    """The model and input flags of timm's scripts, without --pretrained where the weights come from a file."""
+    """The model and input flags of timm's scripts; without --model or --pretrained where something else says it."""
     group = parser.add_argument_group('Model parameters')
-    group.add_argument('--model', default='resnet50', metavar='MODEL',
-                       help='any timm model name, local-dir:PATH or hf-hub:ORG/NAME (default: resnet50)')
+    if model:
+        group.add_argument('--model', default='resnet50', metavar='MODEL',
+                           help='any timm model name, local-dir:PATH or hf-hub:ORG/NAME (default: resnet50)')
     if pretrained:
         group.add_argument('--pretrained', action='store_true', help='use pretrained weights')
     group.add_argument('--num-classes', type=int, default=None, metavar='N', help='number of classes')

@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     parser.add_argument('--repo-id', default='', metavar='ORG/NAME',
                         help=f'where it will be published (default: {HUB_ORG}/MODEL.TAG)')
     parser.add_argument('--output', default='hub_cards', metavar='DIR', help='folder of folders (default: %(default)s)')
-    add_model_arguments(parser, pretrained=False, model='')
+    add_model_arguments(parser, model=False, pretrained=False)
     return parser
 
 
@@ -63,8 +63,6 @@ def training_command(args: Dict[str, Any]) -> str:
 def run(argv: List[str]) -> None:
     """Build the folder."""
     args = build_parser().parse_args(argv)
-    if args.model:
-        raise InputError(f'--model {args.model}: leave it out, MODEL.TAG names the model')
     args.model, _, tag = args.name.partition('.')
     if not tag or not is_model(args.model):
         raise InputError(f'{args.name}: must be MODEL.TAG with a model timm knows (timm.list_models())')

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 from common import DATA, DIGITS_RECIPE, WEIGHT_RECIPES, arguments, cells, digits, resnet8, table, trained, write
+from timm.data import create_dataset
 
 CIFAR_RECIPE = WEIGHT_RECIPES / 'robustnorm_resnet20_cifar.batchnorm_cifar10.yaml'
 OBJECTIVES, SEEDS = ('standard', 'apart'), (0, 1, 2)
@@ -42,7 +43,7 @@ def main() -> None:
         for objective in OBJECTIVES}
     top1 = {objective: [*map(last_top1, found)] for objective, found in runs.items()}
     shown = {**top1, 'gain': [b - a for a, b in zip(*top1.values())]}
-    images, test_images = (sum(1 for _ in (folder / split).glob('*/*')) for split in ('train', 'test'))
+    images, test_images = (len(create_dataset('', root=str(folder), split=split)) for split in ('train', 'test'))
     epochs = yaml.safe_load(recipe.read_text())['epochs']
     setting = (f'{network} with BatchNorm, {epochs} epochs, {data}, {images:,} images to train on and {test_images:,} '
                'to test')
