@@ -247,6 +247,10 @@ def test_a_copy_that_lies_costs_no_more_queries_than_allowed(problem, name):
     assert found.queries.max() == 40 and sum(liar.sizes) < 40 * 40
     with torch.no_grad():
         assert torch.equal(found.fooled, model(found.adv).argmax(1) != y) and not found.fooled.all()
+    twice = run_search(make(LINF, 40), model, x, y, search_model=Liar(model, after=25), restarts=2)
+    spent = twice.queries[~twice.fooled]
+    assert 80 <= spent.min() and spent.max() <= 81, 'both runs may stand in one batch, and end with it'
+    assert (twice.fooled | ~found.fooled).all()
 
 
 def test_target_classes_go_by_descending_logit():

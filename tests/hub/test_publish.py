@@ -132,7 +132,8 @@ def test_networks_of_timm_are_named_as_timm_does(tmp_path):
     model = timm.create_model('nofrost_resnet26', num_classes=3).eval()
     results = {
         'format': 2, 'model': {'weights_sha256': weights_sha256(model), 'name': 'x', 'input_size': [3, 64, 64],
-                               'mean': [.5] * 3, 'std': [.5] * 3, 'interpolation': 'bicubic', 'crop_pct': 1.},
+                               'mean': [.5] * 3, 'std': [.5] * 3, 'interpolation': 'bicubic', 'crop_pct': 1.,
+                               'crop_mode': 'center'},
         'data': {'num_examples': 4, 'split': 'test'},
         'threat_model': {'norm': 'linf', 'eps': .1, 'text': 'Linf eps 0.1'},
         'settings': {'seed': 0, 'batch_dependent': False, 'command': 'timm-robust eval', 'worst_case': False},
@@ -344,7 +345,8 @@ def test_models_are_listed_with_what_they_withstand(folder, monkeypatch, capsys)
     (named / 'results.json').write_text(json.dumps(content))
     assert main(['models', 'nofrost_resnet50.nofrost_linf8*', '--cards', str(folder.parent)]) == 0
     row = capsys.readouterr().out.splitlines()[2].split()
-    assert row[-2:] == [f"{content['evaluations'][0]['results'][0]['accuracy']:.2f}", '12.50'] and 'Squares' in row
+    assert row[-2:] == [f"{content['evaluations'][0]['results'][0]['accuracy']:.2f}", '12.50']
+    assert row[row.index('Squares') + 1] == str(content['evaluations'][0]['data']['num_examples'])
 
 
 def test_weights_in_the_package_are_listed_without_cards(tmp_path, capsys):

@@ -11,7 +11,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 
-from timm_robust.attacks import InputSpace, ThreatModel, nofrost_step_size, pgd
+from timm_robust.attacks import InputSpace, ThreatModel, fgsm_rs, nofrost_step_size, pgd
 from timm_robust.errors import InputError
 from timm_robust.layers import RobustNorm2d
 from timm_robust.tasks import AdversarialTask, ObjectiveOptions, create_task
@@ -207,6 +207,19 @@ def test_every_training_attack_of_the_flags(attack, norm, eps):
     assert 0.2 * options.threat.eps < size <= options.threat.eps * (1 + 1e-4)
 
 
+def test_single_step_takes_the_step_size_of_the_flag():
+    x, y = batch(dtype=torch.float32)
+    model, threat = TinyNet().eval(), ThreatModel('linf', '8/255')
+    made = {
+        size: ObjectiveOptions(objective='sat', attack='fgsm_rs', attack_step_size=size).build_attack()(
+            model, x, y, threat, space=SPACE, seed=0)
+        for size in (None, '2/255')}
+    for size, step_size in ((None, 10 / 255), ('2/255', 2 / 255)):
+        expected = fgsm_rs(model, x, y, threat, step_size=step_size, keep='last', space=SPACE, seed=0)
+        torch.testing.assert_close(made[size], expected)
+    assert not torch.equal(made[None], made['2/255'])
+
+
 def test_default_step_is_nofrosts_and_follows_the_warmup():
     options = ObjectiveOptions(objective='nofrost', attack_steps=1, attack_random_start=False)
     task = create_task(options, TinyNet().double(), space=SPACE, steps_per_epoch=1, verbose=False)
@@ -227,6 +240,7 @@ def test_default_step_is_nofrosts_and_follows_the_warmup():
     (dict(attack_steps=0), '--attack-steps 0'),
     (dict(attack_steps=-1), '--attack-steps -1'),
     (dict(attack_step_size='0'), '--attack-step-size 0'),
+    (dict(attack='fgsm', attack_step_size='2/255'), '--attack-step-size 2/255: the step of fgsm is eps'),
     (dict(adv_weight=1.5), r'--adv-weight 1.5: must be in \[0, 1\]'),
     (dict(adv_weight=-0.1), '--adv-weight -0.1'),
     (dict(attack_eps_warmup_epochs=-1), '--attack-eps-warmup-epochs -1'),

@@ -16,7 +16,10 @@ from timm.task import ClassificationTask
 
 from timm_robust.attacks import InputSpace, ThreatModel
 from timm_robust.cli.main import main
+from timm_robust.cli.train import build_parser
+from timm_robust.errors import InputError
 from timm_robust.train.checkpoint import AtomicCheckpointSaver
+from timm_robust.train.datasets import create_datasets
 from timm_robust.train.loop import validate_robust
 
 TINY = ['--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '2', '-b', '8',
@@ -86,6 +89,46 @@ def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
     (run / 'export' / 'config.json').unlink()
     assert train(folder, tmp_path, *resumed) == 0
     assert {name: (run / 'export' / name).read_bytes() for name in files} == files
+
+
+def test_another_run_is_not_gone_on_over(folder, tmp_path, capsys):
+    for name in ('a', 'b'):
+        assert train(folder, tmp_path / name, '--epochs', '1') == 0
+    first, second = (tmp_path / name / 'run' / 'last.pth.tar' for name in ('a', 'b'))
+    files = {p: p.read_bytes() for p in second.parent.iterdir() if p.is_file()}
+    flags = ['--epochs', '2', '--resume', str(first)]
+    assert train(folder, tmp_path / 'b', *flags) == 2 and 'already holds a run' in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in second.parent.iterdir() if p.is_file()} == files
+    assert train(folder, tmp_path / 'c', *flags) == 0
+
+
+def test_rows_of_other_metrics_are_put_aside_on_resume(folder, tmp_path):
+    assert train(folder, tmp_path, '--epochs', '1', '--objective', 'sat') == 0
+    run = tmp_path / 'run'
+    sat = (run / 'summary.csv').read_text()
+    assert train(folder, tmp_path, '--epochs', '2', '--resume', str(run / 'last.pth.tar')) == 0
+    assert (run / 'summary-before-1.csv').read_text() == sat
+    row, = csv.DictReader(open(run / 'summary.csv'))
+    assert row['epoch'] == '1' and 'train_adv_loss' not in row and 0 <= float(row['eval_top1']) <= 100
+
+
+def test_what_was_validated_is_exported(folder, tmp_path):
+    assert train(
+        folder, tmp_path, '--epochs', '1', '--model-ema', '--model-ema-force-cpu', '--crop-mode', 'squash') == 0
+    best = checkpoint(tmp_path / 'run' / 'model_best.pth.tar')
+    assert not equal(best['state_dict'], best['state_dict_ema'])
+    model = timm.create_model(f'local-dir:{tmp_path / "run" / "export"}', pretrained=True)
+    assert equal(dict(model.state_dict()), dict(best['state_dict']))
+    assert model.pretrained_cfg['crop_mode'] == 'squash'
+
+
+def test_every_process_needs_a_batch(folder):
+    args = build_parser().parse_args([*TINY, '--data-dir', str(folder), '-b', '32'])
+    args.world_size = 1
+    assert len(create_datasets(args, 3, 2)[0]) == 32
+    args.world_size = 2
+    with pytest.raises(InputError, match='--batch-size 32: .* 32 images for 2 process.*, choose at most 16'):
+        create_datasets(args, 3, 2)
 
 
 def test_standard_objective_learns(folder, tmp_path):

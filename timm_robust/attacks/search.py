@@ -351,8 +351,9 @@ def run_search(
             found.fooled[claimed] = ~holds
             again, budget = claimed[holds], None
             if attack.query_limit:
-                again = again[found.queries[again] < attack.query_limit]
-                budget = (attack.query_limit - found.queries[again]).tolist()
+                limit = runs * attack.query_limit
+                again = again[found.queries[again] < limit]
+                budget = (limit - found.queries[again]).tolist()
             if len(again):
                 own_targets = None if targets is None else targets[again]
                 second = search(

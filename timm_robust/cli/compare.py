@@ -2,7 +2,7 @@
 from pathlib import Path
 from typing import Dict, List
 
-from ..errors import InputError
+from ..errors import InputError, check_choice
 from ..evaluate import format_table
 from ..evaluate.compare import collect, plot_bars, plot_radar
 from .arguments import Parser
@@ -42,8 +42,7 @@ def _read_folders(texts: List[str]) -> Dict[str, List[Path]]:
 def run(argv: List[str]) -> None:
     """Compare."""
     args = build_parser().parse_args(argv)
-    if args.kind not in _KINDS:
-        raise InputError(f"--kind {args.kind}: unknown, choose one of {', '.join(_KINDS)}")
+    check_choice('kind', args.kind, _KINDS)
     output = Path(args.output)
     if output.suffix != '.png':
         raise InputError(f'--output {output}: the figure is a PNG, give a name that ends in .png')

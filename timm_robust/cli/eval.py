@@ -10,7 +10,7 @@ import torch
 from timm.utils import init_distributed_device, is_primary
 
 from ..attacks import ThreatModel
-from ..errors import InputError
+from ..errors import InputError, check_choice, check_positive
 from ..evaluate import (
     AttackSpec,
     Journal,
@@ -173,10 +173,8 @@ def run(argv: List[str]) -> None:
         args.mbnat_gamma = 0.
     threat = read_threat(args)
     step_size = _read_step_size(args)
-    if args.restarts < 1:
-        raise InputError(f'--restarts {args.restarts}: must be at least 1')
-    if args.search_dtype not in _DTYPES:
-        raise InputError(f"--search-dtype {args.search_dtype}: unknown, choose one of {', '.join(_DTYPES)}")
+    check_positive('restarts', args.restarts)
+    check_choice('search_dtype', args.search_dtype, _DTYPES)
     if args.exact and args.search_dtype != 'float32':
         raise InputError(f'--search-dtype {args.search_dtype}: --exact searches in float32, leave one of them out')
     specs = parse_attacks(args.attacks, threat, step_size, args.restarts, args.num_targets)

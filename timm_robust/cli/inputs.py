@@ -11,12 +11,12 @@ from torch.utils.data import IterableDataset, Subset
 from ..attacks import ThreatModel
 from ..attacks.threat import NORMS
 from ..data import balanced_indices, check_images, check_labels, dataset_labels, listed_indices
-from ..errors import InputError
+from ..errors import InputError, check_choice, check_positive
 from ..hub.convert import Conversion, convert_state_dict, read_checkpoint
 from ..hub.verify import verify_weights
 from ..layers import NORM_STATISTICS, convert_aux_norm, has_batch_statistics, set_norm_branch, set_norm_statistics
 from ..models import NormalizedModel
-from ..train.build import build_model, resolve_data
+from ..train.build import build_model, check_seed, resolve_data
 from ..train.checkpoint import load_weights
 from ..train.datasets import open_dataset
 from .arguments import Parser, add_data_arguments, add_model_arguments
@@ -120,15 +120,13 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
     Raises:
         InputError: Naming the flag.
     """
-    if args.norm not in NORMS:
-        raise InputError(f"--norm {args.norm}: unknown, choose one of {', '.join(NORMS)}")
-    if args.norm_statistics is not None and args.norm_statistics not in NORM_STATISTICS:
-        raise InputError(
-            f"--norm-statistics {args.norm_statistics}: unknown, choose one of {', '.join(NORM_STATISTICS)}")
+    check_choice('norm', args.norm, NORMS)
+    if args.norm_statistics is not None:
+        check_choice('norm_statistics', args.norm_statistics, NORM_STATISTICS)
+    check_positive('batch_size', args.batch_size)
+    check_seed(args.seed)
     if args.mbnat_gamma is not None:
         _check_gamma(args)
-    if args.batch_size < 1:
-        raise InputError(f'--batch-size {args.batch_size}: must be at least 1')
     try:
         return ThreatModel(args.norm, args.eps)
     except InputError as error:

@@ -9,7 +9,7 @@ from ..version import __version__
 __all__ = ['main']
 
 COMMANDS = {
-    'quickstart': 'harden a small network on real digits and show what it withstands (3 to 4 minutes, no data needed)',
+    'quickstart': 'harden a small network on real digits and show what it withstands (3 minutes, no data needed)',
     'train': "train any timm model, with timm's flags and an objective of this package",
     'timm-train': "the same objectives in timm's own train.py",
     'eval': 'measure clean and robust accuracy of any timm model, or --benchmarks of corruptions and shifts',

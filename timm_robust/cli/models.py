@@ -13,7 +13,7 @@ from .arguments import Parser
 
 __all__ = ['build_parser', 'model_rows', 'run']
 
-_HEADER = ('model and tag', 'weights', 'data', 'threat model', 'clean %', 'AutoAttack %')
+_HEADER = ('model and tag', 'weights', 'data', 'images', 'threat model', 'clean %', 'AutoAttack %')
 
 
 def build_parser() -> Parser:
@@ -28,15 +28,15 @@ def build_parser() -> Parser:
 
 
 def _accuracies(content: Dict[str, Any]) -> Tuple[str, ...]:
-    """Data, threat model, clean and AutoAttack accuracy of the evaluation that has AutoAttack, else of the first."""
+    """What the evaluation with AutoAttack, else the first, is of, and its clean and AutoAttack accuracy."""
     def autoattack(found):
         return next((accuracy_of(r) for r in found['results'] if 'parts' in r['attack']), None)
 
     pairs = list(zip(content['data_names'], content['evaluations']))
     name, found = next((p for p in pairs if autoattack(p[1]) is not None), pairs[0])
     clean, robust = clean_accuracy(found), autoattack(found)
-    return (name, found['threat_model']['text'], *('-' if v is None else f'{v:.2f}' for v in (
-        clean, robust)))
+    return (name, f"{found['data']['num_examples']:,}", found['threat_model']['text'], *(
+        '-' if v is None else f'{v:.2f}' for v in (clean, robust)))
 
 
 def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
@@ -48,7 +48,7 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
         where = 'in the package' if packaged.is_file() else 'hf-hub, once published' if cfg.hf_hub_id else 'none'
         measured = next(
             (p for p in (packaged.with_suffix('.json'), cards / name / 'results.json') if p.is_file()), None)
-        known = _accuracies(json.loads(measured.read_text())) if measured else ('-',) * 4
+        known = _accuracies(json.loads(measured.read_text())) if measured else ('-',) * 5
         if fnmatch(name, pattern):
             rows.append((name, where, *known))
     return rows

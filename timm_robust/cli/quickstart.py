@@ -149,7 +149,7 @@ def run(argv: List[str]) -> Dict[str, Any]:
     print(format_table(rows, ('network', 'clean', 'FGSM', 'PGD-20')))
     print(
         f'\nAccuracy on {len(test_labels):,} test digits; attacks within Linf eps {EPS} (pixels in [0, 1]), '
-        f'PGD with 20 steps\nfrom one random start, seed {args.seed}. Stronger attacks find less. '
+        f'PGD with 20 steps\nfrom one random start, seed {args.seed}. Stronger attacks leave less. '
         f'{time.perf_counter() - start:.0f} seconds.\n\n'
         f'Written to {output}: the networks (hardened/ and undefended/, safetensors), robustness.png (accuracy over '
         f'eps),\nhardened.png and undefended.png (what the attacks look like). To load a network:\n'

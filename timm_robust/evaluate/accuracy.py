@@ -214,8 +214,11 @@ def evaluate_attacks(
                 check_specs(specs, num_classes, batch_dependent, worst_case, surrogate is not None)
                 if refuse_chance and attacks:
                     _refuse_chance(sum(correct), len(correct), num_classes)
-            if own[0] not in journal.labels:
-                journal.record('clean', own, correct, time.perf_counter() - start, labels.tolist())
+            new = [k for k, i in enumerate(own) if i not in journal.labels]
+            if new:
+                journal.record(
+                    'clean', [own[k] for k in new], [correct[k] for k in new], time.perf_counter() - start,
+                    labels[new].tolist())
             # on another device an image may be classified otherwise than before a resume
             correct = [journal.correct['clean'][i] for i in own]
             runner.attack(x, labels, own, correct)

@@ -25,7 +25,7 @@ SURFACE = (
     'Mean cross-entropy of clean images moved by up to eps: to the right along the gradient, '
     'upwards along random signs. Where the gradient is of use to an attack, the loss rises smoothly to the right.')
 
-_BOUND = 'These attacks bound robustness from above; stronger ones (AutoAttack) find less.'
+_BOUND = 'These attacks bound robustness from above; stronger ones (AutoAttack) leave less.'
 _BY_BATCH = (
     'this network normalizes by the batch at hand. A prediction depends on the other images in its batch, and these '
     'accuracies hold for these batches only.')

@@ -75,7 +75,7 @@ def _warnings(evaluations: Sequence[Dict[str, Any]]) -> str:
     elif not lines:
         lines.append('The checks for masked gradients and dependence on the batch found nothing.')
     if not any('parts' in r['attack'] for found in evaluations for r in found['results']):
-        lines.append('> **NO AUTOATTACK** These numbers bound robustness from above; AutoAttack finds less.')
+        lines.append('> **NO AUTOATTACK** These numbers bound robustness from above; AutoAttack leaves less.')
     return '\n>\n'.join(dict.fromkeys(lines))
 
 
@@ -233,7 +233,7 @@ def build_card_folder(
             'pretrained_cfg': {'tag': tag, 'license': facts['license']},
         },
         model_args=model_args or None,
-        data_config={k: seen[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')},
+        data_config={k: seen[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
     )
     write_json(folder / 'results.json', {
         'weights_sha256': digest, 'data_names': list(facts['data_names']), 'evaluations': evaluations})

@@ -72,8 +72,8 @@ _TIMM = """@misc{rw2019timm,
 }"""
 
 _OF_OBJECTIVE = {
-    'nofrost': [_NOFROST], 'sat': [_MADRY], 'trades': [_TRADES], 'fat': [_FAT], 'trades_fat': [_TRADES, _FAT],
-    'mbnat': [_MBNAT], 'apart': [_APART]}
+    'nofrost': [_NOFROST], 'nofrost_star': [_NOFROST], 'sat': [_MADRY], 'trades': [_TRADES], 'fat': [_FAT],
+    'trades_fat': [_TRADES, _FAT], 'mbnat': [_MBNAT], 'apart': [_APART]}
 
 
 def citations(model: str, objective: str, autoattack: bool) -> List[str]:

@@ -13,7 +13,7 @@ from ..attacks import ATTACKS, InputSpace, ThreatModel, friendly_pgd, nofrost_st
 from ..attacks.context import NORM_MODES
 from ..attacks.threat import NORMS
 from ..data.augment import ViewsDataset
-from ..errors import InputError
+from ..errors import InputError, check_choice
 from ..layers import NormPerturbation, convert_aux_norm, has_batch_statistics, set_norm_branch
 from .adversarial import AdversarialTask
 from .apart import ApartTask
@@ -31,11 +31,6 @@ OBJECTIVES = ('standard', 'sat', 'nofrost', 'nofrost_star', 'trades', 'fat', 'tr
 _TRADES, _FRIENDLY = ('trades', 'trades_fat'), ('fat', 'trades_fat')
 _TRADES_START_STD = 1e-3  # of the authors' code
 TRAIN_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
-
-
-def _choose(name: str, value: Any, choices) -> None:
-    if value not in choices:
-        raise InputError(f"--{name.replace('_', '-')} {value}: unknown, choose one of {', '.join(choices)}")
 
 
 @dataclass
@@ -66,10 +61,10 @@ class ObjectiveOptions:
     attack_bn_mode: str = 'eval'
 
     def __post_init__(self):
-        _choose('objective', self.objective, OBJECTIVES)
-        _choose('attack', self.attack, TRAIN_ATTACKS)
-        _choose('attack_norm', self.attack_norm, NORMS)
-        _choose('attack_bn_mode', self.attack_bn_mode, NORM_MODES)
+        check_choice('objective', self.objective, OBJECTIVES)
+        check_choice('attack', self.attack, TRAIN_ATTACKS)
+        check_choice('attack_norm', self.attack_norm, NORMS)
+        check_choice('attack_bn_mode', self.attack_bn_mode, NORM_MODES)
         if self.adv_weight is None:
             self.adv_weight = 1. if self.objective == 'fat' else 0.5
         elif self.objective in _TRADES:
@@ -122,6 +117,8 @@ class ObjectiveOptions:
                 raise InputError(f'--attack-step-size {self.attack_step_size}: {error}') from error
             if self.step_size == 0:
                 raise InputError(f'--attack-step-size {self.attack_step_size}: must be positive, for example 2/255')
+            if self.attack == 'fgsm':
+                raise InputError(f'--attack-step-size {self.attack_step_size}: the step of fgsm is eps, leave it out')
         if self.attack_random_start is not None and self.attack not in ('pgd', 'cw_linf'):
             raise InputError(
                 f'--attack-random-start is fixed by --attack {self.attack}: leave it out, or choose pgd or cw_linf')
@@ -212,19 +209,22 @@ class ObjectiveOptions:
             fixed, function = {}, friendly_pgd
         if self.objective in _TRADES and self.attack_random_start is None:
             fixed['start_std'] = _TRADES_START_STD
-        if self.attack in ('fgsm', 'fgsm_rs'):
+        if self.attack == 'fgsm':
             return partial(function, **fixed)
         if self.attack_random_start is not None:
             fixed['random_start'] = self.attack_random_start
+        if self.attack != 'fgsm_rs':
+            fixed['steps'] = self.attack_steps
 
         def attack(model, x, y, threat, **kwargs):
             # follows eps through warm-up, keeping its ratio to a step size given by hand
-            if self.step_size is None:
-                step_size = nofrost_step_size(threat, self.attack_steps)
-            else:
+            if self.step_size is not None:
                 step_size = self.step_size * (threat.eps / self.threat.eps if self.threat.eps else 1.)
-            return function(
-                model, x, y, threat, steps=self.attack_steps, step_size=step_size or None, **fixed, **kwargs)
+            elif self.attack == 'fgsm_rs':
+                step_size = None  # its own
+            else:
+                step_size = nofrost_step_size(threat, self.attack_steps)
+            return function(model, x, y, threat, step_size=step_size or None, **fixed, **kwargs)
 
         return attack
 
@@ -271,7 +271,8 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--attack-steps', default=default.attack_steps, type=int, metavar='N',
                        help='attack steps in training (default: %(default)s)')
     group.add_argument('--attack-step-size', default=default.attack_step_size, metavar='SIZE',
-                       help='attack step in pixel units (default: min(1.25 eps, eps + 4/255) / steps)')
+                       help='attack step in pixel units (default: min(1.25 eps, eps + 4/255) / steps; 1.25 eps '
+                            'in fgsm_rs)')
     group.add_argument('--attack-random-start', default=None, action=argparse.BooleanOptionalAction,
                        help='start pgd and cw_linf from a random point of the ball (default: yes)')
     group.add_argument('--attack-bn-mode', default=default.attack_bn_mode, metavar='MODE',

@@ -6,16 +6,15 @@ from typing import Any, Dict, Optional
 
 import torch
 import torch.nn as nn
-from timm.data import resolve_data_config
+from timm.data import resolve_input_data_config
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import create_model
 from timm.utils import NativeScaler
 
-from ..errors import InputError
+from ..errors import InputError, check_choice, check_positive
 from ..layers import has_batch_statistics
 from ..tasks import ObjectiveOptions, second_pass_size
 from .checkpoint import load_weights
-from .datasets import fit_channels
 
 __all__ = [
     'build_criterion',
@@ -23,13 +22,20 @@ __all__ = [
     'build_network',
     'check_arguments',
     'check_objective',
+    'check_seed',
     'mixed_precision',
     'resolve_data',
     'resolve_device',
     'resolve_lr',
 ]
 
-EVAL_METRICS = ('top1', 'top5', 'loss', 'robust_top1')
+_CHOICES = {
+    'eval_metric': ('top1', 'top5', 'loss', 'robust_top1'),
+    'amp_dtype': ('float16', 'bfloat16'),
+    'clip_mode': ('norm', 'value', 'agc'),
+    'dist_bn': ('broadcast', 'reduce', ''),
+    'lr_base_scale': ('linear', 'sqrt', ''),
+}
 
 
 def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
@@ -53,6 +59,9 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
         raise InputError(
             f'--grad-checkpointing: computes again in the backward pass, when the normalization of {options.objective} '
             'has changed; leave it out')
+    if options.objective == 'apart' and 'adahessian' in args.opt.lower():
+        raise InputError(
+            f'--opt {args.opt}: takes second derivatives, which the layers of apart do not have, choose another')
     if options.objective == 'apart' and args.batch_size % options.apart_groups:
         raise InputError(
             f'--apart-groups {options.apart_groups}: does not divide --batch-size {args.batch_size}')
@@ -67,8 +76,8 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
             'validate; 1 is that of adversarial ones')
     if args.robust_eval_steps < 0:
         raise InputError(f'--robust-eval-steps {args.robust_eval_steps}: must not be negative')
-    if args.robust_eval_steps and args.robust_eval_samples < 1:
-        raise InputError(f'--robust-eval-samples {args.robust_eval_samples}: must be at least 1')
+    if args.robust_eval_steps:
+        check_positive('robust_eval_samples', args.robust_eval_samples)
     if args.eval_metric == 'robust_top1' and not (args.robust_eval_steps and args.val_split):
         raise InputError('--eval-metric robust_top1: needs --val-split and robust validation, --robust-eval-steps 10')
     return options
@@ -81,16 +90,19 @@ def check_arguments(args: argparse.Namespace) -> ObjectiveOptions:
         InputError: Naming the flag.
     """
     options = check_objective(args)
-    if args.batch_size < 1:
-        raise InputError(f'--batch-size {args.batch_size}: must be at least 1')
-    if args.epochs < 1:
-        raise InputError(f'--epochs {args.epochs}: must be at least 1')
-    if args.grad_accum_steps < 1:
-        raise InputError(f'--grad-accum-steps {args.grad_accum_steps}: must be at least 1')
-    if args.eval_metric not in EVAL_METRICS:
-        raise InputError(f"--eval-metric {args.eval_metric}: unknown, choose one of {', '.join(EVAL_METRICS)}")
+    for name in ('batch_size', 'epochs', 'grad_accum_steps', 'val_interval', 'log_interval', 'checkpoint_hist'):
+        check_positive(name, getattr(args, name))
+    for name, choices in _CHOICES.items():
+        check_choice(name, getattr(args, name), choices)
+    check_seed(args.seed)
     args.device = resolve_device(args.device)
     return options
+
+
+def check_seed(seed: int) -> None:
+    """`InputError` for a seed that numpy would not take."""
+    if not 0 <= seed < 2 ** 31:
+        raise InputError(f'--seed {seed}: must be in [0, 2**31)')
 
 
 def resolve_device(name: Optional[str]) -> str:
@@ -150,13 +162,11 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
 
 
 def resolve_data(args: argparse.Namespace, model: nn.Module) -> Dict[str, Any]:
-    """timm's data config with mean and std for the channels of the model."""
-    data_config = resolve_data_config(vars(args), model=model)
-    in_chans = getattr(model, 'in_chans', data_config['input_size'][0])
-    data_config['input_size'] = (in_chans, *data_config['input_size'][1:])
-    for name in ('mean', 'std'):
-        data_config[name] = fit_channels(data_config[name], in_chans)
-    return data_config
+    """timm's data config with mean and std for the channels of the model; `InputError` if it takes no such images."""
+    try:
+        return resolve_input_data_config(model, vars(args))
+    except (ValueError, AssertionError) as error:
+        raise InputError(f'--model {args.model}: {error} See --img-size, --input-size, --mean and --std.') from error
 
 
 def resolve_lr(args: argparse.Namespace) -> None:

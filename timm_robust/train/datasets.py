@@ -1,9 +1,8 @@
 """Training and validation data from command line arguments, by timm's factories."""
 import argparse
 from functools import partial
-from typing import Any, Dict, Tuple
+from typing import Any, Dict
 
-import numpy as np
 import torch
 from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader
 from torch.utils.data import IterableDataset, Subset
@@ -11,12 +10,7 @@ from torch.utils.data import IterableDataset, Subset
 from ..data import balanced_indices, check_images, check_labels, dataset_labels, image_channels, is_grey
 from ..errors import InputError
 
-__all__ = ['create_datasets', 'create_loaders', 'fit_channels', 'open_dataset']
-
-
-def fit_channels(values, in_chans: int) -> Tuple[float, ...]:
-    """Mean or std for a number of channels; one value for all is their average, as in timm's loader."""
-    return tuple(values) if len(values) == in_chans else (float(np.mean(values)),) * in_chans
+__all__ = ['create_datasets', 'create_loaders', 'open_dataset']
 
 
 def open_dataset(args: argparse.Namespace, split: str, in_chans: int, is_training: bool = False, **kwargs: Any):
@@ -75,9 +69,10 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int):
     check_labels(train, validation, num_classes)
     for dataset in filter(None, (train, validation)):
         check_images(dataset)
-    if not isinstance(train, IterableDataset) and len(train) < args.batch_size:
+    if not isinstance(train, IterableDataset) and len(train) < args.batch_size * args.world_size:
         raise InputError(
-            f'--batch-size {args.batch_size}: the training data has {len(train)} images, choose at most that')
+            f'--batch-size {args.batch_size}: the training data has {len(train)} images for {args.world_size} '
+            f'process(es), choose at most {len(train) // args.world_size}')
     return train, validation
 
 
@@ -104,6 +99,8 @@ def create_loaders(
         # workers that outlive an epoch carry its random state on, and resuming would not repeat it
         persistent_workers=False,
     )
+    if args.aug_repeats and not args.distributed:
+        raise InputError(f'--aug-repeats {args.aug_repeats:g}: is for several processes (torchrun), leave it out')
     mixup_fn = collate_fn = None
     if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
         mixup_args = dict(

@@ -4,9 +4,10 @@ import gc
 import logging
 import time
 from collections import OrderedDict
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import torch
 import torch.nn as nn
@@ -40,6 +41,15 @@ __all__ = ['run_training']
 _logger = logging.getLogger(__name__)
 
 
+@contextmanager
+def _naming(flag: str, value: str) -> Iterator[None]:
+    """Where one of timm's factories refuses its arguments: `InputError` that names the flag."""
+    try:
+        yield
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(f'{flag} {value}: {error or "does not go with the other flags"}') from error
+
+
 def _epoch_seed(seed: int, epoch: int) -> int:
     # every epoch starts from a state of its own, so that a resumed run repeats it
     return (seed + epoch * 10007) % (1 << 31)
@@ -56,9 +66,16 @@ def _last_checkpoint(output_dir: Optional[Path], resumed: str) -> str:
     return str(last) if last and last.exists() else resumed or 'none yet'
 
 
-def _export(model: nn.Module, checkpoint: Path, directory: Path, args, data_config: Dict[str, Any]) -> None:
+def _export(
+        model: nn.Module,
+        checkpoint: Path,
+        directory: Path,
+        args: argparse.Namespace,
+        data_config: Dict[str, Any],
+        use_ema: bool,
+) -> None:
     """Write the best weights as safetensors with a config, to be loaded by `local-dir:`."""
-    load_weights(model, str(checkpoint), use_ema=args.model_ema)
+    load_weights(model, str(checkpoint), use_ema=use_ema)
     if has_aux_norm(model):
         _save(plain_branch(model, 'aux'), directory.with_name(f'{directory.name}_aux'), args, data_config)
         model = plain_branch(model, 'main')
@@ -73,15 +90,27 @@ def _save(model: nn.Module, directory: Path, args, data_config: Dict[str, Any]) 
         model_args=args.model_kwargs or None,
         # these are not the weights of the tag the architecture came with
         model_config={'pretrained_cfg': {'tag': args.objective, 'description': f'trained with {args.objective}'}},
-        data_config={k: data_config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')},
+        data_config=data_config,
     )
+
+
+def _goes_on(args: argparse.Namespace, run: Path) -> bool:
+    """Whether --resume is of the run in this folder."""
+    return bool(args.resume) and Path(args.resume).resolve().parent == run.resolve()
 
 
 def _lacks_export(args: argparse.Namespace) -> bool:
     """Whether the run that goes on was cut between its last checkpoint and the end of its export."""
     run = Path(args.output or './output/train') / args.experiment
-    return bool(args.resume) and Path(args.resume).resolve().parent == run.resolve() and (
-        run / 'model_best.pth.tar').is_file() and not (run / 'export' / 'config.json').is_file()
+    return _goes_on(args, run) and (run / 'model_best.pth.tar').is_file() and not (
+        run / 'export' / 'config.json').is_file()
+
+
+def _put_aside_other_columns(summary: Path, epoch: int, train_metrics, eval_metrics) -> None:
+    """Rename a summary whose rows are of other metrics, of flags from before a resume: timm would mix them up."""
+    columns = ['epoch', *(f'train_{k}' for k in train_metrics), *(f'eval_{k}' for k in eval_metrics), 'lr']
+    if summary.is_file() and summary.read_text().splitlines()[:1] not in ([], [','.join(columns)]):
+        summary.rename(summary.with_name(f'summary-before-{epoch}.csv'))
 
 
 def _prepare_task(args: argparse.Namespace, task, optimizer, loss_scaler, device: torch.device) -> int:
@@ -118,7 +147,7 @@ def _open_saver(args: argparse.Namespace, task, optimizer, loss_scaler, output_d
         max_history=args.checkpoint_hist,
         task=task,
     )
-    if args.resume and Path(args.resume).resolve().parent == output_dir.resolve():
+    if _goes_on(args, output_dir):
         saver.load_state_dict_from_checkpoint(args.resume)
     trim_summary(str(output_dir / 'summary.csv'), start_epoch)
     (output_dir / 'args.yaml').write_text(yaml.safe_dump(vars(args), default_flow_style=False))
@@ -187,14 +216,16 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         device=device,
         verbose=primary,
     )
-    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    with _naming('--opt', args.opt):
+        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     start_epoch = _prepare_task(args, task, optimizer, loss_scaler, device)
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
-    lr_scheduler, num_epochs = create_scheduler_v2(
-        optimizer,
-        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
-        updates_per_epoch=updates_per_epoch,
-    )
+    with _naming('--sched', args.sched):
+        lr_scheduler, num_epochs = create_scheduler_v2(
+            optimizer,
+            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+            updates_per_epoch=updates_per_epoch,
+        )
     if start_epoch > num_epochs or start_epoch == num_epochs and not _lacks_export(args):
         raise InputError(f'--epochs {args.epochs}: {args.resume} has {start_epoch} already, give more')
     if lr_scheduler is not None and start_epoch > 0:
@@ -244,7 +275,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
             **common,
         )
         if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
-            for module in filter(None, (task.get_trainable_module(), task.get_trainable_module(ema=True))):
+            for module in (task.get_trainable_module(), *([task.get_trainable_module(ema=True)] if ema else [])):
                 distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
         if (epoch + 1) % args.val_interval and epoch + 1 != num_epochs:
             if lr_scheduler is not None:
@@ -258,6 +289,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         metric = (eval_metrics or train_metrics)[args.eval_metric]
         if primary:
             _logger.info(f'Epoch {epoch}: ' + '  '.join(f'{k} {v:.4g}' for k, v in eval_metrics.items()))
+            _put_aside_other_columns(output_dir / 'summary.csv', epoch, train_metrics, eval_metrics)
             update_summary(
                 epoch, train_metrics, eval_metrics, filename=str(output_dir / 'summary.csv'),
                 lr=optimizer.param_groups[0]['lr'])
@@ -269,9 +301,9 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         _leave_process_group(task, saver)
     if not primary:
         return {}
-    plot_curves(output_dir / 'summary.csv', output_dir / 'curves.png')
     plain = unwrap_model(task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
-    _export(plain, output_dir / 'model_best.pth.tar', output_dir / 'export', args, data_config)
+    _export(plain, output_dir / 'model_best.pth.tar', output_dir / 'export', args, data_config, use_ema=ema)
+    plot_curves(output_dir / 'summary.csv', output_dir / 'curves.png')
     _logger.info(
         f'Best {args.eval_metric} {saver.best_metric:g} (epoch {saver.best_epoch}); weights in '
         f'{output_dir / "export"}, curves in {output_dir / "curves.png"}')
@@ -288,7 +320,7 @@ def _output_dir(args: argparse.Namespace, data_config: Dict[str, Any]) -> Path:
     name = args.experiment or '-'.join([
         datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), str(data_config['input_size'][-1])])
     path = Path(args.output or './output/train') / name
-    if (path / 'last.pth.tar').exists() and not args.resume:
+    if (path / 'last.pth.tar').exists() and not _goes_on(args, path):
         raise InputError(
             f'--experiment {name}: {path} already holds a run, choose another name or go on with '
             f'--resume {path / "last.pth.tar"}')
