@@ -8,6 +8,7 @@ what an attack takes on top of the network and the images: on a GPU what torch a
 process occupies at most.
 """
 import json
+import shlex
 import sys
 import time
 from functools import partial
@@ -20,6 +21,7 @@ from timm_robust.attacks import ATTACKS, autoattack, input_gradient
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
+from timm_robust.evaluate import weights_sha256
 from timm_robust.evaluate.report import versions
 from timm_robust.models.search_copy import make_search_model
 
@@ -175,9 +177,11 @@ def main() -> None:
                   f"backwards {row['backwards']:6.1f}  {row['mib']:.0f} MiB", flush=True)
             if args.json:
                 Path(args.json).write_text(json.dumps(
-                    {'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
+                    {'command': shlex.join(['python', '-m', 'benchmarks.attacks', *sys.argv[1:]]),
+                     'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
                      'threads': args.threads, 'model': args.model, 'model_kwargs': args.model_kwargs,
-                     'all_images': args.all_images, 'versions': versions(),
+                     'weights_sha256': weights_sha256(inputs.model), 'all_images': args.all_images,
+                     'versions': versions(),
                      'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
 
 

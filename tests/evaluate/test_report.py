@@ -149,7 +149,7 @@ def test_bars_are_as_long_as_the_accuracies(tmp_path):
 def test_headline(tmp_path, names, worst_case, sentence):
     sentence += ' (Linf eps 8/255, 8 images, seed 3).'
     if 'autoattack' not in names:
-        sentence += ' These attacks bound robustness from above; stronger ones (AutoAttack) find less.'
+        sentence += ' These attacks bound robustness from above; stronger ones (AutoAttack) leave less.'
     results = make_results(names, worst_case)
     assert headline(results) == sentence
     page, markdown = written(tmp_path, results)

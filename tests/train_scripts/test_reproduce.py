@@ -74,7 +74,7 @@ def scripts(tmp_path, monkeypatch):
         return __import__(name), calls
 
     yield load
-    for module in ('common', 'ablation', 'apart', 'claims', 'nofrost', 'power', 'robustnorm'):
+    for module in ('common', 'ablation', 'apart', 'claims', 'nofrost', 'power', 'readme_results', 'robustnorm'):
         sys.modules.pop(module, None)
 
 
@@ -273,12 +273,17 @@ def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
         assert {found['weights_sha256'] for found in r['statistics'].values()} == {card['weights_sha256']}
 
 
-@pytest.mark.parametrize('better,worse,pvalue,found', [
-    (60., 50., .05, 'not settled'), (60., 50., .049, 'holds'), (50., 60., .05, 'not settled'),
-    (50., 60., .049, 'does not hold')])
-def test_verdicts_need_a_test(scripts, better, worse, pvalue, found):
+@pytest.mark.parametrize('first,second,pvalue,found', [
+    (60., 50., .005, 'not settled'), (60., 50., .0049, 'holds'), (50., 60., .005, 'not settled'),
+    (50., 60., .0049, 'does not hold')])
+def test_verdicts_need_a_test_and_allow_for_the_number_of_tests(scripts, first, second, pvalue, found):
     script, _ = scripts('claims')
-    assert script.verdict(better, worse, pvalue) == found
+    assert script.verdict(script.Row('', first, second, pvalue), 10) == found
+    text = script.shown([script.Claim('T.', 'what', ('a %', 'b %'), [script.Row('S', first, second, pvalue)] * 10)], '')
+    assert 'There are 10 tests' in text and '0.05 / 10 = 0.005 ' in text
+    assert text.count(f'| S | {first:.2f} | {second:.2f} | {pvalue:.2g} | {found} |') == 10
+    assert text.count(f'- "T." **{found.capitalize()}** here: {first:.2f} % against') == (
+        0 if found == 'not settled' else 10)
 
 
 def test_sign_test(scripts):
@@ -314,15 +319,17 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
         network('robustnorm', population=(5., 4.), batch=(4., 3.)),
         network('batchnorm', 'vgg11', 'fashion_mnist', population=(1., 1.), batch=(2., 2.)),
         network('robustnorm', 'vgg11', 'fashion_mnist', population=(60., 59.), batch=(4., 4.))]
-    lines = script.robustnorm(rows)
+    batchnorm, robustnorm, between = script.robustnorm(rows)
     # batch and tracked statistics by the paper's attacks, one for each batch, else by all
-    assert [line.split('images, seed 3: ')[-1] for line in lines if line.startswith('  - ')] == [
-        'holds, 50.0 % (49.0 %) against 20.0 % (10.0 %).', 'not settled, 2.0 % (2.0 %) against 1.0 % (1.0 %).',
-        'not settled, 4.0 % (3.0 %) against 5.0 % (4.0 %).', 'does not hold, 4.0 % (4.0 %) against 60.0 % (59.0 %).',
-        'does not hold, 4.0 % (of 80.0 %) against 10.0 % (of 80.0 %).',
-        'holds, 59.0 % (of 80.0 %) against 1.0 % (of 80.0 %).']
-    for name in ('resnet20, CIFAR-10 (JPEG copy), Linf eps E, 200', 'vgg11, Fashion-MNIST, Linf eps E, 200'):
-        assert sum(name in line for line in lines) == 3
+    assert [[row[1:3] for row in claim.rows] for claim in (batchnorm, robustnorm, between)] == [
+        [(50., 20.), (2., 1.)], [(4., 5.), (4., 60.)], [(4., 10.), (59., 1.)]]
+    assert [row.beside for row in batchnorm.rows] == [['49.0', '10.0'], ['2.0', '1.0']]
+    assert [row.beside for row in between.rows] == [['80.0', '80.0']] * 2
+    for claim in (batchnorm, robustnorm, between):
+        for row, name in zip(claim.rows, ('resnet20, CIFAR-10 (JPEG copy)', 'vgg11, Fashion-MNIST'), strict=True):
+            assert row.setting == f'{name}, Linf eps E, 200 images, seed 3'
+    assert [script.verdict(row, 6) for row in (*batchnorm.rows, *robustnorm.rows, *between.rows)] == [
+        'holds', 'not settled', 'not settled', 'does not hold', 'does not hold', 'holds']
 
     def nofrost(none, batchnorm):
         rows = [{'norm': norm, 'accuracy': values, 'outcomes': [*map(of, values)], 'threat_model': 'T',
@@ -330,19 +337,39 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
                 for norm, values in (('none', none), ('batchnorm2d', batchnorm))]
         return script.nofrost(rows)
 
-    robust, clean, smooth = nofrost([97., 71., 70.], [98., 80., 82.])
-    assert 'Does not hold here' in robust and 'leave 70.0 % of' in robust and '80.0 % of' in robust
-    assert 'Not settled here: 97.0 % against 98.0 %' in clean and 'The paper: 74.06 % against 59.28 %' in clean
-    assert 'mean margin none1 against batchnorm2d1' in smooth and 'eps none3 against batchnorm2d3' in smooth
-    robust, clean, _ = nofrost([97., 71., 70.], [88., 80., 60.])
-    assert 'Holds here' in robust and 'Holds here: 97.0 % against 88.0 %' in clean
+    accuracy, smooth = nofrost([97., 71., 70.], [98., 80., 82.])
+    assert [row[1:3] for row in accuracy.rows] == [(70., 80.), (97., 98.)]
+    assert [row.beside for row in accuracy.rows] == [('23.56', '13.57'), ('74.06', '59.28')]
+    assert [script.verdict(row, 2) for row in accuracy.rows] == ['does not hold', 'not settled']
+    assert '1.28 %' in accuracy.text and not smooth.rows
+    assert 'mean margin none1 without and batchnorm2d1' in smooth.text
+    assert 'eps none3 without and batchnorm2d3' in smooth.text
+    accuracy, _ = nofrost([97., 71., 70.], [88., 80., 60.])
+    assert [script.verdict(row, 2) for row in accuracy.rows] == ['holds', 'holds']
 
 
 def test_apart_is_compared_seed_by_seed(scripts):
     script, _ = scripts('claims')
-    _, *lines = script.apart([
+    claim = script.apart([
         {'setting': name, 'seeds': [0, 1, 2], 'top1': {'standard': [90., 91., 92.], 'apart': apart}}
         for name, apart in (('A', [93., 94., 95.3]), ('B', [93., 92., 91.]))])
-    assert lines == [
-        '  - A: holds, 94.10 % against 91.00 %, gains of 3.00, 3.00, 3.30 points with seeds 0, 1, 2.',
-        '  - B: not settled, 92.00 % against 91.00 %, gains of 3.00, 1.00, -1.00 points with seeds 0, 1, 2.']
+    assert [(r.setting, *r.beside) for r in claim.rows] == [
+        ('A', '3.00, 3.00, 3.30', '0, 1, 2'), ('B', '3.00, 1.00, -1.00', '0, 1, 2')]
+    assert [r[1:3] for r in claim.rows] == [(pytest.approx(94.1), 91.), (92., 91.)]
+    assert [script.verdict(r, 2) for r in claim.rows] == ['holds', 'not settled']
+
+
+def test_runs_of_one_network_and_how_far_they_fall_apart(scripts):
+    script, _ = scripts('claims')
+    seeds = {'threat_model': 'T', 'num_examples': 200, 'seed': 7}
+    rows = [{'norm': name, 'seeds': [{'accuracy': [99., a], **seeds} for a in worst]}
+            for name, worst in (('near', (5., 6., 7.)), ('far', (60., 2., 7.)), ('high', (80., 81., 82.)))]
+    assert 'ResNet-8 with far, trained three times on digits, leaves 60.0, 2.0, 7.0 % (T, 200' in script.spread(rows)
+
+
+def test_interval_is_that_of_wilson(scripts):
+    script, _ = scripts('readme_results')
+    # by hand: centre (k + z^2/2) / (n + z^2), half width z sqrt(k (n - k) / n + z^2 / 4) / (n + z^2)
+    z, n, k = 1.959964, 400, 157
+    centre, half = (k + z * z / 2) / (n + z * z), z * (k * (n - k) / n + z * z / 4) ** .5 / (n + z * z)
+    assert script.interval(39.25, 400) == f'{100 * (centre - half):.1f} to {100 * (centre + half):.1f}'

@@ -1,21 +1,50 @@
 """The papers' claims beside what all attacks at hand leave of them, from tables/*.json."""
 import json
 from statistics import mean
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-import yaml
-from common import DATA, DIGITS_RECIPE, HERE, cells
-from nofrost import PAPER, REPORT
+from common import DATA, HERE, cells, table
+from nofrost import ATTACKS, PAPER, REPORT
 from robustnorm import BATCH, PAPER_ATTACKS, STRONGEST
 from scipy.stats import binomtest, ttest_rel
 
 LEVEL = .05
-ONE_RUN = 'One training run each: the verdict allows for the choice of test images alone.'
 
 
-def verdict(better: float, worse: float, pvalue: float) -> str:
-    """What a test of their difference says of the claim that one figure is above another."""
-    return 'not settled' if pvalue >= LEVEL else 'holds' if better > worse else 'does not hold'
+class Row(NamedTuple):
+    """Two figures of one setting of which a claim says that the first is higher.
+
+    Attributes:
+        setting: What both are of.
+        first, second: In percent.
+        pvalue: Of a test of their difference.
+        beside: Further cells.
+    """
+    setting: str
+    first: float
+    second: float
+    pvalue: float
+    beside: Sequence[str] = ()
+
+
+class Claim(NamedTuple):
+    """A claim of a paper.
+
+    Attributes:
+        title: What it says, and where.
+        text: What the figures are.
+        header: Names of the columns from the first figure to the last further cell.
+        rows: One for each setting; none where there is no test.
+    """
+    title: str
+    text: str
+    header: Sequence[str] = ()
+    rows: Sequence[Row] = ()
+
+
+def verdict(row: Row, tests: int) -> str:
+    """What a test says of a claim, as one of so many tests (Bonferroni)."""
+    return 'not settled' if row.pvalue * tests >= LEVEL else 'holds' if row.first > row.second else 'does not hold'
 
 
 def sign_test(a: str, b: str) -> float:
@@ -42,7 +71,7 @@ def worst_batches(found: Dict[str, Any]) -> Tuple[float, str]:
     return 100 * withstood.count('1') / len(withstood), withstood
 
 
-def robustnorm(rows: List[Dict[str, Any]]) -> List[str]:
+def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
     """Claims of the RobustNorm paper, of every network and data set."""
     settings: Dict[str, Dict[str, Any]] = {}
     for r in rows:
@@ -51,77 +80,110 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[str]:
                 f"seed {one['seed']}")
         settings.setdefault(name, {})[r['norm']] = r['statistics']
 
-    lines = []
+    claims = []
     for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
-        lines.append(
-            f"- **{title} is more robust with the batch's statistics than with tracked ones (RobustNorm, table 1).** "
-            f"What the paper's attacks leave, the best of them for each batch of {BATCH}, and in brackets further "
-            f"ones ({STRONGEST['batch']}; {STRONGEST['population']}), which cannot be put beside each other. The "
-            'verdict takes images of a batch as independent:')
+        compared = []
         for name, found in settings.items():
             (batch, a), (tracked, b) = (worst_batches(found[norm][mode]) for mode in ('batch', 'population'))
-            last = [found[norm][mode]['accuracy'][-1] for mode in ('batch', 'population')]
-            lines.append(
-                f'  - {name}: {verdict(batch, tracked, sign_test(a, b))}, {batch:.1f} % ({last[0]:.1f} %) against '
-                f'{tracked:.1f} % ({last[1]:.1f} %).')
-    lines.append(
-        '- **Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).** What all attacks, '
-        f'AutoAttack among them, leave with tracked statistics, and in brackets clean accuracy. {ONE_RUN}')
+            compared.append(Row(name, batch, tracked, sign_test(a, b), cells(
+                found[norm][mode]['accuracy'][-1] for mode in ('batch', 'population'))))
+        claims.append(Claim(
+            f"{title} is more robust with the batch's statistics than with tracked ones (RobustNorm, table 1).",
+            f"What the paper's attacks leave ({', '.join(PAPER_ATTACKS[1:])}), the strongest of them for each batch "
+            f'of {BATCH} images, and beside it what a further attack on each leaves, {STRONGEST["batch"]} on the '
+            f'statistics of the batch and {STRONGEST["population"]} on tracked ones, which cannot be compared. The '
+            'test takes the images of a batch as independent, and there are few batches.',
+            ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %'),
+            compared))
+    compared = []
     for name, found in settings.items():
         (ours, a), (theirs, b) = (worst_case(found[norm]['population']) for norm in ('robustnorm', 'batchnorm'))
-        clean = [found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm')]
-        lines.append(
-            f'  - {name}: {verdict(ours, theirs, sign_test(a, b))}, {ours:.1f} % (of {clean[0]:.1f} %) against '
-            f'{theirs:.1f} % (of {clean[1]:.1f} %).')
-    return lines
+        compared.append(Row(name, ours, theirs, sign_test(a, b), cells(
+            found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm'))))
+    return [*claims, Claim(
+        'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
+        f"What all attacks leave ({', '.join(PAPER_ATTACKS[1:])}, {STRONGEST['population']}) with tracked statistics.",
+        ('RobustNorm %', 'BatchNorm %', 'RobustNorm, clean %', 'BatchNorm, clean %'), compared)]
 
 
-def nofrost(rows: List[Dict[str, Any]]) -> List[str]:
+def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
     """Claims of the NoFrost paper."""
-    found, epochs = {r['norm']: r for r in rows}, yaml.safe_load(DIGITS_RECIPE.read_text())['epochs']
+    found = {r['norm']: r for r in rows}
     one, norm = found['none'], found['batchnorm2d']
     (ours, a), (theirs, b) = worst_case(one), worst_case(norm)
-    clean, norm_clean = one['accuracy'][0], norm['accuracy'][0]
-    clean_verdict = verdict(clean, norm_clean, sign_test(one['outcomes'][0], norm['outcomes'][0]))
-    where = (f'{epochs} epochs, MNIST digits, {one["threat_model"]}, {one["num_examples"]:,} images, '
-             f'seed {one["seed"]}. {ONE_RUN}')
-    bn = PAPER['adversarial', 'BatchNorm']
-    paper, released = PAPER['NoFrost', 'none'], PAPER['NoFrost, released weights', 'none']
+    bn, paper = PAPER['adversarial', 'BatchNorm'], PAPER['NoFrost', 'none']
+    released = PAPER["released weights, others' finding", 'none'][2]
     return [
-        '- **Adversarial training gives a more robust network without BatchNorm (NoFrost).** '
-        f'{verdict(ours, theirs, sign_test(a, b)).capitalize()} here: '
-        f'all attacks, AutoAttack among them, leave {ours:.1f} % of a normalizer-free network and {theirs:.1f} % of '
-        f'one with BatchNorm and convolutions of the same shapes; {where} The paper: {paper[1]} % against {bn[1]} % '
-        f'under PGD (ResNet-50, ImageNet, Linf eps 8/255); of the released weights, {released[1]} % under PGD, '
-        f'AutoAttack leaves {released[2]} %, as [others found]({REPORT}).',
-        '- **It costs less clean accuracy without BatchNorm (NoFrost).** '
-        f'{clean_verdict.capitalize()} here: {clean:.1f} % against {norm_clean:.1f} %; the same networks and images. '
-        f'The paper: {paper[0]} % against {bn[0]} %.',
-        '- **Margins are larger and the network is smoother without BatchNorm (NoFrost, table 5).** No test of it '
-        f"here: mean margin {one['properties'][0]} against {norm['properties'][0]}, KL divergence within eps "
-        f"{one['properties'][2]} against {norm['properties'][2]}, of which the smaller is the smoother; in brackets "
-        'for how many images a boundary was met.']
+        Claim(
+            'Adversarial training gives a more robust network without BatchNorm, and costs less clean accuracy '
+            '(NoFrost).',
+            f'Accuracy under all attacks ({", ".join(ATTACKS[1:])}) and clean accuracy of a '
+            'normalizer-free network and of one with BatchNorm and convolutions of the same shapes, MNIST digits, '
+            f'{one["threat_model"]}, {one["num_examples"]:,} images, seed {one["seed"]}. Both were trained by one '
+            'short recipe (λ = ½), tuned for neither; without BatchNorm weights are standardized and activations come '
+            'first, so that they differ in more than the norm. The paper: ResNet-50, ImageNet, Linf eps 8/255, PGD. '
+            f"Of the authors' released weights AutoAttack leaves {released} %, as [others found]({REPORT}).",
+            ('no norm %', 'BatchNorm %', 'the paper, no norm %', 'the paper, BatchNorm %'),
+            [Row('accuracy under all attacks', ours, theirs, sign_test(a, b), (paper[1], bn[1])),
+             Row('clean accuracy', one['accuracy'][0], norm['accuracy'][0],
+                 sign_test(one['outcomes'][0], norm['outcomes'][0]), (paper[0], bn[0]))]),
+        Claim(
+            'Margins are larger and the network is smoother without BatchNorm (NoFrost, table 5).',
+            f"No test of it. Same networks and images: mean margin {one['properties'][0]} without and "
+            f"{norm['properties'][0]} with BatchNorm, in brackets for how many images a boundary was met; where some "
+            'met none the mean is too low. '
+            f"KL divergence within eps {one['properties'][2]} without and {norm['properties'][2]} with BatchNorm; the "
+            'smaller is the smoother.')]
 
 
-def apart(tables: List[Dict[str, Any]]) -> List[str]:
-    """Claims of the APART paper, of every data set."""
-    lines = ['- **APART gains clean accuracy (APART).** Means over seeds. The verdict allows for seeds alone, the test '
-             'images being the same:']
+def apart(tables: List[Dict[str, Any]]) -> Claim:
+    """The claim of the APART paper, of every data set."""
+    rows = []
     for found in tables:
         plain, ours = found['top1']['standard'], found['top1']['apart']
-        gains = ', '.join(cells((b - a for a, b in zip(plain, ours)), 2))
-        lines.append(
-            f"  - {found['setting']}: {verdict(mean(ours), mean(plain), ttest_rel(ours, plain).pvalue)}, "
-            f'{mean(ours):.2f} % against {mean(plain):.2f} %, gains of {gains} points with seeds '
-            f"{', '.join(map(str, found['seeds']))}.")
-    return lines
+        rows.append(Row(found['setting'], mean(ours), mean(plain), ttest_rel(ours, plain).pvalue, (
+            ', '.join(cells((b - a for a, b in zip(plain, ours)), 2)), ', '.join(map(str, found['seeds'])))))
+    return Claim(
+        'APART gains clean accuracy (APART).',
+        'Means over seeds; the test allows for seeds alone, the test images being the same.',
+        ('APART %', 'plain %', 'gains', 'seeds'), rows)
+
+
+def spread(rows: List[Dict[str, Any]]) -> str:
+    """How far runs of one network fall apart that differ in their seed alone."""
+    worst = {r['norm']: [s['accuracy'][-1] for s in r['seeds']] for r in rows}
+    name = max(worst, key=lambda norm: max(worst[norm]) - min(worst[norm]))
+    one = rows[0]['seeds'][0]
+    return (f"ResNet-8 with {name}, trained three times on digits, leaves {', '.join(cells(worst[name]))} % "
+            f"({one['threat_model']}, {one['num_examples']} images, seed {one['seed']}; "
+            '[table](train_scripts/reproduce/tables/power.md)).')
+
+
+def shown(claims: Sequence[Claim], seeds: str) -> str:
+    """The claims in Markdown, with verdicts that allow for the number of tests."""
+    tests = sum(len(claim.rows) for claim in claims)
+    parts = [
+        f'There are {tests} tests, so a verdict needs p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni). Where '
+        'no seeds are named it is of these networks, one training run each; another seed can change more than the '
+        f'norm does: {seeds}']
+    settled = [
+        f'- "{claim.title}" **{verdict(r, tests).capitalize()}** here: {r.first:.2f} % against {r.second:.2f} % '
+        f'({r.setting}).' for claim in claims for r in claim.rows if verdict(r, tests) != 'not settled']
+    parts += [f'Settled are {len(settled)}:', '\n'.join(settled)] if settled else ['None is settled.']
+    for claim in claims:
+        parts.append(f'**{claim.title}** {claim.text}')
+        if claim.rows:
+            parts.append(table(['setting', *claim.header, 'p', 'verdict'], [
+                [r.setting, f'{r.first:.2f}', f'{r.second:.2f}', *r.beside, f'{r.pvalue:.2g}', verdict(r, tests)]
+                for r in claim.rows]))
+    return '\n\n'.join(parts)
 
 
 def claims() -> str:
-    """All claims, as a list in Markdown."""
-    def table(name: str) -> Dict[str, Any]:
+    """All claims in Markdown."""
+    def stored(name: str) -> Dict[str, Any]:
         return json.loads((HERE / 'tables' / f'{name}.json').read_text())
 
-    return '\n'.join([
-        *robustnorm(table('robustnorm')['rows']), *nofrost(table('nofrost')['norms']),
-        *apart([table('apart_cifar10'), table('apart')])])
+    return shown([
+        *robustnorm(stored('robustnorm')['rows']), *nofrost(stored('nofrost')['norms']),
+        apart([stored('apart_cifar10'), stored('apart')])], spread(stored('power')['rows']))
