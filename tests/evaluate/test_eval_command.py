@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from timm_robust.cli.main import main
+from timm_robust.cli.outputs import own_positions
 from timm_robust.layers import convert_aux_norm, plain_branch
 from timm_robust.models import NormalizedModel
 
@@ -127,9 +129,27 @@ def test_killed_and_resumed(world, uninterrupted, tmp_path):
     assert not progress.exists()
 
 
+def test_batches_that_count_are_dealt_out_whole():
+    second = Namespace(batch_size=2, rank=1, world_size=2)
+    assert own_positions(9, second, batch_dependent=True) == [2, 3, 6, 7]
+    assert own_positions(9, second, batch_dependent=False) == [1, 3, 5, 7]
+
+
 def test_two_processes_give_the_result_of_one(world, uninterrupted, tmp_path):
-    argv = command(world, tmp_path / 'out')
-    run_distributed(f'from timm_robust.cli.main import main\nassert main({argv!r}) == 0\n', tmp_path)
+    argv = command(world, tmp_path / 'out', '-b', '48')
+    run_distributed(f"""
+from timm_robust.cli import eval
+from timm_robust.cli.main import main
+
+attack = eval.evaluate_attacks
+
+def evaluate_attacks(model, loader, indices, *args, **kwargs):
+    assert len(indices) == 32, 'half of them'
+    return attack(model, loader, indices, *args, **kwargs)
+
+eval.evaluate_attacks = evaluate_attacks
+assert main({argv!r}) == 0
+""", tmp_path)
     assert outcome(tmp_path / 'out')[1] == uninterrupted[1]
 
 

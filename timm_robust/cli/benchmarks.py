@@ -205,7 +205,7 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
         for part in bar:
             bar.set_description_str(part.key)
             indices = chosen[part.key]
-            own = [indices[i] for i in own_positions(len(indices), args.batch_size, args.rank, args.world_size)]
+            own = [indices[i] for i in own_positions(len(indices), args, batch_dependent)]
             todo = [i for i in own if i not in journal.correct[part.key]]
             if batch_dependent and todo:
                 todo = own  # a prediction holds within its batch only

@@ -208,7 +208,7 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
 
     search_model = searched()
     common = dict(device=device, seed=args.seed, batch_size=args.batch_size, surrogate=surrogate)
-    own = own_positions(len(inputs.indices), args.batch_size, args.rank, args.world_size)
+    own = own_positions(len(inputs.indices), args, batch_dependent)
     with journal:
         evaluate_attacks(
             inputs.pixel_model, inputs.loader(own), [inputs.indices[i] for i in own], specs, journal=journal,

@@ -54,9 +54,10 @@ def resumable_output(args: argparse.Namespace, file_name: str) -> Path:
     return output[0]
 
 
-def own_positions(count: int, batch_size: int, rank: int, world_size: int) -> List[int]:
-    """Positions of this process: whole batches in turn, so that batches are the same for any number of processes."""
-    return [i for i in range(count) if i // batch_size % world_size == rank]
+def own_positions(count: int, args: argparse.Namespace, batch_dependent: bool) -> List[int]:
+    """Positions of this process: every so manyth, or whole batches where they must be those of a single process."""
+    together = args.batch_size if batch_dependent else 1
+    return [i for i in range(count) if i // together % args.world_size == args.rank]
 
 
 def model_facts(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any]) -> Dict[str, Any]:
