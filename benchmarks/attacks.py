@@ -159,7 +159,7 @@ def main() -> None:
         y = predicted(model, x)
     searched = {'exact': None, 'float32': make_search_model(model, x[:8]),
                 'bfloat16': make_search_model(model, x[:8], torch.bfloat16)}
-    found = {}
+    found, digest = {}, weights_sha256(inputs.model)
     print(f'{args.model} {args.checkpoint}, {len(x)} images, {threat}, batch {size}, {args.threads} threads')
     arms = {'reference': theirs, 'floor': floor, **{k: partial(ours, copy=v) for k, v in searched.items()}}
     for part in args.parts.split(','):
@@ -180,7 +180,7 @@ def main() -> None:
                     {'command': shlex.join(['python', '-m', 'benchmarks.attacks', *sys.argv[1:]]),
                      'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
                      'threads': args.threads, 'model': args.model, 'model_kwargs': args.model_kwargs,
-                     'weights_sha256': weights_sha256(inputs.model), 'all_images': args.all_images,
+                     'weights_sha256': digest, 'all_images': args.all_images,
                      'versions': versions(),
                      'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
 

@@ -62,18 +62,18 @@ def test_verdicts_are_those_of_a_plain_forward_pass():
     assert evaluation.worst_case == worst and evaluation.labels == y.tolist()
 
 
-def test_resumes_with_batches_of_another_size():
+@pytest.mark.parametrize('batch_size', [2, 7])
+def test_resumes_with_batches_of_another_size(batch_size):
     x, _ = data(24)
     model = undecided_net(x)
     y = labels_of(model, x)
     journal = Journal(None, {})
     evaluate(model, x[:9], y[:9], batch_size=3, batches_in_pool=3, threat=ThreatModel('linf', 0.005), journal=journal)
-    for batch_size in (2, 7):
-        resumed, whole = (
-            evaluate(model, x, y, batch_size=batch_size, batches_in_pool=2, threat=ThreatModel('linf', 0.005), **kept)
-            for kept in ({'journal': journal}, {}))
-        assert [r.correct for r in resumed.results] == [r.correct for r in whole.results]
-        assert resumed.labels == y.tolist()
+    resumed, whole = (
+        evaluate(model, x, y, batch_size=batch_size, batches_in_pool=2, threat=ThreatModel('linf', 0.005), **kept)
+        for kept in ({'journal': journal}, {}))
+    assert [r.correct for r in resumed.results] == [r.correct for r in whole.results]
+    assert resumed.labels == y.tolist()
 
 
 def test_outcome_depends_neither_on_batch_size_nor_on_order():

@@ -20,6 +20,7 @@ from timm_robust.cli.main import main
 from timm_robust.evaluate import weights_sha256
 from timm_robust.hub.card import result_rows
 from timm_robust.hub.convert import logits_of_fixed_input
+from timm_robust.hub.papers import citations
 
 NAME = 'nofrost_resnet11_mnist.nofrost_test'
 REPO = f'someone/{NAME}'
@@ -125,6 +126,12 @@ def test_the_same_input_gives_the_same_bytes(measured, folder, tmp_path):
     again = tmp_path / NAME
     assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in folder.iterdir())
     assert all(p.read_bytes() == (folder / p.name).read_bytes() for p in again.iterdir())
+
+
+@pytest.mark.parametrize('objective', ['nofrost', 'nofrost_star'])
+def test_an_objective_is_cited_whatever_the_network(objective):
+    assert any('Removing Batch Normalization' in entry for entry in citations('resnet50', objective, False))
+    assert not any('Removing Batch Normalization' in entry for entry in citations('resnet50', 'trades', False))
 
 
 def test_networks_of_timm_are_named_as_timm_does(tmp_path):

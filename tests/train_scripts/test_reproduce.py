@@ -337,26 +337,29 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
                 for norm, values in (('none', none), ('batchnorm2d', batchnorm))]
         return script.nofrost(rows)
 
-    accuracy, smooth = nofrost([97., 71., 70.], [98., 80., 82.])
-    assert [row[1:3] for row in accuracy.rows] == [(70., 80.), (97., 98.)]
-    assert [row.beside for row in accuracy.rows] == [('23.56', '13.57'), ('74.06', '59.28')]
-    assert [script.verdict(row, 2) for row in accuracy.rows] == ['does not hold', 'not settled']
-    assert '1.28 %' in accuracy.text and not smooth.rows
+    robust, clean, smooth = nofrost([97., 71., 70.], [98., 80., 82.])
+    assert [row[:3] for claim in (robust, clean) for row in claim.rows] == [
+        ('MNIST digits, T, 200 images, seed 0', 70., 80.), ('MNIST digits, 200 images, seed 0', 97., 98.)]
+    assert [claim.rows[0].beside for claim in (robust, clean)] == [('23.56', '13.57'), ('74.06', '59.28')]
+    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['does not hold', 'not settled']
+    assert '1.28 %' in robust.text and not smooth.rows
     assert 'mean margin none1 without and batchnorm2d1' in smooth.text
     assert 'eps none3 without and batchnorm2d3' in smooth.text
-    accuracy, _ = nofrost([97., 71., 70.], [88., 80., 60.])
-    assert [script.verdict(row, 2) for row in accuracy.rows] == ['holds', 'holds']
+    robust, clean, _ = nofrost([97., 71., 70.], [88., 80., 60.])
+    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['holds', 'holds']
 
 
 def test_apart_is_compared_seed_by_seed(scripts):
     script, _ = scripts('claims')
     claim = script.apart([
         {'setting': name, 'seeds': [0, 1, 2], 'top1': {'standard': [90., 91., 92.], 'apart': apart}}
-        for name, apart in (('A', [93., 94., 95.3]), ('B', [93., 92., 91.]))])
+        for name, apart in (
+            ('A', [93., 94., 95.3]), ('B', [93., 92., 91.]), ('equal', [90.3, 91.3, 92.3]), ('same', [90., 91., 92.]))])
     assert [(r.setting, *r.beside) for r in claim.rows] == [
-        ('A', '3.00, 3.00, 3.30', '0, 1, 2'), ('B', '3.00, 1.00, -1.00', '0, 1, 2')]
-    assert [r[1:3] for r in claim.rows] == [(pytest.approx(94.1), 91.), (92., 91.)]
-    assert [script.verdict(r, 2) for r in claim.rows] == ['holds', 'not settled']
+        ('A', '3.00, 3.00, 3.30', '0, 1, 2'), ('B', '3.00, 1.00, -1.00', '0, 1, 2'),
+        ('equal', '0.30, 0.30, 0.30', '0, 1, 2'), ('same', '0.00, 0.00, 0.00', '0, 1, 2')]
+    assert [r[1:3] for r in claim.rows[:2]] == [(pytest.approx(94.1), 91.), (92., 91.)]
+    assert [script.verdict(r, 2) for r in claim.rows] == ['holds', *['not settled'] * 3]
 
 
 def test_runs_of_one_network_and_how_far_they_fall_apart(scripts):
@@ -364,7 +367,8 @@ def test_runs_of_one_network_and_how_far_they_fall_apart(scripts):
     seeds = {'threat_model': 'T', 'num_examples': 200, 'seed': 7}
     rows = [{'norm': name, 'seeds': [{'accuracy': [99., a], **seeds} for a in worst]}
             for name, worst in (('near', (5., 6., 7.)), ('far', (60., 2., 7.)), ('high', (80., 81., 82.)))]
-    assert 'ResNet-8 with far, trained three times on digits, leaves 60.0, 2.0, 7.0 % (T, 200' in script.spread(rows)
+    assert 'ResNet-8 with far, trained 3 times on digits, fgsm, ' in script.spread(rows)
+    assert 'leave 60.0, 2.0, 7.0 % (T, 200 images, seed 7' in script.spread(rows)
 
 
 def test_interval_is_that_of_wilson(scripts):

@@ -178,7 +178,7 @@ def search(
     def take(count: int) -> List[Tuple[int, int]]:
         items: List[Tuple[int, int]] = []
         while len(items) < count and (item := next(queue, None)) is not None:
-            if rank[item[1]] < float('inf'):
+            if rank[item[1]] < float('inf') and (budget is None or queries[item[1]] < budget[item[1]]):
                 items.append(item)
         return items
 

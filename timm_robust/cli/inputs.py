@@ -324,7 +324,7 @@ def build_surrogate(args: argparse.Namespace, inputs: Inputs) -> Optional[Normal
         raise InputError(
             f'--surrogate {args.surrogate}: has {model.num_classes} classes, the model {inputs.model.num_classes}')
     own.mean = own.std = None
-    data_config = resolve_data(own, model)
+    data_config = resolve_data(own, model, '--surrogate')
     if data_config['input_size'] != inputs.data_config['input_size']:
         raise InputError(
             f"--surrogate {args.surrogate}: takes {data_config['input_size']} images, the model "

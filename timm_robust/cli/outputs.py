@@ -55,7 +55,7 @@ def resumable_output(args: argparse.Namespace, file_name: str) -> Path:
 
 
 def own_positions(count: int, args: argparse.Namespace, batch_dependent: bool) -> List[int]:
-    """Positions of this process: every so manyth, or whole batches where they must be those of a single process."""
+    """Positions of this process: every world_size-th, or whole batches where they must be those of a single process."""
     together = args.batch_size if batch_dependent else 1
     return [i for i in range(count) if i // together % args.world_size == args.rank]
 
@@ -88,6 +88,8 @@ def measured_facts(
         'model': model_facts(args, inputs.model, inputs.data_config),
         'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
         'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
-        'settings': {'seed': args.seed, **settings, 'command': shlex.join(['timm-robust', command, *argv])},
+        'settings': {
+            'seed': args.seed, 'batch_size': args.batch_size, **settings,
+            'command': shlex.join(['timm-robust', command, *argv])},
         'versions': versions(),
     }

@@ -72,8 +72,7 @@ def run(argv: List[str]) -> None:
             notes.append(f'{name}: no boundary was met for {len(values) - len(met)} images, which the mean leaves out.')
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / 'properties.json', {
-        **measured_facts('properties', argv, inputs, threat, batch_size=args.batch_size, steps=args.steps,
-            num_targets=args.num_targets),
+        **measured_facts('properties', argv, inputs, threat, steps=args.steps, num_targets=args.num_targets),
         'clean_accuracy': 100 * right.double().mean().item(),
         'correct': right.int().tolist(),
         'properties': found,

@@ -83,7 +83,7 @@ def run(argv: List[str]) -> None:
     plot_statistics(rows, f'{args.model}\n{sample}, PGD-20 on population statistics', output / 'statistics.png')
     set_norm_statistics(model, 'population')
     write_json(output / 'statistics.json', {
-        **measured_facts('statistics', argv, inputs, threat, batch_size=args.batch_size),
+        **measured_facts('statistics', argv, inputs, threat),
         'accuracy': accuracy,
         'layers': layers,
     })

@@ -130,7 +130,8 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group('Model exponential moving average parameters')
     group.add_argument('--model-ema', action='store_true', help='track a moving average of the weights')
-    group.add_argument('--model-ema-force-cpu', action='store_true', help='track it on the CPU; it is not validated')
+    group.add_argument('--model-ema-force-cpu', action='store_true',
+                       help='track it on the CPU; it is neither validated nor exported')
     group.add_argument('--model-ema-decay', type=float, default=0.9998, help='decay factor (default: 0.9998)')
     group.add_argument('--model-ema-warmup', action='store_true', help='warm the decay up')
 

@@ -100,9 +100,9 @@ def check_arguments(args: argparse.Namespace) -> ObjectiveOptions:
 
 
 def check_seed(seed: int) -> None:
-    """`InputError` for a seed that numpy would not take."""
-    if not 0 <= seed < 2 ** 31:
-        raise InputError(f'--seed {seed}: must be in [0, 2**31)')
+    """`InputError` for a seed that numpy would not take, from one process or several."""
+    if not 0 <= seed < 2 ** 32 - 2 ** 16:
+        raise InputError(f'--seed {seed}: must be at least 0 and below 2**32 - 2**16')
 
 
 def resolve_device(name: Optional[str]) -> str:
@@ -161,12 +161,16 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
     return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
 
 
-def resolve_data(args: argparse.Namespace, model: nn.Module) -> Dict[str, Any]:
-    """timm's data config with mean and std for the channels of the model; `InputError` if it takes no such images."""
+def resolve_data(args: argparse.Namespace, model: nn.Module, flag: str = '--model') -> Dict[str, Any]:
+    """timm's data config for the channels of the model, named by `flag`; `InputError` if it takes no such images."""
+    if args.crop_mode is not None:
+        check_choice('crop_mode', args.crop_mode, ('center', 'squash', 'border'))
     try:
         return resolve_input_data_config(model, vars(args))
     except (ValueError, AssertionError) as error:
-        raise InputError(f'--model {args.model}: {error} See --img-size, --input-size, --mean and --std.') from error
+        raise InputError(
+            f'{flag} {args.model}: {error} Change --img-size, --input-size, --mean or --std, or build a network of '
+            'fixed size for it with --model-kwargs img_size=N.') from error
 
 
 def resolve_lr(args: argparse.Namespace) -> None:

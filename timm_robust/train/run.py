@@ -46,7 +46,7 @@ def _naming(flag: str, value: str) -> Iterator[None]:
     """Where one of timm's factories refuses its arguments: `InputError` that names the flag."""
     try:
         yield
-    except (ValueError, TypeError, AssertionError) as error:
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise InputError(f'{flag} {value}: {error or "does not go with the other flags"}') from error
 
 
@@ -275,8 +275,9 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
             **common,
         )
         if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
-            for module in (task.get_trainable_module(), *([task.get_trainable_module(ema=True)] if ema else [])):
-                distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
+            for averaged in sorted({False, ema}):
+                distribute_bn(
+                    task.get_trainable_module(ema=averaged), args.world_size, args.dist_bn == 'reduce')
         if (epoch + 1) % args.val_interval and epoch + 1 != num_epochs:
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1)
@@ -301,9 +302,9 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         _leave_process_group(task, saver)
     if not primary:
         return {}
+    plot_curves(output_dir / 'summary.csv', output_dir / 'curves.png')
     plain = unwrap_model(task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
     _export(plain, output_dir / 'model_best.pth.tar', output_dir / 'export', args, data_config, use_ema=ema)
-    plot_curves(output_dir / 'summary.csv', output_dir / 'curves.png')
     _logger.info(
         f'Best {args.eval_metric} {saver.best_metric:g} (epoch {saver.best_epoch}); weights in '
         f'{output_dir / "export"}, curves in {output_dir / "curves.png"}')

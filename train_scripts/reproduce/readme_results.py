@@ -39,7 +39,7 @@ def row(name: str, found: Dict[str, Any]) -> List[str]:
 
 def results() -> str:
     """The table of results."""
-    header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %', '95 % interval',
+    header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %', 'its 95 % interval',
               'test images', 'seed', 'in the package', 'trained by']
     return table(header, [row(p.parent.name, json.loads(p.read_text())['evaluations'][0])
                           for p in sorted(CARDS.glob('*/results.json'))])
