@@ -114,6 +114,8 @@ default_cfgs = generate_default_cfgs({
     'nofrost_resnet26_cifar.nofrost_linf8_cifar10': _ccfg(
         'nofrost_resnet26_cifar.nofrost_linf8_cifar10', pool_size=(4, 4)),
     'nofrost_nfnet18_cifar.madry_linf8_cifar10': _ccfg('nofrost_nfnet18_cifar.madry_linf8_cifar10', pool_size=(4, 4)),
+    'nofrost_nfnet18_cifar.nofrost_linf8_cifar10': _ccfg(
+        'nofrost_nfnet18_cifar.nofrost_linf8_cifar10', pool_size=(4, 4)),
 })
 
 
