@@ -11,6 +11,7 @@ import torch.nn as nn
 import yaml
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.models import create_model
+from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 from timm.utils import random_seed
 
@@ -21,7 +22,7 @@ parser = argparse.ArgumentParser()
 for flag, value in {
     'data-dir': '', 'model': '', 'num-classes': 2, 'epochs': 1, 'batch-size': 8, 'lr': .01, 'seed': 42, 'workers': 0,
     'output': '', 'experiment': '', 'eval-metric': 'top1', 'val-split': 'validation', 'device': 'cpu', 'mixup': 0.,
-    'cutmix': 0., 'model-ema-decay': .5,
+    'cutmix': 0., 'model-ema-decay': .5, 'opt': 'sgd',
 }.items():
     parser.add_argument(f'--{flag}', type=type(value), default=value)
 for flag in ('model-ema', 'no-prefetcher', 'jsd-loss', 'channels-last', 'grad-checkpointing', 'torchscript'):
@@ -54,7 +55,7 @@ def main():
     task = ClassificationTask(
         model=model, criterion=nn.CrossEntropyLoss(), device=device, dtype=None, verbose=False)
     model, eval_model = task.get_trainable_module(), task.get_eval_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr)
+    optimizer = create_optimizer_v2(model, opt=args.opt, lr=args.lr)
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay)
     output = Path(args.output, args.experiment)
