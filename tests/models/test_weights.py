@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from timm.data import create_dataset, create_transform
 
 import timm_robust  # noqa: F401
+from timm_robust.data import balanced_indices, dataset_labels
 from timm_robust.evaluate import weights_sha256
 from timm_robust.models import NormalizedModel
 from timm_robust.models._build import WEIGHTS_DIR
@@ -42,6 +44,17 @@ def open_images(request, tmp_path):
         return create_dataset('', root=str(tmp_path), split='test')
 
     return opened
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('nofrost_nfnet18_cifar.')])
+def test_overlap_with_the_images_that_chose_the_epoch(name, open_images):
+    logs = CARDS.parent / 'train_scripts' / 'reproduce' / 'logs'
+    trained = yaml.safe_load((logs / name / 'args.yaml').read_text())
+    labels = dataset_labels(open_images(name))
+    chosen = balanced_indices(labels, len(labels), trained['robust_eval_samples'], trained['seed'])
+    overlap = len({*chosen} & {*facts(name)['evaluations'][0]['data']['indices']})
+    assert f'of which {overlap} are among the images above' in (CARDS / name / 'README.md').read_text()
+    assert f'{overlap} of the 400 below are among those' in (CARDS.parent / 'README.md').read_text()
 
 
 @pytest.mark.parametrize('name', NAMES)

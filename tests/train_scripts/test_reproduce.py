@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import timm
@@ -360,6 +361,9 @@ def test_apart_is_compared_seed_by_seed(scripts):
         ('equal', '0.30, 0.30, 0.30', '0, 1, 2'), ('same', '0.00, 0.00, 0.00', '0, 1, 2')]
     assert [r[1:3] for r in claim.rows[:2]] == [(pytest.approx(94.1), 91.), (92., 91.)]
     assert [script.verdict(r, 2) for r in claim.rows] == ['holds', *['not settled'] * 3]
+    for gains, row in zip(([3., 3., 3.3], [3., 1., -1.]), claim.rows):
+        t = mean(gains) / (stdev(gains) / 3 ** .5)
+        assert row.pvalue == pytest.approx(1 - t / (2 + t * t) ** .5)  # Student's t with two degrees of freedom
 
 
 def test_runs_of_one_network_and_how_far_they_fall_apart(scripts):

@@ -61,7 +61,7 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
             'has changed; leave it out')
     if options.objective == 'apart' and 'adahessian' in args.opt.lower():
         raise InputError(
-            f'--opt {args.opt}: takes second derivatives, which the layers of apart do not have, choose another')
+            f'--opt {args.opt}: takes second derivatives, and apart keeps no graph of its first pass, choose another')
     if options.objective == 'apart' and args.batch_size % options.apart_groups:
         raise InputError(
             f'--apart-groups {options.apart_groups}: does not divide --batch-size {args.batch_size}')

@@ -45,7 +45,7 @@ class Claim(NamedTuple):
 
 def verdict(row: Row, tests: int) -> str:
     """What a test says of a claim, as one of so many tests (Bonferroni)."""
-    return 'not settled' if not row.pvalue * tests < LEVEL else 'holds' if row.first > row.second else 'does not hold'
+    return 'not settled' if row.pvalue * tests >= LEVEL else 'holds' if row.first > row.second else 'does not hold'
 
 
 def sign_test(a: str, b: str) -> float:
@@ -114,7 +114,7 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
     (ours, a), (theirs, b) = worst_case(one), worst_case(norm)
     bn, paper = PAPER['adversarial', 'BatchNorm'], PAPER['NoFrost', 'none']
     released = PAPER["released weights, others' finding", 'none'][2]
-    setting = f'MNIST digits, {one["threat_model"]}, {one["num_examples"]:,} images, seed {one["seed"]}'
+    images = f'{one["num_examples"]:,} images, seed {one["seed"]}'
     header = ('no norm %', 'BatchNorm %', 'the paper, no norm %', 'the paper, BatchNorm %')
     return [
         Claim(
@@ -124,10 +124,10 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
             'without BatchNorm weights are standardized and activations come first, so that they differ in more than '
             'the norm. The paper: PGD, ResNet-50, ImageNet, Linf eps 8/255. Of the released weights AutoAttack leaves '
             f'{released} %, as [others found]({REPORT}).', header,
-            [Row(setting, ours, theirs, sign_test(a, b), (paper[1], bn[1]))]),
+            [Row(f'MNIST digits, {one["threat_model"]}, {images}', ours, theirs, sign_test(a, b), (paper[1], bn[1]))]),
         Claim(
             'It costs less clean accuracy without BatchNorm (NoFrost).', 'Clean accuracy of the same networks.', header,
-            [Row(setting.replace(f'{one["threat_model"]}, ', ''), one['accuracy'][0], norm['accuracy'][0],
+            [Row(f'MNIST digits, {images}', one['accuracy'][0], norm['accuracy'][0],
                  sign_test(one['outcomes'][0], norm['outcomes'][0]), (paper[0], bn[0]))]),
         Claim(
             'Margins are larger and the network is smoother without BatchNorm (NoFrost, table 5).',
