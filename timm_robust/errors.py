@@ -1,29 +1,95 @@
-"""Errors that the user can mend. The command line prints them as one line and exits with code 2."""
-from typing import Any, Iterable
+"""User-facing errors. They know argument, value, problem and remedy; the command line turns arguments into flags."""
+from typing import Any, Collection, Optional
 
-__all__ = ['InputError', 'PretrainedWeightsError', 'TrainingDivergedError', 'check_choice', 'check_positive']
+__all__ = [
+    'InputError',
+    'PretrainedWeightsError',
+    'TrainingDivergedError',
+    'check_at_least',
+    'check_choice',
+    'check_range',
+]
+
+_ABSENT = object()
 
 
 class InputError(ValueError):
-    """Bad input: the message names the argument, its value and the mend in one line."""
+    """Bad input, explained in one line: `argument=value: problem; remedy`.
+
+    Inside `problem` and `remedy`, an argument stands in backticks, alone or with a value (`device='cpu'`). Python
+    callers read it so; the command line prints it as a flag (--device cpu).
+
+    Args:
+        problem: What is wrong.
+        remedy: What to do about it.
+        argument: Name of the Python argument, with underscores; '' if the problem is not one argument's.
+        value: The value it had.
+
+    Attributes:
+        argument, problem, remedy: As passed.
+        has_value: Whether a value was passed.
+        value: The value, None without one.
+    """
+
+    def __init__(self, problem: str, remedy: str = '', *, argument: str = '', value: Any = _ABSENT):
+        self.problem = problem
+        self.remedy = remedy
+        self.argument = argument
+        self.has_value = value is not _ABSENT
+        self.value: Any = value if self.has_value else None
+        super().__init__(problem, remedy)
+
+    def about(self, argument: str, value: Any = _ABSENT) -> 'InputError':
+        """The same error, of the argument a caller knows the value by."""
+        error = type(self)(self.problem, self.remedy, argument=argument, value=value)
+        error.__cause__ = self
+        return error
+
+    @property
+    def explanation(self) -> str:
+        """Problem and remedy, without the argument."""
+        return f'{self.problem}; {self.remedy}' if self.remedy else self.problem
+
+    def __str__(self) -> str:
+        if not self.argument:
+            return self.explanation
+        return f"{self.argument}{f'={self.value!r}' if self.has_value else ''}: {self.explanation}"
 
 
 class PretrainedWeightsError(InputError):
-    """Pretrained weights were asked for and cannot be had."""
+    """Pretrained weights are unavailable."""
 
 
 class TrainingDivergedError(InputError):
     """The training loss is no longer finite."""
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """`InputError` naming the flag of the argument `name` unless its value is one of the choices."""
+def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
+    """Raise `InputError` unless the value is one of the choices."""
     if value not in choices:
         known = ', '.join(choice or "''" for choice in choices)
-        raise InputError(f"--{name.replace('_', '-')} {value}: unknown, choose one of {known}")
+        raise InputError('unknown', f'choose one of {known}', argument=argument, value=value)
 
 
-def check_positive(name: str, value: int) -> None:
-    """`InputError` naming the flag of the argument `name` unless its value is at least 1."""
-    if value < 1:
-        raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+def check_at_least(argument: str, value: Any, least: int = 1) -> None:
+    """Raise `InputError` unless the value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f'must be a whole number of at least {least}', argument=argument, value=value)
+
+
+def check_range(
+        argument: str,
+        value: Any,
+        low: float,
+        high: float = float('inf'),
+        *,
+        open_low: bool = False,
+        note: Optional[str] = None,
+) -> None:
+    """Raise `InputError` unless the value is a finite number in [low, high], or (low, high] with `open_low`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and (low < value if open_low else low <= value) and value <= high and value < float('inf')):
+        span = f'{"(" if open_low else "["}{low:g}, {high:g}]' if high < float('inf') else (
+            f'{"above" if open_low else "of at least"} {low:g}')
+        where = f'in {span}' if high < float('inf') else span
+        raise InputError(f'must be a number {where}', note or '', argument=argument, value=value)

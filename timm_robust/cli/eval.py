@@ -10,7 +10,7 @@ import torch
 from timm.utils import init_distributed_device, is_primary
 
 from ..attacks import ThreatModel
-from ..errors import InputError, check_choice, check_positive
+from ..errors import InputError, check_at_least, check_choice
 from ..evaluate import (
     AttackSpec,
     Journal,
@@ -173,7 +173,7 @@ def run(argv: List[str]) -> None:
         args.mbnat_gamma = 0.
     threat = read_threat(args)
     step_size = _read_step_size(args)
-    check_positive('restarts', args.restarts)
+    check_at_least('restarts', args.restarts)
     check_choice('search_dtype', args.search_dtype, _DTYPES)
     if args.exact and args.search_dtype != 'float32':
         raise InputError(f'--search-dtype {args.search_dtype}: --exact searches in float32, leave one of them out')

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, Subset
 from ..attacks import ThreatModel
 from ..attacks.threat import NORMS
 from ..data import balanced_indices, check_images, check_labels, dataset_labels, listed_indices
-from ..errors import InputError, check_choice, check_positive
+from ..errors import InputError, check_at_least, check_choice
 from ..hub.convert import Conversion, convert_state_dict, read_checkpoint
 from ..hub.verify import verify_weights
 from ..layers import NORM_STATISTICS, convert_aux_norm, has_batch_statistics, set_norm_branch, set_norm_statistics
@@ -123,7 +123,7 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
     check_choice('norm', args.norm, NORMS)
     if args.norm_statistics is not None:
         check_choice('norm_statistics', args.norm_statistics, NORM_STATISTICS)
-    check_positive('batch_size', args.batch_size)
+    check_at_least('batch_size', args.batch_size)
     check_seed(args.seed)
     if args.mbnat_gamma is not None:
         _check_gamma(args)

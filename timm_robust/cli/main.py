@@ -5,6 +5,7 @@ from typing import List, Optional
 
 from ..errors import InputError
 from ..version import __version__
+from .flagged import flagged
 
 __all__ = ['main']
 
@@ -45,6 +46,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         command.run(argv[1:])
     except InputError as error:
+        print(f'timm-robust {argv[0]}: error: {flagged(error)}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        # a disk that is full, a file where a folder should be, a closed pipe: the system's own words name the path
         print(f'timm-robust {argv[0]}: error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from timm.models import create_model
 from timm.utils import NativeScaler
 
-from ..errors import InputError, check_choice, check_positive
+from ..errors import InputError, check_at_least, check_choice
 from ..layers import has_batch_statistics
 from ..tasks import ObjectiveOptions, second_pass_size
 from .checkpoint import load_weights
@@ -77,7 +77,7 @@ def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
     if args.robust_eval_steps < 0:
         raise InputError(f'--robust-eval-steps {args.robust_eval_steps}: must not be negative')
     if args.robust_eval_steps:
-        check_positive('robust_eval_samples', args.robust_eval_samples)
+        check_at_least('robust_eval_samples', args.robust_eval_samples)
     if args.eval_metric == 'robust_top1' and not (args.robust_eval_steps and args.val_split):
         raise InputError('--eval-metric robust_top1: needs --val-split and robust validation, --robust-eval-steps 10')
     return options
@@ -91,7 +91,7 @@ def check_arguments(args: argparse.Namespace) -> ObjectiveOptions:
     """
     options = check_objective(args)
     for name in ('batch_size', 'epochs', 'grad_accum_steps', 'val_interval', 'log_interval', 'checkpoint_hist'):
-        check_positive(name, getattr(args, name))
+        check_at_least(name, getattr(args, name))
     for name, choices in _CHOICES.items():
         check_choice(name, getattr(args, name), choices)
     check_seed(args.seed)

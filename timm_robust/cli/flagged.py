@@ -1,0 +1,38 @@
+"""Errors of the library in the words of the command line: arguments become flags."""
+import re
+from typing import Any
+
+from ..errors import InputError
+
+__all__ = ['flag_name', 'flagged']
+
+_MENTION = re.compile(r'`(\w+)(?:=([^`]*))?`')
+
+
+def flag_name(argument: str) -> str:
+    """The flag of an argument: '--attack-eps' of 'attack_eps'."""
+    return '--' + argument.replace('_', '-')
+
+
+def _flag(argument: str, value: Any) -> str:
+    if value is True:
+        return flag_name(argument)
+    if value is False:
+        return flag_name(f'no_{argument}')
+    text = ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f'{flag_name(argument)} {text}'.rstrip()
+
+
+def flagged(error: InputError) -> str:
+    """The error in one line, with flags instead of Python arguments."""
+    def mention(match: 're.Match[str]') -> str:
+        argument, value = match.groups()
+        if value is None:
+            return flag_name(argument)
+        return _flag(argument, {'True': True, 'False': False}.get(value, value.strip('\'"')))
+
+    text = _MENTION.sub(mention, ' '.join(error.explanation.split()))
+    if not error.argument:
+        return text
+    named = _flag(error.argument, error.value) if error.has_value else flag_name(error.argument)
+    return f'{named}: {text}'
