@@ -1,0 +1,131 @@
+"""Settings as dataclass fields that know their help text; Python, YAML and the command line make the same object.
+
+A settings class is a keyword-only dataclass whose fields are made by `setting` and whose `__post_init__` begins with
+`check_types(self)`. cli/ makes flags of the fields.
+"""
+import dataclasses
+from dataclasses import MISSING
+from typing import (
+    Any,
+    Dict,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from .errors import InputError
+
+__all__ = ['check_types', 'from_mapping', 'setting', 'to_mapping']
+
+T = TypeVar('T')
+_NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
+
+
+def setting(
+        default: Any,
+        help: str,
+        *,
+        short: Optional[str] = None,
+        metavar: Optional[str] = None,
+        group: Optional[str] = None,
+) -> Any:
+    """A field of a settings class.
+
+    Args:
+        default: Default value; a list or dict is copied for each object.
+        help: What it does, in one sentence; the help text of its flag.
+        short: Short flag, such as '-b'.
+        metavar: Name of the value in help texts.
+        group: Heading of the flag in help texts; by default that of the field before.
+    """
+    metadata = dict(help=help, short=short, metavar=metavar, group=group)
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _describe(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Union:
+        return ' or '.join(_describe(i) for i in inner if i is not type(None))
+    if origin in (list, tuple):
+        return f'a list, each {_describe(inner[0])}'
+    return 'a mapping' if origin is dict else _NAMES.get(hint, getattr(hint, '__name__', str(hint)))
+
+
+def _converted(value: Any, hint: Any) -> Tuple[bool, Any]:
+    """Whether a value is of a type, and the value in that type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True, value
+    if origin is Union:
+        tries = [_converted(value, i) for i in inner]
+        exact = [new for fits, new in tries if fits and type(new) is type(value)]
+        return next(((True, new) for new in exact), next((t for t in tries if t[0]), (False, value)))
+    if origin in (list, tuple):
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+            return False, value
+        if origin is tuple and inner[-1] is not Ellipsis and len(inner) != len(value):
+            return False, value
+        hints = inner if origin is tuple and inner[-1] is not Ellipsis else [inner[0]] * len(value)
+        tries = [_converted(v, i) for v, i in zip(value, hints)]
+        return all(fits for fits, _ in tries), origin(new for _, new in tries)
+    if origin is dict:
+        return isinstance(value, dict), value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False, value
+    return isinstance(value, hint), value
+
+
+def check_types(settings: Any) -> None:
+    """Refuse values that are not of their field's type: `worst_case='false'` is text, not a bool.
+
+    A whole number stands for a number, a list for a tuple; nothing else is converted.
+
+    Raises:
+        InputError: Naming the field and its value.
+    """
+    hints = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        fits, new = _converted(value, hints[field.name])
+        if not fits:
+            raise InputError(f'must be {_describe(hints[field.name])}', argument=field.name, value=value)
+        if new is not value:
+            object.__setattr__(settings, field.name, new)
+
+
+def from_mapping(cls: Type[T], values: Mapping[str, Any]) -> T:
+    """A settings object from the content of a YAML or JSON file.
+
+    Raises:
+        InputError: On a name that is no field, and on bad values.
+    """
+    known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise InputError(f'unknown setting of {cls.__name__}', f"choose from {', '.join(sorted(known))}",
+                             argument=str(name), value=values[name])
+    return cls(**values)
+
+
+def to_mapping(settings: Any) -> Dict[str, Any]:
+    """Every field with its value, for a YAML or JSON file: `from_mapping` reads it back."""
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    return {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
+
+
+def default_of(field: 'dataclasses.Field[Any]') -> Any:
+    """The default value of a field."""
+    return field.default_factory() if field.default_factory is not MISSING else field.default
