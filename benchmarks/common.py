@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import torch
 
-from timm_robust.evaluate.report import versions
+from timm_robust.evaluation.report import versions
 
 Arms = Dict[str, Callable[[], Any]]
 

@@ -13,8 +13,8 @@ from timm_robust.cli.main import main
 from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
 from timm_robust.data.shifts import Part, cifar_c, imagenet_c, imagenet_shift, synsets
 from timm_robust.errors import InputError
-from timm_robust.evaluate import Journal
-from timm_robust.evaluate.shifts import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_errors, summarize_shifts
+from timm_robust.evaluation import Journal
+from timm_robust.evaluation.shifts import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_errors, summarize_shifts
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'crop_pct': 1., 'crop_mode': 'center'}
 

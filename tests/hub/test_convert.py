@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.functional import to_tensor
 
 from timm_robust.cli.main import main
-from timm_robust.evaluate import weights_sha256
+from timm_robust.evaluation import weights_sha256
 from timm_robust.hub.convert import fixed_input, logits_of_fixed_input
 from timm_robust.layers import set_norm_statistics
 from timm_robust.models._build import CIFAR10_MEAN, CIFAR10_STD

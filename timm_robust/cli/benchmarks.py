@@ -15,9 +15,9 @@ from ..data import balanced_indices, check_images, dataset_labels
 from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
 from ..data.shifts import CIFAR_C, FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
 from ..errors import InputError
-from ..evaluate import Journal, format_table, write_json
-from ..evaluate.report import versions
-from ..evaluate.shifts import evaluate_shift, summarize_shifts
+from ..evaluation import Journal, format_table, write_json
+from ..evaluation.report import versions
+from ..evaluation.shifts import evaluate_shift, summarize_shifts
 from ..layers import has_batch_statistics
 from ..train.build import resolve_device
 from .inputs import open_images, open_network, pixel_loader, read_threat

@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import Dict, List
 
 from ..errors import InputError, check_choice
-from ..evaluate import format_table
-from ..evaluate.compare import collect, plot_bars, plot_radar
+from ..evaluation import format_table
+from ..evaluation.compare import collect, plot_bars, plot_radar
 from .arguments import Parser
 
 __all__ = ['build_parser', 'run']

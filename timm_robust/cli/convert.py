@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from ..errors import InputError
-from ..evaluate import weights_sha256, write_json
+from ..evaluation import weights_sha256, write_json
 from ..hub.convert import Conversion, logits_of_fixed_input, write_safetensors
 from ..train.build import resolve_data
 from .arguments import Parser, add_model_arguments

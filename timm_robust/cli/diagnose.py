@@ -5,8 +5,8 @@ from typing import List, Sequence
 import torch
 
 from ..errors import InputError
-from ..evaluate import Finding, diagnose, plot_loss_surface, write_json
-from ..evaluate.surface import loss_surface
+from ..evaluation import Finding, diagnose, plot_loss_surface, write_json
+from ..evaluation.surface import loss_surface
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging

@@ -11,7 +11,7 @@ from timm.utils import init_distributed_device, is_primary
 
 from ..attacks import ThreatModel
 from ..errors import InputError, check_at_least, check_choice
-from ..evaluate import (
+from ..evaluation import (
     AttackSpec,
     Journal,
     build_results,
@@ -24,10 +24,10 @@ from ..evaluate import (
     write_json,
     write_report,
 )
-from ..evaluate.accuracy import sweep_eps, sweep_mbnat_gamma
-from ..evaluate.outcome import assemble
-from ..evaluate.specs import check_specs
-from ..evaluate.surface import loss_surface
+from ..evaluation.accuracy import sweep_eps, sweep_mbnat_gamma
+from ..evaluation.outcome import assemble
+from ..evaluation.specs import check_specs
+from ..evaluation.surface import loss_surface
 from ..layers import has_batch_statistics
 from ..models.search_copy import make_search_model
 from ..train.build import resolve_device

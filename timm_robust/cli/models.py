@@ -6,8 +6,8 @@ from typing import Any, Dict, List, Tuple
 
 import timm
 
-from ..evaluate import format_table
-from ..evaluate.summary import accuracy_of, clean_accuracy
+from ..evaluation import format_table
+from ..evaluation.summary import accuracy_of, clean_accuracy
 from ..models._build import WEIGHTS_DIR
 from .arguments import Parser
 

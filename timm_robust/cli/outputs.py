@@ -11,8 +11,8 @@ from timm.models import safe_model_name
 
 from ..attacks import ThreatModel
 from ..errors import InputError
-from ..evaluate import weights_sha256
-from ..evaluate.report import versions
+from ..evaluation import weights_sha256
+from ..evaluation.report import versions
 from .inputs import Inputs
 
 __all__ = ['measured_facts', 'model_facts', 'new_output', 'own_positions', 'resumable_output']

@@ -5,8 +5,8 @@ from typing import List
 import torch
 
 from ..errors import InputError
-from ..evaluate import format_table, write_json
-from ..evaluate.properties import boundary_thickness, decision_margin, smoothness
+from ..evaluation import format_table, write_json
+from ..evaluation.properties import boundary_thickness, decision_margin, smoothness
 from ..layers import has_batch_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging

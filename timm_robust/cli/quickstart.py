@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import RandomCrop
 from ..attacks import InputSpace, ThreatModel
 from ..data.samples import load_digits
 from ..errors import InputError
-from ..evaluate import (
+from ..evaluation import (
     Evaluation,
     evaluate_attacks,
     example_images,
@@ -28,7 +28,7 @@ from ..evaluate import (
     plot_eps_sweep,
     plot_images,
 )
-from ..evaluate.accuracy import sweep_eps
+from ..evaluation.accuracy import sweep_eps
 from ..models import NormalizedModel
 from ..tasks import ObjectiveOptions, create_task
 from ..train.loop import train_one_epoch

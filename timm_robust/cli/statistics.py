@@ -5,9 +5,9 @@ import torch
 
 from ..attacks import pgd
 from ..errors import InputError
-from ..evaluate import evaluate_attacks, format_table, parse_attacks, write_json
-from ..evaluate.specs import check_specs
-from ..evaluate.statistics import layer_statistics, plot_statistics, shift_rows
+from ..evaluation import evaluate_attacks, format_table, parse_attacks, write_json
+from ..evaluation.specs import check_specs
+from ..evaluation.statistics import layer_statistics, plot_statistics, shift_rows
 from ..layers import RobustNorm2d, set_norm_statistics
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging

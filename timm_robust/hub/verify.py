@@ -7,7 +7,7 @@ from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 
 from ..errors import InputError
-from ..evaluate import weights_sha256
+from ..evaluation import weights_sha256
 
 __all__ = ['verify_weights']
 

@@ -12,7 +12,7 @@ from timm_robust.attacks import pgd
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.diagnose import findings_text
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
-from timm_robust.evaluate import diagnose
+from timm_robust.evaluation import diagnose
 
 
 class GreyLevels(torch.nn.Module):

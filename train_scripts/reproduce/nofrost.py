@@ -28,7 +28,7 @@ from common import (
     write,
 )
 
-from timm_robust.evaluate.statistics import shift_rows
+from timm_robust.evaluation.statistics import shift_rows
 
 EPS = '0.2'
 OBJECTIVES = ('standard', 'trades', 'fat', 'trades_fat', 'nofrost')  # norms are compared under the last

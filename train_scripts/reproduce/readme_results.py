@@ -11,7 +11,7 @@ from common import DATA, HERE, accuracies, cells, table
 from scipy.stats import binomtest
 
 from timm_robust.cli.diagnose import findings_text
-from timm_robust.evaluate import Finding
+from timm_robust.evaluation import Finding
 from timm_robust.models._build import WEIGHTS_DIR
 
 README = HERE.parents[1] / 'README.md'

@@ -7,7 +7,7 @@ import torch.nn as nn
 
 from timm_robust.attacks import ThreatModel
 from timm_robust.errors import InputError
-from timm_robust.evaluate.properties import boundary_thickness, decision_margin, smoothness
+from timm_robust.evaluation.properties import boundary_thickness, decision_margin, smoothness
 
 
 class Linear(nn.Module):

@@ -12,9 +12,9 @@ from timm_robust.attacks import ATTACKS, ThreatModel, autoattack
 from timm_robust.cli.main import main
 from timm_robust.data import balanced_indices
 from timm_robust.errors import InputError
-from timm_robust.evaluate import evaluate_attacks, example_images, parse_attacks, weights_sha256
-from timm_robust.evaluate.accuracy import image_seeds, sweep_eps
-from timm_robust.evaluate.journal import Journal
+from timm_robust.evaluation import evaluate_attacks, example_images, parse_attacks, weights_sha256
+from timm_robust.evaluation.accuracy import image_seeds, sweep_eps
+from timm_robust.evaluation.journal import Journal
 from timm_robust.layers import set_norm_statistics
 from timm_robust.models import NormalizedModel
 

@@ -12,9 +12,9 @@ from helpers import TinyNet, state_equal
 from timm_robust.attacks import ThreatModel, fgsm, pgd
 from timm_robust.attacks.noise import image_seeds
 from timm_robust.errors import InputError
-from timm_robust.evaluate.batch_dependence import adaptive_accuracy, compare_batches, even_batch_size, judge_adaptive
-from timm_robust.evaluate.diagnostics import diagnose
-from timm_robust.evaluate.surface import loss_surface, plot_loss_surface
+from timm_robust.evaluation.batch_dependence import adaptive_accuracy, compare_batches, even_batch_size, judge_adaptive
+from timm_robust.evaluation.diagnostics import diagnose
+from timm_robust.evaluation.surface import loss_surface, plot_loss_surface
 from timm_robust.layers import replace_norm, set_norm_statistics
 
 THREAT = ThreatModel('linf', 0.1)

@@ -109,7 +109,7 @@ def test_killed_and_resumed(world, uninterrupted, tmp_path):
         file.write('\n{"attack": "pgd5", "indices": [1, 2')  # what a kill in the middle of a write leaves
     kept = progress.read_text()
 
-    from timm_robust.evaluate import specs
+    from timm_robust.evaluation import specs
     attacked = []
     original = specs.AttackSpec.__call__
     with pytest.MonkeyPatch.context() as patch:
@@ -214,7 +214,7 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--surrogate-checkpoint', 'x.pth'], 'name its model with --surrogate'),
 ])
 def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypatch, more, message):
-    from timm_robust.evaluate import specs
+    from timm_robust.evaluation import specs
     monkeypatch.setattr(specs.AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
     assert main(command(world, tmp_path / 'out', *more)) == 2
     error = capsys.readouterr().err.strip()
@@ -222,7 +222,7 @@ def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypa
 
 
 def test_guessing_is_noticed_before_hours_are_spent(world, tmp_path, capsys, monkeypatch):
-    from timm_robust.evaluate import specs
+    from timm_robust.evaluation import specs
     monkeypatch.setattr(specs.AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
     root, _ = world
     torch.save(timm.create_model('robustnorm_resnet20_cifar', num_classes=4).state_dict(), root / 'untrained.pth')

@@ -9,7 +9,7 @@ import torch.nn as nn
 from helpers import TinyNet, make_image_folder
 
 from timm_robust.cli.main import main
-from timm_robust.evaluate.statistics import layer_statistics, shift_rows
+from timm_robust.evaluation.statistics import layer_statistics, shift_rows
 from timm_robust.layers import RobustNorm2d
 
 

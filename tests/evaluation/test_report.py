@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from timm_robust.attacks import ThreatModel
-from timm_robust.evaluate import plot_eps_sweep, plot_images, report
-from timm_robust.evaluate.diagnostics import Finding
-from timm_robust.evaluate.figures import panels, to_png
-from timm_robust.evaluate.outcome import AttackResult, Evaluation
-from timm_robust.evaluate.report import build_results, evaluation_table, write_json, write_report
-from timm_robust.evaluate.specs import parse_attacks
-from timm_robust.evaluate.summary import HEADER, headline, robust_accuracy, table_rows
+from timm_robust.evaluation import plot_eps_sweep, plot_images, report
+from timm_robust.evaluation.diagnostics import Finding
+from timm_robust.evaluation.figures import panels, to_png
+from timm_robust.evaluation.outcome import AttackResult, Evaluation
+from timm_robust.evaluation.report import build_results, evaluation_table, write_json, write_report
+from timm_robust.evaluation.specs import parse_attacks
+from timm_robust.evaluation.summary import HEADER, headline, robust_accuracy, table_rows
 
 THREAT = ThreatModel('linf', 8 / 255)
 HOSTILE = '<script>alert(1)</script>|`*_[x](http://x.example/)$\\frac$"\'&'
