@@ -1,6 +1,6 @@
 """Adversarially robust models, training objectives and honest evaluation for timm. Importing registers the models."""
 from .attacks import InputSpace, ThreatModel, bim, cw_linf, fgsm, fgsm_rs, mim, pgd, pgd_targeted
-from .layers import RobustNorm2d, replace_norm, set_norm_statistics, sync_norm_statistics
+from .layers import RobustNorm2d, replace_norm, set_bn_mode, sync_norm_statistics
 from .models import NormalizedModel
 from .version import __version__
 
@@ -18,6 +18,6 @@ __all__ = [
     'pgd',
     'pgd_targeted',
     'replace_norm',
-    'set_norm_statistics',
+    'set_bn_mode',
     'sync_norm_statistics',
 ]

@@ -18,7 +18,7 @@ from timm_robust.attacks.rays import RaySSearch
 from timm_robust.attacks.search import Search, run_search, wrong_classes
 from timm_robust.attacks.square import SquareSearch
 from timm_robust.errors import InputError
-from timm_robust.layers import fold_for_inference, set_norm_statistics
+from timm_robust.layers import fold_for_inference, set_bn_mode
 from timm_robust.models.search_copy import make_search_model
 
 LINF = ThreatModel('linf', 0.02)
@@ -212,7 +212,7 @@ def test_folded_copies_compute_the_same(name):
 
 
 def test_no_copy_of_a_network_that_normalizes_by_the_batch():
-    model = set_norm_statistics(timm.create_model('robustnorm_resnet20_cifar').eval(), 'batch')
+    model = set_bn_mode(timm.create_model('robustnorm_resnet20_cifar').eval(), 'batch')
     assert make_search_model(model, torch.rand(2, 3, 32, 32)) is None
 
 

@@ -130,10 +130,10 @@ def test_missing_device(fails, folder):
     (['--eps-sweep', '0,1/255', '--attacks', 'clean'], ['--eps-sweep', 'pgd20']),
     (['--num-examples', '0'], ['--num-examples 0', 'between 1 and 8']),
     (['--num-examples', '99'], ['--num-examples 99', 'between 1 and 8']),
-    (['--norm-statistics', 'batch'], ['--norm-statistics batch', 'no BatchNorm or RobustNorm']),
-    (['--norm-statistics', 'both'], ['--norm-statistics both', 'population']),
+    (['--bn-mode', 'batch'], ['--bn-mode batch', 'no BatchNorm or RobustNorm']),
+    (['--bn-mode', 'both'], ['--bn-mode both', 'population']),
     (['--checkpoint', 'nowhere.pth'], ['--checkpoint nowhere.pth', 'no such file']),
-    (['--model', 'robustnorm_resnet20_cifar', '--norm-statistics', 'batch', '-b', '1'], ['--batch-size 1', 'larger']),
+    (['--model', 'robustnorm_resnet20_cifar', '--bn-mode', 'batch', '-b', '1'], ['--batch-size 1', 'larger']),
 ])
 def test_flags_of_eval(fails, folder, weights, flags, mentions):
     name = flags[1] if flags[0] == '--model' else 'nofrost_resnet11_mnist'

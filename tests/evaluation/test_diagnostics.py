@@ -15,7 +15,7 @@ from timm_robust.errors import InputError
 from timm_robust.evaluation.batch_dependence import adaptive_accuracy, compare_batches, even_batch_size, judge_adaptive
 from timm_robust.evaluation.diagnostics import diagnose
 from timm_robust.evaluation.surface import loss_surface, plot_loss_surface
-from timm_robust.layers import replace_norm, set_norm_statistics
+from timm_robust.layers import replace_norm, set_bn_mode
 
 THREAT = ThreatModel('linf', 0.1)
 COLOURS = torch.tensor([[0.3, 0.5, 0.7], [0.7, 0.5, 0.3], [0.5, 0.7, 0.5], [0.5, 0.3, 0.5]])
@@ -171,7 +171,7 @@ def test_an_attack_that_has_not_converged_is_told(honest):
 
 @pytest.mark.parametrize('statistics', ['batch', 'mean', 'population'])
 def test_robust_norm_by_its_statistics(robust_norm, statistics):
-    model = set_norm_statistics(copy.deepcopy(robust_norm), statistics)
+    model = set_bn_mode(copy.deepcopy(robust_norm), statistics)
     found = findings(model)
     if statistics == 'population':
         assert list(found) == PER_IMAGE and found['batch_dependence'].verdict == 'ok'
@@ -189,7 +189,7 @@ def test_robust_norm_by_its_statistics(robust_norm, statistics):
 
 
 def test_neighbours_are_shuffled_even_if_all_images_fit_in_one_batch(robust_norm):
-    model = set_norm_statistics(copy.deepcopy(robust_norm), 'batch')
+    model = set_bn_mode(copy.deepcopy(robust_norm), 'batch')
     found = findings(model, data=problem(40), batch_size=40, steps=(2, 3))['batch_dependence']
     assert found.measured['batch_size'] == 20 and 'batch of 20' in found.text
     x, y = problem(40)
@@ -198,7 +198,7 @@ def test_neighbours_are_shuffled_even_if_all_images_fit_in_one_batch(robust_norm
 
 
 def test_population_numbers_are_those_of_the_network_with_population_statistics(robust_norm):
-    own = findings(set_norm_statistics(copy.deepcopy(robust_norm), 'batch'))['adaptive'].measured
+    own = findings(set_bn_mode(copy.deepcopy(robust_norm), 'batch'))['adaptive'].measured
     population = findings(robust_norm, steps=(20,))
     assert population['more_steps'].measured['runs'][0]['accuracy'] == own['population_apgd_ce']
     assert population['noise'].measured['clean'] == own['population_clean']
@@ -208,7 +208,7 @@ def test_statistics_taken_as_fixed_are_those_of_the_population(robust_norm):
     x, y = problem(24)
     order = y.argsort(stable=True)  # batches of one class, where the two kinds of statistics are far apart
     x, y = x[order], y[order]
-    model = set_norm_statistics(copy.deepcopy(robust_norm), 'batch')
+    model = set_bn_mode(copy.deepcopy(robust_norm), 'batch')
     measured = adaptive_accuracy(model, x, y, THREAT, batch_size=6, few_steps=2, steps=7, restarts=1, seed=3)
     seeds = image_seeds(3, 24, x.device).tolist()
     adv = pgd(robust_norm, x, y, THREAT, steps=7, keep='last', seed=seeds)
@@ -230,7 +230,7 @@ def test_what_an_attacker_owes_to_ignorance_is_told():
 
 def test_batch_norm_on_batches_it_cannot_take():
     """One value per channel is refused by BatchNorm in its batch mode, which is an answer too."""
-    model = set_norm_statistics(nn.Sequential(TinyNet(norm=True)), 'batch').eval()
+    model = set_bn_mode(nn.Sequential(TinyNet(norm=True)), 'batch').eval()
     x, y = problem(9)
     measured = compare_batches(model, x[:, :, :1, :1], y, batch_size=3)
     assert measured['alone'] is None and measured['own']['changed'] == 0 and measured['shuffled'] is not None
@@ -249,7 +249,7 @@ def test_without_tracked_statistics_there_is_none_to_deploy():
 
 
 def test_findings_are_json_and_repeat_and_the_model_is_untouched(robust_norm):
-    model = set_norm_statistics(copy.deepcopy(robust_norm), 'batch')
+    model = set_bn_mode(copy.deepcopy(robust_norm), 'batch')
     model.fc.weight.requires_grad_(False)
     model.conv.train()  # a part that trains on, in a network in eval mode
     frozen = [p.requires_grad for p in model.parameters()]

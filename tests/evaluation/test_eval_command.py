@@ -207,8 +207,8 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--attacks', 'fgsm5'], '--attacks fgsm5: fgsm takes a single step'),
     (['--attacks', 'autoattack9'], '--attacks autoattack9: unknown attack'),
     (['--attacks', 'square0'], '--attacks square0: the number of query_limit must be at least 1'),
-    (['--norm-statistics', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch: choose adaptive'),
-    (['--norm-statistics', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
+    (['--bn-mode', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch: choose adaptive'),
+    (['--bn-mode', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
     (['--exact', '--search-dtype', 'bfloat16'], '--exact searches in float32'),
     (['--search-dtype', 'int8'], '--search-dtype int8: unknown'),
     (['--surrogate-checkpoint', 'x.pth'], 'name its model with --surrogate'),
@@ -246,7 +246,7 @@ def two_norms(world):
 
 def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
     kwargs = ['--model-kwargs', 'norm_layer=batchnorm2d', '--attacks', 'pgd2']
-    argv = command(world, tmp_path / 'sweep', *kwargs, '--sweep', 'mbnat_gamma', '--num-examples', '16',
+    argv = command(world, tmp_path / 'sweep', *kwargs, '--sweep', 'gamma', '--num-examples', '16',
                    checkpoint='two')
     assert main(argv) == 0
     results = outcome(tmp_path / 'sweep')[0]
@@ -261,7 +261,7 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
     # each point is what the plain network of that mixture gives
     for point in (points[3], points[10]):
         own = tmp_path / str(point['gamma'])
-        assert main(command(world, own, *kwargs, '--attacks', 'clean,pgd2', '--num-examples', '16', '--mbnat-gamma',
+        assert main(command(world, own, *kwargs, '--attacks', 'clean,pgd2', '--num-examples', '16', '--gamma',
                             str(point['gamma']), checkpoint='two')) == 0
         clean, robust = (r['accuracy'] for r in outcome(own)[0]['results'])
         assert (point['clean'], point['robust']) == (clean, robust)
@@ -275,12 +275,12 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
 
 @pytest.mark.parametrize('more, checkpoint, message', [
     ([], 'two', 'two.pth: cannot be loaded, it has a second BatchNorm (--objective mbnat): evaluate it with'),
-    (['--mbnat-gamma', '.5'], 'plain', 'it has no second BatchNorm (--objective mbnat): leave out --mbnat-gamma'),
-    (['--mbnat-gamma', '1.5'], 'two', '--mbnat-gamma 1.5: must be in [0, 1]'),
-    (['--mbnat-gamma', '.5', '--norm-statistics', 'batch'], 'two', '--norm-statistics batch: does not go with --mbnat'),
-    (['--sweep', 'mbnat_gamma'], 'plain', 'leave out --mbnat-gamma and --sweep mbnat_gamma'),
-    (['--sweep', 'eps'], 'two', '--sweep eps: unknown, choose mbnat_gamma (--eps-sweep goes over eps)'),
-    (['--sweep', 'mbnat_gamma', '--attacks', 'clean'], 'two', '--sweep mbnat_gamma: needs an attack'),
+    (['--gamma', '.5'], 'plain', 'it has no second BatchNorm (--objective mbnat): leave out --gamma'),
+    (['--gamma', '1.5'], 'two', '--gamma 1.5: must be in [0, 1]'),
+    (['--gamma', '.5', '--bn-mode', 'batch'], 'two', '--bn-mode batch: does not go with --gamma'),
+    (['--sweep', 'gamma'], 'plain', 'leave out --gamma and --sweep gamma'),
+    (['--sweep', 'eps'], 'two', '--sweep eps: unknown, choose gamma (--eps-sweep goes over eps)'),
+    (['--sweep', 'gamma', '--attacks', 'clean'], 'two', '--sweep gamma: needs an attack'),
 ])
 def test_bad_input_about_two_batchnorms(world, two_norms, tmp_path, capsys, more, checkpoint, message):
     torch.save(plain_branch(two_norms, 'main').state_dict(), world[0] / 'plain.pth')
@@ -291,9 +291,9 @@ def test_bad_input_about_two_batchnorms(world, two_norms, tmp_path, capsys, more
 
 
 def test_gamma_needs_a_checkpoint_and_batchnorm(world, tmp_path, capsys):
-    assert main(command(world, tmp_path, '--mbnat-gamma', '1')) == 2
+    assert main(command(world, tmp_path, '--gamma', '1')) == 2
     assert 'ResNet has no BatchNorm to give an auxiliary twin' in capsys.readouterr().err
-    assert main(['eval', '--model', 'resnet10t', '--mbnat-gamma', '.5', '--data-dir', str(world[1])]) == 2
-    assert '--mbnat-gamma 0.5: mixes the two BatchNorms of a training checkpoint' in capsys.readouterr().err
-    assert main(['eval', '--model', 'resnet10t', '--sweep', 'mbnat_gamma', '--data-dir', str(world[1])]) == 2
-    assert 'error: --sweep mbnat_gamma: mixes the two' in capsys.readouterr().err
+    assert main(['eval', '--model', 'resnet10t', '--gamma', '.5', '--data-dir', str(world[1])]) == 2
+    assert '--gamma 0.5: mixes the two BatchNorms of a training checkpoint' in capsys.readouterr().err
+    assert main(['eval', '--model', 'resnet10t', '--sweep', 'gamma', '--data-dir', str(world[1])]) == 2
+    assert 'error: --sweep gamma: mixes the two' in capsys.readouterr().err

@@ -15,7 +15,7 @@ from timm_robust.errors import InputError
 from timm_robust.evaluation import evaluate_attacks, example_images, parse_attacks, weights_sha256
 from timm_robust.evaluation.accuracy import image_seeds, sweep_eps
 from timm_robust.evaluation.journal import Journal
-from timm_robust.layers import set_norm_statistics
+from timm_robust.layers import set_bn_mode
 from timm_robust.models import NormalizedModel
 
 THREAT = ThreatModel('linf', 8 / 255)
@@ -100,12 +100,12 @@ def test_batch_dependent_networks_are_attacked_in_whole_batches():
     sizes = []
     model.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
     x, y = torch.rand(16, 3, 32, 32), torch.arange(16) % 4
-    evaluation = evaluate(set_norm_statistics(model, 'batch'), x, y, batch_size=8)
+    evaluation = evaluate(set_bn_mode(model, 'batch'), x, y, batch_size=8)
     assert evaluation.batch_dependent and set(sizes) == {8}
     sizes.clear()
-    assert not evaluate(set_norm_statistics(model, 'population'), x, y, batch_size=8).batch_dependent
+    assert not evaluate(set_bn_mode(model, 'population'), x, y, batch_size=8).batch_dependent
     assert min(sizes) < 8, 'images already wrong were attacked'
-    set_norm_statistics(model, 'batch')
+    set_bn_mode(model, 'batch')
     with pytest.raises(InputError, match='pgd_targeted5'):
         evaluate(model, x, y, 'pgd_targeted5')
 
@@ -279,7 +279,7 @@ def test_eval_command_writes_all_it_takes_to_repeat_it(tmp_path, capsys):
         predicted = model.eval()(x).argmax(1)
     assert results['results'][0]['correct'] == [int(p == k) for p, (_, k) in zip(predicted, chosen)]
 
-    assert main([*command, '--output', str(tmp_path / 'c'), '--norm-statistics', 'batch']) == 0
+    assert main([*command, '--output', str(tmp_path / 'c'), '--bn-mode', 'batch']) == 0
     assert 'WARNING: this network normalizes by the batch at hand' in capsys.readouterr().out
     assert json.loads((tmp_path / 'c' / 'results.json').read_text())['settings']['batch_dependent'] is True
 

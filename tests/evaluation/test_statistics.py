@@ -65,7 +65,7 @@ def test_the_command(tmp_path, capsys, norm):
     assert len(json.loads((tmp_path / 'usual' / 'statistics.json').read_text())['data']['indices']) == 16
     capsys.readouterr()
     for more, message in (
-            (argv[1:], 'already holds'), ([*argv[1:], '--norm-statistics', 'batch'], 'leave it out'),
-            ([*argv[1:], '--mbnat-gamma', '0'], '--mbnat-gamma 0: mixes tracked statistics alone'),
+            (argv[1:], 'already holds'), ([*argv[1:], '--bn-mode', 'batch'], 'leave it out'),
+            ([*argv[1:], '--gamma', '0'], '--gamma 0: mixes tracked statistics alone'),
             ([*argv[1:], '-b', '1'], '--batch-size 1: has no statistics of a batch')):
         assert main(['statistics', *more]) == 2 and message in capsys.readouterr().err

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import to_tensor
 from timm_robust.cli.main import main
 from timm_robust.evaluation import weights_sha256
 from timm_robust.hub.convert import fixed_input, logits_of_fixed_input
-from timm_robust.layers import set_norm_statistics
+from timm_robust.layers import set_bn_mode
 from timm_robust.models._build import CIFAR10_MEAN, CIFAR10_STD
 
 
@@ -138,7 +138,7 @@ def test_robustnorm_repository_resnet(tmp_path):
     weights, report = convert(tmp_path, content, 'robustnorm_resnet20_cifar')
     model = timm.create_model('robustnorm_resnet20_cifar').eval()
     model.load_state_dict(weights)
-    set_norm_statistics(model, 'population')
+    set_bn_mode(model, 'population')
     torch.testing.assert_close(logits_of_fixed_input(model), logits_of_fixed_input(source))
     assert all(key.endswith('num_batches_tracked') for key in report['dropped']) and len(report['dropped']) == 21
     assert report['taken_from'] == 'state_dict'

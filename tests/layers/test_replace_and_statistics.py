@@ -7,7 +7,7 @@ import torch.nn as nn
 from helpers import state_equal
 from timm.layers import BatchNormAct2d
 
-from timm_robust.layers import RobustNorm2d, RobustNormAct2d, has_batch_statistics, replace_norm, set_norm_statistics
+from timm_robust.layers import RobustNorm2d, RobustNormAct2d, has_batch_statistics, replace_norm, set_bn_mode
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'test_byobnet', 'resnet18'])
@@ -53,25 +53,25 @@ def test_batch_norm_switches_to_batch_statistics_and_back(norm):
     untouched = copy.deepcopy(model)
     x = torch.randn(4, 3, 5, 5) * 3 + 1
     population = model(x)
-    set_norm_statistics(model, 'batch')
+    set_bn_mode(model, 'batch')
     assert has_batch_statistics(model) and isinstance(model[0], norm)
     expected = copy.deepcopy(untouched).train()(x)
     torch.testing.assert_close(model(x), expected)
     assert state_equal(model, untouched), 'running averages moved'
     torch.testing.assert_close(copy.deepcopy(model)(x), expected)
-    set_norm_statistics(model, 'batch')
-    set_norm_statistics(model, 'population')
+    set_bn_mode(model, 'batch')
+    set_bn_mode(model, 'population')
     assert type(model[0]) is norm and not has_batch_statistics(model)
     torch.testing.assert_close(model(x), population)
 
 
 def test_switch_refuses_what_does_not_exist():
     with pytest.raises(ValueError, match='choose one of batch, mean, population'):
-        set_norm_statistics(nn.BatchNorm2d(3), 'batches')
+        set_bn_mode(nn.BatchNorm2d(3), 'batches')
     with pytest.raises(ValueError, match='BatchNorm has no such mode'):
-        set_norm_statistics(nn.BatchNorm2d(3), 'mean')
+        set_bn_mode(nn.BatchNorm2d(3), 'mean')
     with pytest.raises(ValueError, match='no BatchNorm or RobustNorm layer'):
-        set_norm_statistics(timm.create_model('nofrost_resnet11_mnist'), 'batch')
+        set_bn_mode(timm.create_model('nofrost_resnet11_mnist'), 'batch')
 
 
 def test_has_batch_statistics():
@@ -79,4 +79,4 @@ def test_has_batch_statistics():
     robust = timm.create_model('robustnorm_resnet20_cifar')
     assert not has_batch_statistics(nofrost, training=True)
     assert has_batch_statistics(robust, training=True) and not has_batch_statistics(robust)
-    assert has_batch_statistics(set_norm_statistics(robust, 'mean'))
+    assert has_batch_statistics(set_bn_mode(robust, 'mean'))

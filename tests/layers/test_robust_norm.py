@@ -5,7 +5,7 @@ import torch.nn as nn
 from helpers import run_distributed
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
 
-from timm_robust.layers import RobustNorm2d, RobustNormAct2d, set_norm_statistics
+from timm_robust.layers import RobustNorm2d, RobustNormAct2d, set_bn_mode
 
 
 def reference(x, weight, bias, power=0.2, eps=1e-5, mean=None, value_range=None):
@@ -84,9 +84,9 @@ def test_the_graph_keeps_the_input_and_vectors(memory_format):
     assert [t.data_ptr() for t in large] == [x.data_ptr()]
 
 
-@pytest.mark.parametrize('statistics', ['batch', 'mean', 'population'])
-def test_attacks_in_eval_mode_get_the_gradient_of_the_equation(statistics):
-    layer = layer_in_float64(statistics=statistics).eval().requires_grad_(False)
+@pytest.mark.parametrize('bn_mode', ['batch', 'mean', 'population'])
+def test_attacks_in_eval_mode_get_the_gradient_of_the_equation(bn_mode):
+    layer = layer_in_float64(bn_mode=bn_mode).eval().requires_grad_(False)
     layer.running_mean.normal_()
     layer.running_var.uniform_(1, 3)
     x = torch.randn(4, 5, 3, 6, dtype=torch.float64)
@@ -95,8 +95,8 @@ def test_attacks_in_eval_mode_get_the_gradient_of_the_equation(statistics):
     # a gradient that was expanded, as a mean over pixels gives
     (layer(own).mean((2, 3)) * upstream[:, :, 0, 0]).sum().backward()
     y = reference(
-        wanted, layer.weight, layer.bias, mean=None if statistics == 'batch' else layer.running_mean,
-        value_range=layer.running_range if statistics == 'population' else None)
+        wanted, layer.weight, layer.bias, mean=None if bn_mode == 'batch' else layer.running_mean,
+        value_range=layer.running_range if bn_mode == 'population' else None)
     (y.mean((2, 3)) * upstream[:, :, 0, 0]).sum().backward()
     torch.testing.assert_close(own.grad, wanted.grad, rtol=1e-11, atol=1e-12)
     assert torch.autograd.gradgradcheck(layer, own.detach()[:2, :, :2, :2].contiguous().requires_grad_())
@@ -110,16 +110,16 @@ def test_gradcheck_twice():
     assert torch.autograd.gradgradcheck(layer, x)
 
 
-@pytest.mark.parametrize('statistics', ['batch', 'mean', 'population'])
-def test_inference_modes(statistics):
-    layer = layer_in_float64(statistics=statistics).eval()
+@pytest.mark.parametrize('bn_mode', ['batch', 'mean', 'population'])
+def test_inference_modes(bn_mode):
+    layer = layer_in_float64(bn_mode=bn_mode).eval()
     layer.running_mean.normal_()
     layer.running_var.uniform_(1, 3)
     x = torch.randn(4, 5, 3, 6, dtype=torch.float64)
     expected = reference(
         x, layer.weight, layer.bias,
-        mean=None if statistics == 'batch' else layer.running_mean,
-        value_range=layer.running_range if statistics == 'population' else None,
+        mean=None if bn_mode == 'batch' else layer.running_mean,
+        value_range=layer.running_range if bn_mode == 'population' else None,
     )
     before = layer.running_mean.clone(), layer.running_var.clone()
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
@@ -164,21 +164,21 @@ def test_meta_device_script_and_compile():
     meta = RobustNorm2d(3, device='meta')
     assert meta(torch.empty(2, 3, 4, 4, device='meta')).shape == (2, 3, 4, 4)
     x = torch.randn(4, 3, 5, 5)
-    for statistics in ('batch', 'mean', 'population'):
-        layer = RobustNorm2d(3, statistics=statistics).eval()
+    for bn_mode in ('batch', 'mean', 'population'):
+        layer = RobustNorm2d(3, bn_mode=bn_mode).eval()
         torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
         compiled = torch.compile(layer, backend='eager', fullgraph=True)
         torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_single_image_warns_once_and_single_value_is_refused():
-    layer = RobustNorm2d(3, statistics='batch').eval()
+    layer = RobustNorm2d(3, bn_mode='batch').eval()
     with pytest.warns(UserWarning, match='batch of one image'):
         layer(torch.randn(1, 3, 4, 4))
     with pytest.raises(ValueError, match='more than 1 value per channel'):
         RobustNorm2d(3).train()(torch.randn(1, 3, 1, 1))
-    with pytest.raises(ValueError, match='statistics'):
-        RobustNorm2d(3, statistics='sample')
+    with pytest.raises(ValueError, match='bn_mode'):
+        RobustNorm2d(3, bn_mode='sample')
     with pytest.raises(ValueError, match='power'):
         RobustNorm2d(3, power=2.)
 
@@ -206,12 +206,12 @@ def test_batch_norm_twin_differs_only_in_the_norm():
 def test_predictions_depend_on_the_batch_only_in_batch_modes():
     model = timm.create_model('robustnorm_resnet20_cifar').eval()
     x = torch.randn(6, 3, 32, 32)
-    for statistics, depends in (('population', False), ('mean', True), ('batch', True)):
-        set_norm_statistics(model, statistics)
+    for bn_mode, depends in (('population', False), ('mean', True), ('batch', True)):
+        set_bn_mode(model, bn_mode)
         with torch.no_grad():
             together = model(x)[:3]
             apart = model(x[:3])
-        assert torch.allclose(together, apart, atol=1e-5) is not depends, statistics
+        assert torch.allclose(together, apart, atol=1e-5) is not depends, bn_mode
 
 
 SYNC_SCRIPT = """

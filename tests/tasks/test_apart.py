@@ -105,11 +105,11 @@ def test_hand_written_loop():
     twin = copy.deepcopy(model)
     x, y = batch()
     apart = NormPerturbation(model)
-    with apart.to_proxy():
+    with apart.clean_pass():
         loss = .5 * F.cross_entropy(model(x), y)
     loss.backward()
     apart.ascend([t.grad for t in apart.tensors], .1)
-    with apart.to_adver():
+    with apart.adversarial_pass():
         loss = .5 * F.cross_entropy(model(x), y)
     loss.backward()
     reference_step(twin, x, y, .1, 1, 8)

@@ -12,14 +12,14 @@ from timm.layers import convert_sync_batchnorm
 from timm_robust.attacks import InputSpace, ThreatModel, pgd
 from timm_robust.errors import InputError
 from timm_robust.layers import (
+    at_gamma,
+    branch_state_dict,
     convert_aux_norm,
     fold_for_inference,
     has_aux_norm,
-    norm_branch,
     plain_branch,
-    set_norm_branch,
-    set_norm_statistics,
-    take_norm_branch,
+    set_bn_mode,
+    set_gamma,
 )
 from timm_robust.tasks import MbnatTask, ObjectiveOptions, create_task
 
@@ -51,7 +51,7 @@ def test_loss_gradients_and_statistics_are_those_of_two_networks_that_share_all_
     plain = {
         branch: TinyNet(norm=True).double().train() for branch in ('main', 'aux')}
     for branch, network in plain.items():
-        network.load_state_dict(take_norm_branch(model.state_dict(), branch))
+        network.load_state_dict(branch_state_dict(model.state_dict(), branch))
     x, y = batch()
     result = make_task(model, adv_weight=.3)(x, y)
     result['loss'].backward()
@@ -69,7 +69,7 @@ def test_loss_gradients_and_statistics_are_those_of_two_networks_that_share_all_
                 model.get_parameter(f'{prefix}.{name}').grad, network.norm.get_parameter(name).grad)
         for name, value in network.norm.named_buffers():
             torch.testing.assert_close(model.get_buffer(f'{prefix}.{name}'), value)
-    assert result['output'].shape == (6, 4) and model.norm.branch == 0
+    assert result['output'].shape == (6, 4) and model.norm.gamma == 0
 
 
 @pytest.mark.parametrize('name', ['resnet10t', 'robustnorm_resnet20_cifar', 'test_efficientnet'])
@@ -81,14 +81,14 @@ def test_branches_are_plain_networks_and_mix_between(name):
     assert set(plain.state_dict()) == {k for k in model.state_dict() if '.aux.' not in k}
     x = torch.rand(2, *plain.pretrained_cfg['input_size'], dtype=torch.float64)
     outputs = {}
-    for branch, share in (('main', 0), ('aux', 1)):
-        plain.load_state_dict(take_norm_branch(model.state_dict(), branch))
-        with norm_branch(model, share), torch.no_grad():
-            outputs[share] = model(x)
-            torch.testing.assert_close(outputs[share], plain(x), rtol=1e-12, atol=1e-12)
+    for branch, gamma in (('main', 0), ('aux', 1)):
+        plain.load_state_dict(branch_state_dict(model.state_dict(), branch))
+        with at_gamma(model, gamma), torch.no_grad():
+            outputs[gamma] = model(x)
+            torch.testing.assert_close(outputs[gamma], plain(x), rtol=1e-12, atol=1e-12)
     with torch.no_grad():
-        mixed = set_norm_branch(model, .5)(x)
-        near = set_norm_branch(model, 1 - 1e-9)(x)
+        mixed = set_gamma(model, .5)(x)
+        near = set_gamma(model, 1 - 1e-9)(x)
     assert not torch.allclose(mixed, outputs[0]) and not torch.allclose(mixed, outputs[1])
     torch.testing.assert_close(near, outputs[1], rtol=1e-5, atol=1e-6)
 
@@ -99,22 +99,22 @@ def test_fused_layers_mix_as_their_plain_parts_do_also_synchronized():
     synchronized = convert_aux_norm(synchronized).eval()
     synchronized.load_state_dict(model.state_dict())
     x = torch.rand(2, 3, 64, 64)
-    for share in (0, .5, 1):
+    for gamma in (0, .5, 1):
         torch.testing.assert_close(
-            set_norm_branch(synchronized, share)(x), set_norm_branch(model, share)(x), rtol=1e-3, atol=1e-4)
+            set_gamma(synchronized, gamma)(x), set_gamma(model, gamma)(x), rtol=1e-3, atol=1e-4)
 
 
 def test_statistics_of_the_batch_are_refused():
     model = convert_aux_norm(TinyNet(norm=True))
-    with pytest.raises(ValueError, match="statistics='batch': two BatchNorms"):
-        set_norm_statistics(model, 'batch')
-    assert set_norm_statistics(model, 'population') is model
+    with pytest.raises(ValueError, match="mode='batch': two BatchNorms"):
+        set_bn_mode(model, 'batch')
+    assert set_bn_mode(model, 'population') is model
 
 
 def test_a_mixture_is_of_the_normalized_features():
     model = different_twins(nn.Sequential(nn.BatchNorm2d(3))).double().eval()
     x = torch.rand(4, 3, 5, 5, dtype=torch.float64)
-    main, aux, mixed = (set_norm_branch(model, b)(x) for b in (0, 1, .25))
+    main, aux, mixed = (set_gamma(model, b)(x) for b in (0, 1, .25))
     torch.testing.assert_close(mixed, .75 * main + .25 * aux)
     model.train()
     with pytest.raises(RuntimeError, match='in training one branch'):
@@ -124,18 +124,18 @@ def test_a_mixture_is_of_the_normalized_features():
 def test_a_folded_copy_follows_the_branch():
     model = different_twins(timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d')).eval()
     x = torch.rand(2, 3, 32, 32)
-    for share in (0, .5, 1):
-        set_norm_branch(model, share)
+    for gamma in (0, .5, 1):
+        set_gamma(model, gamma)
         folded = fold_for_inference(model, x)
         assert folded is None or torch.allclose(folded(x), model(x), atol=1e-3)
 
 
 def test_crafting_leaves_no_trace():
     model = different_twins(TinyNet(norm=True)).train()
-    set_norm_branch(model, .4)
+    set_gamma(model, .4)
     before = copy.deepcopy(model)
     make_task(model).craft(*batch(torch.float32))
-    assert state_equal(model, before) and model.norm.branch == .4 and model.training
+    assert state_equal(model, before) and model.norm.gamma == .4 and model.training
 
 
 def test_bad_input():
@@ -145,19 +145,19 @@ def test_bad_input():
         make_task(convert_aux_norm(TinyNet(norm=True)), adv_weight=1)
     with pytest.raises(ValueError, match='TinyNet has no BatchNorm'):
         convert_aux_norm(TinyNet())
-    with pytest.raises(ValueError, match='branch=2 must be in'):
-        set_norm_branch(convert_aux_norm(TinyNet(norm=True)), 2)
+    with pytest.raises(ValueError, match='gamma=2 must be in'):
+        set_gamma(convert_aux_norm(TinyNet(norm=True)), 2)
     with pytest.raises(ValueError, match="choose 'main' or 'aux'"):
-        take_norm_branch({}, 'both')
+        branch_state_dict({}, 'both')
 
 
 def test_plain_networks_out_of_both_branches():
     model = different_twins(timm.create_model('resnet10t', num_classes=3)).eval()
     x = torch.rand(2, 3, 64, 64)
-    for branch, share in (('main', 0), ('aux', 1)):
+    for branch, gamma in (('main', 0), ('aux', 1)):
         plain = plain_branch(model, branch)
         assert not has_aux_norm(plain) and type(plain.bn1) is type(timm.create_model('resnet10t').bn1)
-        with norm_branch(model, share), torch.no_grad():
+        with at_gamma(model, gamma), torch.no_grad():
             assert torch.equal(plain(x), model(x))
     assert has_aux_norm(model)
 
@@ -166,7 +166,7 @@ def test_options_prepare_the_network_and_build_the_task():
     options = ObjectiveOptions(objective='mbnat', attack_steps=1, mbnat_gamma=.25)
     model = options.prepare_model(TinyNet(norm=True))
     task = create_task(options, model, space=SPACE, steps_per_epoch=1, verbose=False)
-    assert type(task) is MbnatTask and model.norm.branch == .25
+    assert type(task) is MbnatTask and model.norm.gamma == .25
     task(*batch(torch.float32))['loss'].backward()
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(InputError, match='--objective mbnat: TinyNet has no BatchNorm'):

@@ -119,7 +119,7 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
     assert '| resnet20 | robustnorm | CIFAR-10 (JPEG copy) | Linf eps 0.005014 | mean | 90.0 | 80.0' in text
     assert '| resnet20 | batchnorm | Fashion-MNIST | Linf eps 0.007060 | batch | 90.0 |' in text
-    attacks = {c[c.index('--norm-statistics') + 1]: c[c.index('--attacks') + 1] for c in calls if '--eps' in c}
+    attacks = {c[c.index('--bn-mode') + 1]: c[c.index('--attacks') + 1] for c in calls if '--eps' in c}
     assert attacks['batch'].endswith(',adaptive100') and attacks['mean'].endswith(',adaptive100')
     eps = {c[c.index('--data-dir') + 1]: float(c[c.index('--eps') + 1]) for c in calls if '--eps' in c}
     assert eps == {'C': pytest.approx(.02 * .7521 / 3, abs=1e-6), 'F': pytest.approx(.02 * .353, abs=1e-6)}
@@ -153,7 +153,7 @@ def test_nofrost(scripts, tmp_path, monkeypatch):
     assert '| fat | none | 3 (2 of 3) | 2 (3 of 4) |' in text
     measured = [c for c in calls if c[0] != 'train']
     assert all(c[c.index('--eps') + 1] == '0.2' and c[c.index('--split') + 1] == 'test' for c in measured)
-    assert [c[c.index('--norm-statistics') + 1] for c in by_command['eval'] if '--norm-statistics' in c] == [
+    assert [c[c.index('--bn-mode') + 1] for c in by_command['eval'] if '--bn-mode' in c] == [
         'batch', 'batch', 'mean']
     assert '| robustnorm2d | population | 90.0 | 80.0 | 10.0 |\n| robustnorm2d | batch | 90.0 | 80.0 | 70.0 |' in text
     swept = [c for c in by_command['eval'] if '--sweep' in c]

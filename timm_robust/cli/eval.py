@@ -63,7 +63,7 @@ def build_parser() -> Parser:
     group.add_argument('--eps-sweep', default='', metavar='LIST',
                        help='also draw accuracy over these eps under the last attack, e.g. 0,2/255,4/255,8/255')
     group.add_argument('--sweep', default='', metavar='NAME',
-                       help='mbnat_gamma: also draw robust over clean accuracy, under the last attack, of a checkpoint '
+                       help='gamma: also draw robust over clean accuracy, under the last attack, of a checkpoint '
                             'of --objective mbnat while gamma goes from 0 to 1')
     add_benchmark_arguments(parser)
     group = parser.add_argument_group('Evaluation parameters')
@@ -107,8 +107,8 @@ def _read_sweep(args: argparse.Namespace, specs: List[AttackSpec]) -> Dict[float
 
 
 def _check_sweep(args: argparse.Namespace, specs: List[AttackSpec]) -> None:
-    if args.sweep != 'mbnat_gamma':
-        raise InputError(f'--sweep {args.sweep}: unknown, choose mbnat_gamma (--eps-sweep goes over eps)')
+    if args.sweep != 'gamma':
+        raise InputError(f'--sweep {args.sweep}: unknown, choose gamma (--eps-sweep goes over eps)')
     if not any(s.is_attack for s in specs):
         raise InputError(f'--sweep {args.sweep}: needs an attack in --attacks, for example pgd20')
 
@@ -169,8 +169,8 @@ def run(argv: List[str]) -> None:
     if args.benchmarks:
         run_benchmarks(args, argv, build_parser())  # whose defaults no file has changed
         return
-    if args.sweep == 'mbnat_gamma' and args.mbnat_gamma is None:
-        args.mbnat_gamma = 0.
+    if args.sweep == 'gamma' and args.gamma is None:
+        args.gamma = 0.
     threat = read_threat(args)
     step_size = _read_step_size(args)
     check_at_least('restarts', args.restarts)

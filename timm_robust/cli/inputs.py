@@ -14,7 +14,7 @@ from ..data import balanced_indices, check_images, check_labels, dataset_labels,
 from ..errors import InputError, check_at_least, check_choice
 from ..hub.convert import Conversion, convert_state_dict, read_checkpoint
 from ..hub.verify import verify_weights
-from ..layers import NORM_STATISTICS, convert_aux_norm, has_batch_statistics, set_norm_branch, set_norm_statistics
+from ..layers import BN_MODES, convert_aux_norm, has_batch_statistics, set_bn_mode, set_gamma
 from ..models import NormalizedModel
 from ..train.build import build_model, check_seed, resolve_data
 from ..train.checkpoint import load_weights
@@ -43,9 +43,9 @@ def add_threat_arguments(group: argparse._ArgumentGroup) -> None:
     """Flags of the threat model."""
     group.add_argument('--norm', default='linf', metavar='NORM', help='linf or l2 (default: linf)')
     group.add_argument('--eps', default='8/255', help='perturbation size in pixel units on [0, 1] (default: 8/255)')
-    group.add_argument('--norm-statistics', default=None, metavar='MODE',
+    group.add_argument('--bn-mode', default=None, metavar='MODE',
                        help='normalize by population, batch or (RobustNorm) mean statistics (default: of the model)')
-    group.add_argument('--mbnat-gamma', default=None, type=float, metavar='GAMMA',
+    group.add_argument('--gamma', default=None, type=float, metavar='GAMMA',
                        help='share of the BatchNorm of adversarial images, in [0, 1], for a checkpoint of --objective '
                             'mbnat')
     group.add_argument('--surrogate', default='', metavar='MODEL',
@@ -96,21 +96,21 @@ def measuring_parser(command: str, description: str, files: str, num_examples: i
 
 
 def _gamma_flag(args: argparse.Namespace) -> str:
-    swept = getattr(args, 'sweep', '') and not args.mbnat_gamma  # the sweep implies a gamma of 0
-    return '--sweep mbnat_gamma' if swept else f'--mbnat-gamma {args.mbnat_gamma:g}'
+    swept = getattr(args, 'sweep', '') and not args.gamma  # the sweep implies a gamma of 0
+    return '--sweep gamma' if swept else f'--gamma {args.gamma:g}'
 
 
 def _check_gamma(args: argparse.Namespace) -> None:
-    if not 0 <= args.mbnat_gamma <= 1:
+    if not 0 <= args.gamma <= 1:
         raise InputError(
             f'{_gamma_flag(args)}: must be in [0, 1]; 0 is the BatchNorm of clean images, 1 that of adversarial ones')
     if not args.checkpoint:
         raise InputError(
             f'{_gamma_flag(args)}: mixes the two BatchNorms of a training checkpoint of --objective mbnat, give it '
             'with --checkpoint')
-    if args.norm_statistics not in (None, 'population'):
+    if args.bn_mode not in (None, 'population'):
         raise InputError(
-            f'--norm-statistics {args.norm_statistics}: does not go with {_gamma_flag(args)}, which mixes tracked '
+            f'--bn-mode {args.bn_mode}: does not go with {_gamma_flag(args)}, which mixes tracked '
             'statistics; leave it out')
 
 
@@ -121,11 +121,11 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
         InputError: Naming the flag.
     """
     check_choice('norm', args.norm, NORMS)
-    if args.norm_statistics is not None:
-        check_choice('norm_statistics', args.norm_statistics, NORM_STATISTICS)
+    if args.bn_mode is not None:
+        check_choice('bn_mode', args.bn_mode, BN_MODES)
     check_at_least('batch_size', args.batch_size)
     check_seed(args.seed)
-    if args.mbnat_gamma is not None:
+    if args.gamma is not None:
         _check_gamma(args)
     try:
         return ThreatModel(args.norm, args.eps)
@@ -209,7 +209,7 @@ def on_pixels(args: argparse.Namespace, model: nn.Module, data_config: Dict[str,
 
 def _add_aux_norm(args: argparse.Namespace, model: nn.Module) -> None:
     try:
-        set_norm_branch(convert_aux_norm(model), args.mbnat_gamma)
+        set_gamma(convert_aux_norm(model), args.gamma)
     except ValueError as error:
         raise InputError(f'{_gamma_flag(args)}: {error}') from error
 
@@ -224,19 +224,19 @@ def open_network(args: argparse.Namespace, device: torch.device) -> Tuple[Normal
     model = build_model(args)
     if not args.checkpoint:
         verify_weights(args.model)
-    if args.mbnat_gamma is not None:
+    if args.gamma is not None:
         _add_aux_norm(args, model)
     if args.checkpoint:
         load_weights(model, args.checkpoint, use_ema=args.use_ema)
-    if args.norm_statistics:
+    if args.bn_mode:
         try:
-            set_norm_statistics(model, args.norm_statistics)
+            set_bn_mode(model, args.bn_mode)
         except ValueError as error:
-            raise InputError(f'--norm-statistics {args.norm_statistics}: {error}') from error
+            raise InputError(f'--bn-mode {args.bn_mode}: {error}') from error
     if args.batch_size == 1 and has_batch_statistics(model):
         raise InputError(
             '--batch-size 1: this network normalizes by the statistics of the batch, use a larger batch or '
-            '--norm-statistics population')
+            '--bn-mode population')
     data_config = resolve_data(args, model)
     return on_pixels(args, model, data_config, device), data_config
 

@@ -47,8 +47,8 @@ def run(argv: List[str]) -> None:
     inputs = open_inputs(args, torch.device(resolve_device(args.device)))
     if has_batch_statistics(inputs.model):
         raise InputError(
-            '--norm-statistics: a network that normalizes by the batch has no boundary of its own, use '
-            '--norm-statistics population')
+            '--bn-mode: a network that normalizes by the batch has no boundary of its own, use '
+            '--bn-mode population')
     x, y = inputs.first(len(inputs.indices))
     batches = list(zip(x.split(args.batch_size), y.split(args.batch_size)))
     model = inputs.pixel_model

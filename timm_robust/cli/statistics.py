@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..evaluation import evaluate_attacks, format_table, parse_attacks, write_json
 from ..evaluation.specs import check_specs
 from ..evaluation.statistics import layer_statistics, plot_statistics, shift_rows
-from ..layers import RobustNorm2d, set_norm_statistics
+from ..layers import RobustNorm2d, set_bn_mode
 from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
 from .inputs import measuring_parser, open_inputs, read_threat
@@ -40,10 +40,10 @@ def run(argv: List[str]) -> None:
     args = parser.parse_args(apply_config(parser, argv))
     start_logging()
     threat = read_threat(args)
-    if args.norm_statistics:
-        raise InputError(f'--norm-statistics {args.norm_statistics}: all of them are compared, leave it out')
-    if args.mbnat_gamma is not None:
-        raise InputError(f'--mbnat-gamma {args.mbnat_gamma:g}: mixes tracked statistics alone, leave it out')
+    if args.bn_mode:
+        raise InputError(f'--bn-mode {args.bn_mode}: all of them are compared, leave it out')
+    if args.gamma is not None:
+        raise InputError(f'--gamma {args.gamma:g}: mixes tracked statistics alone, leave it out')
     if args.batch_size == 1:
         raise InputError('--batch-size 1: has no statistics of a batch, choose at least 2')
     if args.surrogate:
@@ -56,7 +56,7 @@ def run(argv: List[str]) -> None:
     if any(isinstance(m, RobustNorm2d) for m in model.modules()):
         modes.insert(1, 'mean')
     try:
-        set_norm_statistics(model, 'population')
+        set_bn_mode(model, 'population')
     except ValueError as error:
         raise InputError(f'--model {args.model}: {error}') from error
     check_specs(specs, model.num_classes, batch_dependent=True)
@@ -73,7 +73,7 @@ def run(argv: List[str]) -> None:
 
     accuracy = {}
     for mode in modes:
-        set_norm_statistics(model, mode)
+        set_bn_mode(model, mode)
         results = evaluate_attacks(
             pixel_model, inputs.loader(), inputs.indices, specs, device=inputs.device, seed=args.seed,
             batch_size=args.batch_size, progress=False).results
@@ -81,7 +81,7 @@ def run(argv: List[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     sample = f'{len(x)} images, batch {args.batch_size}, {threat}, seed {args.seed}'
     plot_statistics(rows, f'{args.model}\n{sample}, PGD-20 on population statistics', output / 'statistics.png')
-    set_norm_statistics(model, 'population')
+    set_bn_mode(model, 'population')
     write_json(output / 'statistics.json', {
         **measured_facts('statistics', argv, inputs, threat),
         'accuracy': accuracy,

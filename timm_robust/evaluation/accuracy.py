@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..attacks.search import logits_of
 from ..errors import InputError
-from ..layers import has_batch_statistics, norm_branch
+from ..layers import at_gamma, has_batch_statistics
 from .journal import Journal
 from .outcome import Evaluation, assemble, keyed_steps
 from .specs import AttackSpec, check_specs
@@ -282,7 +282,7 @@ def sweep_mbnat_gamma(
     """
     points = []
     for gamma in MBNAT_GAMMAS:
-        with norm_branch(model, gamma):
+        with at_gamma(model, gamma):
             clean, robust = evaluate_attacks(
                 model, make_loader(), indices, [AttackSpec('clean'), attack], search_model=make_search_model(),
                 **kwargs).results

@@ -15,7 +15,7 @@ import torch.nn as nn
 from ..attacks import ThreatModel, adaptive_batch, apgd_ce, pgd
 from ..attacks.noise import image_seeds
 from ..attacks.search import logits_of
-from ..layers import has_batch_statistics, set_norm_statistics
+from ..layers import has_batch_statistics, set_bn_mode
 
 __all__ = [
     'POINT',
@@ -129,7 +129,7 @@ def adaptive_accuracy(
         population statistics: `population_clean` and `population_apgd_ce`. The last three are None for a network that
         tracks no statistics.
     """
-    population = set_norm_statistics(copy.deepcopy(model), 'population')
+    population = set_bn_mode(copy.deepcopy(model), 'population')
     tracked = not has_batch_statistics(population)
     seeds = image_seeds(seed, len(x), x.device)
     count: Dict[str, int] = {}

@@ -225,4 +225,4 @@ def check_specs(
                     part.settings.get('restarts', 1) > 1 and part.function != 'adaptive_batch')):
                 raise InputError(
                     f'--attacks {spec.name}: treats each image by itself, which is not defined for a network that '
-                    'normalizes by the batch: choose adaptive, or --norm-statistics population')
+                    'normalizes by the batch: choose adaptive, or --bn-mode population')

@@ -15,30 +15,30 @@ import torch.nn.functional as F
 __all__ = [
     'convert_aux_norm',
     'has_aux_norm',
-    'norm_branch',
+    'at_gamma',
     'plain_branch',
-    'set_norm_branch',
-    'take_norm_branch',
+    'set_gamma',
+    'branch_state_dict',
 ]
 
 _AUX = '.aux.'
 
 
 class _Branches:
-    """Mixin over a BatchNorm class: `branch` 0 is the layer itself, 1 its auxiliary twin, between they are mixed."""
-    branch = 0.
+    """Mixin over a BatchNorm class: `gamma` 0 is the layer itself, 1 its auxiliary twin, between they are mixed."""
+    gamma = 0.
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.branch == 0:
+        if self.gamma == 0:
             return super().forward(x)
-        if self.branch == 1:
+        if self.gamma == 1:
             return self.aux(x)
         if self.training:
-            raise RuntimeError(f'branch={self.branch}: in training one branch normalizes, 0 or 1')
+            raise RuntimeError(f'gamma={self.gamma}: in training one branch normalizes, 0 or 1')
         main, aux = (
             F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False, 0., n.eps)
             for n in (self, self.aux))
-        x = torch.lerp(main, aux, self.branch)
+        x = torch.lerp(main, aux, self.gamma)
         # timm's fused layers have more to do, plain and synchronized
         return self.act(self.drop(x)) if hasattr(self, 'act') else x
 
@@ -86,38 +86,38 @@ def convert_aux_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def set_norm_branch(model: nn.Module, branch: float) -> nn.Module:
+def set_gamma(model: nn.Module, gamma: float) -> nn.Module:
     """Choose what normalizes: 0 the main BatchNorm, 1 the auxiliary one; between, at inference, a mixture of outputs.
 
     Args:
         model: A model of `convert_aux_norm`, changed in place.
-        branch: In [0, 1].
+        gamma: In [0, 1].
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If `branch` is outside [0, 1] or the model has no auxiliary normalization.
+        ValueError: If `gamma` is outside [0, 1] or the model has no auxiliary normalization.
     """
-    if not 0 <= branch <= 1:
-        raise ValueError(f'branch={branch} must be in [0, 1]: 0 is the main BatchNorm, 1 the auxiliary one')
+    if not 0 <= gamma <= 1:
+        raise ValueError(f'gamma={gamma} must be in [0, 1]: 0 is the main BatchNorm, 1 the auxiliary one')
     if not has_aux_norm(model):
-        raise ValueError(f'branch={branch}: {type(model).__name__} has no auxiliary normalization')
+        raise ValueError(f'gamma={gamma}: {type(model).__name__} has no auxiliary normalization')
     for norm in _branched(model):
-        norm.branch = branch
+        norm.gamma = gamma
     return model
 
 
 @contextmanager
-def norm_branch(model: nn.Module, branch: float) -> Iterator[None]:
-    """`set_norm_branch` for a while."""
-    before = [(norm, norm.branch) for norm in _branched(model)]
-    set_norm_branch(model, branch)
+def at_gamma(model: nn.Module, gamma: float) -> Iterator[None]:
+    """`set_gamma` for a while."""
+    before = [(norm, norm.gamma) for norm in _branched(model)]
+    set_gamma(model, gamma)
     try:
         yield
     finally:
         for norm, value in before:
-            norm.branch = value
+            norm.gamma = value
 
 
 def plain_branch(model: nn.Module, branch: str) -> nn.Module:
@@ -127,17 +127,17 @@ def plain_branch(model: nn.Module, branch: str) -> nn.Module:
         model: A model of `convert_aux_norm`.
         branch: 'main' or 'aux'.
     """
-    weights = take_norm_branch(model.state_dict(), branch)
+    weights = branch_state_dict(model.state_dict(), branch)
     plain = copy.deepcopy(model)
     for norm in _branched(plain):
         del norm.aux
-        norm.__dict__.pop('branch', None)
+        norm.__dict__.pop('gamma', None)
         norm.__class__ = type(norm).__mro__[2]
     plain.load_state_dict(weights)
     return plain
 
 
-def take_norm_branch(state_dict: Dict[str, Any], branch: str) -> Dict[str, Any]:
+def branch_state_dict(state_dict: Dict[str, Any], branch: str) -> Dict[str, Any]:
     """A state dict for the plain model out of one with auxiliary normalization.
 
     Args:

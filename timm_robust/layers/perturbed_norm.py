@@ -53,8 +53,8 @@ class NormPerturbation:
     d has a value per channel, and per group if there are groups: image i is of group i modulo their number, and in the
     adversarial pass each group has batch statistics of its own.
 
-    The layers stay the user's own objects: what they compute changes inside `to_proxy` and `to_adver` alone, and no
-    key of the state dict ever.
+    The layers stay the user's own objects: what they compute changes inside `clean_pass` and `adversarial_pass` alone,
+    and no key of the state dict ever.
 
     Args:
         model: A network with BatchNorm or RobustNorm layers.
@@ -79,7 +79,7 @@ class NormPerturbation:
 
     @property
     def tensors(self) -> List[torch.Tensor]:
-        """d_mean and d_var of all layers; leaves of the graph after `to_proxy`."""
+        """d_mean and d_var of all layers; leaves of the graph after `clean_pass`."""
         return [t for pair in self.d.values() for t in pair]
 
     def ascend(self, gradients: List[torch.Tensor], epsilon: float) -> None:
@@ -99,7 +99,7 @@ class NormPerturbation:
         return scale, norm.bias - scale * d_mean * (norm.running_mean / spread)
 
     @contextmanager
-    def to_proxy(self) -> Iterator[None]:
+    def clean_pass(self) -> Iterator[None]:
         """The first pass: d is zero and waits for its gradient; running statistics are updated as ever."""
         self.d = {
             norm: tuple(norm.weight.new_zeros(self.groups, norm.num_features, requires_grad=True) for _ in range(2))
@@ -108,7 +108,7 @@ class NormPerturbation:
             yield
 
     @contextmanager
-    def to_adver(self) -> Iterator[None]:
+    def adversarial_pass(self) -> Iterator[None]:
         """The second pass: d as it is now; running statistics rest."""
         with self._swapped(first=False):
             yield

@@ -14,9 +14,9 @@ from timm.layers import create_act_layer, register_notrace_module
 
 from .range_norm import batch_mean_and_extrema, normalize_by, normalize_by_batch
 
-__all__ = ['RobustNorm2d', 'RobustNormAct2d', 'NORM_STATISTICS']
+__all__ = ['RobustNorm2d', 'RobustNormAct2d', 'BN_MODES']
 
-NORM_STATISTICS = ('batch', 'mean', 'population')
+BN_MODES = ('batch', 'mean', 'population')
 
 
 @register_notrace_module
@@ -27,10 +27,10 @@ class RobustNorm2d(nn.Module):
 
     .. math:: y = \gamma \frac{x - \mu}{r^p + \epsilon} + \beta, \qquad r = \max x - \min x
 
-    Running averages of :math:`\mu` and :math:`r` are kept in training. At inference `statistics` chooses what
+    Running averages of :math:`\mu` and :math:`r` are kept in training. At inference `bn_mode` chooses what
     normalizes: ``'batch'`` (the paper's RN: both of the batch at hand), ``'mean'`` (RN with tracked mean: tracked
     mean, range of the batch) or ``'population'`` (both tracked). In the first two the prediction for an image depends
-    on its neighbours in the batch, so ``'population'`` is the default; see `set_norm_statistics` to switch a model.
+    on its neighbours in the batch, so ``'population'`` is the default; see `set_bn_mode` to switch a model.
 
     The layer is no subclass of BatchNorm: helpers that convert BatchNorm would silently turn it back into one. Its
     tracked range lives in ``running_var``, the name by which timm's ``distribute_bn`` and the paper's checkpoints know
@@ -46,10 +46,10 @@ class RobustNorm2d(nn.Module):
         momentum: Weight of the newest batch in the running averages.
         affine: Learn a scale and a shift per channel.
         power: Exponent p of the range, in [0, 1]; 0.2 in the paper.
-        statistics: What normalizes at inference, one of 'batch', 'mean', 'population'.
+        bn_mode: What normalizes at inference, one of 'batch', 'mean', 'population'.
 
     Raises:
-        ValueError: On an unknown `statistics`, a `power` outside [0, 1], and in training on one value per channel.
+        ValueError: On an unknown `bn_mode`, a `power` outside [0, 1], and in training on one value per channel.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class RobustNorm2d(nn.Module):
             momentum: float = 0.1,
             affine: bool = True,
             power: float = 0.2,
-            statistics: str = 'population',
+            bn_mode: str = 'population',
             device=None,
             dtype=None,
     ):
         super().__init__()
-        if statistics not in NORM_STATISTICS:
-            raise ValueError(f"statistics={statistics!r}: choose one of {', '.join(NORM_STATISTICS)}")
+        if bn_mode not in BN_MODES:
+            raise ValueError(f"bn_mode={bn_mode!r}: choose one of {', '.join(BN_MODES)}")
         if not 0 <= power <= 1:
             raise ValueError(f'power={power}: choose a value in [0, 1], the paper uses 0.2')
         dd = {'device': device, 'dtype': dtype}
@@ -74,7 +74,7 @@ class RobustNorm2d(nn.Module):
         self.momentum = momentum
         self.affine = affine
         self.power = power
-        self.statistics = statistics
+        self.bn_mode = bn_mode
         self.sync = False
         self.process_group = None
         self._warned = False
@@ -124,8 +124,8 @@ class RobustNorm2d(nn.Module):
         if not self._warned and not torch.compiler.is_compiling():
             self._warned = True
             warnings.warn(
-                f"RobustNorm2d normalizes by statistics={self.statistics!r} of a batch of one image; "
-                "use a larger batch or set_norm_statistics(model, 'population')",
+                f"RobustNorm2d normalizes by bn_mode={self.bn_mode!r} of a batch of one image; "
+                "use a larger batch or set_bn_mode(model, 'population')",
                 stacklevel=3,
             )
 
@@ -136,7 +136,7 @@ class RobustNorm2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and x.numel() == x.shape[1]:
             raise ValueError(f'Expected more than 1 value per channel when training, got input size {list(x.shape)}')
-        if not self.training and self.statistics == 'population':
+        if not self.training and self.bn_mode == 'population':
             return normalize_by(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.power, self.eps)
         if torch.jit.is_scripting() or self._needs_plain_autograd():
@@ -144,7 +144,7 @@ class RobustNorm2d(nn.Module):
         else:
             if not self.training and x.shape[0] == 1:
                 self._warn_single_image()
-            tracked_mean = self.running_mean if not self.training and self.statistics == 'mean' else None
+            tracked_mean = self.running_mean if not self.training and self.bn_mode == 'mean' else None
             y, mean, value_range = normalize_by_batch(
                 x, self.weight, self.bias, tracked_mean, self.power, self.eps)
         if self.training:
@@ -158,7 +158,7 @@ class RobustNorm2d(nn.Module):
         if not torch.jit.is_scripting():
             if self.training and self._shared():
                 mean, high, low = self._synchronize(mean, high, low, x.numel() // x.shape[1])
-        if not self.training and self.statistics == 'mean':
+        if not self.training and self.bn_mode == 'mean':
             mean = self.running_mean.to(mean.dtype)
         y = normalize_by(x, mean, high - low, self.weight, self.bias, self.power, self.eps)
         return y, mean, high - low
@@ -171,7 +171,7 @@ class RobustNorm2d(nn.Module):
     def extra_repr(self) -> str:
         return (
             f'{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, '
-            f'power={self.power}, statistics={self.statistics!r}'
+            f'power={self.power}, bn_mode={self.bn_mode!r}'
         )
 
 

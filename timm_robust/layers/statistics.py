@@ -11,13 +11,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .aux_norm import has_aux_norm
-from .robust_norm import NORM_STATISTICS, RobustNorm2d
+from .robust_norm import BN_MODES, RobustNorm2d
 
 __all__ = [
-    'NORM_STATISTICS',
+    'BN_MODES',
     'has_batch_statistics',
     'is_norm',
-    'set_norm_statistics',
+    'set_bn_mode',
     'sync_norm_statistics',
     'tracking_norms',
 ]
@@ -53,14 +53,14 @@ def tracking_norms(model: nn.Module) -> Dict[str, nn.Module]:
     return {name: m for name, m in model.named_modules() if is_norm(m) and m.running_mean is not None}
 
 
-def set_norm_statistics(model: nn.Module, statistics: str) -> nn.Module:
+def set_bn_mode(model: nn.Module, mode: str) -> nn.Module:
     """Choose which statistics normalize at inference in every BatchNorm and RobustNorm layer of a model.
 
     Training mode and the state dict are unaffected.
 
     Args:
         model: A built model, changed in place.
-        statistics: 'population' (tracked in training), 'batch' (of the batch at hand) or, for RobustNorm alone,
+        mode: 'population' (tracked in training), 'batch' (of the batch at hand) or, for RobustNorm alone,
             'mean' (tracked mean, range of the batch).
 
     Returns:
@@ -70,24 +70,24 @@ def set_norm_statistics(model: nn.Module, statistics: str) -> nn.Module:
         ValueError: On an unknown choice, on 'mean' for a model with BatchNorm, on 'batch' for one with auxiliary
             BatchNorm, and if no layer has a choice.
     """
-    if statistics not in NORM_STATISTICS:
-        raise ValueError(f"statistics={statistics!r}: choose one of {', '.join(NORM_STATISTICS)}")
+    if mode not in BN_MODES:
+        raise ValueError(f"mode={mode!r}: choose one of {', '.join(BN_MODES)}")
     robust_norms = [m for m in model.modules() if isinstance(m, RobustNorm2d)]
     batch_norms = [m for m in model.modules() if _is_batch_norm(m)]
     if not robust_norms and not batch_norms:
         raise ValueError(
-            f'statistics={statistics!r}: {type(model).__name__} has no BatchNorm or RobustNorm layer to switch')
-    if batch_norms and statistics == 'mean':
-        raise ValueError("statistics='mean': BatchNorm has no such mode, choose 'batch' or 'population'")
-    if statistics == 'batch' and has_aux_norm(model):
-        raise ValueError("statistics='batch': two BatchNorms are mixed by tracked statistics, choose 'population'")
+            f'mode={mode!r}: {type(model).__name__} has no BatchNorm or RobustNorm layer to switch')
+    if batch_norms and mode == 'mean':
+        raise ValueError("mode='mean': BatchNorm has no such mode, choose 'batch' or 'population'")
+    if mode == 'batch' and has_aux_norm(model):
+        raise ValueError("mode='batch': two BatchNorms are mixed by tracked statistics, choose 'population'")
     for module in robust_norms:
-        module.statistics = statistics
+        module.bn_mode = mode
     for module in batch_norms:
         switched = isinstance(module, _BatchStatisticsAtInference)
-        if statistics == 'batch' and not switched:
+        if mode == 'batch' and not switched:
             module.__class__ = _with_batch_statistics(type(module))
-        elif statistics == 'population' and switched:
+        elif mode == 'population' and switched:
             module.__class__ = type(module).__mro__[2]
     return model
 
@@ -100,7 +100,7 @@ def has_batch_statistics(model: nn.Module, training: bool = False) -> bool:
         training: Ask for training mode; otherwise for inference.
     """
     for module in model.modules():
-        if isinstance(module, RobustNorm2d) and (training or module.statistics != 'population'):
+        if isinstance(module, RobustNorm2d) and (training or module.bn_mode != 'population'):
             return True
         if _is_batch_norm(module) and (
                 training or isinstance(module, _BatchStatisticsAtInference) or module.running_mean is None):

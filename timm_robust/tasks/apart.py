@@ -113,7 +113,7 @@ class ApartTask(TwoPassTask):
     def _first_pass(self, input: torch.Tensor, target: torch.Tensor, share: float):
         """Output, loss, and the gradients for the parameters; d takes its step."""
         model, perturbation = self.bare_model, self.perturbation
-        with perturbation.to_proxy():
+        with perturbation.clean_pass():
             output = model(input)
             loss = share * self.criterion(output, target)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -142,7 +142,7 @@ class ApartTask(TwoPassTask):
         count, second = len(input), self._second_size(len(input))
         share = count / (count + second)
         output, clean_loss = self._first_pass(input, target, share)
-        with self.perturbation.to_adver():
+        with self.perturbation.adversarial_pass():
             adv_output = self.trainable_module(input[:second])
             adv_loss = (1 - share) * self.criterion(adv_output, target[:second])
         return {

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 
 from ..errors import InputError
-from ..layers import has_aux_norm, norm_branch
+from ..layers import at_gamma, has_aux_norm
 from .adversarial import AdversarialTask
 
 __all__ = ['MbnatTask']
@@ -22,7 +22,7 @@ class MbnatTask(AdversarialTask):
     """(1 - λ) L(x) + λ L(x*), clean images through the main BatchNorm, adversarial ones through the auxiliary.
 
     Images are crafted through the auxiliary one too. At rest, in validation for example, the network normalizes by what
-    `set_norm_branch` chose.
+    `set_gamma` chose.
 
     Args:
         model: A model of `convert_aux_norm`, without gradient checkpointing.
@@ -55,13 +55,13 @@ class MbnatTask(AdversarialTask):
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Adversarial images for a batch, by the network with auxiliary normalization."""
-        with norm_branch(self.bare_model, 1.):
+        with at_gamma(self.bare_model, 1.):
             return super().craft(input, target)
 
     def forward_both(self, input: torch.Tensor, adv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Clean logits by the main BatchNorm, adversarial ones by the auxiliary."""
         self.refuse_checkpointing()
-        with norm_branch(self.bare_model, 0.):
+        with at_gamma(self.bare_model, 0.):
             output = self.trainable_module(input)
-        with norm_branch(self.bare_model, 1.):
+        with at_gamma(self.bare_model, 1.):
             return output, self.trainable_module(adv)

@@ -14,7 +14,7 @@ from ..attacks.context import NORM_MODES
 from ..attacks.threat import NORMS
 from ..data.augment import ViewsDataset
 from ..errors import InputError, check_choice
-from ..layers import NormPerturbation, convert_aux_norm, has_batch_statistics, set_norm_branch
+from ..layers import NormPerturbation, convert_aux_norm, has_batch_statistics, set_gamma
 from .adversarial import AdversarialTask
 from .apart import ApartTask
 from .base import RobustTask
@@ -159,7 +159,7 @@ class ObjectiveOptions:
         """
         if self.objective == 'mbnat':
             try:
-                set_norm_branch(convert_aux_norm(model), self.mbnat_gamma or 0.)
+                set_gamma(convert_aux_norm(model), self.mbnat_gamma or 0.)
             except ValueError as error:
                 raise InputError(f'--objective mbnat: {error}') from error
         if self.objective == 'apart':

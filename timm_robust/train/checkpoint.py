@@ -43,11 +43,11 @@ def explain(flag: str, path: str, error: Exception) -> InputError:
         why = 'it holds code, which is never run: ask its author for a safetensors file or a plain state dict'
     elif 'Unexpected key' in text and '.aux.' in text:
         mend = 'go on with that objective' if flag == '--resume' else (
-            'evaluate it with --mbnat-gamma, or take export/ or export_aux/ of its run')
+            'evaluate it with --gamma, or take export/ or export_aux/ of its run')
         why = f'it has a second BatchNorm (--objective mbnat): {mend}'
     elif 'Missing key' in text and '.aux.' in text:
         mend = 'go on with the objective of its run' if flag == '--resume' else (
-            'leave out --mbnat-gamma and --sweep mbnat_gamma')
+            'leave out --gamma and --sweep gamma')
         why = f'it has no second BatchNorm (--objective mbnat): {mend}'
     elif 'size mismatch' in text or 'Missing key' in text or 'Unexpected key' in text:
         detail = text.split(': ', 1)[-1][:160]

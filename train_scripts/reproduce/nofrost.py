@@ -87,7 +87,7 @@ def by_statistics(args: argparse.Namespace, norm: str, tracked: Dict[str, Any], 
     rows = [{'norm': norm, 'statistics': 'population', 'accuracy': [clean, attacked[0], min(attacked)]}]
     for mode in SWITCHED[norm]:
         found = evaluated(
-            run / 'measured' / mode, run, *flags_of(args), '--norm-statistics', mode, '--attacks',
+            run / 'measured' / mode, run, *flags_of(args), '--bn-mode', mode, '--attacks',
             'clean,pgd20,adaptive100', '-j', str(args.workers))
         clean, *attacked = accuracies(found).values()
         rows.append({
@@ -99,7 +99,7 @@ def trade_off(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
     """Mixtures of the two BatchNorms of a network: gamma and accuracy when clean and under each attack of SWEPT."""
     swept = [evaluated(
         run / 'measured' / attack, run, *flags_of(args), '--checkpoint', str(run / 'last.pth.tar'), '--attacks',
-        f'clean,{attack}', '--sweep', 'mbnat_gamma', '-j', str(args.workers)) for attack in SWEPT]
+        f'clean,{attack}', '--sweep', 'gamma', '-j', str(args.workers)) for attack in SWEPT]
     return {'points': [
         [points[0]['gamma'], points[0]['clean'], *(p['robust'] for p in points)]
         for points in zip(*(found['mbnat_gamma_sweep'] for found in swept))], 'samples': list(map(sample, swept))}

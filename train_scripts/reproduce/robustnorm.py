@@ -56,16 +56,16 @@ def measure(args: argparse.Namespace, network: str, norm: str, data: str) -> Dic
 
     for mode in ('population', 'batch', *(('mean',) if norm == 'robustnorm' else ())):
         results = evaluated(
-            folder(mode + SUFFIX[args.eps_space]), run, *attacked, '--norm-statistics', mode, '--attacks',
+            folder(mode + SUFFIX[args.eps_space]), run, *attacked, '--bn-mode', mode, '--attacks',
             ','.join((*PAPER_ATTACKS, STRONGEST[mode])))
         found['statistics'][mode] = {
             'accuracy': list(accuracies(results).values()), 'outcomes': outcomes(results), **sample(results)}
     found['eps_sweep'] = evaluated(
-        folder('sweep' + SUFFIX[args.eps_space]), run, *attacked, '--norm-statistics', 'population', '--attacks',
+        folder('sweep' + SUFFIX[args.eps_space]), run, *attacked, '--bn-mode', 'population', '--attacks',
         'pgd20', '--eps-sweep', ','.join(SWEEP))['eps_sweep']
     found['small_batches'] = [
         accuracies(evaluated(
-            folder(f'batch{size}'), run, *flags, '-b', str(size), '--norm-statistics', 'batch', '--attacks', 'clean',
+            folder(f'batch{size}'), run, *flags, '-b', str(size), '--bn-mode', 'batch', '--attacks', 'clean',
             '--allow-chance'))['clean'] for size in BATCHES]
     return found
 
