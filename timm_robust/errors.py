@@ -1,5 +1,6 @@
 """User-facing errors. They know argument, value, problem and remedy; the command line turns arguments into flags."""
-from typing import Any, Collection, Optional
+import re
+from typing import Any, Collection, Mapping, Optional
 
 __all__ = [
     'InputError',
@@ -35,6 +36,7 @@ class InputError(ValueError):
         self.problem = problem
         self.remedy = remedy
         self.argument = argument
+        self._given = value
         self.has_value = value is not _ABSENT
         self.value: Any = value if self.has_value else None
         super().__init__(problem, remedy)
@@ -42,6 +44,16 @@ class InputError(ValueError):
     def about(self, argument: str, value: Any = _ABSENT) -> 'InputError':
         """The same error, of the argument a caller knows the value by."""
         error = type(self)(self.problem, self.remedy, argument=argument, value=value)
+        error.__cause__ = self
+        return error
+
+    def renamed(self, names: Mapping[str, str]) -> 'InputError':
+        """The same error with other names for some arguments, also for those its text mentions."""
+        def replace(text: str) -> str:
+            return re.sub(r'`([\w.]+)', lambda match: f'`{names.get(match[1], match[1])}', text)
+
+        error = type(self)(replace(self.problem), replace(self.remedy),
+                           argument=names.get(self.argument, self.argument), value=self._given)
         error.__cause__ = self
         return error
 

@@ -22,7 +22,7 @@ from typing import (
 
 from .errors import InputError
 
-__all__ = ['check_types', 'from_mapping', 'setting', 'to_mapping']
+__all__ = ['check_types', 'flat_names', 'from_flat', 'from_mapping', 'setting', 'to_flat', 'to_mapping']
 
 T = TypeVar('T')
 _NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
@@ -35,6 +35,8 @@ def setting(
         short: Optional[str] = None,
         metavar: Optional[str] = None,
         group: Optional[str] = None,
+        flat: Optional[str] = None,
+        const: Optional[str] = None,
 ) -> Any:
     """A field of a settings class.
 
@@ -44,8 +46,10 @@ def setting(
         short: Short flag, such as '-b'.
         metavar: Name of the value in help texts.
         group: Heading of the flag in help texts; by default that of the field before.
+        flat: Its name among the flags and in flat YAML files, see `flat_names`.
+        const: Value of its flag where the flag stands without one.
     """
-    metadata = dict(help=help, short=short, metavar=metavar, group=group)
+    metadata = dict(help=help, short=short, metavar=metavar, group=group, flat=flat, const=const)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -124,6 +128,31 @@ def to_mapping(settings: Any) -> Dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
+
+
+def flat_names(cls: Any, prefix: str = '') -> Dict[str, str]:
+    """The name of each field among the flags and in flat YAML files: prefix and field, or what `setting` says."""
+    return {f.name: f.metadata.get('flat') or (f'{prefix}_{f.name}' if prefix else f.name)
+            for f in dataclasses.fields(cls) if f.init}
+
+
+def from_flat(cls: Type[T], values: Mapping[str, Any], prefix: str = '') -> T:
+    """A settings object from the flat names among `values`; None counts as not given, other names are left alone.
+
+    Raises:
+        InputError: On bad values, naming the flat name.
+    """
+    names = flat_names(cls, prefix)
+    try:
+        return cls(**{name: values[flat] for name, flat in names.items() if values.get(flat) is not None})
+    except InputError as error:
+        raise error.renamed(names) from error
+
+
+def to_flat(settings: Any, prefix: str = '') -> Dict[str, Any]:
+    """The inverse of `from_flat`."""
+    names = flat_names(settings, prefix)
+    return {names[name]: value for name, value in to_mapping(settings).items()}
 
 
 def default_of(field: 'dataclasses.Field[Any]') -> Any:

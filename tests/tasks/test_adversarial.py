@@ -1,5 +1,4 @@
 import copy
-from functools import partial
 
 import pytest
 import timm
@@ -14,10 +13,20 @@ from timm.utils import NativeScaler
 from timm_robust.attacks import InputSpace, ThreatModel, fgsm_rs, nofrost_step_size, pgd
 from timm_robust.errors import InputError
 from timm_robust.layers import RobustNorm2d
-from timm_robust.tasks import AdversarialTask, ObjectiveOptions, create_task
+from timm_robust.tasks import (
+    SAT,
+    Madry,
+    MadryTask,
+    NoFrost,
+    NoFrostTask,
+    SatTask,
+    Standard,
+    TrainingAttack,
+    create_task,
+)
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-THREAT = ThreatModel('linf', 8 / 255)
+THREAT, STEP = ThreatModel('linf', 8 / 255), 3 / 255
 
 
 def batch(n=6, dtype=torch.float64, classes=4):
@@ -26,9 +35,8 @@ def batch(n=6, dtype=torch.float64, classes=4):
 
 
 def make_task(model, criterion=None, steps=2, random_start=True, **kwargs):
-    attack = partial(pgd, steps=steps, keep='last', random_start=random_start)
-    return AdversarialTask(
-        model, criterion or nn.CrossEntropyLoss(), attack=attack, threat=THREAT, space=SPACE, verbose=False, **kwargs)
+    attack = TrainingAttack(steps=steps, step_size=STEP, random_start=random_start)
+    return SatTask(model, criterion or nn.CrossEntropyLoss(), attack=attack, space=SPACE, verbose=False, **kwargs)
 
 
 @pytest.mark.parametrize('norm', [False, True], ids=['nofrost', 'sat'])
@@ -37,11 +45,11 @@ def test_loss_and_gradients_follow_the_equation(norm, weight):
     model = TinyNet(norm=norm).double().train()
     twin = copy.deepcopy(model)
     x, y = batch()
-    task = make_task(model, adv_weight=weight, random_start=False)
+    task = make_task(model, weight=weight, random_start=False)
     result = task(x, y)
     result['loss'].backward()
 
-    adv = pgd(twin, x, y, THREAT, space=SPACE, steps=2, keep='last', random_start=False)
+    adv = pgd(twin, x, y, THREAT, space=SPACE, steps=2, step_size=STEP, keep='last', random_start=False)
     assert (adv - x).abs().max() > 0
     # BatchNorm sees clean and adversarial images apart, each with statistics of its own
     loss = 0
@@ -86,7 +94,7 @@ def test_forward_leaves_the_world_alone():
     model = TinyNet(norm=True, drop=0.3).train()
     model.fc.bias.requires_grad_(False)
     before = copy.deepcopy(model)
-    task = make_task(model, adv_weight=1.)
+    task = make_task(model, weight=1.)
     x, y = batch(dtype=torch.float32)
     generator_state = torch.get_rng_state()
     task.craft(x, y)
@@ -113,7 +121,8 @@ def test_noise_repeats_and_moves_on_with_the_step():
 
 
 def test_eps_warms_up_to_its_full_size():
-    task = make_task(TinyNet(), eps_warmup_steps=3)
+    attack = TrainingAttack(steps=2, eps_warmup_epochs=1.5)
+    task = SatTask(TinyNet(), attack=attack, space=SPACE, steps_per_epoch=2, verbose=False)
     x, y = batch(dtype=torch.float32)
     seen = []
     for _ in range(5):
@@ -180,39 +189,39 @@ def test_compiled_task():
     assert counts[0] >= 1 and counts[0] == counts[-1], 'crafting made the network recompile'
 
 
-def test_options_build_the_objectives():
-    model = TinyNet()
-    assert type(create_task(ObjectiveOptions(), model, space=SPACE, steps_per_epoch=10)) is ClassificationTask
-    for name in ('sat', 'nofrost'):
-        task = create_task(
-            ObjectiveOptions(objective=name, adv_weight=0.3, attack_eps='4/255', attack_eps_warmup_epochs=1.5),
-            model, space=SPACE, steps_per_epoch=10, verbose=False)
-        assert type(task) is AdversarialTask and task.adv_weight == 0.3
-        assert task.threat == ThreatModel('linf', 4 / 255) and task.eps_warmup_steps == 15
+def test_settings_build_the_tasks():
+    model, attack = TinyNet(), TrainingAttack(eps='4/255', eps_warmup_epochs=1.5)
+    assert type(create_task(Standard(), model, attack=attack, space=SPACE, steps_per_epoch=10)) is ClassificationTask
+    for objective, kind in ((SAT(weight=.3), SatTask), (NoFrost(weight=.3), NoFrostTask), (Madry(), MadryTask)):
+        task = create_task(objective, model, attack=attack, space=SPACE, steps_per_epoch=10, verbose=False)
+        assert type(task) is kind and task.weight == getattr(objective, 'weight', 1)
+        assert task.current_threat().eps == pytest.approx(4 / 255 / 16) and task.eps_warmup_steps == 15
+        assert task.attack.threat == ThreatModel('linf', 4 / 255)
 
 
 def test_nofrost_on_batch_norm_is_called_by_its_name(caplog):
-    create_task(ObjectiveOptions(objective='nofrost'), TinyNet(norm=True), space=SPACE, steps_per_epoch=1)
+    create_task(NoFrost(), TinyNet())
+    assert 'is SAT' not in caplog.text
+    create_task(NoFrost(), TinyNet(norm=True))
     assert 'is SAT' in caplog.text
 
 
 @pytest.mark.parametrize('attack', ['fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf'])
-@pytest.mark.parametrize('norm,eps', [('linf', '8/255'), ('l2', '0.5')])
+@pytest.mark.parametrize('norm,eps', [('Linf', '8/255'), ('L2', '0.5')])
 def test_every_training_attack_of_the_flags(attack, norm, eps):
-    options = ObjectiveOptions(objective='sat', attack=attack, attack_norm=norm, attack_eps=eps, attack_steps=3)
-    task = create_task(options, TinyNet(), space=SPACE, steps_per_epoch=1, verbose=False)
+    attack = TrainingAttack(attack=attack, norm=norm, eps=eps, steps=3)
+    task = SatTask(TinyNet(), attack=attack, space=SPACE, verbose=False)
     x, y = batch(dtype=torch.float32)
     delta = SPACE.to_pixels(task.craft(x, y)) - SPACE.to_pixels(x)
-    size = delta.abs().max() if norm == 'linf' else delta.flatten(1).norm(dim=1).max()
-    assert 0.2 * options.threat.eps < size <= options.threat.eps * (1 + 1e-4)
+    size = delta.abs().max() if norm == 'Linf' else delta.flatten(1).norm(dim=1).max()
+    assert 0.2 * attack.threat.eps < size <= attack.threat.eps * (1 + 1e-4)
 
 
 def test_single_step_takes_the_step_size_of_the_flag():
     x, y = batch(dtype=torch.float32)
     model, threat = TinyNet().eval(), ThreatModel('linf', '8/255')
     made = {
-        size: ObjectiveOptions(objective='sat', attack='fgsm_rs', attack_step_size=size).build_attack()(
-            model, x, y, threat, space=SPACE, seed=0)
+        size: TrainingAttack(attack='fgsm_rs', step_size=size).craft(model, x, y, threat, space=SPACE, seed=0)
         for size in (None, '2/255')}
     for size, step_size in ((None, 10 / 255), ('2/255', 2 / 255)):
         expected = fgsm_rs(model, x, y, threat, step_size=step_size, keep='last', space=SPACE, seed=0)
@@ -221,45 +230,67 @@ def test_single_step_takes_the_step_size_of_the_flag():
 
 
 def test_default_step_is_nofrosts_and_follows_the_warmup():
-    options = ObjectiveOptions(objective='nofrost', attack_steps=1, attack_random_start=False)
-    task = create_task(options, TinyNet().double(), space=SPACE, steps_per_epoch=1, verbose=False)
+    attack, model = TrainingAttack(steps=1, random_start=False), TinyNet().double()
     x, y = SPACE.normalize(torch.full((2, 3, 8, 8), 0.5, dtype=torch.float64)), torch.tensor([0, 1])
     for eps in (2 / 255, 8 / 255):
         threat = ThreatModel('linf', eps)
-        adv = options.build_attack()(task.trainable_module, x, y, threat, space=SPACE, seed=0)
+        adv = attack.craft(model, x, y, threat, space=SPACE, seed=0)
         moved = (SPACE.to_pixels(adv) - SPACE.to_pixels(x)).abs().max().item()
         assert moved == pytest.approx(min(nofrost_step_size(threat, 1), eps), rel=1e-9)
 
 
+def test_a_step_size_given_by_hand_keeps_its_ratio_to_eps():
+    attack, model = TrainingAttack(steps=1, step_size='2/255', random_start=False), TinyNet().double()
+    x, y = SPACE.normalize(torch.full((2, 3, 8, 8), 0.5, dtype=torch.float64)), torch.tensor([0, 1])
+    for share in (.25, 1.):
+        adv = attack.craft(model, x, y, attack.threat.scaled(share), space=SPACE, seed=0)
+        moved = (SPACE.to_pixels(adv) - SPACE.to_pixels(x)).abs().max().item()
+        assert moved == pytest.approx(share * 2 / 255, rel=1e-9)
+
+
+def test_batch_norm_while_crafting():
+    x, y = batch()
+    model = TinyNet(norm=True).double().train()
+    adv = {}
+    for mode in ('eval', 'train'):
+        attack = TrainingAttack(steps=2, step_size=STEP, random_start=False, bn_mode=mode)
+        adv[mode] = SatTask(model, attack=attack, space=SPACE, verbose=False).craft(x, y)
+        expected = pgd(model, x, y, THREAT, space=SPACE, steps=2, step_size=STEP, keep='last', random_start=False,
+                       norm_mode=mode)
+        assert torch.equal(adv[mode], expected)
+    assert not torch.equal(adv['eval'], adv['train'])
+
+
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(objective='trade'), '--objective trade: unknown, choose one of standard, sat, nofrost'),
-    (dict(attack='pdg'), '--attack pdg: unknown'),
-    (dict(attack_norm='l1'), '--attack-norm l1: unknown'),
-    (dict(attack_eps='8'), '--attack-eps 8: .*8/255'),
-    (dict(attack_eps='x'), '--attack-eps x'),
-    (dict(attack_steps=0), '--attack-steps 0'),
-    (dict(attack_steps=-1), '--attack-steps -1'),
-    (dict(attack_step_size='0'), '--attack-step-size 0'),
-    (dict(attack='fgsm', attack_step_size='2/255'), '--attack-step-size 2/255: the step of fgsm is eps'),
-    (dict(adv_weight=1.5), r'--adv-weight 1.5: must be in \[0, 1\]'),
-    (dict(adv_weight=-0.1), '--adv-weight -0.1'),
-    (dict(attack_eps_warmup_epochs=-1), '--attack-eps-warmup-epochs -1'),
-    (dict(attack_bn_mode='test'), '--attack-bn-mode test'),
-    (dict(attack='fgsm', attack_random_start=True), '--attack-random-start'),
+    (dict(attack='pdg'), "attack='pdg': unknown"),
+    (dict(norm='l7'), "norm='l7': unknown"),
+    (dict(eps='8'), "eps='8': .*8/255"),
+    (dict(eps='x'), "eps='x'"),
+    (dict(eps=True), 'eps=True: must be'),
+    (dict(steps=0), 'steps=0'),
+    (dict(steps=-1), 'steps=-1'),
+    (dict(steps='many'), "steps='many': must be a whole number"),
+    (dict(step_size='0'), 'step_size=0.0: must be a number above 0'),
+    (dict(attack='fgsm', step_size='2/255'), "step_size='2/255': the step of fgsm is eps"),
+    (dict(eps_warmup_epochs=-1), 'eps_warmup_epochs=-1'),
+    (dict(eps_warmup_epochs=float('nan')), 'eps_warmup_epochs=nan'),
+    (dict(bn_mode='test'), "bn_mode='test'"),
+    (dict(attack='fgsm', random_start=True), "random_start=True: is fixed by `attack='fgsm'`"),
 ])
-def test_bad_options(kwargs, message):
+def test_bad_attacks(kwargs, message):
     with pytest.raises(InputError, match=message):
-        ObjectiveOptions(**kwargs)
+        TrainingAttack(**kwargs)
 
 
-def test_weight_out_of_range_is_refused_by_the_task_too():
-    with pytest.raises(InputError, match='adv_weight=2'):
-        make_task(TinyNet(), adv_weight=2)
+def test_an_attack_is_the_same_however_it_is_written():
+    assert TrainingAttack(eps='8/255', step_size='2/255') == TrainingAttack(eps=8 / 255, step_size=2 / 255)
 
 
-def test_warmup_longer_than_training_is_refused():
-    with pytest.raises(InputError, match='--attack-eps-warmup-epochs 5: longer than training, .* at most --epochs 3'):
-        ObjectiveOptions(attack_eps_warmup_epochs=5).check_schedule(3)
+@pytest.mark.parametrize('weight', [1.5, -.1, float('nan')])
+def test_weight_out_of_range_is_refused_by_settings_and_task(weight):
+    for make in (lambda: SAT(weight=weight), lambda: make_task(TinyNet(), weight=weight)):
+        with pytest.raises(InputError, match=rf'weight={weight}: must be a number in \[0, 1\]; 0.5 is NoFrost'):
+            make()
 
 
 def test_float16_scaler_path_is_timms():
@@ -282,18 +313,17 @@ def test_robust_norm_statistics_come_from_training_passes_only():
 
 DDP_SCRIPT = """
 import copy, gc, torch, torch.distributed as dist
-from functools import partial
 from helpers import TinyNet
-from timm_robust.attacks import InputSpace, ThreatModel, pgd
-from timm_robust.tasks import AdversarialTask
+from timm_robust.attacks import InputSpace
+from timm_robust.tasks import SatTask, TrainingAttack
 dist.init_process_group('gloo')
 rank = dist.get_rank()
 calls = []
 original = dist.all_reduce
 space = InputSpace((0.5,) * 3, (0.25,) * 3)
 def task_for(model):
-    return AdversarialTask(model, torch.nn.CrossEntropyLoss(), attack=partial(pgd, steps=2, keep='last',
-        random_start=False), threat=ThreatModel('linf', 0.03), space=space, verbose=False)
+    return SatTask(model, torch.nn.CrossEntropyLoss(), attack=TrainingAttack(steps=2, random_start=False), space=space,
+        verbose=False)
 for norm in (False, True):
     torch.manual_seed(0)
     model = TinyNet(norm=norm).double().train()

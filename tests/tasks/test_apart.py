@@ -7,10 +7,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from helpers import TinyNet, run_distributed
 
-from timm_robust.attacks import InputSpace
 from timm_robust.errors import InputError
 from timm_robust.layers import NormPerturbation
-from timm_robust.tasks import ApartTask, ObjectiveOptions, create_task
+from timm_robust.tasks import APART, ApartTask, create_task
 
 
 def batch(n=8, dtype=torch.float64):
@@ -270,15 +269,15 @@ def test_two_processes_average_both_passes(tmp_path):
                     + DDP_SCRIPT, tmp_path)
 
 
-def test_options_build_the_task():
-    options = ObjectiveOptions(objective='apart', apart_epsilon=.2, apart_groups=2, apart_ratio=.5)
-    task = create_task(options, options.prepare_model(TinyNet(norm=True)), space=InputSpace(), steps_per_epoch=1)
+def test_settings_build_the_task():
+    settings = APART(epsilon=.2, groups=2, ratio=.5)
+    task = create_task(settings, TinyNet(norm=True), verbose=False)
     assert type(task) is ApartTask and (task.epsilon, task.perturbation.groups, task.ratio) == (.2, 2, .5)
-    with pytest.raises(InputError, match='--objective apart: TinyNet has no BatchNorm'):
-        options.prepare_model(TinyNet())
+    with pytest.raises(InputError, match="objective='apart': TinyNet has no BatchNorm"):
+        settings.prepare_model(TinyNet())
 
 
-@pytest.mark.parametrize('kwargs', [dict(apart_epsilon=-1.), dict(apart_groups=0), dict(apart_ratio=0.)])
-def test_bad_options(kwargs):
-    with pytest.raises(InputError, match='--apart-'):
-        ObjectiveOptions(objective='apart', **kwargs)
+@pytest.mark.parametrize('kwargs', [dict(epsilon=-1.), dict(groups=0), dict(ratio=0.)])
+def test_bad_settings(kwargs):
+    with pytest.raises(InputError, match=f'{next(iter(kwargs))}='):
+        APART(**kwargs)

@@ -14,11 +14,12 @@ from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 
 from timm_robust.attacks import InputSpace
 from timm_robust.errors import InputError
-from timm_robust.tasks import ObjectiveOptions, create_task
+from timm_robust.tasks import OBJECTIVES, TrainingAttack, create_task
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-OBJECTIVES = ('sat', 'nofrost_star', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart')
-WITHOUT_NORM = ('sat', 'nofrost_star', 'trades', 'fat', 'trades_fat')
+NAMES = tuple(name for name in OBJECTIVES if name != 'standard')
+WITHOUT_NORM = tuple(name for name in NAMES if name not in ('mbnat', 'apart'))
+CRAFTING = tuple(name for name in NAMES if OBJECTIVES[name].crafts)
 
 
 def batch(n=8, dtype=torch.float32):
@@ -28,15 +29,16 @@ def batch(n=8, dtype=torch.float32):
 
 def make(objective, drop=0., dtype=torch.float32, norm=True, model=None):
     torch.manual_seed(1)
-    options = ObjectiveOptions(objective=objective, attack_steps=2)
-    model = options.prepare_model(model or TinyNet(norm=norm, drop=drop).to(dtype)).train()
-    task = create_task(options, model, nn.CrossEntropyLoss(), space=SPACE, steps_per_epoch=2, verbose=False)
+    model = OBJECTIVES[objective]().prepare_model(model or TinyNet(norm=norm, drop=drop).to(dtype)).train()
+    task = create_task(
+        OBJECTIVES[objective](), model, nn.CrossEntropyLoss(), attack=TrainingAttack(steps=2), space=SPACE,
+        steps_per_epoch=2, verbose=False)
     return task, model
 
 
 def without_chance(task):
     """The same images whatever batch they come in, so that batches can be taken apart."""
-    task.attack = lambda model, x, y, threat, **kwargs: x + .05 * torch.sin(37 * x)
+    task.run_attack = lambda x, y, **kwargs: x + .05 * torch.sin(37 * x)
     return task
 
 
@@ -50,7 +52,7 @@ def gradients(model):
     return [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_a_step_leaves_the_world_as_it_was(objective):
     task, model = make(objective)
     model.fc.bias.requires_grad_(False)
@@ -65,18 +67,18 @@ def test_a_step_leaves_the_world_as_it_was(objective):
     assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_dropout_acts_in_the_training_passes_alone(objective):
     task, model = make(objective, drop=.5)
     seen = []
     model.drop.register_forward_hook(lambda module, args, output: seen.append(module.training))
     task(*batch())
-    passes = {'fat': 1, 'nofrost_star': 3}.get(objective, 2)
+    passes = {'fat': 1, 'madry': 1, 'nofrost_star': 3}.get(objective, 2)
     assert seen[-passes:] == [True] * passes and not any(seen[:-passes])
     assert (len(seen) > passes) is (objective != 'apart')
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_bfloat16(objective):
     task, model = make(objective)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -85,7 +87,7 @@ def test_bfloat16(objective):
     assert all(torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients(model))
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_float16_under_a_loss_scale(objective):
     (task, model), (plain, by_hand) = make(objective), make(objective)
     scaler, optimizer = NativeScaler(device='cpu'), torch.optim.SGD(model.parameters(), lr=.1)
@@ -109,7 +111,7 @@ def test_float16_under_a_loss_scale(objective):
         assert scaler._scaler.get_scale() == 2. ** 39
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_channels_last(objective):
     plain, task = make(objective)[0], make(objective)[0]
     task.trainable_module.to(memory_format=torch.channels_last)
@@ -130,7 +132,7 @@ def test_accumulated_batches_equal_one(objective):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 @pytest.mark.parametrize('clip_mode', ['norm', 'value', 'agc'])
 def test_scaler_clipping_and_average(objective, clip_mode):
     (task, model), (other, by_hand) = make(objective), make(objective)
@@ -150,12 +152,12 @@ def test_scaler_clipping_and_average(objective, clip_mode):
         torch.testing.assert_close(mean, (old + p) / 2, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_timms_mixup_and_random_erasing(objective):
     task, model = make(objective)
     task.criterion = nn.CrossEntropyLoss(label_smoothing=.1)
     x, y = batch()
-    if not ObjectiveOptions(objective=objective).compares_labels:
+    if not OBJECTIVES[objective].compares_labels:
         x, y = Mixup(mixup_alpha=.8, cutmix_alpha=1., num_classes=4)(x, y)
         assert y.shape == (8, 4)
     x = RandomErasing(probability=1., min_area=.2, mode='pixel', device='cpu')(x)  # as in timm's loader: normalized
@@ -163,8 +165,8 @@ def test_timms_mixup_and_random_erasing(objective):
     assert ((x < low) | (x > high)).any(), 'nothing lies outside of valid pixels'
     crafted = []
     if objective != 'apart':
-        attack = task.attack
-        task.attack = lambda *args, **kwargs: crafted.append(attack(*args, **kwargs)) or crafted[0]
+        attack = task.run_attack
+        task.run_attack = lambda *args, **kwargs: crafted.append(attack(*args, **kwargs)) or crafted[0]
     task(x, y)['loss'].backward()
     assert all(torch.isfinite(g).all() for g in gradients(model))
     for adv in crafted:
@@ -172,13 +174,13 @@ def test_timms_mixup_and_random_erasing(objective):
         assert 0 < moved <= 8 / 255 * (1 + 1e-5)
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 @pytest.mark.parametrize('name', ['nofrost_resnet26', 'test_resnet', 'test_efficientnet', 'test_convnext', 'test_vit'])
 def test_any_timm_model(objective, name):
     kwargs = {'drop_path_rate': .5} if name != 'test_efficientnet' else {}
     model = timm.create_model(name, num_classes=4, **kwargs)
     if objective not in WITHOUT_NORM and name not in ('test_resnet', 'test_efficientnet'):
-        with pytest.raises(InputError, match=f'--objective {objective}: .* has no BatchNorm'):
+        with pytest.raises(InputError, match=f"objective='{objective}': .* has no BatchNorm"):
             make(objective, model=model)
         return
     task, _ = make(objective, model=model)
@@ -214,7 +216,7 @@ def test_gradient_checkpointing_is_refused(objective):
         task(SPACE.normalize(torch.rand(4, 3, 32, 32)), torch.arange(4))
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_synchronized_batchnorm_of_one_process(objective):
     plain, model = make(objective)
     synchronized = convert_sync_batchnorm(TinyNet(norm=True))
@@ -225,7 +227,7 @@ def test_synchronized_batchnorm_of_one_process(objective):
     torch.testing.assert_close(task(x, y)['loss'], plain(x, y)['loss'])
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_compiled(objective):
     torch._dynamo.reset()
     (plain, _), (task, model) = make(objective), make(objective)
@@ -238,7 +240,7 @@ def test_compiled(objective):
     assert all(torch.isfinite(g).all() for g in gradients(model))
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('objective', NAMES)
 def test_a_resumed_task_goes_on_as_the_first_would(objective):
     task, resumed = make(objective)[0], make(objective)[0]
     x, y = batch()
@@ -256,7 +258,7 @@ import test_matrix as matrix
 dist.init_process_group('gloo')
 rank = dist.get_rank()
 x, y = matrix.batch(dtype=torch.float64)
-for objective in matrix.OBJECTIVES:
+for objective in matrix.NAMES:
     own = matrix.half(objective, rank)
     for flag in ('find_unused_parameters', 'static_graph'):
         if (objective, flag) == ('apart', 'static_graph'):
@@ -297,8 +299,8 @@ for objective in matrix.OBJECTIVES:
     task.trainable_module.register_comm_hook(
         None, lambda state, bucket: reduced.append(1) or default_hooks.allreduce_hook(None, bucket))
     if objective != 'apart':
-        attack = task.attack
-        task.attack = lambda *args, **kwargs: (attack(*args, **kwargs), seen.append(len(reduced)))[0]
+        attack = task.run_attack
+        task.run_attack = lambda *args, **kwargs: (attack(*args, **kwargs), seen.append(len(reduced)))[0]
     loss = task(x[own], y[own])['loss']
     assert not reduced and seen == ([] if objective == 'apart' else [0]), f'{objective}: reduced while crafting'
     loss.backward()

@@ -1,5 +1,4 @@
 import copy
-from functools import partial
 
 import pytest
 import timm
@@ -21,16 +20,15 @@ from timm_robust.layers import (
     set_bn_mode,
     set_gamma,
 )
-from timm_robust.tasks import MbnatTask, ObjectiveOptions, create_task
+from timm_robust.tasks import MBNAT, MbnatTask, TrainingAttack, create_task
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-THREAT = ThreatModel('linf', 8 / 255)
+THREAT, STEP = ThreatModel('linf', 8 / 255), 3 / 255
 
 
 def make_task(model, **kwargs):
-    attack = partial(pgd, steps=2, keep='last', random_start=False)
-    return MbnatTask(
-        model, nn.CrossEntropyLoss(), attack=attack, threat=THREAT, space=SPACE, verbose=False, **kwargs)
+    attack = TrainingAttack(steps=2, step_size=STEP, random_start=False)
+    return MbnatTask(model, nn.CrossEntropyLoss(), attack=attack, space=SPACE, verbose=False, **kwargs)
 
 
 def batch(dtype=torch.float64):
@@ -53,9 +51,9 @@ def test_loss_gradients_and_statistics_are_those_of_two_networks_that_share_all_
     for branch, network in plain.items():
         network.load_state_dict(branch_state_dict(model.state_dict(), branch))
     x, y = batch()
-    result = make_task(model, adv_weight=.3)(x, y)
+    result = make_task(model, weight=.3)(x, y)
     result['loss'].backward()
-    adv = pgd(plain['aux'].eval(), x, y, THREAT, space=SPACE, steps=2, keep='last', random_start=False)
+    adv = pgd(plain['aux'].eval(), x, y, THREAT, space=SPACE, steps=2, step_size=STEP, keep='last', random_start=False)
     plain['aux'].train()
     loss = .7 * F.cross_entropy(plain['main'](x), y) + .3 * F.cross_entropy(plain['aux'](adv), y)
     loss.backward()
@@ -141,8 +139,8 @@ def test_crafting_leaves_no_trace():
 def test_bad_input():
     with pytest.raises(InputError, match='no auxiliary BatchNorm'):
         make_task(TinyNet(norm=True))
-    with pytest.raises(InputError, match='adv_weight=1'):
-        make_task(convert_aux_norm(TinyNet(norm=True)), adv_weight=1)
+    with pytest.raises(InputError, match='weight=1: leaves one'):
+        make_task(convert_aux_norm(TinyNet(norm=True)), weight=1)
     with pytest.raises(ValueError, match='TinyNet has no BatchNorm'):
         convert_aux_norm(TinyNet())
     with pytest.raises(ValueError, match='gamma=2 must be in'):
@@ -162,22 +160,21 @@ def test_plain_networks_out_of_both_branches():
     assert has_aux_norm(model)
 
 
-def test_options_prepare_the_network_and_build_the_task():
-    options = ObjectiveOptions(objective='mbnat', attack_steps=1, mbnat_gamma=.25)
-    model = options.prepare_model(TinyNet(norm=True))
-    task = create_task(options, model, space=SPACE, steps_per_epoch=1, verbose=False)
-    assert type(task) is MbnatTask and model.norm.gamma == .25
+def test_settings_prepare_the_network_and_build_the_task():
+    model = MBNAT(gamma=.25).prepare_model(TinyNet(norm=True))
+    task = create_task(MBNAT(gamma=.25), model, attack=TrainingAttack(steps=1), space=SPACE, verbose=False)
+    assert type(task) is MbnatTask and model.norm.gamma == .25 and task.weight == .5
     task(*batch(torch.float32))['loss'].backward()
     assert all(p.grad is not None for p in model.parameters())
-    with pytest.raises(InputError, match='--objective mbnat: TinyNet has no BatchNorm'):
-        options.prepare_model(TinyNet())
+    with pytest.raises(InputError, match="objective='mbnat': TinyNet has no BatchNorm"):
+        MBNAT().prepare_model(TinyNet())
 
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(objective='mbnat', mbnat_gamma=2.), '--mbnat-gamma 2.0: must be in'),
-    (dict(objective='sat', mbnat_gamma=.5), '--mbnat-gamma 0.5: is for --objective mbnat'),
-    (dict(objective='mbnat', adv_weight=1.), '--adv-weight 1.0: leaves one BatchNorm of mbnat untrained'),
+    (dict(gamma=2.), 'gamma=2.0: must be a number in'),
+    (dict(weight=1.), 'weight=1.0: leaves one of the two BatchNorms untrained'),
+    (dict(weight=0.), 'weight=0.0: leaves one of the two BatchNorms untrained'),
 ])
-def test_bad_options(kwargs, message):
+def test_bad_settings(kwargs, message):
     with pytest.raises(InputError, match=message):
-        ObjectiveOptions(**kwargs)
+        MBNAT(**kwargs)

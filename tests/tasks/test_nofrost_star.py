@@ -9,27 +9,31 @@ from helpers import TinyNet, make_image_folder
 from PIL import Image
 from timm.data import create_dataset, create_loader
 
-from timm_robust.attacks import InputSpace, ThreatModel
+from timm_robust.attacks import InputSpace
 from timm_robust.cli.main import main
 from timm_robust.data import augment
 from timm_robust.data.augment import ViewsDataset, noise2net, texture_debiased
 from timm_robust.errors import InputError
-from timm_robust.tasks import NoFrostStarTask, ObjectiveOptions, create_task
+from timm_robust.tasks import NoFrostStar, NoFrostStarTask, create_task
 
 SPACE = InputSpace((.5, .4, .3), (.2, .25, .5))
 
 
-def push(model, x, y, threat, *, space, seed):
+def push(x, y):
     return x + .05 * torch.sin(37 * x)
+
+
+def make_task(model, **kwargs):
+    task = NoFrostStarTask(model, torch.nn.CrossEntropyLoss(), space=SPACE, verbose=False, **kwargs)
+    task.run_attack = push
+    return task
 
 
 @pytest.mark.parametrize('norm', [False, True])
 @pytest.mark.parametrize('views,terms,deep', [(2, 3, False), (3, 4, False), (2, 4, True)])
 def test_the_mean_of_all_losses(norm, views, terms, deep):
     model = TinyNet(norm=norm).double().train()
-    task = NoFrostStarTask(
-        model, torch.nn.CrossEntropyLoss(), attack=push, threat=ThreatModel('linf', .1), space=SPACE,
-        terms=terms, noise2net=deep, verbose=False)
+    task = make_task(model, terms=terms, noise2net=deep)
     assert task.views == views
     x = SPACE.normalize(torch.rand(views * 4, 3, 8, 8, dtype=torch.float64))
     y = torch.tensor([0, 1, 2, 3])
@@ -37,7 +41,7 @@ def test_the_mean_of_all_losses(norm, views, terms, deep):
     parts = list(x.chunk(views))
     if deep:
         parts.append(SPACE.normalize(noise2net(SPACE.to_pixels(parts[0]), 0)))
-    parts.append(push(model, parts[0], y, None, space=SPACE, seed=0))
+    parts.append(push(parts[0], y))
     losses = [F.cross_entropy(model(part), y) for part in parts]
     assert len(losses) == terms
     torch.testing.assert_close(result['loss'], sum(losses) / terms)
@@ -53,9 +57,7 @@ def test_the_mean_of_all_losses(norm, views, terms, deep):
 
 
 def test_three_terms_with_noise2net_draw_for_each_image():
-    task = NoFrostStarTask(
-        TinyNet(), attack=push, threat=ThreatModel('linf', .1), space=SPACE, terms=3, noise2net=True,
-        verbose=False)
+    task = make_task(TinyNet(), terms=3, noise2net=True)
     clean, other = (SPACE.normalize(torch.rand(64, 3, 8, 8)) for _ in range(2))
     found, = task._augmented(clean, [other])
     deep = SPACE.normalize(noise2net(SPACE.to_pixels(clean).clamp(0, 1), task.step_seed()))
@@ -176,16 +178,17 @@ def test_training(folders, capsys, monkeypatch, flags):
 
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(star_terms=4), '--star-terms 4: needs deeply augmented images'),
-    (dict(star_terms=2), '--star-terms 2: must be 3'),
-    (dict(noise2net=True, deepaug_dirs=['a']), '--noise2net: stands in for --deepaug-dirs'),
-    (dict(adv_weight=.5), '--adv-weight 0.5: nofrost_star weighs all terms alike'),
-    (dict(objective='nofrost', noise2net=True), '--noise2net: is for --objective nofrost_star, not nofrost'),
-    (dict(objective='nofrost', deepaug_dirs=['a']), '--deepaug-dirs: is for --objective nofrost_star'),
+    (dict(terms=4), 'terms=4: needs deeply augmented images; pass `deepaug_dirs` or `noise2net`'),
+    (dict(terms=2), 'terms=2: must be 3'),
+    (dict(noise2net=True, deepaug_dirs=['a']), 'noise2net=True: stands in for `deepaug_dirs`'),
 ])
-def test_bad_flags(kwargs, message):
+def test_bad_settings(kwargs, message):
     with pytest.raises(InputError, match=message):
-        ObjectiveOptions(**{'objective': 'nofrost_star', **kwargs})
+        NoFrostStar(**kwargs)
+
+
+def test_terms_follow_the_images_there_are():
+    assert [NoFrostStar(**k).terms for k in ({}, {'noise2net': True}, {'deepaug_dirs': ['a']})] == [3, 4, 4]
 
 
 @pytest.mark.parametrize('flags,text', [
@@ -200,9 +203,8 @@ def test_bad_switches(folders, capsys, flags, text):
 
 
 def test_batches_must_hold_whole_views():
-    options = ObjectiveOptions(objective='nofrost_star')
-    task = create_task(options, TinyNet(), torch.nn.CrossEntropyLoss(), space=SPACE, steps_per_epoch=1, verbose=False)
+    task = create_task(NoFrostStar(), TinyNet(), torch.nn.CrossEntropyLoss(), space=SPACE, verbose=False)
     with pytest.raises(InputError, match='views=2 does not divide a batch of 7'):
         task(torch.rand(7, 3, 8, 8), torch.zeros(7, dtype=torch.long))
-    with pytest.raises(InputError, match='terms=5: must be 3 or 4'):
-        NoFrostStarTask(TinyNet(), attack=push, threat=ThreatModel('linf', .1), space=SPACE, terms=5)
+    with pytest.raises(InputError, match="terms=5: must be 3, the paper's, or 4"):
+        make_task(TinyNet(), terms=5)

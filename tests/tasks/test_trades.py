@@ -2,6 +2,7 @@ import copy
 from functools import partial
 
 import pytest
+import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 
 from timm_robust.attacks import InputSpace, ThreatModel, friendly_pgd, pgd
 from timm_robust.errors import InputError
-from timm_robust.tasks import FriendlyTask, ObjectiveOptions, TradesFriendlyTask, TradesTask, create_task
+from timm_robust.tasks import FAT, TRADES, FatTask, TradesFAT, TradesFatTask, TradesTask, TrainingAttack, create_task
 from timm_robust.tasks.trades import kl_divergence
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -21,11 +22,9 @@ def batch(n=8, dtype=torch.float64):
     return SPACE.normalize(torch.rand(n, 3, 8, 8, dtype=dtype) * .9 + .05), torch.arange(n) % 4
 
 
-def make_task(model, steps=3, cls=TradesTask, attack=pgd, criterion=None, **kwargs):
-    fixed = dict(keep='last') if attack is pgd else {}
-    attack = partial(attack, steps=steps, step_size=2 / 255, start_std=1e-3, **fixed)
-    return cls(model, criterion or nn.CrossEntropyLoss(), attack=attack, threat=THREAT, space=SPACE, verbose=False,
-               **kwargs)
+def make_task(model, steps=3, cls=TradesTask, criterion=None, **kwargs):
+    attack = TrainingAttack(steps=steps, step_size=2 / 255)
+    return cls(model, criterion or nn.CrossEntropyLoss(), attack=attack, space=SPACE, verbose=False, **kwargs)
 
 
 def divergence(clean, adv):
@@ -145,21 +144,21 @@ def test_friendly_images_stop_after_they_fool(undecided, tau):
 
 
 def test_tau_rises_with_the_steps_and_survives_a_resume():
-    task = make_task(TinyNet(), cls=FriendlyTask, attack=friendly_pgd, tau_steps=[2, 4])
+    task = make_task(TinyNet(), cls=FatTask, tau_epochs=[1, 2], steps_per_epoch=2)
     x, y = batch(dtype=torch.float32)
     seen = []
     for _ in range(5):
         seen.append(task.tau)
         task(x, y)
-    assert seen == [0, 0, 1, 1, 2] and task.adv_weight == 1
-    other = make_task(TinyNet(), cls=FriendlyTask, attack=friendly_pgd)
+    assert seen == [0, 0, 1, 1, 2] and task.weight == 1
+    other = make_task(TinyNet(), cls=FatTask)
     other.load_task_state(task.get_task_state())
     assert other.step == 5 and other.tau == 2 and task.get_task_state(ema=True) == {}
 
 
 def test_friendly_trades_ascends_the_divergence_and_stops_by_the_labels(undecided):
     model, x, y = undecided
-    task = make_task(model, cls=TradesFriendlyTask, attack=friendly_pgd, steps=6)
+    task = make_task(model, cls=TradesFatTask, steps=6)
     plain = make_task(model, steps=6)
     adv, full = task.craft(x, y), plain.craft(x, y)
     stopped = (adv - full).flatten(1).abs().amax(1) > 1e-9
@@ -169,12 +168,12 @@ def test_friendly_trades_ascends_the_divergence_and_stops_by_the_labels(undecide
 
 
 @pytest.mark.parametrize('objective,kind', [
-    ('trades', TradesTask), ('fat', FriendlyTask), ('trades_fat', TradesFriendlyTask)])
-def test_options_build_the_tasks(objective, kind):
-    kwargs = {} if objective == 'trades' else {'fat_tau_epochs': [1, 2.5]}
-    options = ObjectiveOptions(objective=objective, trades_beta=3., attack_steps=2, **kwargs)
+    (TRADES(beta=3.), TradesTask), (FAT(tau_epochs=[1, 2.5]), FatTask),
+    (TradesFAT(beta=3., tau_epochs=[1, 2.5]), TradesFatTask)])
+def test_settings_build_the_tasks(objective, kind):
     model = TinyNet(norm=True)
-    task = create_task(options, model, space=SPACE, steps_per_epoch=10, verbose=False)
+    task = create_task(
+        objective, model, attack=TrainingAttack(steps=2), space=SPACE, steps_per_epoch=10, verbose=False)
     assert type(task) is kind and getattr(task, 'beta', 3.) == 3.
     assert getattr(task, 'tau_steps', [10, 25]) == [10, 25]
     x, y = batch(dtype=torch.float32)
@@ -184,18 +183,49 @@ def test_options_build_the_tasks(objective, kind):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('kwargs,message', [
-    (dict(objective='trades', trades_beta=-1.), '--trades-beta -1.0: must be a number'),
-    (dict(objective='trades', adv_weight=.5), '--adv-weight 0.5: --objective trades weighs by --trades-beta'),
-    (dict(objective='trades', attack='mim'), '--attack mim: --objective trades crafts by PGD'),
-    (dict(objective='trades', attack_random_start=False), 'no gradient at the clean image'),
-    (dict(objective='fat', attack_bn_mode='train'), '--attack-bn-mode train: --objective fat crafts in eval mode'),
-    (dict(objective='sat', fat_tau_epochs=[3.]), '--fat-tau-epochs: is for --objective fat'),
-    (dict(objective='fat', fat_tau_epochs=[-1.]), '--fat-tau-epochs .* must be numbers'),
+def test_the_papers_trades_is_the_default():
+    task = TradesTask(timm.create_model('nofrost_resnet20_cifar'), verbose=False)
+    cfg = task.trainable_module.pretrained_cfg
+    assert task.beta == 6 and task.attack.threat == THREAT and task.attack.steps == 10
+    assert task.space == InputSpace(cfg['mean'], cfg['std']) and TradesTask(TinyNet()).space == InputSpace()
+    x = task.space.normalize(torch.full((64, 3, 32, 32), .5))
+    start, _ = spy_on_start(task, x)
+    moved = task.space.to_pixels(start) - .5
+    assert moved.std().item() == pytest.approx(1e-3, rel=.01)
+
+
+def spy_on_start(task, x):
+    """The first two batches that the network sees gradients at."""
+    seen = []
+    task.trainable_module.register_forward_pre_hook(
+        lambda m, args: seen.append(args[0].detach()) if torch.is_grad_enabled() else None)
+    task.craft(x, torch.zeros(len(x), dtype=torch.long))
+    return seen[0], seen[1]
+
+
+@pytest.mark.parametrize('kwargs', [dict(attack='mim'), dict(random_start=False), dict(bn_mode='train')])
+@pytest.mark.parametrize('objective', [TRADES(), FAT(), TradesFAT()])
+def test_attacks_they_cannot_use(objective, kwargs):
+    attack = TrainingAttack(**kwargs)
+    if isinstance(objective, FAT) and 'random_start' in kwargs:
+        objective.check_attack(attack)
+        return
+    (name, value), = kwargs.items()
+    for refuse in (lambda: objective.check_attack(attack), lambda: create_task(objective, TinyNet(), attack=attack)):
+        with pytest.raises(InputError) as error:
+            refuse()
+        assert (error.value.argument, error.value.value) == (f'attack.{name}', value)
+
+
+@pytest.mark.parametrize('make,message', [
+    (lambda: TRADES(beta=-1.), 'beta=-1.0: must be a number'),
+    (lambda: FAT(tau_epochs=[-1.]), r'tau_epochs=\(-1.0,\): must be numbers'),
+    (lambda: TradesFAT(tau_epochs=[float('nan')]), 'must be numbers'),
+    (lambda: FAT(weight=2.), 'weight=2.0: must be a number in'),
 ])
-def test_bad_options(kwargs, message):
+def test_bad_settings(make, message):
     with pytest.raises(InputError, match=message):
-        ObjectiveOptions(**kwargs)
+        make()
 
 
 def test_bad_arguments():
@@ -209,8 +239,7 @@ def test_bad_arguments():
 
 
 def test_a_run_of_another_objective_leaves_the_schedule_of_tau_alone(caplog):
-    options = ObjectiveOptions(objective='fat', fat_tau_epochs=[2.])
-    task = create_task(options, TinyNet(), space=SPACE, steps_per_epoch=10, verbose=False)
+    task = create_task(FAT(tau_epochs=[2.]), TinyNet(), space=SPACE, steps_per_epoch=10, verbose=False)
     task.load_task_state({'step': 7})
     assert task.step == 7 and task.tau_steps == [20] and not caplog.text
     task.load_task_state({'step': 7, 'tau_steps': [50]})

@@ -30,7 +30,7 @@ from ..evaluation import (
 )
 from ..evaluation.accuracy import sweep_eps
 from ..models import NormalizedModel
-from ..tasks import ObjectiveOptions, create_task
+from ..tasks import NoFrost, Objective, Standard, TrainingAttack, create_task
 from ..train.loop import train_one_epoch
 from .arguments import Parser, start_logging
 
@@ -42,8 +42,7 @@ EVAL_BATCH = 250
 SWEEP = (0., .1, .2, .3)
 SWEEP_IMAGES = 250
 
-OPTIONS = dict(
-    attack_eps=EPS, attack_eps_warmup_epochs=6, attack_steps=3, attack_step_size=EPS / 2, adv_weight=1.)
+ATTACK = TrainingAttack(eps=EPS, eps_warmup_epochs=6, steps=3, step_size=EPS / 2)
 
 
 class _Batches(DataLoader):
@@ -60,7 +59,7 @@ class _Batches(DataLoader):
 
 
 def train_digits(
-        objective: str,
+        objective: Objective,
         images: torch.Tensor,
         labels: torch.Tensor,
         *,
@@ -70,7 +69,7 @@ def train_digits(
     """Train the quickstart's network.
 
     Args:
-        objective: 'standard' or 'nofrost'.
+        objective: `Standard()` or `NoFrost(weight=1.)`.
         images: Pixels in [0, 1], shape (N, 1, 28, 28).
         labels: Class indices, shape (N,).
         epochs: Number of epochs.
@@ -84,8 +83,8 @@ def train_digits(
     cfg = model.pretrained_cfg
     space = InputSpace(cfg['mean'], cfg['std'])
     loader = _Batches(images, labels, space, batch_size=64)
-    options = ObjectiveOptions(objective=objective, **OPTIONS)
-    task = create_task(options, model, space=space, steps_per_epoch=len(loader), seed=seed, verbose=False)
+    task = create_task(
+        objective, model, attack=ATTACK, space=space, steps_per_epoch=len(loader), seed=seed, verbose=False)
     optimizer = create_optimizer_v2(model, opt='adamw', lr=1e-2, weight_decay=5e-4)
     scheduler, _ = create_scheduler_v2(
         optimizer, sched='cosine', num_epochs=epochs, warmup_epochs=max(epochs // 20, 1), warmup_lr=0,
@@ -122,8 +121,9 @@ def run(argv: List[str]) -> Dict[str, Any]:
     parser.add_argument('--epochs', type=int, default=30, metavar='N', help='epochs of each network (default: 30)')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='random seed (default: 0)')
     args = parser.parse_args(argv)
-    if args.epochs < OPTIONS['attack_eps_warmup_epochs']:
-        raise InputError(f"--epochs {args.epochs}: must be at least {OPTIONS['attack_eps_warmup_epochs']}")
+    if args.epochs < ATTACK.eps_warmup_epochs:
+        raise InputError(
+            f'must be at least {ATTACK.eps_warmup_epochs:g}', argument='epochs', value=args.epochs)
     start_logging()
     start = time.perf_counter()
     train_images, train_labels, test_images, test_labels = load_digits()
@@ -131,14 +131,15 @@ def run(argv: List[str]) -> Dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
 
     rows, curves, accuracies = [], {}, {}
-    for name, objective in (('undefended', 'standard'), ('hardened (NoFrost)', 'nofrost')):
+    for name, objective in (('undefended', Standard()), ('hardened (NoFrost)', NoFrost(weight=1.))):
         print(f'Training the {name} network: {len(train_labels):,} digits, {args.epochs} epochs ...', flush=True)
         model = train_digits(objective, train_images, train_labels, epochs=args.epochs, seed=args.seed)
         evaluation, curves[name], examples = _measure(model, test_images, test_labels, args.seed)
-        accuracies[objective] = {r.spec.name: r.accuracy for r in evaluation.results}
+        accuracies[objective.name] = {r.spec.name: r.accuracy for r in evaluation.results}
         rows.append((name, *(f'{r.accuracy:.1f} %' for r in evaluation.results)))
         folder = output / name.split()[0]
-        save_for_hf(model, str(folder), safe_serialization=True, model_config={'pretrained_cfg': {'tag': objective}})
+        save_for_hf(
+            model, str(folder), safe_serialization=True, model_config={'pretrained_cfg': {'tag': objective.name}})
         plot_images(
             examples, None, f'{name}: PGD-20, Linf eps {EPS}', output / f'{name.split()[0]}.png')
     plot_eps_sweep(

@@ -17,10 +17,10 @@ from torch.utils.data import IterableDataset, Subset
 from ..attacks import InputSpace
 from ..data import balanced_indices, dataset_labels
 from ..errors import InputError
-from ..tasks import add_objective_arguments, create_task
 from ..train.build import check_objective
 from ..train.loop import validate_robust
 from .arguments import add_robust_eval_arguments
+from .flags import add_objective_flags
 
 __all__ = ['Driver', 'load_script', 'run']
 
@@ -67,7 +67,7 @@ class Driver:
     def __init__(self, script: ModuleType):
         self.script, self.original = script, {name: getattr(script, name) for name in _SEAMS}
         self.task = self.evaluation = None
-        add_objective_arguments(script.parser)
+        add_objective_flags(script.parser)
         add_robust_eval_arguments(script.parser.add_argument_group('Robust validation parameters'))
         script._parse_args = self.parse_args
         script.create_model = self.create_model
@@ -79,27 +79,28 @@ class Driver:
         """The script's arguments and ours, checked."""
         args, text = self.original['_parse_args']()
         self.args, self.options = args, check_objective(args)
-        trained, attacked = self.options.objective != 'standard', bool(args.robust_eval_steps)
+        trained, attacked = self.options.objective.name != 'standard', bool(args.robust_eval_steps)
         for ours, active, others in (
-                (f'--objective {self.options.objective}', trained, _OTHER_TASKS),
+                (f'--objective {self.options.objective.name}', trained, _OTHER_TASKS),
                 (f'--robust-eval-steps {args.robust_eval_steps}', attacked, _NOT_ATTACKED)):
             for name in others if active else ():
                 if getattr(args, name, None):
                     raise InputError(
                         f"--{name.replace('_', '-')} {getattr(args, name)}: does not go with {ours}, leave one of them "
                         'out')
-        if self.options.objective == 'mbnat' and getattr(args, 'sync_bn', False):
+        if self.options.objective.name == 'mbnat' and getattr(args, 'sync_bn', False):
             raise InputError('--sync-bn: train.py would undo the two BatchNorms of mbnat, use timm-robust train')
         return args, text
 
     def create_model(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """The script's network with what the objective needs."""
-        return self.options.prepare_model(self.original['create_model'](*args, **kwargs))
+        return self.options.objective.prepare_model(self.original['create_model'](*args, **kwargs))
 
     def create_loader(self, dataset, *args: Any, is_training: bool = False, **kwargs: Any):
         """The script's loader; what it is made of is kept."""
         if is_training:
-            dataset = self.options.prepare_dataset(dataset, kwargs['input_size'][1:], kwargs.get('hflip', 0.5))
+            dataset = self.options.objective.prepare_dataset(
+                dataset, kwargs['input_size'][1:], kwargs.get('hflip', 0.5))
         loader = self.original['create_loader'](dataset, *args, is_training=is_training, **kwargs)
         if is_training:
             self.loader = loader
@@ -116,12 +117,12 @@ class Driver:
 
     def create_task(self, model, criterion, **kwargs: Any):
         """The task of --objective; for 'standard' the script's own."""
-        if self.options.objective == 'standard':
+        if self.options.objective.name == 'standard':
             self.task = self.original['ClassificationTask'](model, criterion, **kwargs)
         else:
-            self.task = create_task(
-                self.options, model, criterion, space=self.space, steps_per_epoch=len(self.loader), seed=self.args.seed,
-                **kwargs)
+            self.task = self.options.objective.create_task(
+                model, criterion, attack=self.options.attack, awp=self.options.awp, space=self.space,
+                steps_per_epoch=len(self.loader), seed=self.args.seed, **kwargs)
         return self.task
 
     def validate(self, model, loader, loss_fn, args: argparse.Namespace, **kwargs: Any) -> Dict[str, float]:
@@ -129,7 +130,7 @@ class Driver:
         metrics = self.original['validate'](model, loader, loss_fn, args, **kwargs)
         if self.evaluation is not None:
             metrics.update(validate_robust(
-                self.task, self.evaluation, self.options.threat, self.space, args.robust_eval_steps,
+                self.task, self.evaluation, self.options.attack.threat, self.space, args.robust_eval_steps,
                 device=kwargs['device'], autocast=kwargs['amp_autocast'], seed=args.seed,
                 ema=self._is_average(model), channels_last=args.channels_last, move_to_device=not args.prefetcher,
                 distributed=args.distributed))

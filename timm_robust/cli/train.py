@@ -7,7 +7,6 @@ from typing import List
 
 from timm.utils import ParseKwargs
 
-from ..tasks import add_objective_arguments
 from .arguments import (
     Parser,
     add_data_arguments,
@@ -16,6 +15,7 @@ from .arguments import (
     apply_config,
     start_logging,
 )
+from .flags import add_objective_flags
 
 __all__ = ['build_parser', 'run']
 
@@ -24,7 +24,7 @@ def build_parser() -> Parser:
     """The parser of `timm-robust train`."""
     parser = Parser(prog='timm-robust train', description='Train a timm model to withstand adversarial images.')
     parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
-    add_objective_arguments(parser)
+    add_objective_flags(parser)
     add_robust_eval_arguments(parser.add_argument_group('Robust validation parameters'))
 
     group = add_data_arguments(parser)

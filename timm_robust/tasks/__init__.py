@@ -1,23 +1,44 @@
-from .adversarial import AdversarialTask
-from .apart import ApartTask, second_pass_size
-from .fat import FriendlyTask, TradesFriendlyTask
-from .mbnat import MbnatTask
-from .nofrost_star import NoFrostStarTask
-from .options import OBJECTIVES, TRAIN_ATTACKS, ObjectiveOptions, add_objective_arguments, create_task
-from .trades import TradesTask
+"""Training objectives: for each, a dataclass of settings and a timm task."""
+from .adversarial import SAT, Madry, MadryTask, NoFrost, NoFrostTask, SatTask
+from .apart import APART, ApartTask
+from .attack import TRAINING_ATTACKS, TrainingAttack
+from .awp import AWP
+from .base import RobustTask, TwoPassTask
+from .fat import FAT, FatTask, TradesFAT, TradesFatTask
+from .mbnat import MBNAT, MbnatTask
+from .nofrost_star import NoFrostStar, NoFrostStarTask
+from .objective import OBJECTIVES, Objective, create_task, objective_from_dict, register_objective
+from .standard import Standard
+from .trades import TRADES, TradesTask
 
 __all__ = [
-    'AdversarialTask',
+    'APART',
+    'AWP',
     'ApartTask',
-    'FriendlyTask',
+    'FAT',
+    'FatTask',
+    'MBNAT',
+    'Madry',
+    'MadryTask',
     'MbnatTask',
+    'NoFrost',
+    'NoFrostStar',
     'NoFrostStarTask',
+    'NoFrostTask',
     'OBJECTIVES',
-    'ObjectiveOptions',
-    'TRAIN_ATTACKS',
-    'TradesFriendlyTask',
+    'Objective',
+    'RobustTask',
+    'SAT',
+    'SatTask',
+    'Standard',
+    'TRADES',
+    'TRAINING_ATTACKS',
+    'TradesFAT',
+    'TradesFatTask',
     'TradesTask',
-    'add_objective_arguments',
+    'TrainingAttack',
+    'TwoPassTask',
     'create_task',
-    'second_pass_size',
+    'objective_from_dict',
+    'register_objective',
 ]

@@ -3,16 +3,64 @@
 `Adversarially Perturbed Batch Normalization: A Simple Way to Improve Image Recognition` -
 https://openreview.net/forum?id=2EQzEE5seF
 """
-from typing import Any, Callable, Dict, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Dict, Optional, Sequence, Type
 
 import torch
 import torch.nn as nn
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least, check_range
 from ..layers import NormPerturbation
+from ..settings import setting
 from .base import TwoPassTask, top1
+from .mbnat import check_checkpointing
+from .objective import Objective, RunSettings, register_objective
 
-__all__ = ['ApartTask', 'second_pass_size']
+__all__ = ['APART', 'ApartTask', 'second_pass_size']
+
+
+@register_objective
+@dataclass(frozen=True, kw_only=True)
+class APART(Objective):
+    """APART: M/(M+N) L(x; d = 0) + N/(M+N) L(x'; d), d a perturbation of normalization."""
+    name: ClassVar[str] = 'apart'
+    crafts: ClassVar[bool] = False
+
+    epsilon: float = setting(.1, 'size of the perturbation of normalization in apart', metavar='EPS')
+    groups: int = setting(1, 'groups of images in apart with a perturbation of their own', metavar='N')
+    ratio: float = setting(1., 'share of a batch in the second pass of apart, in (0, 1]', metavar='R')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range('epsilon', self.epsilon, 0)
+        check_at_least('groups', self.groups)
+        check_range('ratio', self.ratio, 0, 1, open_low=True, note='it is the share of a batch in the second pass')
+
+    def task_class(self) -> Type['ApartTask']:
+        """`ApartTask`."""
+        return ApartTask
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """The network, which needs layers to perturb."""
+        with self.naming_itself():
+            NormPerturbation(model, self.groups)
+        return model
+
+    def check_run(self, run: RunSettings) -> None:
+        """Batches that groups divide, first-order optimizers, no gradient checkpointing."""
+        super().check_run(run)
+        check_checkpointing(self, run)
+        if 'adahessian' in run.opt.lower():
+            raise InputError('takes second derivatives, and apart keeps no graph of its first pass', 'choose another',
+                             argument='opt', value=run.opt)
+        if run.batch_size % self.groups:
+            raise InputError(
+                f'does not divide `batch_size={run.batch_size}`', argument='objective.groups', value=self.groups)
+        if second_pass_size(run.batch_size, self.ratio, self.groups) < 2 * self.groups:
+            raise InputError(
+                f'leaves less than two images of `batch_size={run.batch_size}` for each of '
+                f'`objective.groups={self.groups}`', 'choose larger batches', argument='objective.ratio',
+                value=self.ratio)
 
 
 def _autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
@@ -77,23 +125,18 @@ class ApartTask(TwoPassTask):
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        if not epsilon >= 0:
-            raise InputError(f'epsilon={epsilon} must not be negative')
-        if not 0 < ratio <= 1:
-            raise InputError(f'ratio={ratio} must be in (0, 1]: the share of a batch in the second pass')
-        try:
-            self.perturbation = NormPerturbation(self.bare_model, groups)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        self.epsilon = epsilon
-        self.ratio = ratio
+        own = APART(epsilon=epsilon, groups=groups, ratio=ratio)
+        own.prepare_model(self.bare_model)
+        self.perturbation = NormPerturbation(self.bare_model, own.groups)
+        self.epsilon, self.ratio = own.epsilon, own.ratio
         self.loss_scale = 1.  # until the loop's is known
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'ApartTask':
         """See `TwoPassTask`; a static graph would leave out the reduction of gradients handed over."""
         if ddp_kwargs.get('static_graph'):
             raise InputError('static_graph=True: would leave gradients of APART unreduced, leave it out')
-        return super().prepare_distributed(device_ids, **ddp_kwargs)
+        super().prepare_distributed(device_ids, **ddp_kwargs)
+        return self
 
     def get_task_state(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """The scale of the loop's loss, as a number."""
@@ -122,10 +165,10 @@ class ApartTask(TwoPassTask):
         with torch.autocast(input.device.type, enabled=False):
             gradients = torch.autograd.grad(loss * scale, [*parameters, *perturbation.tensors], allow_unused=True)
         torch.clear_autocast_cache()  # its casts belong to a graph that is gone
-        own = [(p, g if scale == 1 else g / scale) for p, g in zip(parameters, gradients) if g is not None]
+        used = [(p, g if scale == 1 else g / scale) for p, g in zip(parameters, gradients) if g is not None]
         perturbation.ascend(list(gradients[len(parameters):]), self.epsilon)
-        used, own = zip(*own)
-        return output, _AddGradients.apply(loss.detach(), own, self, *used)
+        own = [g for _, g in used]
+        return output, _AddGradients.apply(loss.detach(), own, self, *(p for p, _ in used))
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """Both passes.

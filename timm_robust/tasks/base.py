@@ -1,4 +1,4 @@
-"""What training tasks that craft images have in common."""
+"""What training tasks that see a batch twice have in common."""
 import logging
 from typing import Any, Callable, Dict, Optional, Tuple
 
@@ -11,8 +11,10 @@ from timm.utils import unwrap_model
 from ..attacks import InputSpace, ThreatModel, hard_labels
 from ..errors import InputError
 from ..layers import has_batch_statistics
+from .attack import TrainingAttack
+from .awp import AWP, perturbed
 
-__all__ = ['RobustTask', 'TwoPassTask', 'top1']
+__all__ = ['RobustTask', 'TwoPassTask', 'input_space', 'top1']
 
 _logger = logging.getLogger(__name__)
 
@@ -22,11 +24,17 @@ def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 100. * (output.detach().argmax(dim=1) == hard_labels(target)).float().mean()
 
 
+def input_space(model: nn.Module) -> InputSpace:
+    """Mean and std of a timm model's `pretrained_cfg`; pixels for a network without one."""
+    cfg = getattr(unwrap_model(model), 'pretrained_cfg', None) or {}
+    return InputSpace(cfg['mean'], cfg['std']) if 'mean' in cfg and 'std' in cfg else InputSpace()
+
+
 class TwoPassTask(ClassificationTask):
     """A task whose network may see two batches before a backward pass.
 
     Attributes:
-        state_names: Attributes that a checkpoint keeps, so that a resumed run goes on as it would have.
+        state_names: Attributes that a checkpoint keeps, so that a resumed run repeats an uninterrupted one.
     """
     state_names: Tuple[str, ...] = ()
 
@@ -42,14 +50,15 @@ class TwoPassTask(ClassificationTask):
         """
         if ddp_kwargs.get('broadcast_buffers') and self.mixes_batch:
             _logger.info('Buffers are averaged once an epoch (dist_bn) and not broadcast in every step.')
-        return super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
+        super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
+        return self
 
     def refuse_checkpointing(self) -> None:
-        """Refuse gradient checkpointing, which computes again when the normalization of a pass is gone."""
+        """Refuse gradient checkpointing, which computes again when the weights or norms of a pass are gone."""
         if any(getattr(m, 'grad_checkpointing', False) is True for m in self.bare_model.modules()):
             raise InputError(
-                f'{type(self).__name__}: gradient checkpointing would compute a pass again with the normalization of '
-                'another, call model.set_grad_checkpointing(False)')
+                f'{type(self).__name__}: gradient checkpointing would compute a pass again with the weights or the '
+                'normalization of another', 'call model.set_grad_checkpointing(False)')
 
     @property
     def bare_model(self) -> nn.Module:
@@ -74,7 +83,7 @@ class TwoPassTask(ClassificationTask):
 
 
 class RobustTask(TwoPassTask):
-    """A task that crafts adversarial images in each step.
+    """A task that crafts adversarial images in each step; a subclass says in `loss` what to learn from them.
 
     Crafting leaves no trace on the network, and its noise comes from (seed, step, process) rather than from torch's
     global generator. Images are crafted on the bare network, outside of distributed and compiled wrappers.
@@ -82,40 +91,55 @@ class RobustTask(TwoPassTask):
     Args:
         model: The network to train, which takes images in `space`.
         criterion: As in timm's `ClassificationTask`.
-        attack: Maps (model, x, y, threat) and the keywords `space` and `seed` to adversarial images.
-        threat: Norm and eps, in pixel units on [0, 1].
-        space: Input space of the network: mean and std of the loader.
-        eps_warmup_steps: Number of calls over which eps rises linearly to its full size.
+        attack: Threat model and attack; by default ten steps of PGD within Linf 8/255.
+        awp: Adversarial weight perturbation; none by default.
+        space: Input space of the network, mean and std of the loader; by default that of the model's `pretrained_cfg`.
+        steps_per_epoch: Batches in an epoch, the unit of warm-up and schedules.
         seed: Seed of the attack's noise.
         **kwargs: Further arguments of `ClassificationTask`.
+
+    Raises:
+        InputError: If the objective cannot use the attack; in `forward`, if weights are perturbed under gradient
+            checkpointing.
     """
-    state_names = ('step',)  # from which warm-up, noise and schedules follow
+    state_names: Tuple[str, ...] = ('step',)  # from which warm-up, noise and schedules follow
 
     def __init__(
             self,
             model: nn.Module,
             criterion: Optional[Callable] = None,
             *,
-            attack: Callable[..., torch.Tensor],
-            threat: ThreatModel,
-            space: InputSpace,
-            eps_warmup_steps: int = 0,
+            attack: Optional[TrainingAttack] = None,
+            awp: Optional[AWP] = None,
+            space: Optional[InputSpace] = None,
+            steps_per_epoch: int = 1,
             seed: int = 0,
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        self.attack = attack
-        self.threat = threat
-        self.space = space
-        self.eps_warmup_steps = eps_warmup_steps
+        self.attack = attack or TrainingAttack()
+        self.check_attack(self.attack)
+        self.awp = awp or AWP()
+        self.space = space or input_space(model)
+        self.steps_per_epoch = steps_per_epoch
+        self.eps_warmup_steps = round(self.attack.eps_warmup_epochs * steps_per_epoch)
+        self.awp_start_step = round(self.awp.start_epoch * steps_per_epoch)
         self.seed = seed
         self.step = 0
+
+    @classmethod
+    def check_attack(cls, attack: TrainingAttack) -> None:
+        """Refuse an attack the objective cannot use.
+
+        Raises:
+            InputError: Naming the setting as `attack.field`.
+        """
 
     def current_threat(self) -> ThreatModel:
         """The threat model of this step, with eps on its way up during warm-up."""
         if self.step >= self.eps_warmup_steps:
-            return self.threat
-        return self.threat.scaled((self.step + 1) / (self.eps_warmup_steps + 1))
+            return self.attack.threat
+        return self.attack.threat.scaled((self.step + 1) / (self.eps_warmup_steps + 1))
 
     def step_seed(self) -> int:
         """Seed of what is random in this step of this process."""
@@ -124,9 +148,45 @@ class RobustTask(TwoPassTask):
         return (self.seed * 0x9E3779B1 + self.step * processes + process) % (1 << 62)
 
     def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Adversarial images of this step, in the network's input space."""
-        return self.attack(
+        """Adversarial images of this step, in the network's input space; keywords of `TrainingAttack.craft`."""
+        return self.attack.craft(
             self.bare_model, input, target, self.current_threat(), space=self.space, seed=self.step_seed(), **kwargs)
+
+    def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Adversarial images for a batch, in the network's input space."""
+        return self.run_attack(input, target)
+
+    def loss(self, input: torch.Tensor, adv: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """The objective on a batch and the images crafted from it.
+
+        Args:
+            input: Clean images in `space`, shape (N, C, H, W).
+            adv: Adversarial images, likewise.
+            target: Class indices (N,) or soft targets (N, K).
+
+        Returns:
+            'loss'; 'output', logits (N, K) with their graph; and scalars to log, detached.
+        """
+        raise NotImplementedError
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Craft, then compute the loss, at perturbed weights once AWP has begun.
+
+        Args:
+            input: Clean images in `space`, shape (N, C, H, W).
+            target: Class indices (N,) or soft targets (N, K).
+
+        Returns:
+            What `loss` returns.
+        """
+        adv = self.craft(input, target)
+        if self.awp.gamma and self.step >= self.awp_start_step:
+            self.refuse_checkpointing()
+            result = perturbed(self.trainable_module, self.loss, (input, adv, target), self.awp.gamma, self.no_sync)
+        else:
+            result = self.loss(input, adv, target)
+        self.step += 1
+        return result
 
     def forward_together(self, *batches: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         """Logits of several batches of one size; in one pass where no layer mixes the images of a batch."""
@@ -136,4 +196,5 @@ class RobustTask(TwoPassTask):
 
     def forward_both(self, input: torch.Tensor, adv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Clean and adversarial logits."""
-        return self.forward_together(input, adv)
+        output, adv_output = self.forward_together(input, adv)
+        return output, adv_output

@@ -5,29 +5,94 @@ https://arxiv.org/abs/2002.11242
 """
 import logging
 from bisect import bisect_right
-from typing import Any, Dict, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Dict, Optional, Sequence, Tuple, Type
 
 import torch
 
-from .adversarial import AdversarialTask
-from .trades import TradesTask
+from ..errors import InputError
+from ..settings import setting
+from .adversarial import SatTask, check_weight
+from .attack import TrainingAttack
+from .base import RobustTask
+from .objective import Objective, register_objective
+from .trades import TRADES, TradesTask, check_is_pgd
 
-__all__ = ['FriendlyTask', 'TradesFriendlyTask']
+__all__ = ['FAT', 'FatTask', 'TradesFAT', 'TradesFatTask']
 
 _logger = logging.getLogger(__name__)
 
 
-class _Friendly:
-    """A slack τ that rises with the steps of training, and an attack that takes it as `tau`."""
+def _tau_setting() -> Any:
+    return setting(
+        (), 'epochs at which an attack runs for one step more after it first fools the network; 50 90 of 120 in the '
+        'paper (default: never)', metavar='EPOCH', flat='fat_tau_epochs')
+
+
+def _check_tau(epochs: Tuple[float, ...]) -> None:
+    if not all(0 <= e < float('inf') for e in epochs):
+        raise InputError('must be numbers of at least 0', argument='tau_epochs', value=epochs)
+
+
+@register_objective
+@dataclass(frozen=True, kw_only=True)
+class FAT(Objective):
+    """FAT: L(x*) on images that stop τ steps after they first fool the network."""
+    name: ClassVar[str] = 'fat'
+    prefix: ClassVar[str] = 'adv'
+    compares_labels: ClassVar[bool] = True
+
+    weight: float = setting(
+        1., 'weight of the adversarial loss, in [0, 1]; 1 leaves the clean pass out', metavar='LAMBDA')
+    tau_epochs: Tuple[float, ...] = _tau_setting()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_weight(self.weight)
+        _check_tau(self.tau_epochs)
+
+    def task_class(self) -> Type[RobustTask]:
+        """`FatTask`."""
+        return FatTask
+
+
+@register_objective
+@dataclass(frozen=True, kw_only=True)
+class TradesFAT(TRADES):
+    """TRADES-FAT: TRADES on images that stop τ steps after they first fool the network."""
+    name: ClassVar[str] = 'trades_fat'
+    prefix: ClassVar[str] = 'trades'
+    compares_labels: ClassVar[bool] = True
+
+    tau_epochs: Tuple[float, ...] = _tau_setting()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_tau(self.tau_epochs)
+
+    def task_class(self) -> Type[RobustTask]:
+        """`TradesFatTask`."""
+        return TradesFatTask
+
+
+class _Friendly(RobustTask):
+    """A slack τ that rises with the steps of training, and an attack that stops by it."""
     state_names = ('step', 'tau_steps')
 
-    def __init__(self, *args: Any, tau_steps: Sequence[int] = (), **kwargs: Any):
+    def __init__(self, *args: Any, tau_epochs: Sequence[float] = (), **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.tau_steps = sorted(tau_steps)
+        _check_tau(tuple(tau_epochs))
+        self.tau_steps = sorted(round(e * self.steps_per_epoch) for e in tau_epochs)
+
+    @classmethod
+    def check_attack(cls, attack: TrainingAttack) -> None:
+        """PGD in eval mode."""
+        super().check_attack(attack)
+        check_is_pgd(cls, attack)
 
     @property
     def tau(self) -> int:
-        """Steps an attack goes on after it first fools the network, in this step of training."""
+        """Steps an attack continues after it first fools the network, in this step of training."""
         return bisect_right(self.tau_steps, self.step)
 
     def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -39,34 +104,40 @@ class _Friendly:
         asked = self.tau_steps
         super().load_task_state(state, *args, **kwargs)
         if self.tau_steps != asked:
-            _logger.warning(f'τ rises at steps {self.tau_steps}, as in the run that goes on, not at {asked}.')
+            _logger.warning(f'τ rises at steps {self.tau_steps}, as in the resumed run, not at {asked}.')
 
 
-class FriendlyTask(_Friendly, AdversarialTask):
+class FatTask(_Friendly, SatTask):
     """FAT: L(x*) on images that stop τ steps after they first fool the network.
 
-    The paper has λ = 1, the default here; with less the clean loss has its share, as in `AdversarialTask`.
+    The paper has λ = 1, the default here; with less the clean loss has its share, as in `SatTask`.
 
     Args:
-        model, criterion: See `RobustTask`. The attack takes `tau`, such as `friendly_pgd`.
-        tau_steps: Steps at which τ, 0 at first, rises by one.
-        adv_weight: See `AdversarialTask`.
-        **kwargs: Further arguments of `RobustTask`.
+        model, criterion: See `RobustTask`.
+        weight: See `SatTask`.
+        tau_epochs: Epochs at which τ, 0 at first, rises by one.
+        **kwargs: Further arguments of `RobustTask`; the attack is PGD in eval mode.
     """
 
-    def __init__(self, *args: Any, adv_weight: float = 1., **kwargs: Any):
-        super().__init__(*args, adv_weight=adv_weight, **kwargs)
+    def __init__(self, *args: Any, weight: float = 1., **kwargs: Any):
+        super().__init__(*args, weight=weight, **kwargs)
 
 
-class TradesFriendlyTask(_Friendly, TradesTask):
+class TradesFatTask(_Friendly, TradesTask):
     """TRADES-FAT: TRADES on images that stop τ steps after they first fool the network.
 
     Args:
-        model, criterion, beta: See `TradesTask`. The attack takes `tau` and `reference`, such as `friendly_pgd`.
-        tau_steps: Steps at which τ, 0 at first, rises by one.
-        **kwargs: Further arguments of `RobustTask`.
+        model, criterion, beta: See `TradesTask`.
+        tau_epochs: Epochs at which τ, 0 at first, rises by one.
+        **kwargs: Further arguments of `RobustTask`; the attack is PGD in eval mode.
     """
 
-    def attack_divergence(self, input: torch.Tensor, target: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    def attack_divergence(
+            self,
+            input: torch.Tensor,
+            target: torch.Tensor,
+            clean: torch.Tensor,
+            start_std: Optional[float],
+    ) -> torch.Tensor:
         """Adversarial images from clean probabilities (N, K); labels say when an image fools."""
-        return self.run_attack(input, target, reference=clean)
+        return self.run_attack(input, target, reference=clean, start_std=start_std)

@@ -4,21 +4,82 @@ Xie & Yuille 2020, `Intriguing Properties of Adversarial Training at Scale` - ht
 al. 2020, `Adversarial Examples Improve Image Recognition` - https://arxiv.org/abs/1911.09665
 """
 import logging
-from typing import Any, Callable, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Dict, Optional, Tuple, Type
 
 import torch
 import torch.nn as nn
 
-from ..errors import InputError
-from ..layers import at_gamma, has_aux_norm
-from .adversarial import AdversarialTask
+from ..errors import InputError, check_range
+from ..layers import at_gamma, convert_aux_norm, has_aux_norm, set_gamma
+from ..settings import setting
+from .adversarial import SatTask
+from .base import RobustTask
+from .objective import Objective, RunSettings, register_objective
 
-__all__ = ['MbnatTask']
+__all__ = ['MBNAT', 'MbnatTask']
 
 _logger = logging.getLogger(__name__)
 
 
-class MbnatTask(AdversarialTask):
+@register_objective
+@dataclass(frozen=True, kw_only=True)
+class MBNAT(Objective):
+    """MBNAT: (1 - λ) L(x) + λ L(x*), each kind of images through a BatchNorm of its own."""
+    name: ClassVar[str] = 'mbnat'
+
+    weight: float = setting(
+        .5, 'weight of the adversarial loss, in (0, 1)', metavar='LAMBDA', flat='adv_weight')
+    gamma: Optional[float] = setting(
+        None, 'share of the BatchNorm of adversarial images when mbnat validates, in [0, 1] (default: 0)',
+        metavar='GAMMA')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weight(self.weight)
+        if self.gamma is not None:
+            check_range('gamma', self.gamma, 0, 1,
+                        note='0 is the BatchNorm of clean images, 1 that of adversarial ones')
+
+    def task_class(self) -> Type[RobustTask]:
+        """`MbnatTask`."""
+        return MbnatTask
+
+    def task_kwargs(self) -> Dict[str, Any]:
+        """gamma is a state of the network."""
+        return {'weight': self.weight}
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """The network with auxiliary BatchNorms."""
+        with self.naming_itself():
+            return set_gamma(convert_aux_norm(model), self.gamma or 0.)
+
+    def check_run(self, run: RunSettings) -> None:
+        """No gradient checkpointing, and robust validation of the BatchNorm that was asked for."""
+        super().check_run(run)
+        check_checkpointing(self, run)
+        if run.eval_metric == 'robust_top1' and self.gamma is None:
+            raise InputError(
+                'attacks the BatchNorm of clean images in mbnat',
+                'say by `objective.gamma` what to validate; 1 is that of adversarial ones',
+                argument='eval_metric', value='robust_top1')
+
+
+def check_checkpointing(objective: Objective, run: RunSettings) -> None:
+    """Refuse gradient checkpointing, under an objective whose passes normalize differently."""
+    if run.grad_checkpointing:
+        raise InputError(
+            f'computes again in the backward pass, when the normalization of {objective.name} has changed',
+            'leave it out', argument='grad_checkpointing', value=True)
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 < weight < 1:
+        raise InputError(
+            'leaves one of the two BatchNorms untrained', 'must be in (0, 1)', argument='weight', value=weight)
+
+
+class MbnatTask(SatTask):
     """(1 - λ) L(x) + λ L(x*), clean images through the main BatchNorm, adversarial ones through the auxiliary.
 
     Images are crafted through the auxiliary one too. At rest, in validation for example, the network normalizes by what
@@ -26,7 +87,7 @@ class MbnatTask(AdversarialTask):
 
     Args:
         model: A model of `convert_aux_norm`, without gradient checkpointing.
-        criterion, attack, adv_weight, **kwargs: See `AdversarialTask`.
+        criterion, weight, **kwargs: See `SatTask`.
 
     Raises:
         InputError: If the model has no auxiliary BatchNorm, or λ is 0 or 1, which would leave one of them untrained;
@@ -38,20 +99,20 @@ class MbnatTask(AdversarialTask):
             model: nn.Module,
             criterion: Optional[Callable] = None,
             *,
-            adv_weight: float = 0.5,
+            weight: float = 0.5,
             **kwargs: Any,
     ):
-        super().__init__(model, criterion, adv_weight=adv_weight, **kwargs)
+        super().__init__(model, criterion, weight=weight, **kwargs)
+        _check_weight(weight)
         if not has_aux_norm(model):
-            raise InputError('model has no auxiliary BatchNorm: call convert_aux_norm(model) before')
-        if adv_weight in (0, 1):
-            raise InputError(f'adv_weight={adv_weight} leaves one of the two BatchNorms untrained: must be in (0, 1)')
+            raise InputError('model has no auxiliary BatchNorm', 'call convert_aux_norm(model) before')
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'MbnatTask':
         """See `TwoPassTask`; each pass leaves one BatchNorm unused, which `find_unused_parameters` would stumble on."""
         if ddp_kwargs.pop('find_unused_parameters', False):
             _logger.info('find_unused_parameters is left out: the two passes of mbnat use all parameters together.')
-        return super().prepare_distributed(device_ids, **ddp_kwargs)
+        super().prepare_distributed(device_ids, **ddp_kwargs)
+        return self
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Adversarial images for a batch, by the network with auxiliary normalization."""

@@ -1,19 +1,76 @@
-"""NoFrost*: NoFrost with augmented images beside clean and adversarial ones.
+"""NoFrost*: NoFrost with augmented images in addition to clean and adversarial ones.
 
 `Removing Batch Normalization Boosts Adversarial Training` - https://arxiv.org/abs/2207.01156
 """
-from typing import Any, Callable, Dict, Optional
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence, Type
 
 import torch
 import torch.nn as nn
 
-from ..data.augment import noise2net
+from ..data.augment import ViewsDataset, noise2net
 from ..errors import InputError
+from ..settings import setting
+from .adversarial import warn_of_batch_statistics
 from .base import RobustTask, top1
+from .objective import Objective, RunSettings, mixes_images, register_objective
 
-__all__ = ['NoFrostStarTask']
+__all__ = ['NoFrostStar', 'NoFrostStarTask']
 
 _OTHER_STREAM = 0x5DEECE66D  # the draw must not follow the weights of Noise2Net
+
+
+@register_objective
+@dataclass(frozen=True, kw_only=True)
+class NoFrostStar(Objective):
+    """NoFrost*: the mean loss of clean, augmented and adversarial images."""
+    name: ClassVar[str] = 'nofrost_star'
+
+    terms: Optional[int] = setting(
+        None, "terms of nofrost_star: 3 (the paper's: clean, augmented, adversarial) or 4 (the authors' code: clean, "
+        'deeply augmented, texture-debiased, adversarial) (default: 4 with deeply augmented images)', metavar='N',
+        flat='star_terms')
+    deepaug_dirs: List[str] = setting(
+        [], 'deeply augmented images of nofrost_star, made beforehand: folders with the classes and names of the '
+        'training data, of which one is drawn for each image', metavar='DIR', flat='deepaug_dirs')
+    noise2net: bool = setting(
+        False, 'deeply augment images of nofrost_star on the fly, by networks drawn at random', flat='noise2net')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.deepaug_dirs and self.noise2net:
+            raise InputError('stands in for `deepaug_dirs`', 'leave one of them out', argument='noise2net', value=True)
+        if self.terms is None:
+            object.__setattr__(self, 'terms', 4 if self.deepaug_dirs or self.noise2net else 3)
+        _check_terms(self.terms)
+        if self.terms == 4 and not (self.deepaug_dirs or self.noise2net):
+            raise InputError('needs deeply augmented images', 'pass `deepaug_dirs` or `noise2net`',
+                             argument='terms', value=4)
+
+    def task_class(self) -> Type[RobustTask]:
+        """`NoFrostStarTask`."""
+        return NoFrostStarTask
+
+    def task_kwargs(self) -> Dict[str, Any]:
+        """Folders are of the data set."""
+        return {'terms': self.terms, 'noise2net': self.noise2net}
+
+    def prepare_dataset(self, dataset: Any, img_size: Sequence[int], hflip: float) -> Any:
+        """Views of each image."""
+        return ViewsDataset(dataset, img_size, self.deepaug_dirs, one_view=self.terms == 3, hflip=hflip)
+
+    def check_run(self, run: RunSettings) -> None:
+        """Views take the place of timm's other ways to collate."""
+        super().check_run(run)
+        argument = 'mixup' if mixes_images(run) else 'no_prefetcher' if run.no_prefetcher else ''
+        if argument:
+            raise InputError("the views of nofrost_star come together through timm's own collate function",
+                             'leave it out', argument=argument)
+
+
+def _check_terms(terms: Optional[int]) -> None:
+    if terms not in (3, 4):
+        raise InputError("must be 3, the paper's, or 4, of the authors' code", argument='terms', value=terms)
 
 
 class NoFrostStarTask(RobustTask):
@@ -46,12 +103,12 @@ class NoFrostStarTask(RobustTask):
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        if terms not in (3, 4):
-            raise InputError(f'terms={terms}: must be 3 or 4')
+        _check_terms(terms)
         self.terms, self.noise2net = terms, noise2net
         self.views = 2 if terms == 3 or noise2net else 3
+        warn_of_batch_statistics(self)
 
-    def _augmented(self, clean: torch.Tensor, given: list) -> list:
+    def _augmented(self, clean: torch.Tensor, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if not self.noise2net:
             return given
         deep = self.space.normalize(noise2net(self.space.to_pixels(clean).clamp(0, 1), self.step_seed()))
@@ -61,31 +118,35 @@ class NoFrostStarTask(RobustTask):
         chosen = torch.rand(len(clean), 1, 1, 1, generator=generator).to(clean.device) < .5
         return [torch.where(chosen, deep, given[0])]
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Craft, then compute the mean of the losses.
+    def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Adversarial images for the clean ones of a batch of views."""
+        if len(input) % self.views:
+            raise InputError(f'views={self.views} does not divide a batch of {len(input)}', 'deliver whole views')
+        count = len(input) // self.views
+        return self.run_attack(input[:count], target[:count])
+
+    def loss(self, input: torch.Tensor, adv: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """The mean of the losses.
 
         Args:
             input: Views in `space`, shape (views · N, C, H, W), the clean images first.
+            adv: Adversarial images, shape (N, C, H, W).
             target: Class indices (views · N,) or soft targets (views · N, K), the same for every view.
 
         Returns:
             'loss'; 'output', the N clean logits; 'clean_loss', 'augmented_loss' (mean over the kinds) and 'adv_loss',
             'clean_top1' and 'adv_top1' (percent), detached.
         """
-        if len(input) % self.views:
-            raise InputError(f'views={self.views} does not divide a batch of {len(input)}: deliver whole views')
         clean, *given = input.chunk(self.views)
         target = target[:len(clean)]
         augmented = self._augmented(clean, given)
-        adv = self.run_attack(clean, target)
         outputs = self.forward_together(clean, *augmented, adv)
         losses = [self.criterion(output, target) for output in outputs]
-        self.step += 1
         return {
             'loss': sum(losses) / len(losses),
             'output': outputs[0],
             'clean_loss': losses[0].detach(),
-            'augmented_loss': sum(x.detach() for x in losses[1:-1]) / len(augmented),
+            'augmented_loss': torch.stack([x.detach() for x in losses[1:-1]]).sum() / len(augmented),
             'adv_loss': losses[-1].detach(),
             'clean_top1': top1(outputs[0], target),
             'adv_top1': top1(outputs[-1], target),

@@ -3,17 +3,40 @@
 Zhang et al. 2019, `Theoretically Principled Trade-off between Robustness and Accuracy` -
 https://arxiv.org/abs/1901.08573
 """
-from typing import Any, Callable, Dict, Optional
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Dict, Optional, Type
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from ..attacks import crafting
-from ..errors import InputError
+from ..errors import InputError, check_range
+from ..settings import setting
+from .attack import TrainingAttack
 from .base import RobustTask, top1
+from .objective import Objective, register_objective
 
-__all__ = ['TradesTask', 'kl_divergence']
+__all__ = ['TRADES', 'TradesTask', 'kl_divergence']
+
+_START_STD = 1e-3  # of the authors' code
+
+
+@register_objective
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Objective):
+    """TRADES: L(x) + β KL(p(x) || p(x*))."""
+    name: ClassVar[str] = 'trades'
+
+    beta: float = setting(6., 'weight of the divergence', metavar='BETA')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range('beta', self.beta, 0, note="6 is the paper's")
+
+    def task_class(self) -> Type[RobustTask]:
+        """`TradesTask`."""
+        return TradesTask
 
 
 def kl_divergence(output: torch.Tensor, adv_output: torch.Tensor) -> torch.Tensor:
@@ -31,17 +54,17 @@ class TradesTask(RobustTask):
     r"""L(x) + β KL(p(x) || p(x*)), where x* maximizes the divergence.
 
     Equation 5 of the paper with the authors' code: x* starts from the image and a little Gaussian noise (where the
-    divergence has a gradient), p(x) stands still while it is crafted, and both sides learn from the divergence. L is
+    divergence has a gradient), p(x) is constant while it is crafted, and both sides learn from the divergence. L is
     any timm criterion; smoothing and soft targets act on it alone.
 
     Args:
-        model, criterion: See `RobustTask`. The attack gets soft targets, p(x): their cross-entropy is the divergence
-            and a constant.
-        beta: β, not negative; 6 in the paper.
-        **kwargs: Further arguments of `RobustTask`.
+        model, criterion: See `RobustTask`.
+        beta: β, not negative.
+        **kwargs: Further arguments of `RobustTask`. The attack is PGD; with `random_start=True` it starts from a
+            random point of the ball instead.
 
     Raises:
-        InputError: If `beta` is negative.
+        InputError: If `beta` is negative, or on another attack.
     """
 
     def __init__(
@@ -53,34 +76,46 @@ class TradesTask(RobustTask):
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        if not beta >= 0:
-            raise InputError(f"beta={beta} must not be negative; 6 is the paper's")
-        self.beta = beta
+        self.beta = TRADES(beta=beta).beta
+
+    @classmethod
+    def check_attack(cls, attack: TrainingAttack) -> None:
+        """PGD in eval mode, with a start from which the divergence has a gradient."""
+        check_is_pgd(cls, attack)
+        if attack.random_start is False:
+            raise InputError('the divergence of TRADES has no gradient at the clean image', 'leave it out',
+                             argument='attack.random_start', value=False)
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Images within eps whose predictions differ most from the clean ones."""
         with crafting(self.bare_model), torch.no_grad():
             clean = self.bare_model(input).float().softmax(dim=1)
-        return self.attack_divergence(input, target, clean)
+        return self.attack_divergence(input, target, clean, None if self.attack.random_start else _START_STD)
 
-    def attack_divergence(self, input: torch.Tensor, target: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """Adversarial images from clean probabilities (N, K)."""
-        return self.run_attack(input, clean)
+    def attack_divergence(
+            self,
+            input: torch.Tensor,
+            target: torch.Tensor,
+            clean: torch.Tensor,
+            start_std: Optional[float],
+    ) -> torch.Tensor:
+        """Adversarial images from clean probabilities (N, K): their cross-entropy is the divergence and a constant."""
+        return self.run_attack(input, clean, start_std=start_std)
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Craft, then compute the loss.
+    def loss(self, input: torch.Tensor, adv: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """The clean loss and the divergence.
 
         Args:
             input: Clean images in `space`, shape (N, C, H, W).
+            adv: Adversarial images, likewise.
             target: Class indices (N,) or soft targets (N, K).
 
         Returns:
             'loss'; 'output', the clean logits; 'clean_loss', 'adv_loss' (the divergence), 'clean_top1' and 'adv_top1'
             (percent), detached.
         """
-        output, adv_output = self.forward_both(input, self.craft(input, target))
+        output, adv_output = self.forward_both(input, adv)
         clean_loss, divergence = self.criterion(output, target), kl_divergence(output, adv_output)
-        self.step += 1
         return {
             'loss': clean_loss + self.beta * divergence,
             'output': output,
@@ -89,3 +124,13 @@ class TradesTask(RobustTask):
             'clean_top1': top1(output, target),
             'adv_top1': top1(adv_output, target),
         }
+
+
+def check_is_pgd(task: type, attack: TrainingAttack) -> None:
+    """Refuse an attack that is not PGD in eval mode."""
+    if attack.attack != 'pgd':
+        raise InputError(
+            f'{task.__name__} crafts by PGD', 'leave it out', argument='attack.attack', value=attack.attack)
+    if attack.bn_mode != 'eval':
+        raise InputError(f'{task.__name__} crafts in eval mode', 'leave it out', argument='attack.bn_mode',
+                         value=attack.bn_mode)

@@ -1,6 +1,7 @@
 """The parts of a run, built from command line arguments by timm's factories."""
 import argparse
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Dict, Optional
 
@@ -13,7 +14,9 @@ from timm.utils import NativeScaler
 
 from ..errors import InputError, check_at_least, check_choice
 from ..layers import has_batch_statistics
-from ..tasks import ObjectiveOptions, second_pass_size
+from ..settings import flat_names, from_flat
+from ..tasks import AWP, Objective, TrainingAttack
+from ..tasks.objective import objective_from_flat
 from .checkpoint import load_weights
 
 __all__ = [
@@ -38,52 +41,52 @@ _CHOICES = {
 }
 
 
-def check_objective(args: argparse.Namespace) -> ObjectiveOptions:
+@dataclass(frozen=True)
+class RobustTraining:
+    """What is trained against: an objective, its attack, and AWP."""
+    objective: Objective
+    attack: TrainingAttack
+    awp: AWP
+
+
+def check_objective(args: argparse.Namespace) -> RobustTraining:
     """Refuse what can be refused of objective and robust validation, whatever loop they go into.
 
     Raises:
         InputError: Naming the flag.
     """
-    options = ObjectiveOptions.from_args(args)
-    options.check_schedule(args.epochs)
-    mixes = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-    if options.objective == 'nofrost_star' and (mixes or args.no_prefetcher):
-        raise InputError(
-            f"--{'mixup' if mixes else 'no-prefetcher'}: the views of nofrost_star come together through timm's own "
-            'collate function, leave it out')
-    if options.compares_labels and mixes:
-        raise InputError(
-            f'--objective {options.objective}: stops where the one label of an image is missed, leave out --mixup and '
-            '--cutmix')
-    if options.objective in ('mbnat', 'apart') and args.grad_checkpointing:
-        raise InputError(
-            f'--grad-checkpointing: computes again in the backward pass, when the normalization of {options.objective} '
-            'has changed; leave it out')
-    if options.objective == 'apart' and 'adahessian' in args.opt.lower():
-        raise InputError(
-            f'--opt {args.opt}: takes second derivatives, and apart keeps no graph of its first pass, choose another')
-    if options.objective == 'apart' and args.batch_size % options.apart_groups:
-        raise InputError(
-            f'--apart-groups {options.apart_groups}: does not divide --batch-size {args.batch_size}')
-    if options.objective == 'apart' and second_pass_size(
-            args.batch_size, options.apart_ratio, options.apart_groups) < 2 * options.apart_groups:
-        raise InputError(
-            f'--apart-ratio {options.apart_ratio:g}: leaves less than two images of --batch-size {args.batch_size} for '
-            f'each of --apart-groups {options.apart_groups}, choose larger batches')
-    if options.objective == 'mbnat' and args.eval_metric == 'robust_top1' and options.mbnat_gamma is None:
-        raise InputError(
-            '--eval-metric robust_top1: attacks the BatchNorm of clean images in mbnat, say by --mbnat-gamma what to '
-            'validate; 1 is that of adversarial ones')
+    values = vars(args)
+    objective = objective_from_flat(values)
+    attack = from_flat(TrainingAttack, values, TrainingAttack.prefix)
+    awp = from_flat(AWP, values, AWP.prefix)
+    names = {f'{part}.{name}': flat for part, cls, prefix in (
+        ('objective', type(objective), objective.flat_prefix()), ('attack', TrainingAttack, 'attack'),
+        ('awp', AWP, 'awp')) for name, flat in flat_names(cls, prefix).items()}
+    try:
+        objective.check_attack(attack)
+        objective.check_run(args)
+        if attack.eps_warmup_epochs > args.epochs:
+            raise InputError('longer than training', f'choose at most `epochs={args.epochs}`',
+                             argument='attack.eps_warmup_epochs', value=attack.eps_warmup_epochs)
+        if awp.gamma and not objective.crafts:
+            raise InputError(f'perturbs weights against crafted images, of which {objective.name} has none',
+                             'leave it out', argument='awp.gamma', value=awp.gamma)
+        if awp.gamma and awp.start_epoch >= args.epochs:
+            raise InputError(f'training ends before, after {args.epochs} epochs', 'begin earlier',
+                             argument='awp.start_epoch', value=awp.start_epoch)
+    except InputError as error:
+        raise error.renamed(names) from error
     if args.robust_eval_steps < 0:
-        raise InputError(f'--robust-eval-steps {args.robust_eval_steps}: must not be negative')
+        raise InputError('must not be negative', argument='robust_eval_steps', value=args.robust_eval_steps)
     if args.robust_eval_steps:
         check_at_least('robust_eval_samples', args.robust_eval_samples)
     if args.eval_metric == 'robust_top1' and not (args.robust_eval_steps and args.val_split):
-        raise InputError('--eval-metric robust_top1: needs --val-split and robust validation, --robust-eval-steps 10')
-    return options
+        raise InputError('needs `val_split` and robust validation', 'pass `robust_eval_steps=10`',
+                         argument='eval_metric', value='robust_top1')
+    return RobustTraining(objective, attack, awp)
 
 
-def check_arguments(args: argparse.Namespace) -> ObjectiveOptions:
+def check_arguments(args: argparse.Namespace) -> RobustTraining:
     """Refuse what can be refused before anything is built.
 
     Raises:

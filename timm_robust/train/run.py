@@ -22,7 +22,6 @@ from timm.utils.summary import trim_summary
 from ..attacks import InputSpace
 from ..errors import InputError
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
-from ..tasks import create_task
 from .build import (
     build_criterion,
     build_network,
@@ -196,20 +195,21 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     if args.distributed and args.sync_bn:
         args.dist_bn = ''
         model = sync_norm_statistics(convert_sync_batchnorm(model))
-    model = options.prepare_model(model)
+    model = options.objective.prepare_model(model)
     autocast, loss_scaler = mixed_precision(args, device)
     loader_train, loader_eval, loader_robust, mixup_fn = create_loaders(
-        args, options.prepare_dataset(train_set, data_config['input_size'][1:], args.hflip), validation_set,
+        args, options.objective.prepare_dataset(train_set, data_config['input_size'][1:], args.hflip), validation_set,
         data_config, device, model.num_classes)
     if loader_eval is None:
         args.eval_metric = 'loss'
     space = InputSpace(data_config['mean'], data_config['std'])
     resolve_lr(args)
 
-    task = create_task(
-        options,
+    task = options.objective.create_task(
         model,
         build_criterion(args).to(device),
+        attack=options.attack,
+        awp=options.awp,
         space=space,
         steps_per_epoch=len(loader_train),
         seed=args.seed,
@@ -239,8 +239,9 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
         output_dir = _output_dir(args, data_config)
         saver = _open_saver(args, task, optimizer, loss_scaler, output_dir, start_epoch)
         _logger.info(
-            f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, objective {options.objective}'
-            + (f' against {options.attack} {options.threat}' if options.crafts else '')
+            f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, objective '
+            + options.objective.name
+            + (f' against {options.attack.attack} {options.attack.threat}' if options.objective.crafts else '')
             + f', {len(train_set):,} images, epochs {start_epoch} to {num_epochs}, lr {args.lr:g}, in {output_dir}')
 
     common = dict(
@@ -286,7 +287,8 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
             eval_metrics = OrderedDict(validate(task, loader_eval, ema=ema, **common))
         if loader_robust is not None:
             eval_metrics.update(validate_robust(
-                task, loader_robust, options.threat, space, args.robust_eval_steps, ema=ema, seed=args.seed, **common))
+                task, loader_robust, options.attack.threat, space, args.robust_eval_steps, ema=ema, seed=args.seed,
+                **common))
         metric = (eval_metrics or train_metrics)[args.eval_metric]
         if primary:
             _logger.info(f'Epoch {epoch}: ' + '  '.join(f'{k} {v:.4g}' for k, v in eval_metrics.items()))

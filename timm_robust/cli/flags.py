@@ -1,0 +1,104 @@
+"""Flags made of the fields of settings classes, and read back."""
+import argparse
+import dataclasses
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Type, Union, get_args, get_origin, get_type_hints
+
+from timm.utils import ParseKwargs
+
+from ..settings import default_of, flat_names
+from ..tasks import AWP, OBJECTIVES, TrainingAttack
+
+__all__ = ['add_flags', 'add_objective_flags', 'given']
+
+Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
+
+
+def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
+    """How argparse reads a value of a type."""
+    inner = [i for i in get_args(hint) if i is not type(None)] if get_origin(hint) is Union else [hint]
+    hint = str if str in inner else inner[0]
+    if hint is bool:
+        return {'action': 'store_true' if default is False else argparse.BooleanOptionalAction}
+    if get_origin(hint) in (list, tuple):
+        own = get_args(hint)
+        fixed = get_origin(hint) is tuple and Ellipsis not in own
+        return {'type': own[0], 'nargs': len(own) if fixed else '+'}
+    if get_origin(hint) is dict:
+        return {'action': ParseKwargs, 'nargs': '*'}
+    return {'type': hint, **({'nargs': '?', 'const': const} if const else {})}
+
+
+def _add(parser: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, note: str) -> None:
+    text = field.metadata['help']
+    if note and '(default' not in text:
+        text += f' ({note})'
+    kind = _kind(hint, default, field.metadata['const'])
+    if 'type' in kind or 'nargs' in kind:
+        kind['metavar'] = field.metadata['metavar'] or flat.split('_')[-1].upper()
+    short = [field.metadata['short']] if field.metadata['short'] else []
+    parser.add_argument(
+        *short, f"--{flat.replace('_', '-')}", dest=flat, default=default, help=text.replace('%', '%%'), **kind)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, (list, tuple)):
+        return ' '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in default)
+    return '' if default is None or isinstance(default, (bool, dict)) else str(default)
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: Any, prefix: str = '', title: str = '') -> None:
+    """Add a flag for each field of a settings class that `setting` made.
+
+    Args:
+        parser: The parser.
+        cls: The settings class; fields that are settings classes themselves are left out.
+        prefix: Prefix of the flags.
+        title: Heading in help texts, for fields that name no group.
+    """
+    group: Flags = parser.add_argument_group(title) if title else parser
+    hints, names = get_type_hints(cls), flat_names(cls, prefix)
+    for field in dataclasses.fields(cls):
+        if 'help' not in field.metadata or field.name not in names:
+            continue
+        if field.metadata['group']:
+            group = parser.add_argument_group(field.metadata['group'])
+        default = default_of(field)
+        shown = _shown(default)
+        _add(group, field, hints[field.name], names[field.name], default, f'default: {shown}' if shown else '')
+
+
+def add_objective_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of all registered objectives, and of attack and weight perturbation in training."""
+    group = parser.add_argument_group('Robust training parameters')
+    group.add_argument('--objective', default='standard', metavar='NAME',
+                       help=f"training objective, one of {', '.join(OBJECTIVES)} (default: standard)")
+    _add_union(group, OBJECTIVES.values())
+    add_flags(parser, TrainingAttack, TrainingAttack.prefix, 'Attack parameters of training')
+    add_flags(parser, AWP, AWP.prefix)
+
+
+def _add_union(group: Flags, classes: Iterable[Type[Any]]) -> None:
+    """A flag for each field of several classes; one that several have is added once, with the default of each."""
+    found: Dict[str, List[Any]] = {}
+    for cls in classes:
+        for name, flat in flat_names(cls, cls.flat_prefix()).items():
+            found.setdefault(flat, []).append((cls, next(f for f in dataclasses.fields(cls) if f.name == name)))
+    for flat, owners in found.items():
+        cls, field = owners[0]
+        by_default: Dict[str, List[str]] = {}
+        for owner, own in owners:
+            by_default.setdefault(_shown(default_of(own)), []).append(owner.name)
+        defaults = [default_of(own) for _, own in owners]
+        default = defaults[0] if all(d == defaults[0] for d in defaults) else None
+        note = '; '.join(f"{text} in {', '.join(names)}" for text, names in by_default.items() if text)
+        if len(by_default) == 1:
+            note = next(iter(by_default))
+        _add(group, field, get_type_hints(cls)[field.name], flat, default, f'default: {note}' if note else '')
+
+
+def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Mapping[str, Any]:
+    """The flags that stand on a command line, without the defaults of the others."""
+    absent = object()
+    namespace = argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    parser.parse_args(argv, namespace)
+    return {name: value for name, value in vars(namespace).items() if value is not absent}

@@ -1,0 +1,119 @@
+"""Adversarial weight perturbation: the loss is taken where weights, too, were moved against it.
+
+Wu et al. 2020, `Adversarial Weight Perturbation Helps Robust Generalization` - https://arxiv.org/abs/2004.05884
+"""
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Dict, List, Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn.utils import parameters_to_vector
+
+from ..errors import InputError, check_range
+from ..settings import check_types, setting
+
+__all__ = ['AWP', 'perturbed', 'worst_direction']
+
+# Scales the loss under float16 autocast, where small gradients would vanish on their way; only their direction counts.
+_FLOAT16_LOSS_SCALE = 1024.
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWP:
+    """Settings of adversarial weight perturbation, which goes with every objective that crafts images; off by default.
+
+    Raises:
+        InputError: On bad values.
+    """
+    prefix: ClassVar[str] = 'awp'
+
+    gamma: float = setting(
+        0., 'adversarial weight perturbation: move each weight against the loss by this share of its norm before the '
+        "loss counts; the paper's is 0.005, 0 is none", metavar='GAMMA')
+    start_epoch: float = setting(0., 'epoch in which the perturbation of weights begins', metavar='N')
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range('gamma', self.gamma, 0, note="0 is none; the paper's is 0.005")
+        check_range('start_epoch', self.start_epoch, 0)
+        if self.start_epoch and not self.gamma:
+            raise InputError('needs a size of the perturbation', 'pass `gamma=0.005` or leave it out',
+                             argument='start_epoch', value=self.start_epoch)
+
+
+def worst_direction(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], gamma: float) -> List:
+    r"""γ ||w|| g / ||g|| for each weight w and its gradient g (equations 9 and 10 of the paper, one step).
+
+    Args:
+        weights: Tensors of any shape.
+        gradients: Gradients of the loss to ascend, of the same shapes.
+        gamma: γ, the size of the perturbation relative to that of the weight.
+
+    Returns:
+        Perturbations; 0 where a gradient is 0 or overflowed.
+    """
+    moves = []
+    for weight, gradient in zip(weights, gradients):
+        size = gradient.norm()
+        usable = (size > 0) & size.isfinite()
+        moves.append(torch.where(usable, gradient * (gamma * weight.norm() / size), 0.))
+    return moves
+
+
+class _Call(nn.Module):
+    """A function of a module as the forward pass of a module, which is what `functional_call` takes."""
+
+    def __init__(self, module: nn.Module, function: Callable):
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def perturbed(
+        module: nn.Module,
+        objective: Callable[..., Dict[str, torch.Tensor]],
+        args: Sequence[Any],
+        gamma: float,
+        no_sync: Callable,
+) -> Dict[str, torch.Tensor]:
+    """An objective at w + v, whose gradient is that for w.
+
+    v is the step of `worst_direction` along the gradient at w of the same objective on the same images. Kernels and
+    matrices alone are moved; biases, gains and the affine parts of normalization rest. Weights, optimizer, averages and
+    checkpoints never see v, and running statistics see the second of the two passes alone. Processes of distributed
+    training add up their gradients, so that v is the same on each.
+
+    Args:
+        module: The module with the weights, also inside DistributedDataParallel.
+        objective: Returns a dict with 'loss' and 'output'; calls `module`.
+        args: Arguments of the objective.
+        gamma: See `worst_direction`.
+        no_sync: Returns a context in which a backward pass is not synchronized.
+
+    Returns:
+        What the objective returns at w + v.
+    """
+    named = {
+        name: p for name, p in module.named_parameters()
+        if p.requires_grad and p.ndim > 1 and p.numel() > len(p)}  # a gain has as many entries as channels
+    weights = list(named.values())
+    buffers = [(b, b.clone()) for b in module.buffers()]
+    with no_sync():
+        result = objective(*args)
+        scale = _FLOAT16_LOSS_SCALE if result['output'].dtype == torch.float16 else 1.
+        found = torch.autograd.grad(result['loss'] * scale, weights, allow_unused=True)
+    del result
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found)]
+        if dist.is_initialized():
+            flat = parameters_to_vector(gradients)
+            dist.all_reduce(flat)
+            gradients = [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients)]
+        moves = worst_direction(weights, gradients, gamma)
+    return torch.func.functional_call(
+        _Call(module, objective), {f'module.{name}': w + v for (name, w), v in zip(named.items(), moves)}, tuple(args))

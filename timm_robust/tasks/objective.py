@@ -1,0 +1,250 @@
+"""What an objective is: a dataclass of settings that prepares network and data and makes the task; and their registry.
+
+A new objective is one file: its settings and its task, as in `trades.py`. Registered, its fields are flags.
+"""
+import dataclasses
+from contextlib import contextmanager
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterator,
+    Mapping,
+    Optional,
+    Protocol,
+    Sequence,
+    Type,
+    TypeVar,
+)
+
+import torch.nn as nn
+from timm.task import TrainingTask
+
+from ..attacks import InputSpace
+from ..errors import InputError, check_choice
+from ..settings import check_types, default_of, flat_names, from_flat, from_mapping, to_flat, to_mapping
+from .attack import TrainingAttack
+from .awp import AWP
+from .base import RobustTask
+
+__all__ = [
+    'OBJECTIVES',
+    'Objective',
+    'RunSettings',
+    'create_task',
+    'objective_from_dict',
+    'objective_from_flat',
+    'objective_to_flat',
+    'register_objective',
+]
+
+
+class RunSettings(Protocol):
+    """What an objective may ask of a training run; names and meanings are those of timm's train.py."""
+    epochs: int
+    batch_size: int
+    opt: str
+    mixup: float
+    cutmix: float
+    cutmix_minmax: Optional[Sequence[float]]
+    grad_checkpointing: bool
+    no_prefetcher: bool
+    eval_metric: str
+
+
+def mixes_images(run: RunSettings) -> bool:
+    """Whether mixup or CutMix is on."""
+    return run.mixup > 0 or run.cutmix > 0 or run.cutmix_minmax is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Settings of a training objective: the base class of all.
+
+    A subclass is a frozen keyword-only dataclass. Its fields are made by `setting`; they are the keyword arguments of
+    its task, unless `task_kwargs` says otherwise, and the flags `--PREFIX-FIELD` of the command line.
+
+    Attributes:
+        name: Name in `--objective` and in the registry.
+        prefix: Prefix of the flags; the name if empty.
+        crafts: Whether the task attacks images, so that it takes an attack, an input space and AWP.
+        compares_labels: Whether each image needs one label, not a mixture.
+    """
+    name: ClassVar[str]
+    prefix: ClassVar[str] = ''
+    crafts: ClassVar[bool] = True
+    compares_labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @classmethod
+    def flat_prefix(cls) -> str:
+        """Prefix of the flat names of the fields."""
+        return cls.prefix or cls.name
+
+    def task_class(self) -> Type[TrainingTask]:
+        """Class of the task."""
+        raise NotImplementedError
+
+    def task_kwargs(self) -> Dict[str, Any]:
+        """The task's own keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def create_task(
+            self,
+            model: nn.Module,
+            criterion: Optional[Callable] = None,
+            *,
+            attack: Optional[TrainingAttack] = None,
+            awp: Optional[AWP] = None,
+            space: Optional[InputSpace] = None,
+            steps_per_epoch: int = 1,
+            seed: int = 0,
+            **kwargs: Any,
+    ) -> TrainingTask:
+        """The training task.
+
+        Args:
+            model: The network, after `prepare_model`.
+            criterion, attack, awp, space, steps_per_epoch, seed: See `RobustTask`; objectives that craft no images
+                leave all but the criterion aside.
+            **kwargs: Further arguments of timm's `ClassificationTask`.
+        """
+        if self.crafts:
+            kwargs.update(attack=attack, awp=awp, space=space, steps_per_epoch=steps_per_epoch, seed=seed)
+        task: Callable[..., TrainingTask] = self.task_class()
+        return task(model, criterion, **self.task_kwargs(), **kwargs)
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """What the objective needs of a network, before an optimizer or a wrapper holds it.
+
+        Raises:
+            InputError: If the network does not have it.
+        """
+        return model
+
+    @contextmanager
+    def naming_itself(self) -> Iterator[None]:
+        """Where a network lacks what the objective needs: an `InputError` that names the objective."""
+        try:
+            yield
+        except ValueError as error:
+            raise InputError(str(error), argument='objective', value=self.name) from error
+
+    def prepare_dataset(self, dataset: Any, img_size: Sequence[int], hflip: float) -> Any:
+        """What the objective needs of training data, before a loader is made of it.
+
+        Args:
+            dataset: A timm data set.
+            img_size: Height and width of the images.
+            hflip: Probability of a horizontal flip.
+
+        Raises:
+            InputError: If the data does not have it.
+        """
+        return dataset
+
+    def check_run(self, run: RunSettings) -> None:
+        """Refuse settings of a run that the objective cannot work under.
+
+        Raises:
+            InputError: Naming the argument; a field of the objective as `objective.field`.
+        """
+        if self.compares_labels and mixes_images(run):
+            raise InputError(
+                f'objective={self.name!r} stops where the one label of an image is missed, and mixed images have two',
+                'leave out `mixup` and `cutmix`', argument='mixup')
+
+    def check_attack(self, attack: TrainingAttack) -> None:
+        """Refuse an attack the objective cannot use.
+
+        Raises:
+            InputError: Naming the setting as `attack.field`.
+        """
+        task = self.task_class()
+        if self.crafts and issubclass(task, RobustTask):
+            task.check_attack(attack)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Name and fields, for JSON; `objective_from_dict` reads it back."""
+        return {'objective': self.name, **to_mapping(self)}
+
+
+OBJECTIVES: Dict[str, Type[Objective]] = {}
+
+T = TypeVar('T', bound=Type[Objective])
+
+
+def register_objective(cls: T) -> T:
+    """Class decorator: make an objective known by its name, also to the command line.
+
+    Raises:
+        InputError: If the class has no name, or the name is taken.
+    """
+    if not getattr(cls, 'name', ''):
+        raise InputError(f'{cls.__name__} has no name', "give it one: name: ClassVar[str] = 'mine'")
+    if cls.name in OBJECTIVES:
+        raise InputError(f'{cls.name!r} is the name of another objective', 'choose another', argument='name')
+    OBJECTIVES[cls.name] = cls
+    return cls
+
+
+def _class_of(name: Any) -> Type[Objective]:
+    check_choice('objective', name, OBJECTIVES)
+    return OBJECTIVES[name]
+
+
+def objective_from_dict(values: Mapping[str, Any]) -> Objective:
+    """The objective of `Objective.to_dict`.
+
+    Raises:
+        InputError: On an unknown objective or setting, and on bad values.
+    """
+    own = dict(values)
+    return from_mapping(_class_of(own.pop('objective', None)), own)
+
+
+def objective_from_flat(values: Mapping[str, Any]) -> Objective:
+    """The objective of flags or of a flat YAML file: `{'objective': 'trades', 'trades_beta': 3.}`.
+
+    Args:
+        values: Flat names with their values; other names are left alone, None and defaults count as not given.
+
+    Raises:
+        InputError: On an unknown objective, a setting of another objective, and bad values.
+    """
+    cls = _class_of(values.get('objective') or 'standard')
+    own = flat_names(cls, cls.flat_prefix()).values()
+    for flat, owners in _settings_of_all().items():
+        value = values.get(flat)
+        if flat not in own and value not in (None, (), [], *owners.values()):
+            raise InputError(
+                f"is for `objective` {', '.join(owners)}, not {cls.name}", 'leave it out', argument=flat, value=value)
+    return from_flat(cls, values, cls.flat_prefix())
+
+
+def objective_to_flat(objective: Objective) -> Dict[str, Any]:
+    """The inverse of `objective_from_flat`."""
+    return {'objective': objective.name, **to_flat(objective, objective.flat_prefix())}
+
+
+def _settings_of_all() -> Dict[str, Dict[str, Any]]:
+    """Flat names of the settings of all objectives: the objectives that have it, with its default there."""
+    found: Dict[str, Dict[str, Any]] = {}
+    for cls in OBJECTIVES.values():
+        names = flat_names(cls, cls.flat_prefix())
+        for field in dataclasses.fields(cls):
+            found.setdefault(names[field.name], {})[cls.name] = default_of(field)
+    return found
+
+
+def create_task(
+        objective: Objective,
+        model: nn.Module,
+        criterion: Optional[Callable] = None,
+        **kwargs: Any,
+) -> TrainingTask:
+    """`objective.create_task`, for those who look for a function, after `objective.prepare_model`."""
+    return objective.create_task(objective.prepare_model(model), criterion, **kwargs)
