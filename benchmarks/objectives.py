@@ -25,7 +25,7 @@ from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs
 from timm_robust.errors import InputError
-from timm_robust.tasks import ObjectiveOptions, create_task
+from timm_robust.tasks import OBJECTIVES, TrainingAttack, create_task
 
 # plain steps, whether gradient steps are added
 FLOORS = {'standard': (1, 0), 'sat': (2, 1), 'trades': (2, 1), 'fat': (1, 1), 'trades_fat': (2, 1), 'mbnat': (2, 1),
@@ -67,15 +67,15 @@ class Hooked:
 def arms_of(args, model: nn.Module, space: InputSpace, x: torch.Tensor, y: torch.Tensor):
     """A step of each objective, as functions by name."""
     def step(objective, **settings):
-        options = ObjectiveOptions(objective=objective, attack_eps=args.eps, attack_steps=args.attack_steps, **settings)
+        network = copy.deepcopy(model).train()
         try:
-            network = options.prepare_model(copy.deepcopy(model)).train()
+            task = create_task(
+                OBJECTIVES[objective](**settings), network, nn.CrossEntropyLoss(),
+                attack=TrainingAttack(eps=args.eps, steps=args.attack_steps), space=space, device=x.device,
+                verbose=False)
         except InputError as error:
             print(f'{objective}: not run, {error}')
             return None
-        task = create_task(
-            options, network, nn.CrossEntropyLoss(), space=space, steps_per_epoch=1, device=x.device, verbose=False)
-
         if args.torchcompile:
             task.compile(backend=args.torchcompile)
 
@@ -90,10 +90,10 @@ def arms_of(args, model: nn.Module, space: InputSpace, x: torch.Tensor, y: torch
         with crafting(network):
             input_gradient(network, x, partial(cross_entropy, target=y))
 
-    arms = {'standard': step('standard'), 'gradient step': gradient, 'madry': step('sat', adv_weight=1.)}
+    arms = {'standard': step('standard'), 'gradient step': gradient, 'madry': step('madry')}
     arms.update({name: step(name) for name in ('sat', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart')})
     if arms['apart'] is not None:
-        arms['apart, 4 groups'] = step('apart', apart_groups=4)
+        arms['apart, 4 groups'] = step('apart', groups=4)
         hooked = Hooked(copy.deepcopy(model).train())
         arms['apart two backwards'] = lambda: (hooked.model.zero_grad(), hooked(x, y))
     return {name: arm for name, arm in arms.items() if arm is not None}

@@ -11,6 +11,7 @@ import torch
 from timm_robust.cli import quickstart
 from timm_robust.cli.main import main
 from timm_robust.data.samples import load_digits
+from timm_robust.tasks import NoFrost
 
 README = Path(__file__).resolve().parents[2] / 'README.md'
 
@@ -48,7 +49,7 @@ def test_a_short_quickstart(tmp_path, monkeypatch, capsys):
 
 def test_training_repeats_exactly():
     images, labels, *_ = load_digits()
-    models = [quickstart.train_digits('nofrost', images[:128], labels[:128], epochs=6, seed=3) for _ in range(2)]
+    models = [quickstart.train_digits(NoFrost(weight=1.), images[:128], labels[:128], epochs=6, seed=3) for _ in range(2)]
     for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values()):
         assert torch.equal(a, b)
 
@@ -99,6 +100,6 @@ def test_recipes_are_valid():
                 args.model, in_chans=args.in_chans, num_classes=args.num_classes, **args.model_kwargs)
             size = (args.img_size or model.default_cfg['input_size'][-1],) * 2
             assert model.eval()(torch.zeros(2, args.in_chans or 3, *size)).shape == (2, model.num_classes), recipe
-        assert options.prepare_model(model) is model, recipe
+        assert options.objective.prepare_model(model) is model, recipe
         source = ' '.join(recipe.read_text().split('\nmodel:')[0].split())
         assert recipe.parent.name in ('recipes', 'weights') or ('https://' in source and '--data-dir' in source), recipe

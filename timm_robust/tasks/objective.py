@@ -154,7 +154,7 @@ class Objective:
         """
         if self.compares_labels and mixes_images(run):
             raise InputError(
-                f'objective={self.name!r} stops where the one label of an image is missed, and mixed images have two',
+                f'`objective={self.name!r}` stops where the one label of an image is missed, and mixed images have two',
                 'leave out `mixup` and `cutmix`', argument='mixup')
 
     def check_attack(self, attack: TrainingAttack) -> None:
