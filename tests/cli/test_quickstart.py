@@ -49,7 +49,8 @@ def test_a_short_quickstart(tmp_path, monkeypatch, capsys):
 
 def test_training_repeats_exactly():
     images, labels, *_ = load_digits()
-    models = [quickstart.train_digits(NoFrost(weight=1.), images[:128], labels[:128], epochs=6, seed=3) for _ in range(2)]
+    data = images[:128], labels[:128]
+    models = [quickstart.train_digits(NoFrost(weight=1.), *data, epochs=6, seed=3) for _ in range(2)]
     for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values()):
         assert torch.equal(a, b)
 

@@ -127,7 +127,7 @@ def test_batches_apart_cannot_divide():
 
 @pytest.mark.parametrize('values,argument,message', [
     ({'objective': 'trade'}, 'objective', "objective='trade': unknown; choose one of .*nofrost"),
-    ({'objective': 'trades', 'adv_weight': .3}, 'adv_weight', 'adv_weight=0.3: is for `objective` sat, nofrost, mbnat, fat'),
+    ({'objective': 'trades', 'adv_weight': .3}, 'adv_weight', 'is for `objective` sat, nofrost, mbnat, fat'),
     ({'objective': 'sat', 'fat_tau_epochs': [3.]}, 'fat_tau_epochs', 'is for `objective` fat, trades_fat, not sat'),
     ({'objective': 'nofrost', 'noise2net': True}, 'noise2net', 'is for `objective` nofrost_star, not nofrost'),
     ({'objective': 'nofrost_star', 'star_terms': 4}, 'star_terms', 'star_terms=4: needs deeply augmented images'),
