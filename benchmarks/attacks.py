@@ -21,8 +21,8 @@ from timm_robust.attacks import ATTACKS, autoattack, input_gradient
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
-from timm_robust.evaluation import weights_sha256
 from timm_robust.evaluation.report import versions
+from timm_robust.inputs import weights_sha256
 from timm_robust.models.search_copy import make_search_model
 
 PGD = dict(steps=20, random_start=False)

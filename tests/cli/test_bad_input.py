@@ -94,10 +94,10 @@ def fails(capsys, tmp_path, monkeypatch):
     (['--objective', 'apart', '--opt', 'adahessian'], ['--opt adahessian', 'apart']),
     (['--mean', '.5', '.5'], ['mean', '3 values', '--mean']),
     (['--model', 'vit_tiny_patch16_224'],
-     ['--model vit_tiny_patch16_224', '(32, 32)', '(224, 224)', '--model-kwargs img_size']),
+     ['--model vit_tiny_patch16_224', '(32, 32)', '(224, 224)', 'img_size=N in --model-kwargs']),
     (['--model', 'nofrost_resnet5000'], ['--model nofrost_resnet5000', 'timm.list_models()']),
     (['--model-kwargs', 'colour=red'], ['colour']),
-    (['--model-kwargs', 'in_chans=1'], ['--model-kwargs in_chans=1', 'flag of its own']),
+    (['--model-kwargs', 'in_chans=1'], ['--model-kwargs in_chans=1', 'setting of its own']),
     (['--no-such-flag'], ['--no-such-flag', '--help']),
     (['--batch-size', '64'], ['--batch-size 64', '8 images']),
     (['--num-classes', '1'], ['--num-classes 1', '--num-classes 2']),
@@ -198,7 +198,7 @@ def test_unreadable_image(fails, weights, tmp_path_factory):
     root = make_image_folder(tmp_path_factory.mktemp('broken'), per_class=4)
     broken = root / 'validation' / 'a' / '2.png'
     broken.write_bytes(broken.read_bytes()[:200])
-    fails('eval', *MODEL, *weights(), '--data-dir', root, mentions=['--data-dir', broken, 'mend or delete'])
+    fails('eval', *MODEL, *weights(), '--data-dir', root, mentions=['--data-dir', broken, 'repair or delete'])
     fails('train', *MODEL, '--data-dir', root, '-b', '4', mentions=[broken])
 
 

@@ -167,7 +167,7 @@ def outcome(folder):
 
 
 def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch):
-    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=20)
+    make_image_folder(tmp_path / 'data', splits=('validation',), classes='abcdefghij', per_class=4)
     cifar_arrays(tmp_path / 'c')
     flags = ['eval', *network(10), '-b', '1', '--data-dir', str(tmp_path / 'data'), '--benchmarks',
              f"clean,corruptions,cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities', '1', '5',
@@ -236,7 +236,7 @@ def test_classes_outside_the_mask_do_not_count(tmp_path, network, capsys, monkey
 
 def test_stored_images_reach_the_network_as_they_are(tmp_path, network, monkeypatch):
     images, _ = cifar_arrays(tmp_path / 'c')
-    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=2, size=64)
+    make_image_folder(tmp_path / 'data', splits=('validation',), classes='abcdefghij', per_class=2, size=64)
     seen = {}
     monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda model, loader, indices, key, *args: seen.update(
         {key: dict(zip(indices, torch.cat([x for x, _ in loader])))}))
@@ -249,7 +249,7 @@ def test_stored_images_reach_the_network_as_they_are(tmp_path, network, monkeypa
             stored = images[(severity - 1) * 4 + index]
             assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0).numpy(), stored)
         for index, pixels in seen[f'corruptions/fog/{severity}'].items():
-            path = tmp_path / 'data' / 'validation' / 'ab'[index // 2] / f'{index % 2}.png'
+            path = tmp_path / 'data' / 'validation' / 'abcdefghij'[index // 2] / f'{index % 2}.png'
             middle = Image.open(path).crop((16, 16, 48, 48))  # what is left at half of the size resized to
             wanted = np.asarray(corrupt(middle, 'fog', severity, index))
             assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0).numpy(), wanted)
@@ -288,7 +288,7 @@ def test_a_folder_of_benchmarks_is_no_clean_data(tmp_path, network, capsys):
 
 
 def test_broken_images_are_found_before_they_are_corrupted(tmp_path, network, capsys):
-    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=4)
+    make_image_folder(tmp_path / 'data', splits=('validation',), classes='abcdefghij', per_class=4)
     path = tmp_path / 'data' / 'validation' / 'a' / '1.png'
     path.write_bytes(path.read_bytes()[:300])
     assert main(['eval', *network(10), '--data-dir', str(tmp_path / 'data'), '--benchmarks', 'corruptions',
@@ -323,7 +323,7 @@ def test_bad_input(tmp_path, network, capsys, flags, text):
 
 
 def test_networks_side_by_side(tmp_path, network, capsys):
-    make_image_folder(tmp_path / 'data', splits=('validation',), per_class=20)
+    make_image_folder(tmp_path / 'data', splits=('validation',), classes='abcdefghij', per_class=4)
     flags = ['eval', *network(10), '--data-dir', str(tmp_path / 'data')]
     for name, own in (('a', []), ('b', ['--num-examples', '20']), ('c', ['--seed', '1'])):
         assert main([*flags, *own, '--benchmarks', 'clean,corruptions', '--corruptions', 'fog', 'snow', '--severities',

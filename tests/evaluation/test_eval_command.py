@@ -211,7 +211,7 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--bn-mode', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
     (['--exact', '--search-dtype', 'bfloat16'], '--exact searches in float32'),
     (['--search-dtype', 'int8'], '--search-dtype int8: unknown'),
-    (['--surrogate-checkpoint', 'x.pth'], 'name its model with --surrogate'),
+    (['--surrogate-checkpoint', 'x.pth'], 'name its model as --surrogate'),
 ])
 def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypatch, more, message):
     from timm_robust.evaluation import specs
@@ -274,11 +274,11 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('more, checkpoint, message', [
-    ([], 'two', 'two.pth: cannot be loaded, it has a second BatchNorm (--objective mbnat): evaluate it with'),
-    (['--gamma', '.5'], 'plain', 'it has no second BatchNorm (--objective mbnat): leave out --gamma'),
-    (['--gamma', '1.5'], 'two', '--gamma 1.5: must be in [0, 1]'),
+    ([], 'two', 'two.pth: has a second BatchNorm (objective mbnat); choose between them with --gamma'),
+    (['--gamma', '.5'], 'plain', 'has no second BatchNorm (objective mbnat); leave out --gamma'),
+    (['--gamma', '1.5'], 'two', '--gamma 1.5: must be a number in [0, 1]'),
     (['--gamma', '.5', '--bn-mode', 'batch'], 'two', '--bn-mode batch: does not go with --gamma'),
-    (['--sweep', 'gamma'], 'plain', 'leave out --gamma and --sweep gamma'),
+    (['--sweep', 'gamma'], 'plain', 'has no second BatchNorm (objective mbnat); leave out --gamma'),
     (['--sweep', 'eps'], 'two', '--sweep eps: unknown, choose gamma (--eps-sweep goes over eps)'),
     (['--sweep', 'gamma', '--attacks', 'clean'], 'two', '--sweep gamma: needs an attack'),
 ])
@@ -296,4 +296,4 @@ def test_gamma_needs_a_checkpoint_and_batchnorm(world, tmp_path, capsys):
     assert main(['eval', '--model', 'resnet10t', '--gamma', '.5', '--data-dir', str(world[1])]) == 2
     assert '--gamma 0.5: mixes the two BatchNorms of a training checkpoint' in capsys.readouterr().err
     assert main(['eval', '--model', 'resnet10t', '--sweep', 'gamma', '--data-dir', str(world[1])]) == 2
-    assert 'error: --sweep gamma: mixes the two' in capsys.readouterr().err
+    assert 'error: --gamma 0.0: mixes the two' in capsys.readouterr().err

@@ -12,9 +12,10 @@ from timm_robust.attacks import ATTACKS, ThreatModel, autoattack
 from timm_robust.cli.main import main
 from timm_robust.data import balanced_indices
 from timm_robust.errors import InputError
-from timm_robust.evaluation import evaluate_attacks, example_images, parse_attacks, weights_sha256
+from timm_robust.evaluation import evaluate_attacks, example_images, parse_attacks
 from timm_robust.evaluation.accuracy import image_seeds, sweep_eps
 from timm_robust.evaluation.journal import Journal
+from timm_robust.inputs import weights_sha256
 from timm_robust.layers import set_bn_mode
 from timm_robust.models import NormalizedModel
 

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from timm_robust.attacks import ThreatModel
-from timm_robust.evaluation import plot_eps_sweep, plot_images, report
+from timm_robust.evaluation import plot_eps_sweep, plot_images
 from timm_robust.evaluation.diagnostics import Finding
 from timm_robust.evaluation.figures import panels, to_png
 from timm_robust.evaluation.outcome import AttackResult, Evaluation
-from timm_robust.evaluation.report import build_results, evaluation_table, write_json, write_report
+from timm_robust.evaluation.report import build_results, evaluation_table, write_report
 from timm_robust.evaluation.specs import parse_attacks
 from timm_robust.evaluation.summary import HEADER, headline, robust_accuracy, table_rows
+from timm_robust.inputs import write_json
 
 THREAT = ThreatModel('linf', 8 / 255)
 HOSTILE = '<script>alert(1)</script>|`*_[x](http://x.example/)$\\frac$"\'&'
@@ -300,7 +301,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def cut_off(source, target):
         raise OSError('no space')
 
-    monkeypatch.setattr(report.os, 'replace', cut_off)
+    monkeypatch.setattr('timm_robust.inputs.files.os.replace', cut_off)
     other = make_results('clean,pgd20')
     for write in (lambda: write_report(tmp_path, other, []), lambda: write_json(tmp_path / 'results.json', other)):
         with pytest.raises(OSError, match='no space'):

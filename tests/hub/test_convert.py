@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.functional import to_tensor
 
 from timm_robust.cli.main import main
-from timm_robust.evaluation import weights_sha256
-from timm_robust.hub.convert import fixed_input, logits_of_fixed_input
+from timm_robust.inputs import weights_sha256
+from timm_robust.inputs.weights import fixed_input, logits_of_fixed_input
 from timm_robust.layers import set_bn_mode
 from timm_robust.models._build import CIFAR10_MEAN, CIFAR10_STD
 
@@ -182,10 +182,10 @@ class Payload:
 
 
 @pytest.mark.parametrize('spoil, message', [
-    (lambda d: d.pop('head.fc.weight'), 'missing: head.fc.weight'),
-    (lambda d: d.update(extra=torch.zeros(1)), 'left over: extra'),
+    (lambda d: d.pop('head.fc.weight'), '(missing head.fc.weight)'),
+    (lambda d: d.update(extra=torch.zeros(1)), '(left over extra)'),
     (lambda d: d.update({'head.fc.weight': torch.zeros(3, 3)}), '(3, 3) under head.fc.weight where'),
-    (lambda d: d.update({'head.fc.weight': d['head.fc.weight'] * float('nan')}), 'logits that are no numbers'),
+    (lambda d: d.update({'head.fc.weight': d['head.fc.weight'] * float('nan')}), 'head.fc.weight is not finite'),
 ])
 def test_every_key_is_accounted_for(tmp_path, capsys, spoil, message):
     content = timm.create_model('nofrost_resnet11_mnist').state_dict()

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from timm_robust.cli.card import training_command
 from timm_robust.cli.main import main
-from timm_robust.evaluation import weights_sha256
 from timm_robust.hub.card import result_rows
-from timm_robust.hub.convert import logits_of_fixed_input
 from timm_robust.hub.papers import citations
+from timm_robust.inputs import weights_sha256
+from timm_robust.inputs.weights import logits_of_fixed_input
 
 NAME = 'nofrost_resnet11_mnist.nofrost_test'
 REPO = f'someone/{NAME}'

@@ -9,7 +9,7 @@ from timm.models import save_for_hf
 
 import timm_robust  # noqa: F401
 from timm_robust.errors import PretrainedWeightsError
-from timm_robust.evaluation import weights_sha256
+from timm_robust.inputs import weights_sha256
 from timm_robust.layers import RobustNorm2d
 from timm_robust.models import CifarNormFreeNet, CifarResNet, CifarVGG, NormalizedModel
 

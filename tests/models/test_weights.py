@@ -11,7 +11,7 @@ from timm.data import create_dataset, create_transform
 
 import timm_robust  # noqa: F401
 from timm_robust.data import balanced_indices, dataset_labels
-from timm_robust.evaluation import weights_sha256
+from timm_robust.inputs import weights_sha256
 from timm_robust.models import NormalizedModel
 from timm_robust.models._build import WEIGHTS_DIR
 

@@ -11,16 +11,16 @@ import torch
 from timm.utils import init_distributed_device, is_primary
 from tqdm import tqdm
 
-from ..data import balanced_indices, check_images, dataset_labels
+from ..data import balanced_indices, check_classes, check_images, class_names, dataset_labels
 from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
 from ..data.shifts import CIFAR_C, FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
 from ..errors import InputError
-from ..evaluation import Journal, format_table, write_json
+from ..evaluation import Journal, format_table
 from ..evaluation.report import versions
 from ..evaluation.shifts import evaluate_shift, summarize_shifts
+from ..inputs import Network, open_dataset, pixel_loader, resolve_device, write_json
 from ..layers import has_batch_statistics
-from ..train.build import resolve_device
-from .inputs import open_images, open_network, pixel_loader, read_threat
+from .inputs import images_config, open_network, read_threat
 from .outputs import model_facts, own_positions, resumable_output
 
 __all__ = ['add_benchmark_arguments', 'run_benchmarks']
@@ -111,12 +111,15 @@ def _choose(args: argparse.Namespace, part: Part) -> List[int]:
     return balanced_indices(dataset_labels(dataset), part.size, args.num_examples, args.seed)
 
 
-def _open_parts(args, names: Dict[str, str], num_classes: int, data_config: Dict[str, Any]) -> List[Part]:
+def _open_parts(args, names: Dict[str, str], network: Network) -> List[Part]:
     parts: List[Part] = []
+    num_classes, data_config = network.num_classes, network.preprocessing
     channels, base = data_config['input_size'][0], None
     if {'clean', 'corruptions'} & set(names):
-        base = open_images(args, num_classes, channels)
+        base = open_dataset(images_config(args), args.split, channels, seed=args.seed)
         _refuse_union(args, base, names)
+        own = class_names(base)
+        check_classes(base, num_classes, network.class_names(own), allow_mismatch=args.allow_class_mismatch)
     for name, folder in names.items():
         wanted = CIFAR_C.get(name, 1000)
         if name in FOLDERS and num_classes != wanted:
@@ -187,9 +190,10 @@ def run_benchmarks(args: argparse.Namespace, argv: Sequence[str], parser: argpar
 
 def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, str], device: torch.device) -> None:
     output = resumable_output(args, 'benchmarks.json')
-    pixel_model, data_config = open_network(args, device)
-    parts = _open_parts(args, names, pixel_model.model.num_classes, data_config)
-    facts = model_facts(args, pixel_model.model, data_config)
+    network = open_network(args, device)
+    pixel_model, data_config = network.pixel_model, network.preprocessing
+    parts = _open_parts(args, names, network)
+    facts = model_facts(args, network.model, data_config)
     data = {'benchmarks': names, 'dataset': args.dataset, 'data_dir': args.data_dir, 'split': args.split,
             'corruptions': args.corruptions, 'severities': args.severities, 'num_examples': args.num_examples}
     batch_dependent = has_batch_statistics(pixel_model)
@@ -213,7 +217,9 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
                 dataset = part.open()
                 check_images(getattr(dataset, 'dataset', dataset), todo)
                 config = {**data_config, 'crop_pct': 1.} if part.stored_size else data_config
-                loader = pixel_loader(args, dataset, todo, config, device)
+                loader = pixel_loader(
+                    dataset, todo, config, device, batch_size=args.batch_size, workers=args.workers,
+                    pin_mem=args.pin_mem)
                 evaluate_shift(pixel_model, loader, todo, part.key, journal, device, part.classes)
     if args.distributed:
         journal.merge()

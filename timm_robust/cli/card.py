@@ -80,10 +80,10 @@ def run(argv: List[str]) -> None:
             raise InputError(
                 f'--train-args {args.train_args}: is no args.yaml of timm-robust train '
                 f'({type(error).__name__})') from error
-    model, _ = open_converted(args, args.checkpoint, '--checkpoint')
+    network = open_converted(args, args.checkpoint)
     folder = Path(args.output) / args.name
     written = build_card_folder(
-        folder, args.name, model, args.results, model_args=args.model_kwargs, data_names=args.data_name,
-        repo_id=args.repo_id or f'{HUB_ORG}/{args.name}', license=args.license, objective=objective,
-        command=command, origin=args.origin, selection=args.selection)
+        folder, args.name, network.model, args.results, model_args=network.config.model_kwargs,
+        data_names=args.data_name, repo_id=args.repo_id or f'{HUB_ORG}/{args.name}', license=args.license,
+        objective=objective, command=command, origin=args.origin, selection=args.selection)
     print('Written: ' + ', '.join(map(str, written)))

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import torch
-import torch.nn as nn
 
 from ..errors import InputError
-from ..evaluation import weights_sha256, write_json
-from ..hub.convert import Conversion, logits_of_fixed_input, write_safetensors
-from ..train.build import resolve_data
+from ..inputs import Network, pixel_network, weights_sha256, write_json, write_weights
+from ..inputs.weights import logits_of_fixed_input
 from .arguments import Parser, add_model_arguments
-from .inputs import add_image_arguments, images_for, on_pixels, open_converted
+from .inputs import add_image_arguments, images_for, open_converted
 
 __all__ = ['build_parser', 'run']
 
@@ -45,10 +43,11 @@ def _listed(title: str, entries: Dict[str, str], arrow: str) -> List[str]:
     return [f'{title}: {len(entries)}', *shown, *more]
 
 
-def report_text(found: Conversion) -> str:
+def report_text(network: Network) -> str:
     """What was renamed, dropped and added, for a terminal."""
+    found = network.conversion
     return '\n'.join([
-        f'taken from: {found.source}, {len(found.state_dict)} tensors',
+        f'taken from: {network.checkpoint.source}, {len(found.state_dict)} tensors',
         *_listed('renamed', found.renamed, '->'),
         *_listed('dropped', found.dropped, '-'),
         *_listed('added', found.added, '-'),
@@ -56,15 +55,14 @@ def report_text(found: Conversion) -> str:
 
 
 @torch.no_grad()
-def _round(model: nn.Module, args: argparse.Namespace) -> Tuple[Dict[str, torch.Tensor], str]:
+def _round(network: Network, args: argparse.Namespace) -> Tuple[Dict[str, torch.Tensor], str]:
     """Weights in float16, which the model then has too, and by how much that changes what it says of images."""
     if not (args.data_dir or args.dataset):
         raise InputError('--dtype float16: rounding is judged on images, give --data-dir')
-    # before --channels-last changes their layout, which a file cannot hold
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    data_config = resolve_data(args, model)
-    device = torch.device('cpu')
-    inputs = images_for(on_pixels(args, model, data_config, device), data_config, args, device)
+    model = network.model
+    weights = {k: v.half() if v.is_floating_point() else v.clone() for k, v in model.state_dict().items()}
+    pixel_network(model, network.preprocessing, network.device, args.channels_last)
+    inputs = images_for(network, args)
 
     def probabilities():
         return torch.cat([inputs.pixel_model(x).softmax(1) for x, _ in inputs.loader()])
@@ -88,19 +86,20 @@ def run(argv: List[str]) -> None:
         raise InputError(f'--output {output}: exists, choose another name')
     if not output.parent.is_dir():
         raise InputError(f'--output {output}: no such folder, make it first')
-    model, found = open_converted(args, args.checkpoint, 'CHECKPOINT', args.use_ema)
+    network = open_converted(args, args.checkpoint, args.use_ema)
+    model, found = network.model, network.conversion
     if not torch.isfinite(logits_of_fixed_input(model)).all():
-        raise InputError(f'{args.checkpoint}: gives logits that are no numbers, the run it is of diverged')
-    weights, rounding = _round(model, args) if args.dtype == 'float16' else (found.state_dict, '')
+        raise InputError(f'{args.checkpoint}: gives logits that are not finite: the training run probably diverged')
+    weights, rounding = _round(network, args) if args.dtype == 'float16' else (found.state_dict, '')
     logits = logits_of_fixed_input(model)
     digest = weights_sha256(model)
-    write_safetensors(output, weights)
+    write_weights(output, weights)
     write_json(Path(f'{output}.json'), {
         'checkpoint': args.checkpoint, 'model': args.model, 'num_classes': model.num_classes,
-        'model_kwargs': args.model_kwargs, 'weights_sha256': digest, 'taken_from': found.source,
+        'model_kwargs': network.config.model_kwargs, 'weights_sha256': digest, 'taken_from': network.checkpoint.source,
         'renamed': found.renamed, 'dropped': found.dropped, 'added': found.added,
         'logits_of_fixed_input': logits.tolist(),
     })
-    print(report_text(found))
+    print(report_text(network))
     first = ', '.join(f'{v:.4f}' for v in logits[0, :5])
     print(f'logits of a fixed input: {first} ...\n{rounding}Written: {output}, {output}.json')

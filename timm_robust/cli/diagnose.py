@@ -5,10 +5,10 @@ from typing import List, Sequence
 import torch
 
 from ..errors import InputError
-from ..evaluation import Finding, diagnose, plot_loss_surface, write_json
+from ..evaluation import Finding, diagnose, plot_loss_surface
 from ..evaluation.surface import loss_surface
+from ..inputs import resolve_device, write_json
 from ..models.search_copy import make_search_model
-from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
 from .inputs import build_surrogate, measuring_parser, open_inputs, read_threat
 from .outputs import measured_facts, new_output

@@ -20,17 +20,15 @@ from ..evaluation import (
     evaluation_table,
     example_images,
     parse_attacks,
-    weights_sha256,
-    write_json,
     write_report,
 )
 from ..evaluation.accuracy import sweep_eps, sweep_mbnat_gamma
 from ..evaluation.outcome import assemble
 from ..evaluation.specs import check_specs
 from ..evaluation.surface import loss_surface
+from ..inputs import resolve_device, weights_sha256, write_json
 from ..layers import has_batch_statistics
 from ..models.search_copy import make_search_model
-from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
 from .benchmarks import add_benchmark_arguments, run_benchmarks
 from .diagnose import findings_text

@@ -1,24 +1,26 @@
 """The network and the images that the commands which attack a network share."""
 import argparse
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple, Type, TypeVar
 
 import torch
-import torch.nn as nn
-from timm.data import create_loader
-from torch.utils.data import IterableDataset, Subset
 
 from ..attacks import ThreatModel
 from ..attacks.threat import NORMS
-from ..data import balanced_indices, check_images, check_labels, dataset_labels, listed_indices
 from ..errors import InputError, check_at_least, check_choice
-from ..hub.convert import Conversion, convert_state_dict, read_checkpoint
-from ..hub.verify import verify_weights
-from ..layers import BN_MODES, convert_aux_norm, has_batch_statistics, set_bn_mode, set_gamma
-from ..models import NormalizedModel
-from ..train.build import build_model, check_seed, resolve_data
-from ..train.checkpoint import load_weights
-from ..train.datasets import open_dataset
+from ..inputs import (
+    Images,
+    ImagesConfig,
+    Network,
+    NetworkConfig,
+    Preprocessing,
+    build_network,
+    check_batch_size,
+    check_seed,
+    open_images,
+)
+from ..inputs import build_surrogate as library_surrogate
 from .arguments import Parser, add_data_arguments, add_model_arguments
 
 __all__ = [
@@ -27,16 +29,17 @@ __all__ = [
     'add_input_arguments',
     'add_threat_arguments',
     'build_surrogate',
+    'images_config',
     'images_for',
     'measuring_parser',
-    'on_pixels',
+    'network_config',
     'open_converted',
-    'open_images',
     'open_inputs',
     'open_network',
-    'pixel_loader',
     'read_threat',
 ]
+
+T = TypeVar('T')
 
 
 def add_threat_arguments(group: argparse._ArgumentGroup) -> None:
@@ -65,6 +68,8 @@ def add_image_arguments(parser: argparse.ArgumentParser, num_examples: Optional[
     group.add_argument('--subset', default='balanced', metavar='NAME',
                        help='balanced (seeded, as many of each class), robustbench (its ImageNet images, where that '
                             'package is installed) or a file of image names (default: balanced)')
+    group.add_argument('--allow-class-mismatch', action='store_true',
+                       help='evaluate although the classes of the data are not those of the network')
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, num_examples: Optional[int] = None) -> None:
@@ -95,25 +100,6 @@ def measuring_parser(command: str, description: str, files: str, num_examples: i
     return parser, group
 
 
-def _gamma_flag(args: argparse.Namespace) -> str:
-    swept = getattr(args, 'sweep', '') and not args.gamma  # the sweep implies a gamma of 0
-    return '--sweep gamma' if swept else f'--gamma {args.gamma:g}'
-
-
-def _check_gamma(args: argparse.Namespace) -> None:
-    if not 0 <= args.gamma <= 1:
-        raise InputError(
-            f'{_gamma_flag(args)}: must be in [0, 1]; 0 is the BatchNorm of clean images, 1 that of adversarial ones')
-    if not args.checkpoint:
-        raise InputError(
-            f'{_gamma_flag(args)}: mixes the two BatchNorms of a training checkpoint of --objective mbnat, give it '
-            'with --checkpoint')
-    if args.bn_mode not in (None, 'population'):
-        raise InputError(
-            f'--bn-mode {args.bn_mode}: does not go with {_gamma_flag(args)}, which mixes tracked '
-            'statistics; leave it out')
-
-
 def read_threat(args: argparse.Namespace) -> ThreatModel:
     """Threat model of the flags.
 
@@ -121,45 +107,28 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
         InputError: Naming the flag.
     """
     check_choice('norm', args.norm, NORMS)
-    if args.bn_mode is not None:
-        check_choice('bn_mode', args.bn_mode, BN_MODES)
     check_at_least('batch_size', args.batch_size)
     check_seed(args.seed)
-    if args.gamma is not None:
-        _check_gamma(args)
+    network_config(args)
     try:
         return ThreatModel(args.norm, args.eps)
     except InputError as error:
         raise InputError(f'--eps {args.eps}: {error}') from error
 
 
-def pixel_loader(
-        args: argparse.Namespace,
-        dataset: Any,
-        indices: List[int],
-        data_config: Dict[str, Any],
-        device: torch.device,
-):
-    """A loader of pixels in [0, 1] and labels, for some images of a data set whose `transform` it sets."""
-    subset = Subset(dataset, indices)
-    channels = data_config['input_size'][0]
-    loader = create_loader(
-        subset,
-        input_size=data_config['input_size'],
-        batch_size=args.batch_size,
-        interpolation=data_config['interpolation'],
-        crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'],
-        mean=(0.,) * channels,
-        std=(1.,) * channels,
-        num_workers=args.workers,
-        pin_memory=args.pin_mem,
-        device=device,
-        persistent_workers=False,
-    )
-    # timm sets the transform on the subset, which does not apply it
-    dataset.transform = subset.transform
-    return loader
+def _from_flags(cls: Type[T], args: argparse.Namespace, **changes: Any) -> T:
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls) if hasattr(args, f.name)}
+    return cls(**{**values, **changes})
+
+
+def network_config(args: argparse.Namespace, **changes: Any) -> NetworkConfig:
+    """Settings of the network; `InputError` if they are none."""
+    return _from_flags(NetworkConfig, args, **changes)
+
+
+def images_config(args: argparse.Namespace) -> ImagesConfig:
+    """Settings of the images; `InputError` if they are none."""
+    return _from_flags(ImagesConfig, args)
 
 
 @dataclass
@@ -167,109 +136,78 @@ class Inputs:
     """A network and the images to attack it with.
 
     Attributes:
-        model: The timm model.
-        pixel_model: Takes pixels in [0, 1].
-        data_config: timm's data configuration.
-        dataset: The data set.
-        indices: The chosen images.
-        device: Where the network is.
+        network: The network.
+        images: The images.
+        args: The flags.
     """
-    model: nn.Module
-    pixel_model: NormalizedModel
-    data_config: Dict[str, Any]
-    dataset: Any
-    indices: List[int]
-    device: torch.device
+    network: Network
+    images: Images
     args: argparse.Namespace
 
-    def loader(self, positions: Optional[List[int]] = None):
-        """A loader of pixels in [0, 1] and labels, for all chosen images or those at some positions."""
-        indices = self.indices if positions is None else [self.indices[i] for i in positions]
-        return pixel_loader(self.args, self.dataset, indices, self.data_config, self.device)
+    @property
+    def model(self) -> Any:
+        """The timm model."""
+        return self.network.model
 
-    def first(self, count: int):
-        """The first chosen images and their labels, as tensors on the device."""
-        count = min(count, len(self.indices))
-        batches = [(x.to(self.device), y.to(self.device)) for x, y in self.loader(list(range(count)))]
-        return tuple(torch.cat(part) for part in zip(*batches))
+    @property
+    def pixel_model(self) -> Any:
+        """Takes pixels in [0, 1]."""
+        return self.network.pixel_model
+
+    @property
+    def data_config(self) -> Preprocessing:
+        """timm's data configuration."""
+        return self.network.preprocessing
+
+    @property
+    def dataset(self) -> Any:
+        """The data set."""
+        return self.images.dataset
+
+    @property
+    def indices(self) -> List[int]:
+        """The chosen images."""
+        return self.images.indices
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.device
 
     @property
     def class_names(self) -> Optional[List[str]]:
         """Names of the classes, where the data set knows them."""
-        index = getattr(getattr(self.dataset, 'reader', None), 'class_to_idx', {})
-        return sorted(index, key=index.get) or getattr(self.dataset, 'classes', None)
+        return self.images.class_names
+
+    def loader(self, positions: Optional[List[int]] = None) -> Any:
+        """A loader of pixels in [0, 1] and labels, for all chosen images or those at some positions."""
+        return self.images.loader(positions)
+
+    def first(self, count: int) -> Any:
+        """The first chosen images and their labels, as tensors on the device."""
+        return self.images.first(count)
 
 
-def on_pixels(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], device) -> NormalizedModel:
-    """A network behind its mean and std, in eval mode, where and as the flags say."""
-    pixel_model = NormalizedModel(model, data_config['mean'], data_config['std'])
-    memory_format = torch.channels_last if args.channels_last else torch.preserve_format
-    return pixel_model.to(device=device, memory_format=memory_format).eval()
-
-
-def _add_aux_norm(args: argparse.Namespace, model: nn.Module) -> None:
-    try:
-        set_gamma(convert_aux_norm(model), args.gamma)
-    except ValueError as error:
-        raise InputError(f'{_gamma_flag(args)}: {error}') from error
-
-
-def open_network(args: argparse.Namespace, device: torch.device) -> Tuple[NormalizedModel, Dict[str, Any]]:
-    """Build the network and load its weights: on pixels, in eval mode, with timm's data configuration.
+def open_network(args: argparse.Namespace, device: torch.device) -> Network:
+    """Build the network and load its weights.
 
     Raises:
         InputError: Naming the flag.
     """
-    args.pretrained = args.pretrained or not args.checkpoint  # as timm's validate.py: never random weights
-    model = build_model(args)
-    if not args.checkpoint:
-        verify_weights(args.model)
-    if args.gamma is not None:
-        _add_aux_norm(args, model)
-    if args.checkpoint:
-        load_weights(model, args.checkpoint, use_ema=args.use_ema)
-    if args.bn_mode:
-        try:
-            set_bn_mode(model, args.bn_mode)
-        except ValueError as error:
-            raise InputError(f'--bn-mode {args.bn_mode}: {error}') from error
-    if args.batch_size == 1 and has_batch_statistics(model):
-        raise InputError(
-            '--batch-size 1: this network normalizes by the statistics of the batch, use a larger batch or '
-            '--bn-mode population')
-    data_config = resolve_data(args, model)
-    return on_pixels(args, model, data_config, device), data_config
+    network = build_network(network_config(args), device)
+    check_batch_size(network.model, args.batch_size)
+    args.model_kwargs = network.config.model_kwargs  # with those of the run a checkpoint is from
+    return network
 
 
-def open_converted(
-        args: argparse.Namespace,
-        path: str,
-        flag: str,
-        use_ema: bool = True,
-) -> Tuple[nn.Module, Conversion]:
-    """Build the network of --model in eval mode, with the weights of a checkpoint, and say what became of its keys.
+def open_converted(args: argparse.Namespace, path: str, use_ema: bool = True) -> Network:
+    """The network of --model with the weights of a checkpoint, on the CPU.
 
     Raises:
-        InputError: Naming the flag.
+        InputError: Naming the path.
     """
-    content = read_checkpoint(path, flag)
-    args.pretrained = False
-    model = build_model(args).eval()
-    try:
-        found = convert_state_dict(content, model, use_ema)
-    except InputError as error:
-        raise InputError(f'{flag} {path}: {error}') from error
-    model.load_state_dict(found.state_dict)
-    return model, found
-
-
-def open_images(args: argparse.Namespace, num_classes: int, in_chans: int) -> Any:
-    """The data of --dataset, --data-dir and --split, whose labels the network has."""
-    dataset = open_dataset(args, args.split, in_chans)
-    if isinstance(dataset, IterableDataset):
-        raise InputError(f'--dataset {args.dataset}: streaming data has no index, use a data set with one')
-    check_labels(None, dataset, num_classes)
-    return dataset
+    config = network_config(args, checkpoint=path, use_ema=use_ema, channels_last=False)
+    return build_network(config, torch.device('cpu'))
 
 
 def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
@@ -278,55 +216,26 @@ def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     Raises:
         InputError: Naming the flag.
     """
-    return images_for(*open_network(args, device), args, device)
+    return images_for(open_network(args, device), args)
 
 
-def images_for(
-        pixel_model: NormalizedModel,
-        data_config: Dict[str, Any],
-        args: argparse.Namespace,
-        device: torch.device,
-) -> Inputs:
-    """Open the data and choose the images for a network of `open_network`.
+def images_for(network: Network, args: argparse.Namespace) -> Inputs:
+    """Open the data and choose the images for a network.
 
     Raises:
         InputError: Naming the flag.
     """
-    model = pixel_model.model
-    dataset = open_images(args, model.num_classes, data_config['input_size'][0])
-    if args.num_examples is None and args.usual_examples is not None:
-        args.num_examples = min(args.usual_examples, len(dataset))
-    if args.subset == 'balanced':
-        indices = balanced_indices(dataset_labels(dataset), len(dataset), args.num_examples, args.seed)
-    else:
-        indices = listed_indices(dataset, args.subset, args.num_examples)
-    check_images(dataset, indices)
-    return Inputs(model, pixel_model, data_config, dataset, indices, device, args)
+    images = open_images(images_config(args), network, seed=args.seed, usual_examples=args.usual_examples)
+    args.num_examples = args.num_examples or len(images)
+    return Inputs(network, images, args)
 
 
-def build_surrogate(args: argparse.Namespace, inputs: Inputs) -> Optional[NormalizedModel]:
+def build_surrogate(args: argparse.Namespace, inputs: Inputs) -> Any:
     """The network of --surrogate on pixels, or None.
 
     Raises:
         InputError: If it cannot be built or its classes or input are not those of the model.
     """
-    if not args.surrogate:
-        if args.surrogate_checkpoint:
-            raise InputError(f'--surrogate-checkpoint {args.surrogate_checkpoint}: name its model with --surrogate')
+    if not (args.surrogate or args.surrogate_checkpoint):
         return None
-    own = argparse.Namespace(**{
-        **vars(args), 'model': args.surrogate, 'pretrained': not args.surrogate_checkpoint, 'model_kwargs': {},
-        'num_classes': args.num_classes or (inputs.model.num_classes if args.surrogate_checkpoint else None)})
-    model = build_model(own)
-    if args.surrogate_checkpoint:
-        load_weights(model, args.surrogate_checkpoint, use_ema=args.use_ema)
-    if model.num_classes != inputs.model.num_classes:
-        raise InputError(
-            f'--surrogate {args.surrogate}: has {model.num_classes} classes, the model {inputs.model.num_classes}')
-    own.mean = own.std = None
-    data_config = resolve_data(own, model, '--surrogate')
-    if data_config['input_size'] != inputs.data_config['input_size']:
-        raise InputError(
-            f"--surrogate {args.surrogate}: takes {data_config['input_size']} images, the model "
-            f"{inputs.data_config['input_size']}: give both --input-size")
-    return on_pixels(args, model, data_config, inputs.device)
+    return library_surrogate(args.surrogate, inputs.network, args.surrogate_checkpoint).pixel_model

@@ -11,8 +11,8 @@ from timm.models import safe_model_name
 
 from ..attacks import ThreatModel
 from ..errors import InputError
-from ..evaluation import weights_sha256
 from ..evaluation.report import versions
+from ..inputs import weights_sha256
 from .inputs import Inputs
 
 __all__ = ['measured_facts', 'model_facts', 'new_output', 'own_positions', 'resumable_output']

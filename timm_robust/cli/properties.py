@@ -5,10 +5,10 @@ from typing import List
 import torch
 
 from ..errors import InputError
-from ..evaluation import format_table, write_json
+from ..evaluation import format_table
 from ..evaluation.properties import boundary_thickness, decision_margin, smoothness
+from ..inputs import resolve_device, write_json
 from ..layers import has_batch_statistics
-from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
 from .inputs import measuring_parser, open_inputs, read_threat
 from .outputs import measured_facts, new_output

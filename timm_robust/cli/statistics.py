@@ -5,11 +5,11 @@ import torch
 
 from ..attacks import pgd
 from ..errors import InputError
-from ..evaluation import evaluate_attacks, format_table, parse_attacks, write_json
+from ..evaluation import evaluate_attacks, format_table, parse_attacks
 from ..evaluation.specs import check_specs
 from ..evaluation.statistics import layer_statistics, plot_statistics, shift_rows
+from ..inputs import resolve_device, write_json
 from ..layers import RobustNorm2d, set_bn_mode
-from ..train.build import resolve_device
 from .arguments import Parser, apply_config, start_logging
 from .inputs import measuring_parser, open_inputs, read_threat
 from .outputs import measured_facts, new_output

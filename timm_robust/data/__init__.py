@@ -1,10 +1,22 @@
-from .check import check_images, check_labels, dataset_labels, image_channels, is_grey
+from .check import (
+    check_classes,
+    check_images,
+    check_labels,
+    check_split,
+    class_names,
+    dataset_labels,
+    image_channels,
+    is_grey,
+)
 from .subset import balanced_indices, listed_indices
 
 __all__ = [
     'balanced_indices',
+    'check_classes',
     'check_images',
     'check_labels',
+    'check_split',
+    'class_names',
     'dataset_labels',
     'image_channels',
     'is_grey',

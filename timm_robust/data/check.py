@@ -1,32 +1,69 @@
-"""Look at a data set before hours are spent on it."""
+"""Look at a data set before hours are spent on it: its splits, classes, and every image that counts."""
+import hashlib
+import io
+import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from PIL import Image
+from timm.data import ImageDataset
+from timm.data.readers.img_extensions import get_img_extensions
 
 from ..errors import InputError
 
-__all__ = ['check_images', 'check_labels', 'dataset_labels', 'image_channels', 'is_grey']
+__all__ = [
+    'check_classes',
+    'check_images',
+    'check_labels',
+    'check_split',
+    'class_names',
+    'dataset_labels',
+    'image_channels',
+    'is_grey',
+]
 
 _MAX_CHECKED_FILES = 100_000
+# what Pillow converts to 8-bit RGB or grey without loss of range; I and F hold more than 8 bits and come out white
+_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV')
+_SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing')
 
 
-def _samples(dataset) -> Optional[list]:
+def _samples(dataset: Any) -> Optional[List[Tuple[str, int]]]:
     """(path, label) pairs of a data set that reads a folder, else None (archives have samples of another kind)."""
-    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+    samples = getattr(getattr(dataset, 'reader', dataset), 'samples', None)
     first = samples[0] if isinstance(samples, list) and samples else None
     return samples if isinstance(first, tuple) and isinstance(first[0], str) else None
 
 
-def dataset_labels(dataset) -> Optional[np.ndarray]:
+def _root(dataset: Any) -> str:
+    """The folder whose sub-folders are the classes."""
+    return str(getattr(dataset, 'reader', dataset).root)
+
+
+def dataset_labels(dataset: Any) -> Optional[np.ndarray]:
     """Class index of every image, shape (N,), or None where only reading the images would tell."""
     samples = _samples(dataset)
     labels = [s[1] for s in samples] if samples else getattr(dataset, 'targets', None)
+    if labels is None:
+        labels = getattr(getattr(dataset, 'reader', None), 'targets', None)  # of timm's reader of archives
     return None if labels is None else np.asarray(labels, dtype=np.int64)
 
 
-def image_channels(dataset) -> Optional[int]:
+def class_names(dataset: Any) -> Optional[List[str]]:
+    """Names of the classes by index, where the data set knows them."""
+    reader = getattr(dataset, 'reader', None)
+    index = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None)
+    if isinstance(index, dict) and index:
+        names = {i: name for name, i in index.items() if isinstance(i, int) and isinstance(name, str)}
+        return [names.get(i, '') for i in range(max(names) + 1)] if names else None
+    classes = getattr(dataset, 'classes', None)
+    return [str(c) for c in classes] if classes else None
+
+
+def image_channels(dataset: Any) -> Optional[int]:
     """Channels the data set delivers, or None if it converts images to what is asked for."""
     if getattr(dataset, 'input_img_mode', None):
         return None
@@ -34,7 +71,7 @@ def image_channels(dataset) -> Optional[int]:
     return len(image.getbands()) if isinstance(image, Image.Image) else image.shape[0]
 
 
-def is_grey(dataset, num_looked_at: int = 16) -> bool:
+def is_grey(dataset: Any, num_looked_at: int = 16) -> bool:
     """Whether a folder holds grey images, by a look at some spread over it."""
     samples = _samples(dataset)
     if not samples:
@@ -42,76 +79,224 @@ def is_grey(dataset, num_looked_at: int = 16) -> bool:
     modes = []
     for path, _ in samples[::max(len(samples) // num_looked_at, 1)]:
         try:
-            with Image.open(path) as image:
-                modes.append(image.mode)
-        except OSError:
+            if os.path.isfile(path):
+                with Image.open(path) as image:
+                    modes.append(image.mode)
+        except (OSError, Image.DecompressionBombError):
             continue  # check_images names it
-    return bool(modes) and all(mode in ('1', 'L', 'LA', 'I', 'I;16') for mode in modes)
+    return bool(modes) and all(mode in ('1', 'L', 'LA') for mode in modes)
 
 
-def check_labels(train, validation, num_classes: int) -> None:
-    """Refuse labels the model cannot produce, and classes missing in validation.
+def check_split(dataset: Any, split: str) -> None:
+    """Refuse what timm reads where a folder has no such split: all the others together.
 
     Args:
-        train: Training data set, or None.
+        dataset: A timm data set.
+        split: The name that was asked for.
+
+    Raises:
+        InputError: Naming the splits there are.
+    """
+    samples = _samples(dataset)
+    if not samples:
+        return
+    root = Path(_root(dataset))
+    first: Dict[str, str] = {}
+    for path, _ in samples:
+        parts = Path(path).relative_to(root).parts
+        if len(parts) < 3:
+            continue
+        # a class in two places, or below a folder that is called as splits are
+        if first.setdefault(parts[-2], parts[0]) != parts[0] or parts[0].lower() in _SPLITS:
+            found = ', '.join(sorted(p.name for p in root.iterdir() if p.is_dir())[:6])
+            raise InputError(f'{root} has no such folder', f'choose one of {found}', argument='split', value=split)
+
+
+def _empty_class(dataset: Any, names: Sequence[str]) -> str:
+    """A class folder without images, which timm leaves out so that every class after it has another index."""
+    root, kinds = _root(dataset), get_img_extensions(as_set=True)
+    for folder, inside, files in os.walk(root):
+        inside[:] = sorted(d for d in inside if not d.startswith(('.', '__')))
+        parts = Path(folder).relative_to(root).parts
+        if parts and not inside and not set(parts) & set(names) and not any(
+                os.path.splitext(f)[1].lower() in kinds for f in files):
+            return folder
+    return ''
+
+
+def _compare(dataset: Any, num_classes: int, names: Optional[Sequence[str]]) -> Tuple[str, str]:
+    """How the classes of a data set differ from those of a network, and what to do; '' if they do not."""
+    own, labels, samples = class_names(dataset), dataset_labels(dataset), _samples(dataset)
+    mapping = 'give the same class folders, or the index of each class in `class_map`'
+    if samples and own is not None:
+        root = _root(dataset)
+        if any(os.path.dirname(path) == root for path, _ in samples):
+            return f'{root} holds images itself', 'give the folder above, with one folder for each class'
+        empty = _empty_class(dataset, own)
+        if empty:
+            kinds = ', '.join(get_img_extensions())
+            return f'the class folder {empty} has no images that are read ({kinds})', 'fill it or remove it'
+    if own is not None and len(own) != num_classes:
+        return f'the data has {len(own)} classes, the network {num_classes}', mapping
+    if own is not None and names is not None:
+        differ = next((i for i, (a, b) in enumerate(zip(own, names)) if a != b), None)
+        if differ is not None:
+            return f'class {differ} of the data is {own[differ]!r}, of the network {names[differ]!r}', mapping
+    missing = np.setdiff1d(np.arange(num_classes), labels) if labels is not None else np.empty(0, int)
+    if len(missing):
+        name = repr(own[missing[0]]) if own else missing[0]
+        more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
+        return f'the data has no image of class {name}{more}', 'complete it'
+    return '', ''
+
+
+def check_classes(
+        dataset: Any,
+        num_classes: int,
+        names: Optional[Sequence[str]] = None,
+        *,
+        allow_mismatch: Optional[bool] = None,
+        argument: str = 'data_dir',
+) -> str:
+    """Compare the classes of a data set with those of a network, by number and, where both have them, by name.
+
+    Args:
+        dataset: A data set.
+        num_classes: Classes of the network.
+        names: Their names, where they are known.
+        allow_mismatch: Return what differs instead of refusing; a label the network does not have is refused always.
+            None where there is no such choice.
+        argument: By which name errors call the data.
+
+    Returns:
+        What differs, '' if nothing does.
+
+    Raises:
+        InputError: Naming the first class that differs.
+    """
+    labels = dataset_labels(dataset)
+    if labels is not None and len(labels) and labels.min() < 0:
+        raise InputError(f'the data has the label {labels.min()}', 'give each image the index of a class',
+                         argument=argument)
+    problem, remedy = _compare(dataset, num_classes, names)
+    if labels is not None and len(labels) and labels.max() >= num_classes:
+        raise InputError(problem or f'the data has {labels.max() + 1} classes, the network {num_classes}',
+                         remedy or 'choose a network with as many', argument=argument)
+    if problem and not allow_mismatch:
+        choice = ', or pass `allow_class_mismatch`' if allow_mismatch is False else ''
+        raise InputError(problem, remedy + choice, argument=argument)
+    return problem
+
+
+def check_labels(train: Any, validation: Any, num_classes: int) -> None:
+    """Refuse training data whose classes are not those of the network, and validation data that is not like it.
+
+    Args:
+        train: Training data set.
         validation: Validation data set, or None.
         num_classes: Number of classes of the model.
 
     Raises:
         InputError: Naming the classes.
     """
-    labels = {name: dataset_labels(d) for name, d in (('training', train), ('validation', validation)) if d is not None}
-    for name, own in labels.items():
-        if own is not None and own.max() >= num_classes:
-            raise InputError(
-                f'--num-classes {num_classes}: the {name} data has {own.max() + 1} classes, '
-                f'pass --num-classes {own.max() + 1}')
-    if train is None or validation is None:
-        return
-    maps = [getattr(getattr(d, 'reader', None), 'class_to_idx', None) for d in (train, validation)]
-    if None not in maps and maps[0] != maps[1]:
-        missing, extra = sorted(set(maps[0]) - set(maps[1])), sorted(set(maps[1]) - set(maps[0]))
-        what = f'lacks class {missing[0]!r}' if missing else f'has class {extra[0]!r} that training lacks'
+    labels, own = dataset_labels(train), class_names(train)
+    count = len(own) if own is not None else None if labels is None else int(labels.max()) + 1
+    if count not in (None, num_classes):
         raise InputError(
-            f'--val-split: validation {what} ({len(maps[0])} classes in training, {len(maps[1])} in validation), '
-            'so class indices would not match: give both the same class folders, or pass --class-map')
-    if labels.get('training') is not None and labels.get('validation') is not None:
-        missing = np.setdiff1d(labels['training'], labels['validation'])
-        if len(missing):
-            raise InputError(
-                f'--val-split: validation has no image of class {missing[0]}, give it images of every class')
+            f'the training data has {count} classes', f'pass `num_classes={count}`',
+            argument='num_classes', value=num_classes)
+    check_classes(train, num_classes)
+    if validation is None:
+        return
+    theirs = class_names(validation)
+    if own is not None and theirs is not None and own != theirs:
+        missing, extra = sorted(set(own) - set(theirs)), sorted(set(theirs) - set(own))
+        what = f'lacks class {missing[0]!r}' if missing else (
+            f'has class {extra[0]!r} that training lacks' if extra else 'has its classes in another order')
+        raise InputError(
+            f'validation {what} ({len(own)} classes in training, {len(theirs)} in validation), so class indices '
+            'would not match', 'give both the same class folders, or pass `class_map`', argument='val_split')
+    check_classes(validation, num_classes, argument='val_split')
+    roots = [os.path.realpath(_root(d)) if _samples(d) else None for d in (train, validation)]
+    if roots[0] is not None and roots[0] == roots[1]:
+        raise InputError(
+            f'{roots[0]} would be both training and validation data',
+            "give a folder for each split, or `val_split=''` to train without validation", argument='val_split')
 
 
-def check_images(dataset, indices: Optional[Sequence[int]] = None) -> None:
-    """Open every image file of a folder and read its header.
+def _name(dataset: Any, index: int) -> str:
+    samples = _samples(dataset)
+    if samples:
+        return samples[index][0]
+    return dataset.filename(index) if hasattr(dataset, 'filename') else f'number {index}'
+
+
+def _stored(dataset: Any, index: int) -> Any:
+    """An image as it is kept: bytes of a file, or what a data set of another kind delivers."""
+    samples = _samples(dataset)
+    if samples:
+        path = samples[index][0]
+        if not os.path.isfile(path):  # opening a pipe would wait for a writer
+            raise OSError('is no file')
+        return Path(path).read_bytes()
+    if isinstance(dataset, ImageDataset):
+        return dataset.reader[index][0].read()
+    return dataset[index][0]
+
+
+def _digest(image: Any) -> str:
+    """Hash of an image, which is decoded to its end if it is a file."""
+    if isinstance(image, bytes):
+        with Image.open(io.BytesIO(image)) as opened:
+            if opened.mode not in _MODES:
+                raise InputError(
+                    f'is of mode {opened.mode}, not 8-bit RGB or grey', 'convert it to 8 bits for each channel')
+            opened.load()
+        return hashlib.sha256(image).hexdigest()
+    array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    return hashlib.sha256(f'{array.dtype} {array.shape}'.encode() + array.tobytes()).hexdigest()
+
+
+def _unchanged(image: Any) -> Any:
+    return image
+
+
+def check_images(dataset: Any, indices: Optional[Sequence[int]] = None) -> List[str]:
+    """Decode images to their end, and hash them.
 
     timm puts a neighbour's image and label in the place of one it cannot read. That is no use in an evaluation, so
-    broken files are found first. Folders of more than 100,000 files are left to timm.
+    broken files are found first.
 
     Args:
-        dataset: A timm data set.
-        indices: The images that count, all by default.
+        dataset: A data set; its transform does not matter.
+        indices: The images that count; by default all, unless they are more than 100,000, which are then left alone.
+
+    Returns:
+        Hash of each image as it is stored.
 
     Raises:
-        InputError: Naming the first file that cannot be read.
+        InputError: Naming the first image that cannot be decoded or does not fit into 8 bits a channel.
     """
-    samples = _samples(dataset)
-    if samples is None:
-        return
-    paths = [samples[i][0] for i in (range(len(samples)) if indices is None else indices)]
-    if len(paths) > _MAX_CHECKED_FILES:
-        return
+    if indices is None:
+        indices = range(len(dataset)) if len(dataset) <= _MAX_CHECKED_FILES else []
+    transform, single = getattr(dataset, 'transform', None), _samples(dataset) is None
 
-    def broken(path: str) -> Optional[str]:
+    def look(index: int) -> str:
         try:
-            with Image.open(path) as image:
-                # a header can be whole over missing pixels; small files are read to the end
-                image.load() if image.size[0] * image.size[1] <= 64 * 64 else image.verify()
-        except (OSError, SyntaxError, ValueError) as error:
-            return f'{path} ({type(error).__name__})'
-        return None
+            return _digest(_stored(dataset, index))
+        except InputError as error:
+            raise InputError(f'image {_name(dataset, index)} {error.problem}', error.remedy, argument='data_dir'
+                             ) from error
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+            raise InputError(f'unreadable image {_name(dataset, index)} ({type(error).__name__})',
+                             'repair or delete the file', argument='data_dir') from error
 
-    with ThreadPoolExecutor() as pool:
-        for found in pool.map(broken, paths, chunksize=256):
-            if found:
-                raise InputError(f'--data-dir: unreadable image {found}: mend or delete the file')
+    if transform is not None:
+        dataset.transform = _unchanged
+    try:
+        # archives are read by one open file
+        with ThreadPoolExecutor(1 if single else None) as pool:
+            return list(pool.map(look, indices))
+    finally:
+        if transform is not None:
+            dataset.transform = transform

@@ -1,7 +1,7 @@
 """Which images of a data set to evaluate: a seeded, class-balanced choice, or a published list."""
 import importlib.util
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 
@@ -27,7 +27,8 @@ def balanced_indices(labels: Optional[np.ndarray], size: int, num_examples: Opti
     """
     num_examples = size if num_examples is None else num_examples
     if not 0 < num_examples <= size:
-        raise InputError(f'--num-examples {num_examples}: must be between 1 and {size}, the size of the data set')
+        raise InputError(
+            f'must be between 1 and {size}, the size of the data set', argument='num_examples', value=num_examples)
     order = np.random.default_rng(seed).permutation(size)
     if labels is not None:
         # sort by how many images of the same class stand before; ties stay in random order
@@ -47,11 +48,11 @@ def _robustbench_list() -> Path:
         for found in folder.rglob('imagenet_test_image_ids.txt'):
             return found
     raise InputError(
-        '--subset robustbench: the list imagenet_test_image_ids.txt is part of the robustbench package, which is not '
-        'installed: install it, or give the path of the list')
+        'the list imagenet_test_image_ids.txt is part of the robustbench package, which is not installed',
+        'install it, or give the path of the list', argument='subset', value='robustbench')
 
 
-def listed_indices(dataset, subset: str, num_examples: Optional[int]) -> List[int]:
+def listed_indices(dataset: Any, subset: str, num_examples: Optional[int]) -> List[int]:
     """The images a list names, in its order.
 
     Args:
@@ -65,24 +66,35 @@ def listed_indices(dataset, subset: str, num_examples: Optional[int]) -> List[in
         Indices into the data set.
 
     Raises:
-        InputError: If there is no such list, the data set has no file names, or it lacks an image.
+        InputError: If there is no such list, it names an image twice or one that is not there, or the data set has no
+            file names.
     """
+    def wrong(problem: str, remedy: str = '') -> InputError:
+        return InputError(problem, remedy, argument='subset', value=subset)
+
     path = _robustbench_list() if subset == 'robustbench' else Path(subset)
     if not path.is_file():
-        raise InputError(f'--subset {subset}: no such file; choose balanced, robustbench or a file of image names')
+        raise wrong('no such file', 'choose balanced, robustbench or a file of image names')
     if getattr(getattr(dataset, 'reader', None), 'samples', None) is None:
-        raise InputError(f'--subset {subset}: needs a folder of image files')
+        raise wrong('needs a folder of image files')
+    try:
+        names = [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise wrong(f'cannot be read as a list of image names ({type(error).__name__})') from error
     index: Dict[str, List[int]] = {}
     for i in range(len(dataset)):
         file = Path(dataset.filename(i, basename=False))
         for name in (file.name, f'{file.parent.name}/{file.name}'):
             index.setdefault(name, []).append(i)
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     found = [index.get('/'.join(Path(n).parts[-2:])) or index.get(Path(n).name, []) for n in names]
+    seen = set()
     for name, places in zip(names, found):
         if len(places) != 1:
-            what = 'is the name of more than one image' if places else 'is not in the data set'
-            raise InputError(f'--subset {subset}: {name} {what}')
+            raise wrong(f"{name} {'is the name of more than one image' if places else 'is not in the data set'}")
+        if places[0] in seen:
+            raise wrong(f'names the image {name} twice', 'leave one of them out')
+        seen.add(places[0])
     if num_examples is not None and not 0 < num_examples <= len(names):
-        raise InputError(f'--num-examples {num_examples}: must be between 1 and {len(names)}, the length of the list')
+        raise InputError(
+            f'must be between 1 and {len(names)}, the length of the list', argument='num_examples', value=num_examples)
     return [places[0] for places in found[:num_examples]]

@@ -8,8 +8,6 @@ from .report import (
     build_results,
     evaluation_table,
     format_table,
-    weights_sha256,
-    write_json,
     write_report,
 )
 from .specs import AttackSpec, parse_attacks
@@ -32,7 +30,5 @@ __all__ = [
     'plot_eps_sweep',
     'plot_images',
     'plot_loss_surface',
-    'weights_sha256',
-    'write_json',
     'write_report',
 ]

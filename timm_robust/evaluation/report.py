@@ -1,16 +1,13 @@
 """What an evaluation leaves: results.json, a table, and a report to look at."""
-import hashlib
-import json
-import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-import torch.nn as nn
 
 from ..attacks import ThreatModel
+from ..inputs import write_bytes
 from ..version import __version__
 from .diagnostics import Finding
 from .figures import draw_figures
@@ -23,26 +20,8 @@ __all__ = [
     'build_results',
     'evaluation_table',
     'format_table',
-    'weights_sha256',
-    'write_json',
     'write_report',
 ]
-
-
-def weights_sha256(model: Union[nn.Module, Dict[str, torch.Tensor]]) -> str:
-    """Hash of a model or state dict: names, types, shapes and values, whatever file they came from.
-
-    Half precision counts as float32, which holds the same values: a float32 network has the hash of the float16 file it
-    was loaded from.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted((model.state_dict() if isinstance(model, nn.Module) else model).items()):
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            tensor = tensor.float()
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b'')
-    return digest.hexdigest()
 
 
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
@@ -72,21 +51,6 @@ def versions() -> Dict[str, str]:
         'torchvision': torchvision.__version__,
         'python': platform.python_version(),
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Dict[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    _write(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
 def build_results(
@@ -170,5 +134,5 @@ def write_report(
     files = {**{name: page.encode('utf-8', 'backslashreplace') for name, page in pages.items()}, **figures}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        _write(folder / name, content)
+        write_bytes(folder / name, content)
     return [folder / name for name in files]

@@ -9,8 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import is_model, save_for_hf
 
 from ..errors import InputError
-from ..evaluation import summary, weights_sha256
-from ..evaluation.report import write_json
+from ..evaluation import summary
+from ..inputs import weights_sha256, write_json
 from ..models._build import WEIGHTS_DIR
 from .papers import citations
 

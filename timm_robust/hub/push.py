@@ -9,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors.torch import load_file
 
 from ..errors import InputError
-from ..evaluation import weights_sha256
+from ..inputs import weights_sha256
 from .card import FIGURES
 
 __all__ = ['Plan', 'plan_push', 'push']

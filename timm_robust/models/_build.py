@@ -1,7 +1,7 @@
 """timm's model builder, with one clear line where pretrained weights cannot be had."""
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -19,6 +19,7 @@ __all__ = [
     'build_normed_model',
     'build_robust_model',
     'cifar_cfg',
+    'classes_of',
     'imagenet_cfg',
     'small_cfgs',
 ]
@@ -27,6 +28,11 @@ HUB_ORG = 'timm-robust'
 WEIGHTS_DIR = Path(__file__).parent / 'weights'
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+_CLASSES = {
+    'cifar10': ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'),
+    'fashion_mnist': (
+        'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'),
+}
 
 _NORMS = {  # beside those timm has names for
     'robustnorm2d': RobustNorm2d,
@@ -56,12 +62,17 @@ def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
+def classes_of(name: str) -> Optional[Tuple[str, ...]]:
+    """Names of the classes of weights whose tag ends in the data they were trained on."""
+    return next((names for data, names in _CLASSES.items() if name.endswith(data)), None)
+
+
 def small_cfgs(names: Iterable[str], fashion_mnist_size: int = 28, **kwargs: Any) -> Dict[str, Dict[str, Any]]:
     """Pretrained configs of models with tags that end in the data they were trained on, cifar10 or fashion_mnist."""
     size = fashion_mnist_size
     fashion = dict(input_size=(1, size, size), pool_size=(size // 4, size // 4), mean=(0.286,), std=(0.353,))
     return {
-        name: cifar_cfg(hf_hub_id=f'{HUB_ORG}/{name}', **{
+        name: cifar_cfg(hf_hub_id=f'{HUB_ORG}/{name}', label_names=classes_of(name), **{
             **(fashion if name.endswith('fashion_mnist') else {}), **kwargs})
         for name in names}
 

@@ -13,7 +13,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.nfnet import NfCfg, NormFreeNet, model_cfgs
 
-from ._build import HUB_ORG, build_robust_model, cifar_cfg, imagenet_cfg
+from ._build import HUB_ORG, build_robust_model, cifar_cfg, classes_of, imagenet_cfg
 
 __all__ = ['CifarNormFreeNet']
 
@@ -99,7 +99,7 @@ def _ccfg_base(**kwargs: Any):
 
 
 def _ccfg(name: str, **kwargs: Any):
-    return _ccfg_base(hf_hub_id=f'{HUB_ORG}/{name}', **kwargs)
+    return _ccfg_base(hf_hub_id=f'{HUB_ORG}/{name}', label_names=classes_of(name), **kwargs)
 
 
 default_cfgs = generate_default_cfgs({

@@ -1,4 +1,3 @@
-from .build import build_model, resolve_data
 from .run import run_training
 
-__all__ = ['build_model', 'resolve_data', 'run_training']
+__all__ = ['run_training']

@@ -1,34 +1,29 @@
 """The parts of a run, built from command line arguments by timm's factories."""
 import argparse
+import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Dict, Optional
 
 import torch
 import torch.nn as nn
-from timm.data import resolve_input_data_config
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.models import create_model
 from timm.utils import NativeScaler
 
 from ..errors import InputError, check_at_least, check_choice
+from ..inputs import ModelConfig, check_seed, create_network, load_weights, resolve_device
 from ..layers import has_batch_statistics
 from ..settings import flat_names, from_flat
 from ..tasks import AWP, Objective, TrainingAttack
 from ..tasks.objective import objective_from_flat
-from .checkpoint import load_weights
 
 __all__ = [
     'build_criterion',
-    'build_model',
     'build_network',
     'check_arguments',
     'check_objective',
-    'check_seed',
     'mixed_precision',
-    'resolve_data',
-    'resolve_device',
+    'model_config',
     'resolve_lr',
 ]
 
@@ -102,42 +97,17 @@ def check_arguments(args: argparse.Namespace) -> RobustTraining:
     return options
 
 
-def check_seed(seed: int) -> None:
-    """`InputError` for a seed that numpy would not take, from one process or several."""
-    if not 0 <= seed < 2 ** 32 - 2 ** 16:
-        raise InputError(f'--seed {seed}: must be at least 0 and below 2**32 - 2**16')
-
-
-def resolve_device(name: Optional[str]) -> str:
-    """The named device, or the best there is; `InputError` if there is none of that name."""
-    if name is None:
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.startswith('cuda') and not torch.cuda.is_available():
-        raise InputError(f'--device {name}: no CUDA device is available, pass --device cpu')
-    return name
-
-
-def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
-    """Create the model of the arguments; `InputError` if there is none of that name or it refuses an argument."""
-    in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
-    kwargs.update(pretrained=args.pretrained, in_chans=in_chans, num_classes=args.num_classes)
-    for name in sorted(kwargs.keys() & args.model_kwargs.keys()):
-        raise InputError(
-            f'--model-kwargs {name}={args.model_kwargs[name]}: has a flag of its own, which --help shows; use that')
-    try:
-        return create_model(args.model, **kwargs, **args.model_kwargs)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError, OSError, AssertionError) as error:
-        reason = ' '.join(str(error).split())
-        raise InputError(f'--model {args.model}: {reason} (timm.list_models() lists the names)') from error
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    """Settings of the network; `InputError` if they are none."""
+    return ModelConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ModelConfig)})
 
 
 def build_network(args: argparse.Namespace) -> nn.Module:
     """The model of the arguments, with weights and memory options, on the CPU."""
-    model = build_model(args, drop_rate=args.drop, drop_path_rate=args.drop_path, global_pool=args.gp)
+    model = create_network(
+        model_config(args), pretrained=args.pretrained, adapt=True, drop_rate=args.drop, drop_path_rate=args.drop_path)
     if args.initial_checkpoint:
-        load_weights(model, args.initial_checkpoint, flag='--initial-checkpoint')
+        load_weights(model, args.initial_checkpoint, argument='initial_checkpoint')
     if args.batch_size == 1 and has_batch_statistics(model, training=True):
         raise InputError(
             f'--batch-size 1: {args.model} normalizes by the statistics of the batch, choose at least 2')
@@ -162,18 +132,6 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
     if mixup_active:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
-
-
-def resolve_data(args: argparse.Namespace, model: nn.Module, flag: str = '--model') -> Dict[str, Any]:
-    """timm's data config for the channels of the model, named by `flag`; `InputError` if it takes no such images."""
-    if args.crop_mode is not None:
-        check_choice('crop_mode', args.crop_mode, ('center', 'squash', 'border'))
-    try:
-        return resolve_input_data_config(model, vars(args))
-    except (ValueError, AssertionError) as error:
-        raise InputError(
-            f'{flag} {args.model}: {error} Change --img-size, --input-size, --mean or --std, or build a network of '
-            'fixed size for it with --model-kwargs img_size=N.') from error
 
 
 def resolve_lr(args: argparse.Namespace) -> None:

@@ -1,71 +1,30 @@
 """Training and validation data from command line arguments, by timm's factories."""
 import argparse
+import dataclasses
 from functools import partial
 from typing import Any, Dict
 
 import torch
-from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader
+from timm.data import FastCollateMixup, Mixup, create_loader
 from torch.utils.data import IterableDataset, Subset
 
-from ..data import balanced_indices, check_images, check_labels, dataset_labels, image_channels, is_grey
+from ..data import balanced_indices, check_images, check_labels, dataset_labels
 from ..errors import InputError
+from ..inputs import DatasetConfig, open_dataset
 
-__all__ = ['create_datasets', 'create_loaders', 'open_dataset']
-
-
-def open_dataset(args: argparse.Namespace, split: str, in_chans: int, is_training: bool = False, **kwargs: Any):
-    """`timm.data.create_dataset` with one clear line if there is nothing to read or its channels do not fit.
-
-    Args:
-        args: Needs `dataset`, `data_dir`, `dataset_download`, `class_map`, `input_img_mode`, `input_key`,
-            `target_key`, `dataset_trust_remote_code`, `batch_size` and `seed`.
-        split: Name of the split.
-        in_chans: Channels of the model.
-        is_training: Whether the data is for training.
-        **kwargs: Further arguments of `create_dataset`.
-
-    Raises:
-        InputError: If the data cannot be opened or its channels do not fit.
-    """
-    where = ' '.join(filter(None, (args.data_dir and f'--data-dir {args.data_dir}', args.dataset)))
-    try:
-        dataset = create_dataset(
-            args.dataset,
-            root=args.data_dir,
-            split=split,
-            is_training=is_training,
-            class_map=args.class_map,
-            download=args.dataset_download,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            input_img_mode=args.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
-            input_key=args.input_key,
-            target_key=args.target_key,
-            trust_remote_code=args.dataset_trust_remote_code,
-            **kwargs,
-        )
-    except (RuntimeError, OSError, ValueError, TypeError, AssertionError, KeyError, ImportError) as error:
-        reason = ' '.join(str(error).split()).split('. Supported image extensions')[0]
-        raise InputError(
-            f'{where or "--data-dir"}: no {split!r} data ({reason or type(error).__name__}): '
-            'give a folder with one sub-folder of images per class, or a data set name in --dataset') from error
-    channels = None if isinstance(dataset, IterableDataset) else image_channels(dataset)
-    if channels is not None and channels != in_chans:
-        raise InputError(f'--in-chans {in_chans}: the images of {where} have {channels}, pass --in-chans {channels}')
-    if in_chans == 3 and not args.input_img_mode and is_grey(dataset):
-        raise InputError(
-            f'--in-chans 3: the images of {where} are grey, pass --in-chans 1, or --input-img-mode RGB to let an '
-            'attack change the three copies of a grey image apart')
-    return dataset
+__all__ = ['create_datasets', 'create_loaders']
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int):
     """Training and validation data sets, checked (validation is None without --val-split)."""
+    config = DatasetConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(DatasetConfig)})
+    common = dict(in_chans=in_chans, batch_size=args.batch_size, seed=args.seed)
     train = open_dataset(
-        args, args.train_split, in_chans, True, repeats=args.epoch_repeats, num_samples=args.train_num_samples)
+        config, args.train_split, is_training=True, repeats=args.epoch_repeats, num_samples=args.train_num_samples,
+        **common)
     validation = None
     if args.val_split:
-        validation = open_dataset(args, args.val_split, in_chans, num_samples=args.val_num_samples)
+        validation = open_dataset(config, args.val_split, num_samples=args.val_num_samples, **common)
     check_labels(train, validation, num_classes)
     for dataset in filter(None, (train, validation)):
         check_images(dataset)

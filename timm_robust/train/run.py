@@ -13,24 +13,26 @@ import torch
 import torch.nn as nn
 import yaml
 from timm.layers import convert_sync_batchnorm
-from timm.models import safe_model_name, save_for_hf
+from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import distribute_bn, init_distributed_device, is_primary, random_seed, unwrap_model, update_summary
 from timm.utils.summary import trim_summary
 
 from ..attacks import InputSpace
+from ..data import class_names
 from ..errors import InputError
+from ..inputs import export_model, load_weights, resolve_preprocessing, write_text
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
 from .build import (
     build_criterion,
     build_network,
     check_arguments,
     mixed_precision,
-    resolve_data,
+    model_config,
     resolve_lr,
 )
-from .checkpoint import AtomicCheckpointSaver, load_weights, resume, resume_ema
+from .checkpoint import AtomicCheckpointSaver, resume, resume_ema
 from .curves import plot_curves
 from .datasets import create_datasets, create_loaders
 from .loop import train_one_epoch, validate, validate_robust
@@ -74,7 +76,7 @@ def _export(
         use_ema: bool,
 ) -> None:
     """Write the best weights as safetensors with a config, to be loaded by `local-dir:`."""
-    load_weights(model, str(checkpoint), use_ema=use_ema)
+    load_weights(model, checkpoint, use_ema=use_ema)
     if has_aux_norm(model):
         _save(plain_branch(model, 'aux'), directory.with_name(f'{directory.name}_aux'), args, data_config)
         model = plain_branch(model, 'main')
@@ -82,14 +84,14 @@ def _export(
 
 
 def _save(model: nn.Module, directory: Path, args, data_config: Dict[str, Any]) -> None:
-    save_for_hf(
+    export_model(
         model,
-        str(directory),
-        safe_serialization=True,
-        model_args=args.model_kwargs or None,
+        directory,
+        preprocessing=data_config,
+        class_names=args.class_names,
         # these are not the weights of the tag the architecture came with
-        model_config={'pretrained_cfg': {'tag': args.objective, 'description': f'trained with {args.objective}'}},
-        data_config=data_config,
+        pretrained_cfg={'tag': args.objective, 'description': f'trained with {args.objective}'},
+        model_args=args.model_kwargs,
     )
 
 
@@ -149,7 +151,8 @@ def _open_saver(args: argparse.Namespace, task, optimizer, loss_scaler, output_d
     if _goes_on(args, output_dir):
         saver.load_state_dict_from_checkpoint(args.resume)
     trim_summary(str(output_dir / 'summary.csv'), start_epoch)
-    (output_dir / 'args.yaml').write_text(yaml.safe_dump(vars(args), default_flow_style=False))
+    flags = {k: v for k, v in vars(args).items() if k not in ('class_names', 'data_config')}
+    write_text(output_dir / 'args.yaml', yaml.safe_dump(flags, default_flow_style=False))
     return saver
 
 
@@ -189,8 +192,10 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     random_seed(args.seed, args.rank)
 
     model = build_network(args)
-    data_config = resolve_data(args, model)
+    data_config = resolve_preprocessing(model_config(args), model)
     train_set, validation_set = create_datasets(args, data_config['input_size'][0], model.num_classes)
+    # a checkpoint holds the arguments, and whoever loads it wants to know
+    args.class_names, args.data_config = class_names(train_set), dict(data_config)
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.distributed and args.sync_bn:
         args.dist_bn = ''

@@ -15,8 +15,8 @@ from timm_robust.cli.card import OF_THE_MACHINE
 from timm_robust.cli.main import main as timm_robust
 from timm_robust.data.samples import load_digits
 from timm_robust.errors import InputError
-from timm_robust.evaluation import write_json
 from timm_robust.evaluation.summary import accuracy_of
+from timm_robust.inputs import write_json
 
 HERE = Path(__file__).parent
 WEIGHT_RECIPES = HERE.parent / 'recipes' / 'weights'

@@ -1,0 +1,73 @@
+"""Where the work is done: the device, the processes, and float32 where a verdict hangs on it."""
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from timm.utils.distributed import init_distributed_device_so
+
+from ..errors import InputError
+
+__all__ = ['Process', 'check_seed', 'init_process', 'resolve_device']
+
+
+def check_seed(seed: int) -> None:
+    """Raise `InputError` for a seed that numpy would not take, from one process or several."""
+    if not 0 <= seed < 2 ** 32 - 2 ** 16:
+        raise InputError('must be at least 0 and below 2**32 - 2**16', argument='seed', value=seed)
+
+
+def resolve_device(name: Optional[str]) -> str:
+    """The named device, or the best there is.
+
+    Raises:
+        InputError: If there is no device of that name.
+    """
+    if name is None:
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise InputError('no such device', "pass `device='cpu'` or `device='cuda'`", argument='device', value=name
+                         ) from error
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise InputError('no CUDA device is available', "pass `device='cpu'`", argument='device', value=name)
+    return name
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run.
+
+    Attributes:
+        device: Its device.
+        rank: Its number.
+        local_rank: Its number on this machine.
+        world_size: How many there are.
+    """
+    device: torch.device
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there are others."""
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+    @property
+    def primary(self) -> bool:
+        """Whether it is the one that prints and writes."""
+        return self.rank == 0
+
+
+def init_process(device: Optional[str] = None) -> Process:
+    """Join the processes that torchrun or SLURM started, if any.
+
+    Args:
+        device: Name of the device, by default the best there is; of several GPUs each process takes its own.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    found = init_distributed_device_so(resolve_device(device))
+    return Process(torch.device(found['device']), found['global_rank'], found['local_rank'], found['world_size'])

@@ -1,0 +1,60 @@
+"""A network as timm and transformers load it: weights as safetensors, and a config that vouches for them."""
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Mapping, Optional, Sequence
+
+import torch.nn as nn
+from timm.models import save_for_hf
+
+from .files import read_json, write_json
+from .network import Preprocessing
+from .weights import weights_sha256, write_weights
+
+__all__ = ['export_model']
+
+
+def export_model(
+        model: nn.Module,
+        folder: Path,
+        *,
+        preprocessing: Preprocessing,
+        class_names: Optional[Sequence[str]] = None,
+        pretrained_cfg: Optional[Mapping[str, Any]] = None,
+        model_args: Optional[Mapping[str, Any]] = None,
+        architecture: str = '',
+) -> None:
+    """Write model.safetensors and, when that is whole, config.json.
+
+    The config holds the hash of the weights, which every way in compares, and the names of the classes.
+
+    Args:
+        model: A timm model.
+        folder: Where to; made if it is not there.
+        preprocessing: How its images are prepared.
+        class_names: Names of its classes by index; those of the weights it began with are not kept.
+        pretrained_cfg: What else the config says of the weights, such as their tag and licence.
+        model_args: Arguments the model was built with.
+        architecture: Name to publish it under, by default its own.
+    """
+    with TemporaryDirectory() as scratch:
+        save_for_hf(
+            model,
+            scratch,
+            safe_serialization=True,
+            model_config={'pretrained_cfg': dict(pretrained_cfg or {})},
+            model_args=dict(model_args or {}) or None,
+            data_config=dict(preprocessing),
+        )
+        config = read_json(Path(scratch) / 'config.json')
+    # of the classes of other weights, and what transformers would pass to timm twice
+    config['pretrained_cfg'].pop('label_names', None)
+    config['pretrained_cfg'].pop('label_descriptions', None)
+    config.get('model_args', {}).pop('num_classes', None)
+    if class_names:
+        config['label_names'] = list(class_names)
+    if architecture:
+        config['architecture'] = architecture
+    config['weights_sha256'] = weights_sha256(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(folder / 'model.safetensors', model.state_dict())
+    write_json(folder / 'config.json', config)

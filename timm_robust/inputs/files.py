@@ -1,0 +1,72 @@
+"""Files that are whole or absent, and JSON that is read with one clear line about what is wrong with it."""
+import json
+import os
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, Mapping, Union
+
+from ..errors import InputError
+
+__all__ = ['read_json', 'write_bytes', 'write_json', 'write_text', 'written_whole']
+
+PathLike = Union[str, 'os.PathLike[str]']
+
+
+@contextmanager
+def written_whole(path: PathLike) -> Iterator[Path]:
+    """A path to write to instead, which takes the place of `path` when the block ends and is deleted if it fails.
+
+    The content is on the disk before the name points to it, so that after a crash there is the old file or the new one.
+
+    Raises:
+        OSError: Naming `path`, whatever the system says of the other one.
+    """
+    target = Path(path)
+    part = target.with_name(f'.{target.name}.{secrets.token_hex(4)}')
+    try:
+        yield part
+        with open(part, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        raise OSError(error.errno or 0, error.strerror or str(error), str(target)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with written_whole(path) as part:
+        part.write_bytes(content)
+
+
+def write_text(path: PathLike, content: str) -> None:
+    """Write UTF-8 whole or not at all; what is no text, such as the bytes of an odd path, is escaped."""
+    write_bytes(path, content.encode('utf-8', 'backslashreplace'))
+
+
+def write_json(path: PathLike, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=1) + '\n').encode())
+
+
+def read_json(path: PathLike, argument: str = 'path') -> Dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Args:
+        path: The file.
+        argument: By which name errors call it.
+
+    Raises:
+        InputError: If there is no such file or it holds no JSON mapping.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:100] or type(error).__name__
+        raise InputError(f'cannot be read as JSON ({reason})', argument=argument, value=str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f'must hold a JSON mapping, not a {type(content).__name__}', argument=argument, value=str(path))
+    return content

@@ -1,0 +1,294 @@
+"""The images that a network is evaluated on: opened, chosen, decoded once, and delivered with the right labels."""
+from dataclasses import dataclass
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from timm.data import create_dataset, create_loader
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from ..data import (
+    balanced_indices,
+    check_classes,
+    check_images,
+    check_split,
+    class_names,
+    dataset_labels,
+    image_channels,
+    is_grey,
+    listed_indices,
+)
+from ..errors import InputError, check_at_least
+from ..settings import check_types, setting
+from .network import Network, Preprocessing, check_batch_size
+
+__all__ = ['DatasetConfig', 'Images', 'ImagesConfig', 'choose_images', 'open_dataset', 'open_images', 'pixel_loader']
+
+_TORCH_SPLITS = (
+    'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing')  # all but two are test
+_TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Where data comes from, by the names of timm's scripts."""
+    data_dir: Optional[str] = setting(None, 'path to dataset (root dir)', metavar='DIR', group='Dataset parameters')
+    dataset: str = setting(
+        '', 'dataset type + name ("<type>/<name>", e.g. torch/cifar10) (default: ImageFolder)', metavar='NAME')
+    dataset_download: bool = setting(False, 'download torch/ and tfds/ datasets')
+    class_map: str = setting('', 'path to class to idx mapping file', metavar='FILENAME')
+    input_img_mode: Optional[str] = setting(None, 'image conversion mode (default: RGB, L for 1 channel)')
+    input_key: Optional[str] = setting(None, 'dataset key for input images')
+    target_key: Optional[str] = setting(None, 'dataset key for target labels')
+    dataset_trust_remote_code: bool = setting(False, 'allow a huggingface dataset to run code of its repo')
+    workers: int = setting(4, 'data loading processes', short='-j', metavar='N')
+    pin_mem: bool = setting(False, 'pin CPU memory in the loader')
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least('workers', self.workers, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(DatasetConfig):
+    """Images to evaluate on."""
+    split: str = setting('validation', 'split', metavar='NAME')
+    num_examples: Optional[int] = setting(None, 'evaluate so many images of the subset (default: all)', metavar='N')
+    subset: str = setting(
+        'balanced', 'balanced (seeded, as many of each class), robustbench (its ImageNet images, where that package is '
+        'installed) or a file of image names', metavar='NAME')
+    batch_size: int = setting(128, 'batch size', short='-b', metavar='N')
+    allow_class_mismatch: bool = setting(
+        False, 'evaluate although the classes of the data are not those of the network; the report says so')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least('batch_size', self.batch_size)
+
+
+def _check_torch_split(dataset: str, split: str) -> None:
+    kind, _, name = dataset.partition('/')
+    if kind.lower() == 'torch' and name.lower() in _TORCH_BASIC and split not in _TORCH_SPLITS:
+        raise InputError(f'{dataset} has no such split', 'choose train or test', argument='split', value=split)
+
+
+def open_dataset(
+        config: DatasetConfig,
+        split: str,
+        in_chans: int,
+        *,
+        is_training: bool = False,
+        batch_size: int = 1,
+        seed: int = 0,
+        **kwargs: Any,
+) -> Dataset:
+    """`timm.data.create_dataset` that refuses what timm would make the best of.
+
+    Args:
+        config: The data.
+        split: Name of the split.
+        in_chans: Channels of the network.
+        is_training: Whether the data is for training.
+        batch_size: For streaming data.
+        seed: For streaming data.
+        **kwargs: Further arguments of `create_dataset`.
+
+    Raises:
+        InputError: If the data cannot be opened, has no such split, or its channels do not fit.
+    """
+    where = ' '.join(filter(None, (config.data_dir, config.dataset))) or 'no data'
+    argument = 'dataset' if config.dataset and not config.data_dir else 'data_dir'
+
+    def wrong(problem: str, remedy: str, argument: str = argument, value: Any = where) -> InputError:
+        return InputError(problem, remedy, argument=argument, value=value)
+
+    _check_torch_split(config.dataset, split)
+    create: Any = create_dataset  # whose hints are narrower than what it takes
+    try:
+        dataset = create(
+            config.dataset,
+            root=config.data_dir,
+            split=split,
+            is_training=is_training,
+            class_map=config.class_map,
+            download=config.dataset_download,
+            batch_size=batch_size,
+            seed=seed,
+            input_img_mode=config.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
+            input_key=config.input_key,
+            target_key=config.target_key,
+            trust_remote_code=config.dataset_trust_remote_code,
+            **kwargs,
+        )
+    except (RuntimeError, OSError, ValueError, TypeError, AssertionError, KeyError, ImportError) as error:
+        reason = ' '.join(str(error).split()).split('. Supported image extensions')[0]
+        raise wrong(
+            f'no {split!r} data ({reason or type(error).__name__})',
+            'give a folder with one sub-folder of images per class, or a data set name as `dataset`') from error
+    check_split(dataset, split)
+    if hasattr(dataset, '_max_retries'):
+        dataset._max_retries = 1  # or timm puts a neighbour and its label in the place of an image it cannot read
+    channels = None if isinstance(dataset, IterableDataset) else image_channels(dataset)
+    if channels is not None and channels != in_chans:
+        raise wrong(f'the images of {where} have {channels}', f'pass `in_chans={channels}`', 'in_chans', in_chans)
+    if in_chans == 3 and not config.input_img_mode and is_grey(dataset):
+        raise wrong(
+            f'the images of {where} are grey',
+            "pass `in_chans=1`, or `input_img_mode='RGB'` to let an attack change the three copies of a grey image "
+            'apart', 'in_chans', in_chans)
+    return dataset
+
+
+class _CheckedLoader:
+    """A loader that compares the labels it delivers with those of the data set."""
+
+    def __init__(self, loader: Any, labels: Optional[Sequence[int]]):
+        self.loader, self.labels = loader, labels
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        done = 0
+        for x, y in self.loader:
+            if self.labels is not None and y.tolist() != list(self.labels[done:done + len(y)]):
+                raise InputError(
+                    f'of the images {done} to {done + len(y) - 1} of this evaluation the loader delivers other labels '
+                    'than the data set has: a file changed or cannot be read any more', argument='data_dir')
+            done += len(y)
+            yield x, y
+
+
+def pixel_loader(
+        dataset: Any,
+        indices: Sequence[int],
+        preprocessing: Preprocessing,
+        device: torch.device,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        pin_mem: bool = False,
+) -> _CheckedLoader:
+    """Batches of pixels in [0, 1] and labels, for some images of a data set whose `transform` it sets."""
+    subset: Any = Subset(dataset, list(indices))
+    channels = preprocessing['input_size'][0]
+    loader = create_loader(
+        subset,
+        input_size=preprocessing['input_size'],
+        batch_size=batch_size,
+        interpolation=preprocessing['interpolation'],
+        crop_pct=preprocessing['crop_pct'],
+        crop_mode=preprocessing['crop_mode'],
+        mean=(0.,) * channels,
+        std=(1.,) * channels,
+        num_workers=workers,
+        pin_memory=pin_mem,
+        device=device,
+        persistent_workers=False,
+    )
+    # timm sets the transform on the subset, which does not apply it
+    dataset.transform = subset.transform
+    labels = dataset_labels(dataset)
+    return _CheckedLoader(loader, None if labels is None else labels[list(indices)].tolist())
+
+
+@dataclass
+class Images:
+    """Images to evaluate on.
+
+    Attributes:
+        dataset: The data set.
+        indices: The chosen images.
+        hashes: Hash of each as it is stored.
+        preprocessing: timm's data config.
+        device: Where batches go.
+        config: How they are loaded.
+        class_names: Names of the classes by index, where the data set knows them.
+        mismatch: How its classes differ from those of the network, '' if they do not.
+    """
+    dataset: Any
+    indices: List[int]
+    hashes: List[str]
+    preprocessing: Preprocessing
+    device: torch.device
+    config: ImagesConfig
+    class_names: Optional[List[str]] = None
+    mismatch: str = ''
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def loader(self, positions: Optional[Sequence[int]] = None) -> _CheckedLoader:
+        """Batches of pixels in [0, 1] and labels, of all chosen images or those at some positions."""
+        indices = self.indices if positions is None else [self.indices[i] for i in positions]
+        return pixel_loader(
+            self.dataset, indices, self.preprocessing, self.device, batch_size=self.config.batch_size,
+            workers=self.config.workers, pin_mem=self.config.pin_mem)
+
+    def first(self, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        """The first chosen images and their labels, as tensors on the device."""
+        batches = [
+            (x.to(self.device), y.to(self.device)) for x, y in self.loader(range(min(count, len(self.indices))))]
+        x, y = zip(*batches)
+        return torch.cat(x), torch.cat(y)
+
+
+def choose_images(
+        dataset: Any,
+        config: ImagesConfig,
+        network: Network,
+        *,
+        seed: int = 0,
+        usual_examples: Optional[int] = None,
+) -> Images:
+    """Choose images of a data set for a network, and look at each of them.
+
+    Args:
+        dataset: A data set with an index.
+        config: Which images.
+        network: The network.
+        seed: Seed of the choice.
+        usual_examples: How many, if the config does not say and there are as many; None for all.
+
+    Raises:
+        InputError: If the classes are not those of the network, or an image cannot be decoded.
+    """
+    check_batch_size(network.model, config.batch_size)
+    names = class_names(dataset)
+    mismatch = check_classes(
+        dataset, network.num_classes, network.class_names(names), allow_mismatch=config.allow_class_mismatch)
+    count = config.num_examples
+    if count is None and usual_examples is not None:
+        count = min(usual_examples, len(dataset))
+    if config.subset == 'balanced':
+        indices = balanced_indices(dataset_labels(dataset), len(dataset), count, seed)
+    else:
+        indices = listed_indices(dataset, config.subset, count)
+    hashes = check_images(dataset, indices)
+    return Images(
+        dataset, indices, hashes, network.preprocessing, network.device, config, names, mismatch)
+
+
+def open_images(
+        config: ImagesConfig,
+        network: Network,
+        *,
+        seed: int = 0,
+        usual_examples: Optional[int] = None,
+) -> Images:
+    """Open a data set and choose images for a network.
+
+    Args:
+        config: The data and which images of it.
+        network: The network.
+        seed: Seed of the choice.
+        usual_examples: Of `choose_images`.
+
+    Raises:
+        InputError: If the data cannot be opened, is not of the network's classes, or an image cannot be decoded.
+    """
+    dataset = open_dataset(
+        config, config.split, network.preprocessing['input_size'][0], batch_size=config.batch_size, seed=seed)
+    if isinstance(dataset, IterableDataset):
+        raise InputError('streaming data has no index', 'use a data set with one', argument='dataset',
+                         value=config.dataset)
+    return choose_images(dataset, config, network, seed=seed, usual_examples=usual_examples)

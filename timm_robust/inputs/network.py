@@ -1,0 +1,335 @@
+"""The network that a command works with: built, loaded, checked, and put behind its own normalization."""
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Tuple, TypedDict, cast
+
+import torch
+import torch.nn as nn
+from timm.data import resolve_input_data_config
+
+from ..errors import InputError, check_choice, check_range
+from ..layers import BN_MODES, convert_aux_norm, has_batch_statistics, set_bn_mode, set_gamma
+from ..models import NormalizedModel
+from ..settings import check_types, default_of, setting, to_mapping
+from .device import resolve_device
+from .pretrained import check_adapted, check_recorded, create_named, label_names, num_outputs, read_config, resolve_name
+from .weights import Checkpoint, Conversion, fit_weights, read_checkpoint, weights_sha256
+
+__all__ = [
+    'ModelConfig',
+    'Network',
+    'NetworkConfig',
+    'Preprocessing',
+    'build_network',
+    'build_surrogate',
+    'check_batch_size',
+    'create_network',
+    'resolve_preprocessing',
+]
+
+# what decides the output of a network beside its weights, as timm's training flags call it
+_OF_RUN = (
+    'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'gp',
+    'model_kwargs')
+_SIZES = ('img_size', 'input_size')
+
+
+class Preprocessing(TypedDict):
+    """timm's data config: how images become the input of a network."""
+    input_size: Tuple[int, int, int]
+    interpolation: str
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+    crop_pct: float
+    crop_mode: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network and its input, by the names of timm's scripts."""
+    model: str = setting(
+        'resnet50', 'any timm model name, the folder of an exported model, or hf-hub:ORG/NAME', metavar='MODEL',
+        group='Model parameters')
+    pretrained: bool = setting(False, 'use pretrained weights')
+    num_classes: Optional[int] = setting(None, 'number of classes (default: of the model)', metavar='N')
+    img_size: Optional[int] = setting(None, 'image size (default: of the model)', metavar='N')
+    in_chans: Optional[int] = setting(None, 'input channels (default: of the model)', metavar='N')
+    input_size: Optional[Tuple[int, int, int]] = setting(None, 'input size as C H W', metavar='N')
+    crop_pct: Optional[float] = setting(None, 'validation crop percent', metavar='N')
+    crop_mode: Optional[str] = setting(None, 'validation crop: center, squash or border', metavar='MODE')
+    mean: Optional[Tuple[float, ...]] = setting(None, 'mean pixel value (default: of the model)', metavar='N')
+    std: Optional[Tuple[float, ...]] = setting(None, 'std deviation (default: of the model)', metavar='N')
+    interpolation: str = setting('', 'resize interpolation', metavar='NAME')
+    gp: Optional[str] = setting(None, 'global pool type', metavar='POOL')
+    channels_last: bool = setting(False, 'use channels_last memory layout')
+    model_kwargs: Dict[str, Any] = setting(
+        {}, 'further arguments of the model, e.g. norm_layer=batchnorm2d', metavar='KEY=VALUE')
+    device: Optional[str] = setting(None, 'device (default: cuda if there is one, else cpu)')
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.crop_mode is not None:
+            check_choice('crop_mode', self.crop_mode, ('center', 'squash', 'border'))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(ModelConfig):
+    """A network with its weights, ready to answer."""
+    checkpoint: str = setting(
+        '', 'weights to load, safetensors or checkpoint (default: pretrained weights)', metavar='PATH')
+    use_ema: bool = setting(True, 'prefer averaged weights of the checkpoint')
+    bn_mode: Optional[str] = setting(
+        None, 'normalize by population, batch or (RobustNorm) mean statistics (default: of the model)', metavar='MODE')
+    gamma: Optional[float] = setting(
+        None, 'share of the BatchNorm of adversarial images, in [0, 1], for a checkpoint of objective mbnat',
+        metavar='GAMMA')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bn_mode is not None:
+            check_choice('bn_mode', self.bn_mode, BN_MODES)
+        if self.gamma is None:
+            return
+        check_range('gamma', self.gamma, 0, 1, note='0 is the BatchNorm of clean images, 1 that of adversarial ones')
+        if not self.checkpoint:
+            raise InputError(
+                'mixes the two BatchNorms of a training checkpoint of objective mbnat', 'give it as `checkpoint`',
+                argument='gamma', value=self.gamma)
+        if self.bn_mode not in (None, 'population'):
+            raise InputError(
+                f'does not go with `gamma={self.gamma:g}`, which mixes tracked statistics', 'leave it out',
+                argument='bn_mode', value=self.bn_mode)
+
+
+class _TwoClasses(nn.Module):
+    """A network of one output z, a sigmoid's, as one of two classes with logits (0, z)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.model(x).reshape(len(x), 1)
+        return torch.cat([torch.zeros_like(z), z], dim=1)
+
+
+@dataclass
+class Network:
+    """A network that answers.
+
+    Attributes:
+        config: What it was built from, completed by what its checkpoint says of its training.
+        model: The timm model, in eval mode.
+        pixel_model: Takes pixels in [0, 1] and returns logits of two classes or more.
+        preprocessing: timm's data config.
+        device: Where it is.
+        checkpoint: The file its weights are from, None for pretrained weights.
+        conversion: What became of the keys of the checkpoint.
+    """
+    config: NetworkConfig
+    model: nn.Module
+    pixel_model: nn.Module
+    preprocessing: Preprocessing
+    device: torch.device
+    checkpoint: Optional[Checkpoint] = None
+    conversion: Optional[Conversion] = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; a single output decides between two."""
+        return max(num_outputs(self.model), 2)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the weights that answer."""
+        return weights_sha256(self.model)
+
+    def class_names(self, data_names: Optional[List[str]] = None) -> Optional[List[str]]:
+        """Names of the classes by index, where they are known; ImageNet's only to compare with `data_names`."""
+        if self.checkpoint is None:
+            names = label_names(self.model, data_names)
+        else:
+            told = self.checkpoint.run.get('class_names')
+            names = [str(name) for name in told] if isinstance(told, (list, tuple)) else None
+        return names if names and len(names) == self.num_classes else None
+
+
+def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a timm model, with weights that are those its config.json was written for.
+
+    Args:
+        config: The network.
+        pretrained: Load pretrained weights.
+        adapt: Let timm replace the head or input layer where classes or channels are others, as for fine-tuning.
+        **kwargs: Further arguments of timm's models that have settings of their own elsewhere, such as `drop_rate`.
+
+    Raises:
+        InputError: If there is no such model, its weights are others or cannot be had, or an argument does not suit it.
+    """
+    in_chans = config.in_chans or (config.input_size[0] if config.input_size else None)
+    kwargs.update(in_chans=in_chans, num_classes=config.num_classes, global_pool=config.gp)
+    for key in sorted(kwargs.keys() & config.model_kwargs.keys()):
+        raise InputError(
+            f'{key} is a setting of its own', 'use that', argument='model_kwargs',
+            value=f'{key}={config.model_kwargs[key]}')
+    name = resolve_name(config.model)
+    recorded = read_config(name) if pretrained else None
+    model = create_named(name, pretrained, **kwargs, **config.model_kwargs)
+    if not pretrained:
+        return model
+    try:
+        check_adapted(model, config.model, {'num_classes': config.num_classes, 'in_chans': in_chans})
+    except InputError:
+        if not adapt:
+            raise
+        if recorded and recorded.get('weights_sha256'):
+            check_recorded(name, recorded, create_named(name, True))  # as they were before
+    else:
+        check_recorded(name, recorded, model)
+    return model
+
+
+def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessing:
+    """timm's data config for the channels of the model.
+
+    Raises:
+        InputError: If the model takes no such images, or mean and std are none.
+    """
+    try:
+        found = resolve_input_data_config(model, to_mapping(config))
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            str(error).rstrip('.'), 'change `img_size`, `input_size`, `mean` or `std`, or build a network of fixed '
+            'size for it with img_size=N in `model_kwargs`', argument='model', value=config.model) from error
+    for key in ('mean', 'std'):
+        if not all(math.isfinite(v) and (key == 'mean' or v > 0) for v in found[key]):
+            raise InputError(f"must be {'finite' if key == 'mean' else 'above 0'}", argument=key, value=found[key])
+    return cast(Preprocessing, found)
+
+
+def _completed(config: NetworkConfig, run: Mapping[str, Any]) -> NetworkConfig:
+    """What is not set, as it was in the training run that wrote the checkpoint."""
+    known = {**run, **(run.get('data_config') or {})}
+    changes = {}
+    for f in dataclasses.fields(config):
+        if f.name in _OF_RUN and getattr(config, f.name) == default_of(f) and known.get(f.name) is not None:
+            changes[f.name] = known[f.name]
+    if any(getattr(config, name) for name in _SIZES):
+        changes = {k: v for k, v in changes.items() if k not in _SIZES}
+    try:
+        return dataclasses.replace(config, **changes)
+    except InputError as error:
+        raise InputError(
+            f'the arguments of its training run are broken ({error})', argument='checkpoint', value=config.checkpoint
+        ) from error
+
+
+def check_batch_size(model: nn.Module, batch_size: int) -> None:
+    """Refuse single images for a network that normalizes by the batch."""
+    if batch_size == 1 and has_batch_statistics(model):
+        raise InputError(
+            'this network normalizes by the statistics of the batch', "use a larger batch or `bn_mode='population'`",
+            argument='batch_size', value=1)
+
+
+def _about(error: ValueError, argument: str, value: Any) -> InputError:
+    known = error if isinstance(error, InputError) else InputError(str(error))
+    return known.about(argument, value)
+
+
+def _switched(model: nn.Module, config: NetworkConfig) -> nn.Module:
+    try:
+        if config.bn_mode:
+            model = set_bn_mode(model, config.bn_mode)
+    except ValueError as error:
+        raise _about(error, 'bn_mode', config.bn_mode) from error
+    return model
+
+
+def _with_two_norms(model: nn.Module, gamma: float) -> nn.Module:
+    try:
+        return set_gamma(convert_aux_norm(model), gamma)
+    except ValueError as error:
+        raise _about(error, 'gamma', gamma) from error
+
+
+def build_network(config: NetworkConfig, device: Optional[torch.device] = None) -> Network:
+    """Build a network and load its weights: never random ones, and never part of them.
+
+    Args:
+        config: The network.
+        device: Where to, by default to the device of the config.
+
+    Raises:
+        InputError: If there is no such network, or its weights are missing, broken, of another network, or not finite.
+    """
+    device = device or torch.device(resolve_device(config.device))
+    checkpoint = read_checkpoint(config.checkpoint, use_ema=config.use_ema) if config.checkpoint else None
+    if checkpoint:
+        config = _completed(config, checkpoint.run)
+    model = create_network(config, pretrained=checkpoint is None)
+    if config.gamma is not None:
+        model = _with_two_norms(model, config.gamma)
+    conversion = fit_weights(model, checkpoint, config.checkpoint) if checkpoint else None
+    if not num_outputs(model):
+        raise InputError('has no classifier', argument='model', value=config.model)
+    broken = next((k for k, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()), None)
+    if broken:
+        argument, value = ('checkpoint', config.checkpoint) if checkpoint else ('model', config.model)
+        raise InputError(
+            f'{broken} is not finite: the training run probably diverged', argument=argument, value=value)
+    model = _switched(model, config).eval()
+    preprocessing = resolve_preprocessing(config, model)
+    return Network(
+        config, model, pixel_network(model, preprocessing, device, config.channels_last), preprocessing, device,
+        checkpoint, conversion)
+
+
+def pixel_network(
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        channels_last: bool = False,
+) -> nn.Module:
+    """A timm model behind its mean and std, in eval mode on a device; of one output, as two classes."""
+    pixel_model: nn.Module = NormalizedModel(model, preprocessing['mean'], preprocessing['std'])
+    if num_outputs(model) == 1:
+        pixel_model = _TwoClasses(pixel_model)
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    return pixel_model.to(device=device).to(memory_format=memory_format).eval()
+
+
+def build_surrogate(name: str, network: Network, checkpoint: str = '') -> Network:
+    """Another network of the same classes and input, for attacks that are crafted on it.
+
+    Args:
+        name: A model as `NetworkConfig` takes it.
+        network: The network that is attacked.
+        checkpoint: Its weights, by default pretrained ones.
+
+    Raises:
+        InputError: If it cannot be built or its classes or input are not those of the network.
+    """
+    if not name:
+        raise InputError(
+            'is of no network', 'name its model as `surrogate`', argument='surrogate_checkpoint', value=checkpoint)
+
+    def wrong(problem: str, remedy: str = '') -> InputError:
+        return InputError(problem, remedy, argument='surrogate', value=name)
+
+    try:
+        found = build_network(dataclasses.replace(
+            network.config, model=name, checkpoint=checkpoint, model_kwargs={}, mean=None, std=None, gp=None,
+            bn_mode=None, gamma=None, num_classes=num_outputs(network.model) if checkpoint else None), network.device)
+    except InputError as error:
+        raise error.renamed({'model': 'surrogate', 'checkpoint': 'surrogate_checkpoint'}) from error
+    if found.num_classes != network.num_classes:
+        raise wrong(f'has {found.num_classes} classes, the model {network.num_classes}')
+    names, own = network.class_names(), found.class_names()
+    if names and own and names != own:
+        raise wrong('has other classes than the model, or in another order')
+    size, wanted = found.preprocessing['input_size'], network.preprocessing['input_size']
+    if size != wanted:
+        raise wrong(f'takes {size} images, the model {wanted}', 'give both `input_size`')
+    return found

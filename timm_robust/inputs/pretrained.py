@@ -1,0 +1,194 @@
+"""Pretrained weights and who vouches for them: names of models, config.json, and the hash that it records."""
+import math
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, cast
+
+import huggingface_hub
+import torch.nn as nn
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import create_model, is_model, parse_model_name, split_model_name_tag
+
+from ..errors import InputError
+from .files import read_json
+from .weights import weights_sha256
+
+__all__ = [
+    'check_adapted',
+    'check_recorded',
+    'create_named',
+    'label_names',
+    'num_outputs',
+    'read_config',
+    'resolve_name',
+]
+
+_SYNSET = re.compile(r'n\d{8}')
+_NUMBERS = ('mean', 'std')
+
+
+def num_outputs(model: nn.Module) -> int:
+    """Logits of a timm model."""
+    return cast(int, model.num_classes)
+
+
+def _pretrained_cfg(model: nn.Module) -> Dict[str, Any]:
+    return cast(Dict[str, Any], model.pretrained_cfg)
+
+
+def resolve_name(name: str) -> str:
+    """The name as timm takes it: a folder that holds an exported model gets the prefix 'local-dir:'.
+
+    Raises:
+        InputError: If a folder holds no model.
+    """
+    if is_model(split_model_name_tag(name)[0]) or ':' in name and not Path(name).is_dir():
+        return name
+    if Path(name).is_dir():
+        if not (Path(name) / 'config.json').is_file():
+            raise InputError('is a folder without config.json',
+                             'give the folder export/ of a training run', argument='model', value=name)
+        return f'local-dir:{name}'
+    return name
+
+
+def _config_path(source: Optional[str], place: str) -> Optional[Path]:
+    if source == 'local-dir':
+        return Path(place) / 'config.json'
+    if source == 'hf-hub':
+        repo, _, revision = place.partition('@')
+        return Path(huggingface_hub.hf_hub_download(repo, 'config.json', revision=revision or None))
+    return None
+
+
+def read_config(name: str) -> Optional[Dict[str, Any]]:
+    """Content of the config.json of an exported or published model, None for models of timm's registry.
+
+    Args:
+        name: As timm takes it.
+
+    Raises:
+        InputError: If it is missing or no config of a network.
+    """
+    try:
+        path = _config_path(*parse_model_name(name))
+    except Exception as error:  # of the Hub's client and what it wraps
+        raise unavailable(name, error) from error
+    if path is None:
+        return None
+
+    def refuse(what: str) -> InputError:
+        return InputError(f'its config.json {what}', 'export the model again', argument='model', value=name)
+
+    try:
+        config = read_json(path)
+    except InputError as error:
+        raise refuse(error.problem) from error
+
+    cfg = config.get('pretrained_cfg', config)
+    if not isinstance(config.get('architecture'), str) or not isinstance(cfg, dict):
+        raise refuse('names no architecture')
+    for key in _NUMBERS:
+        values = cfg.get(key)
+        numbers = isinstance(values, list) and values and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+        if values is not None and not numbers:
+            raise refuse(f'has {values!r} as {key}, which must be numbers')
+    for key, kind in (('weights_sha256', str), ('num_classes', int), ('model_args', dict)):
+        if not isinstance(config.get(key, kind()), kind):
+            raise refuse(f'has {config[key]!r} as {key}')
+    return config
+
+
+def unavailable(name: str, error: Exception) -> InputError:
+    """A model that cannot be built or fetched, in one line."""
+    reason = ' '.join(str(error).split())[:300] or type(error).__name__
+    known = 'timm.list_models() lists the names' if 'Unknown model' in reason else ''
+    return InputError(reason, known, argument='model', value=name)
+
+
+def create_named(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, whose every failure is one line.
+
+    Raises:
+        InputError: If there is no such model, its weights cannot be had or an argument does not suit it.
+    """
+    try:
+        return create_model(name, pretrained=pretrained, **kwargs)
+    except InputError:
+        raise
+    except Exception as error:  # timm, torch, safetensors and the Hub's client have exceptions of their own each
+        raise unavailable(name, error) from error
+
+
+def check_adapted(model: nn.Module, name: str, asked: Mapping[str, Optional[int]]) -> None:
+    """Refuse to evaluate pretrained weights of which timm kept only a part: another head, other input channels.
+
+    Args:
+        model: Built with its pretrained weights.
+        name: What errors call it.
+        asked: `num_classes` and `in_chans` as the caller gave them.
+
+    Raises:
+        InputError: Naming what does not match the weights.
+    """
+    cfg = _pretrained_cfg(model)
+    size = cfg.get('input_size') or (3,)
+    held = {'num_classes': cfg.get('num_classes'), 'in_chans': size[0]}
+    built = {'num_classes': num_outputs(model), 'in_chans': getattr(model, 'in_chans', size[0])}
+    for key, text in (('num_classes', 'classes'), ('in_chans', 'input channels')):
+        if held[key] is not None and built[key] != held[key]:
+            argument, value = (key, asked[key]) if asked.get(key) is not None else ('model', name)
+            raise InputError(
+                f'the pretrained weights are of {held[key]} {text}, not {built[key]}: the rest would be random',
+                'leave it out, or give weights of such a network as `checkpoint`', argument=argument, value=value)
+
+
+def check_recorded(name: str, config: Optional[Mapping[str, Any]], model: nn.Module) -> None:
+    """Refuse a network that is not the one its config.json was written for.
+
+    Args:
+        name: As timm takes it.
+        config: Of `read_config`.
+        model: The network as loaded.
+
+    Raises:
+        InputError: If the hash of its weights is another.
+    """
+    recorded = (config or {}).get('weights_sha256')
+    if not recorded or weights_sha256(model) == recorded:
+        return
+    source, place = parse_model_name(name)
+    if source == 'hf-hub':
+        _forget(place)
+    raise InputError(
+        f'its weights are not those of its config ({recorded[:12]}): somebody changed or mixed up a file',
+        'fetch it again or ask its author', argument='model', value=name)
+
+
+def _forget(place: str) -> None:
+    """Delete cached weights, since a cache keeps what it has of a commit for good."""
+    repo, _, revision = place.partition('@')
+    for name in ('model.safetensors', 'pytorch_model.bin'):
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
+        if isinstance(cached, str):
+            Path(cached).resolve().unlink(missing_ok=True)
+            Path(cached).unlink(missing_ok=True)
+
+
+def label_names(model: nn.Module, data_names: Optional[Sequence[str]] = None) -> Optional[List[str]]:
+    """Names of the classes of pretrained weights by index, where they are known.
+
+    Args:
+        model: With its `pretrained_cfg`.
+        data_names: Names to compare with: timm's networks of ImageNet's sizes have its synsets as names.
+    """
+    names = _pretrained_cfg(model).get('label_names')
+    if isinstance(names, Mapping):
+        names = [names.get(i, names.get(str(i))) for i in range(len(names))]
+    if names and len(names) == num_outputs(model) and all(isinstance(n, str) for n in names):
+        return list(names)
+    subset = infer_imagenet_subset(model)
+    if subset and data_names and all(map(_SYNSET.fullmatch, data_names)):
+        return ImageNetInfo(subset).label_names()
+    return None
