@@ -127,8 +127,9 @@ class _NormalizeByBatch(torch.autograd.Function):
         dy = dy.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         scale = inverse if weight is None else inverse * weight
         if tracked:
-            dx, dotted, dbias = torch.ops.aten.native_batch_norm_backward(
-                dy, x, scale, mean, torch.ones_like(mean), None, None, False, 0., [True, True, True])
+            dx = (dy * scale[:, None, None]).to(x.dtype)
+            dotted = (dy * (x - mean[:, None, None])).sum((0, 2, 3), dtype=mean.dtype)
+            dbias = dy.sum((0, 2, 3), dtype=mean.dtype)
         else:
             dx, dotted, dbias = torch.ops.aten.native_batch_norm_backward(
                 dy, x, scale * _SPREAD, None, None, mean, torch.full_like(mean, 1 / _SPREAD), True, 0.,
