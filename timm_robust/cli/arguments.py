@@ -9,6 +9,8 @@ from timm.utils.log import FormatterNoInfo
 
 from ..errors import InputError
 
+_FACTS = {'config', 'distributed', 'world_size', 'rank', 'local_rank', 'val_images'}  # in args.yaml, and no flags
+
 __all__ = [
     'Parser',
     'add_data_arguments',
@@ -61,7 +63,7 @@ def apply_config(parser: argparse.ArgumentParser, argv: List[str]) -> List[str]:
     if not isinstance(config, dict):
         raise InputError(f'--config {known.config}: must hold "flag: value" lines')
     flags = {action.dest for action in parser._actions}
-    unknown = sorted(set(config) - flags - {'config', 'distributed', 'world_size', 'rank', 'local_rank'})
+    unknown = sorted(set(config) - flags - _FACTS)
     if unknown:
         raise InputError(f'--config {known.config}: {unknown[0]!r} is no flag of this command ({parser.prog} --help)')
     parser.set_defaults(**{k: v for k, v in config.items() if k in flags})

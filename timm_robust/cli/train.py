@@ -31,6 +31,9 @@ def build_parser() -> Parser:
     group.add_argument('--train-split', metavar='NAME', default='train', help='train split (default: train)')
     group.add_argument('--val-split', metavar='NAME', default='validation',
                        help='validation split (default: validation)')
+    group.add_argument('--val-fraction', default=0., type=float, metavar='F',
+                       help='hold this share of the train split out of training and validate on it, class-balanced '
+                            'and by --seed, instead of --val-split (default: 0)')
     group.add_argument('--train-num-samples', default=None, type=int, metavar='N',
                        help='samples in the train split, for iterable datasets')
     group.add_argument('--val-num-samples', default=None, type=int, metavar='N',
@@ -95,6 +98,9 @@ def build_parser() -> Parser:
     group = parser.add_argument_group('Augmentation and regularization parameters')
     group.add_argument('--no-aug', action='store_true', help='disable all training augmentation')
     group.add_argument('--train-crop-mode', default=None, help='crop mode in train')
+    group.add_argument('--crop-padding', type=int, default=0, metavar='N',
+                       help='pad images by N black pixels and cut their size out at random, the custom for 32x32 '
+                            'images, instead of a random resized crop (4 for CIFAR; default: 0)')
     group.add_argument('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT',
                        help='random resize scale (default: 0.08 1.0)')
     group.add_argument('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.], metavar='RATIO',

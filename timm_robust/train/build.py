@@ -10,7 +10,7 @@ import torch.nn as nn
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import NativeScaler
 
-from ..errors import InputError, check_at_least, check_choice
+from ..errors import InputError, check_at_least, check_choice, check_range
 from ..inputs import ModelConfig, check_seed, create_network, load_weights, resolve_device
 from ..layers import has_batch_statistics
 from ..settings import flat_names, from_flat
@@ -87,6 +87,7 @@ def check_arguments(args: argparse.Namespace) -> RobustTraining:
     Raises:
         InputError: Naming the flag.
     """
+    _check_data(args)
     options = check_objective(args)
     for name in ('batch_size', 'epochs', 'grad_accum_steps', 'val_interval', 'log_interval', 'checkpoint_hist'):
         check_at_least(name, getattr(args, name))
@@ -95,6 +96,27 @@ def check_arguments(args: argparse.Namespace) -> RobustTraining:
     check_seed(args.seed)
     args.device = resolve_device(args.device)
     return options
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Refuse what contradicts a padded crop, or validation images held out of the training data."""
+    check_range('val_fraction', args.val_fraction, 0, 0.5)
+    if args.val_fraction:
+        if args.val_split not in ('', 'validation', args.train_split):
+            raise InputError('holds images out of the training data, and `val_split` names other ones',
+                             'leave one of them out', argument='val_fraction', value=args.val_fraction)
+        args.val_split = args.train_split
+    if not args.crop_padding:
+        return
+    check_at_least('crop_padding', args.crop_padding, 0)
+    for name, others in (('train_crop_mode', None), ('no_aug', False), ('scale', [0.08, 1.0]),
+                         ('ratio', [3. / 4., 4. / 3.])):
+        if getattr(args, name) not in (others, others and tuple(others), None):
+            raise InputError(f'shifts the image as it is, and `{name}` crops otherwise', 'leave one of them out',
+                             argument='crop_padding', value=args.crop_padding)
+    if args.objective == 'nofrost_star':
+        raise InputError('the views of nofrost_star have crops of their own', 'leave it out',
+                         argument='crop_padding', value=args.crop_padding)
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:

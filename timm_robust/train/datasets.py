@@ -1,18 +1,72 @@
 """Training and validation data from command line arguments, by timm's factories."""
 import argparse
 import dataclasses
+import hashlib
+import json
 from functools import partial
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from timm.data import FastCollateMixup, Mixup, create_loader
 from torch.utils.data import IterableDataset, Subset
+from torchvision.transforms import RandomCrop
 
-from ..data import balanced_indices, check_images, check_labels, dataset_labels
+from ..data import balanced_indices, check_images, check_labels, class_names, dataset_labels
 from ..errors import InputError
 from ..inputs import DatasetConfig, open_dataset
 
 __all__ = ['create_datasets', 'create_loaders']
+
+
+class Part(Subset):
+    """Some images of a data set, behind what timm's loader and our checks ask a data set for."""
+
+    @property
+    def transform(self) -> Any:
+        """The transform of the data set, which timm's loader sets."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, value: Any) -> None:
+        self.dataset.transform = value
+
+    @property
+    def targets(self) -> List[int]:
+        """Class index of each image."""
+        return dataset_labels(self.dataset)[self.indices].tolist()
+
+    @property
+    def classes(self) -> Optional[List[str]]:
+        """Names of the classes."""
+        return class_names(self.dataset)
+
+    @property
+    def input_img_mode(self) -> Optional[str]:
+        """Mode the images are converted to."""
+        return getattr(self.dataset, 'input_img_mode', None)
+
+    def filename(self, index: int, **kwargs: Any) -> str:
+        """File of an image."""
+        return self.dataset.filename(self.indices[index], **kwargs)
+
+
+def _split_off(args: argparse.Namespace, train, twin) -> Tuple[Part, Part, str]:
+    """Training data without its validation images, these from a twin of it, and a hash of which they are."""
+    fraction = args.val_fraction
+    labels = None if isinstance(train, IterableDataset) or args.epoch_repeats else dataset_labels(train)
+    if labels is None:
+        raise InputError('needs a data set with an index and known labels, whose images are read once an epoch',
+                         'name a split in `val_split`', argument='val_fraction', value=fraction)
+    check_images(train)
+    held = sorted(balanced_indices(labels, len(labels), max(round(fraction * len(labels)), 1), seed=args.seed))
+    kept = np.setdiff1d(np.arange(len(labels)), held).tolist()
+    if len(np.unique(labels[held])) < len(np.unique(labels)):
+        raise InputError(f'holds out {len(held)} images, fewer than there are classes', 'choose more',
+                         argument='val_fraction', value=fraction)
+    names = [train.filename(i) for i in held] if hasattr(train, 'filename') else held
+    digest = hashlib.sha256(json.dumps([len(labels), names]).encode()).hexdigest()
+    return Part(train, kept), Part(twin, held), f'{len(held)} {digest}'
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int):
@@ -22,8 +76,11 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int):
     train = open_dataset(
         config, args.train_split, is_training=True, repeats=args.epoch_repeats, num_samples=args.train_num_samples,
         **common)
-    validation = None
-    if args.val_split:
+    validation, args.val_images = None, ''
+    if args.val_fraction:
+        twin = open_dataset(config, args.train_split, **common)
+        train, validation, args.val_images = _split_off(args, train, twin)
+    elif args.val_split:
         validation = open_dataset(config, args.val_split, num_samples=args.val_num_samples, **common)
     check_labels(train, validation, num_classes)
     for dataset in filter(None, (train, validation)):
@@ -33,6 +90,18 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int):
             f'--batch-size {args.batch_size}: the training data has {len(train)} images for {args.world_size} '
             f'process(es), choose at most {len(train) // args.world_size}')
     return train, validation
+
+
+def _check_crop_padding(args: argparse.Namespace, train, input_size: Sequence[int]) -> None:
+    """Refuse a padded crop of streaming data and of images that are not of the network's size."""
+    if isinstance(train, IterableDataset):
+        raise InputError('needs a data set with an index, streaming data has none', argument='crop_padding')
+    image = train[0][0]
+    size = image.size[::-1] if hasattr(image, 'getbands') else tuple(image.shape[-2:])
+    if tuple(size) != tuple(input_size[1:]):
+        raise InputError(
+            f'shifts images of the size of the network, {input_size[1]}x{input_size[2]}; these are '
+            f'{size[0]}x{size[1]}', 'leave it out', argument='crop_padding', value=args.crop_padding)
 
 
 def create_loaders(
@@ -60,6 +129,8 @@ def create_loaders(
     )
     if args.aug_repeats and not args.distributed:
         raise InputError(f'--aug-repeats {args.aug_repeats:g}: is for several processes (torchrun), leave it out')
+    if args.crop_padding:
+        _check_crop_padding(args, train, data_config['input_size'])
     mixup_fn = collate_fn = None
     if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
         mixup_args = dict(
@@ -100,6 +171,9 @@ def create_loaders(
         collate_fn=collate_fn,
         **common,
     )
+    if args.crop_padding:
+        # in the place of RandomResizedCrop, the first of timm's training transforms
+        train.transform.transforms[0] = RandomCrop(data_config['input_size'][1:], padding=args.crop_padding)
     if validation is None:
         return loader_train, None, None, mixup_fn
     evaluation = partial(

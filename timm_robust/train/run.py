@@ -135,6 +135,18 @@ def _prepare_task(args: argparse.Namespace, task, optimizer, loss_scaler, device
     return start_epoch
 
 
+def _check_same_validation(args: argparse.Namespace) -> None:
+    """Refuse to go on with a run that held other images out of training: it has seen those of today."""
+    before = Path(args.resume).parent / 'args.yaml'
+    if not args.resume or not before.is_file():
+        return
+    held = (yaml.safe_load(before.read_text()) or {}).get('val_images', '')
+    if held != args.val_images:
+        raise InputError(
+            'that run held other images out of training',
+            'give the data, `seed` and `val_fraction` it had', argument='resume', value=args.resume)
+
+
 def _open_saver(args: argparse.Namespace, task, optimizer, loss_scaler, output_dir: Path, start_epoch: int):
     """Saver of the primary process, with the history of the run it goes on with."""
     saver = AtomicCheckpointSaver(
@@ -194,6 +206,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     model = build_network(args)
     data_config = resolve_preprocessing(model_config(args), model)
     train_set, validation_set = create_datasets(args, data_config['input_size'][0], model.num_classes)
+    _check_same_validation(args)
     # a checkpoint holds the arguments, and whoever loads it wants to know
     args.class_names, args.data_config = class_names(train_set), dict(data_config)
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)

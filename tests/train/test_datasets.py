@@ -1,0 +1,118 @@
+"""Validation images held out of the training data, and the padded crop of small images."""
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import make_image_folder
+from PIL import Image
+
+from timm_robust.cli.main import main
+from timm_robust.cli.train import build_parser
+from timm_robust.errors import InputError
+from timm_robust.train.build import check_arguments
+from timm_robust.train.datasets import create_datasets, create_loaders
+
+TINY = ['--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '3', '-b', '4',
+        '--warmup-epochs', '0', '-j', '0', '--device', 'cpu']
+CONFIG = dict(input_size=(3, 32, 32), mean=(0.,) * 3, std=(1.,) * 3, interpolation='bicubic', crop_pct=1.,
+              crop_mode='center')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp('images'), classes=('a', 'b', 'c'), per_class=20)
+
+
+def parse(folder, *extra):
+    args = build_parser().parse_args([*TINY, '--data-dir', str(folder), *extra])
+    check_arguments(args)
+    args.distributed, args.world_size = False, 1
+    return args
+
+
+def loaders(folder, *extra):
+    args = parse(folder, *extra)
+    train, validation = create_datasets(args, 3, 3)
+    return create_loaders(args, train, validation, CONFIG, torch.device('cpu'), 3)
+
+
+def files(part):
+    return {part.filename(i) for i in range(len(part))}
+
+
+def test_training_never_sees_a_held_out_image(folder):
+    args = parse(folder, '--val-fraction', '0.2')
+    train, validation = create_datasets(args, 3, 3)
+    assert (len(train), len(validation)) == (48, 12)
+    assert not files(train) & files(validation) and len(files(train) | files(validation)) == 60
+    assert np.bincount(validation.targets).tolist() == [4, 4, 4]
+    for part in (train, validation):
+        for i in range(len(part)):
+            assert part[i][1] == part.targets[i] == 'abc'.index(part.filename(i).split('/')[0])
+    again = parse(folder, '--val-fraction', '0.2')
+    assert files(create_datasets(again, 3, 3)[1]) == files(validation) and again.val_images == args.val_images
+    other = parse(folder, '--val-fraction', '0.2', '--seed', '7')
+    assert files(create_datasets(other, 3, 3)[1]) != files(validation) and other.val_images != args.val_images
+
+
+def test_held_out_images_are_not_augmented(folder):
+    _, loader, robust, _ = loaders(
+        folder, '--val-fraction', '0.2', '--val-split', '', '--crop-padding', '4', '--robust-eval-steps', '1',
+        '--robust-eval-samples', '6')
+    dataset = loader.dataset
+    for i in range(3):
+        pixels = np.asarray(Image.open(dataset.filename(i, absolute=True))).transpose(2, 0, 1)
+        assert np.array_equal(np.asarray(dataset[i][0]), pixels)
+    seen = torch.cat([x for x, _ in loader]), torch.cat([x for x, _ in robust])
+    assert len(seen[1]) == 6 and all(any(torch.equal(x, y) for y in seen[0]) for x in seen[1])
+
+
+def test_a_run_goes_on_with_the_images_it_held_out_alone(folder, tmp_path, capsys):
+    run = ['train', *TINY, '--data-dir', str(folder), '--output', str(tmp_path), '--experiment', 'run',
+           '--val-fraction', '0.2', '--crop-padding', '4']
+    assert main([*run, '--epochs', '1']) == 0
+    kept = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert kept['val_images'].split()[0] == '12' and len(kept['val_images'].split()[1]) == 64
+    last = str(tmp_path / 'run' / 'last.pth.tar')
+    for other in (['--seed', '3'], ['--val-fraction', '0.3'], ['--val-fraction', '0']):
+        assert main([*run, '--epochs', '2', '--resume', last, *other]) == 2
+        assert 'held other images out' in capsys.readouterr().err
+    assert main([*run, '--epochs', '2', '--resume', last]) == 0
+    assert main(['train', '-c', str(tmp_path / 'run' / 'args.yaml'), '--resume', '', '--output',
+                 str(tmp_path / 'again')]) == 0
+
+
+def test_padded_crop_shifts_by_whole_pixels_over_black(folder):
+    loader, _, _, _ = loaders(folder, '--crop-padding', '4', '--hflip', '0', '--color-jitter', '0')
+    dataset, shifts = loader.dataset, set()
+    torch.manual_seed(0)
+    for _ in range(60):
+        padded = np.pad(np.asarray(Image.open(dataset.filename(5, absolute=True))), ((4, 4), (4, 4), (0, 0)))
+        image = np.asarray(dataset[5][0]).transpose(1, 2, 0)
+        found = [(i, j) for i in range(9) for j in range(9) if np.array_equal(padded[i:i + 32, j:j + 32], image)]
+        assert len(found) == 1
+        shifts.update(found)
+    assert {i for i, _ in shifts} == set(range(9)) and {j for _, j in shifts} == set(range(9))
+
+
+@pytest.mark.parametrize('flags,named', [
+    (['--val-fraction', '0.2', '--val-split', 'test'], 'val_fraction'),
+    (['--val-fraction', '0.7'], 'val_fraction'),
+    (['--val-fraction', '0.01'], 'val_fraction'),
+    (['--val-fraction', '0.1', '--epoch-repeats', '2'], 'val_fraction'),
+    (['--crop-padding', '-1'], 'crop_padding'),
+    (['--crop-padding', '4', '--scale', '0.5', '1'], 'crop_padding'),
+    (['--crop-padding', '4', '--train-crop-mode', 'rkrc'], 'crop_padding'),
+    (['--crop-padding', '4', '--no-aug'], 'crop_padding'),
+    (['--crop-padding', '4', '--objective', 'nofrost_star'], 'crop_padding'),
+])
+def test_contradictions_are_refused(folder, flags, named):
+    with pytest.raises(InputError) as caught:
+        loaders(folder, *flags)
+    assert caught.value.argument == named
+
+
+def test_padded_crop_is_for_images_of_the_networks_size(folder, tmp_path):
+    larger = make_image_folder(tmp_path, classes=('a', 'b', 'c'), per_class=4, size=40)
+    with pytest.raises(InputError, match='40x40'):
+        loaders(larger, '--crop-padding', '4')
