@@ -294,3 +294,26 @@ def test_pixels_reach_the_attack_unnormalized():
     a = ATTACKS['fgsm'](wrapped, x, y, THREAT, keep='last')
     b = ATTACKS['fgsm'](lambda p: model((p - mean) / std), x, y, THREAT, keep='last')
     assert torch.equal(a, b) and (a - x).abs().max() <= THREAT.eps * (1 + 3e-6)
+
+
+@pytest.mark.parametrize('allowed', [True, False])
+def test_float32_is_not_tf32_and_the_flags_come_back(allowed, monkeypatch):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before, seen = [b.allow_tf32 for b in backends], []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            seen.append([b.allow_tf32 for b in backends])
+            return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+
+    loader = [(torch.full((4, 3, 8, 8), .7), torch.zeros(4, dtype=torch.int64))]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        evaluate_attacks(Watched().eval(), loader, range(4), parse_attacks('clean,pgd2', ThreatModel('linf', 8 / 255)),
+                         device=torch.device('cpu'))
+        assert len(seen) > 2 and not any(map(any, seen))
+        assert [b.allow_tf32 for b in backends] == [allowed] * 2
+    finally:
+        for backend, flag in zip(backends, before):
+            backend.allow_tf32 = flag

@@ -6,6 +6,7 @@ which must lie within eps of the clean one and within [0, 1].
 import logging
 import math
 import time
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -20,7 +21,14 @@ from .journal import Journal
 from .outcome import Evaluation, assemble, keyed_steps
 from .specs import AttackSpec, check_specs
 
-__all__ = ['MBNAT_GAMMAS', 'evaluate_attacks', 'image_seeds', 'sweep_eps', 'sweep_mbnat_gamma']
+__all__ = [
+    'MBNAT_GAMMAS',
+    'evaluate_attacks',
+    'float32_proper',
+    'image_seeds',
+    'sweep_eps',
+    'sweep_mbnat_gamma',
+]
 
 MBNAT_GAMMAS = tuple(i / 10 for i in range(11))
 
@@ -29,6 +37,22 @@ _FLOAT32_SLACK = 1.2e-7
 _FEWEST_FOR_CHANCE = 50
 
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def float32_proper() -> Iterator[None]:
+    """Convolutions and matrix products in float32 as it is, not in the TF32 that a GPU may put in its place.
+
+    With the ten bits of TF32, images count as fooled that float32 classifies correctly.
+    """
+    flags = [(b, b.allow_tf32) for b in (torch.backends.cuda.matmul, torch.backends.cudnn)]
+    try:
+        for backend, _ in flags:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, flag in flags:
+            backend.allow_tf32 = flag
 
 
 def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -148,6 +172,7 @@ def _pools(loader, batches: int, device: torch.device) -> Iterator[Tuple[torch.T
         yield torch.cat(images), torch.cat(labels), len(images[0])
 
 
+@float32_proper()
 def evaluate_attacks(
         model: nn.Module,
         loader,
