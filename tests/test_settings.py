@@ -25,6 +25,16 @@ class Settings:
         check_types(self)
 
 
+@dataclass(frozen=True)
+class Required:
+    steps: int
+    inner: Optional[Settings] = None
+    rows: Tuple[Settings, ...] = ()
+
+    def __post_init__(self):
+        check_types(self)
+
+
 @pytest.mark.parametrize('name,value,expected', [
     ('steps', True, 'a whole number'), ('steps', 2.5, 'a whole number'), ('steps', '3', 'a whole number'),
     ('steps', None, 'a whole number'), ('weight', '0.5', 'a number'), ('weight', False, 'a number'),
@@ -50,8 +60,19 @@ def test_numbers_and_lists_take_the_type_of_their_field():
 def test_a_mapping_and_back():
     settings = Settings(steps=3, scale=(.2, .9), dirs=['a'])
     assert from_mapping(Settings, to_mapping(settings)) == settings
+    with pytest.raises(InputError, match='steps: is missing in Required'):
+        from_mapping(Required, {})
     with pytest.raises(InputError, match='stepz=3: unknown setting of Settings; choose from .*steps'):
         from_mapping(Settings, {'stepz': 3})
+
+
+def test_settings_inside_of_settings():
+    whole = Required(3, Settings(steps=4), (Settings(scale=(.3, 1.)),))
+    content = to_mapping(whole)
+    assert content['inner']['steps'] == 4 and content['rows'][0]['scale'] == [.3, 1.]
+    assert from_mapping(Required, content) == whole == Required(**content)
+    with pytest.raises(InputError, match="steps='x': must be a whole number"):
+        from_mapping(Required, {'steps': 1, 'rows': [{'steps': 'x'}]})
 
 
 def test_defaults_are_not_shared():

@@ -83,6 +83,8 @@ def _converted(value: Any, hint: Any) -> Tuple[bool, Any]:
         return all(fits for fits, _ in tries), origin(new for _, new in tries)
     if origin is dict:
         return isinstance(value, dict), value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return True, from_mapping(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return True, float(value)
     if hint in (int, float) and isinstance(value, bool):
@@ -93,7 +95,7 @@ def _converted(value: Any, hint: Any) -> Tuple[bool, Any]:
 def check_types(settings: Any) -> None:
     """Refuse values that are not of their field's type: `worst_case='false'` is text, not a bool.
 
-    A whole number stands for a number, a list for a tuple; nothing else is converted.
+    A whole number stands for a number, a list for a tuple, a mapping for a settings class; nothing else is converted.
 
     Raises:
         InputError: Naming the field and its value.
@@ -112,20 +114,26 @@ def from_mapping(cls: Type[T], values: Mapping[str, Any]) -> T:
     """A settings object from the content of a YAML or JSON file.
 
     Raises:
-        InputError: On a name that is no field, and on bad values.
+        InputError: On a name that is no field, on a field without default that is not there, and on bad values.
     """
-    known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    known = {field.name for field in fields}
     for name in values:
         if name not in known:
             raise InputError(f'unknown setting of {cls.__name__}', f"choose from {', '.join(sorted(known))}",
                              argument=str(name), value=values[name])
+    for field in fields:
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(f'is missing in {cls.__name__}', argument=field.name)
     return cls(**values)
 
 
 def to_mapping(settings: Any) -> Dict[str, Any]:
     """Every field with its value, for a YAML or JSON file: `from_mapping` reads it back."""
     def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value
+        if dataclasses.is_dataclass(value):
+            return to_mapping(value)
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
     return {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
 

@@ -1,5 +1,5 @@
 """Readers of shifted data, corruptions on the fly, and what is made of the errors."""
-import json
+import dataclasses
 
 import numpy as np
 import pytest
@@ -13,8 +13,15 @@ from timm_robust.cli.main import main
 from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
 from timm_robust.data.shifts import Part, cifar_c, imagenet_c, imagenet_shift, synsets
 from timm_robust.errors import InputError
-from timm_robust.evaluation import Journal
-from timm_robust.evaluation.shifts import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_errors, summarize_shifts
+from timm_robust.evaluation import EvaluationReport, Journal
+from timm_robust.evaluation.shifts import (
+    ALEXNET_CLEAN_ERROR,
+    ALEXNET_ERRORS,
+    BenchmarkResult,
+    PartResult,
+    corruption_errors,
+    summarize_shifts,
+)
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'crop_pct': 1., 'crop_mode': 'center'}
 
@@ -79,16 +86,12 @@ class Listed(list):
 
 def test_alexnet_has_an_mce_of_100():
     own = {c: dict.fromkeys(range(1, 6), e) for c, e in ALEXNET_ERRORS.items()}
-    found = mean_corruption_errors(own, ALEXNET_CLEAN_ERROR)
-    assert found['mce'] == pytest.approx(100) and found['relative_mce'] == pytest.approx(100)
-    assert found['mean_error'] == pytest.approx(sum(ALEXNET_ERRORS.values()) / 15)
+    assert corruption_errors(own, ALEXNET_CLEAN_ERROR) == pytest.approx((100, 100))
     half = {c: {s: e / 2 + s - 3 for s in range(1, 6)} for c, e in ALEXNET_ERRORS.items()}
-    found = mean_corruption_errors(half, 20.)
-    assert found['mce'] == pytest.approx(50)
     wanted = [(e / 2 - 20) / (e - 43.478) for e in ALEXNET_ERRORS.values()]
-    assert found['relative_mce'] == pytest.approx(100 * sum(wanted) / 15)
-    assert mean_corruption_errors(half)['relative_mce'] is None
-    assert mean_corruption_errors({'fog': half['fog']}, 20.)['mce'] is None
+    assert corruption_errors(half, 20.) == pytest.approx((50, 100 * sum(wanted) / 15))
+    assert corruption_errors(half)[1] is None
+    assert corruption_errors({'fog': half['fog']}, 20.) == (None, None)
     assert set(ALEXNET_ERRORS) == set(COMMON_CORRUPTIONS)
 
 
@@ -163,7 +166,7 @@ def network(tmp_path):
 
 
 def outcome(folder):
-    return json.loads((folder / 'benchmarks.json').read_text())['benchmarks']
+    return EvaluationReport.load(folder).benchmarks
 
 
 def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch):
@@ -174,15 +177,14 @@ def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch)
              '--num-examples', '4']
     assert main([*flags, '--output', str(tmp_path / 'whole')]) == 0
     shown = capsys.readouterr().out
-    found = {e['benchmark']: e for e in outcome(tmp_path / 'whole')}
-    assert list(found) == ['clean', 'corruptions', 'cifar10-c']
-    assert [found[n]['images'] for n in found] == [4, 8, 8] and '20,000 published' in shown
-    assert [found[n]['available'] for n in found] == [40, 80, 8]
-    assert found['corruptions']['mean_error'] == pytest.approx(sum(found['corruptions']['errors']['fog'].values()) / 2)
-    assert found['corruptions']['mce'] is None
-    assert [found[n]['resized_to'] for n in found] == [None] * 3 and 'resized to' not in shown
+    clean, corruptions, cifar = outcome(tmp_path / 'whole')
+    assert (clean.name, corruptions.name, cifar.name) == ('clean', 'corruptions', 'cifar10-c')
+    assert [b.num_images for b in (clean, corruptions, cifar)] == [4, 8, 8] and '20,000 published' in shown
+    assert [b.available for b in (clean, corruptions, cifar)] == [40, 80, 8]
+    assert corruptions.mean_error == pytest.approx(sum(corruptions.errors['fog'].values()) / 2)
+    assert clean.resized_to is corruptions.resized_to is cifar.resized_to is None and 'resized to' not in shown
     assert main([*flags, '--input-size', '3', '32', '64', '--output', str(tmp_path / 'wide')]) == 0
-    assert [e['resized_to'] for e in outcome(tmp_path / 'wide')] == [None, None, [32, 64]]
+    assert [b.resized_to for b in outcome(tmp_path / 'wide')] == [None, None, (32, 64)]
     assert 'resized to 32x64' in capsys.readouterr().out
 
     real, calls = benchmarks.evaluate_shift, []
@@ -230,7 +232,7 @@ def test_classes_outside_the_mask_do_not_count(tmp_path, network, capsys, monkey
     assert 'a: there are 200 images, published are 7,500: complete them, or take some' in capsys.readouterr().err
     assert main([*flags, '--num-examples', '200']) == 0
     found, = outcome(tmp_path / 'o')
-    assert (found['classes'], found['accuracy'], found['accuracy_all_classes']) == (200, .5, 0.)
+    assert (found.num_classes, found.accuracy, found.accuracy_all_classes) == (200, .5, 0.)
     assert 'among its 200 classes; 0.0 among all, 7,500 published' in capsys.readouterr().out
 
 
@@ -240,7 +242,8 @@ def test_stored_images_reach_the_network_as_they_are(tmp_path, network, monkeypa
     seen = {}
     monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda model, loader, indices, key, *args: seen.update(
         {key: dict(zip(indices, torch.cat([x for x, _ in loader])))}))
-    monkeypatch.setattr(benchmarks, 'summarize_shifts', lambda *args: [])
+    monkeypatch.setattr(benchmarks, 'summarize_shifts', lambda *args: [
+        BenchmarkResult('clean', (PartResult(1, 2),), 2)])
     assert main(['eval', *network(10), '--data-dir', str(tmp_path / 'data'), '--benchmarks',
                  f"corruptions,cifar10-c={tmp_path / 'c'}", '--corruptions', 'fog', '--severities', '1', '5',
                  '--num-examples', '4', '--crop-pct', '0.5', '--output', str(tmp_path / 'o')]) == 0
@@ -266,11 +269,14 @@ def test_what_is_made_of_imagenet_c():
     clean, found = summarize_shifts(parts, chosen, journal)
     noises = ('gaussian_noise', 'shot_noise', 'impulse_noise')
     errors = {c: 50 if c in noises else 100 for c in COMMON_CORRUPTIONS}
-    assert clean['accuracy'] == 50 and found['mean_error'] == pytest.approx(sum(errors.values()) / 15)
-    assert found['mce'] == pytest.approx(sum(100 * errors[c] / ALEXNET_ERRORS[c] for c in errors) / 15)
-    assert found['relative_mce'] == pytest.approx(
+    assert clean.accuracy == 50 and found.mean_error == pytest.approx(sum(errors.values()) / 15)
+    assert found.mce == pytest.approx(sum(100 * errors[c] / ALEXNET_ERRORS[c] for c in errors) / 15)
+    assert found.relative_mce(clean.accuracy) == pytest.approx(
         sum(100 * (errors[c] - 50) / (ALEXNET_ERRORS[c] - 43.478) for c in errors) / 15)
-    assert (found['images'], found['available'], found['expected']) == (190, 190, 190)
+    assert found.relative_mce(None) is None
+    other = dataclasses.replace(found, name='corruptions')
+    assert other.mce is None and other.relative_mce(50.) is None, 'AlexNet was measured on other files'
+    assert (found.num_images, found.available, found.expected) == (190, 190, 190)
 
 
 def test_noise_on_grey_images_is_that_of_one_channel():
@@ -339,10 +345,10 @@ def test_networks_side_by_side(tmp_path, network, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ['top-1', '%', 'One', 'Two']
     assert [row.split('  ')[0] for row in table[2:5]] == [
-        'clean (40 images, seed 0)', 'corruptions (80 images, seed 0)', 'fgsm Linf eps 8/255 (40 images, seed 0)']
-    entries = {e['benchmark']: e['accuracy'] for e in outcome(tmp_path / 'a')}
+        'clean (40 images, seed 0)', 'corruptions (80 images, seed 0)', 'fgsm Linf 8/255 (40 images, seed 0)']
+    entries = {b.name: b.accuracy for b in outcome(tmp_path / 'a')}
     assert [float(v) for v in table[3].split()[-2:]] == [round(entries['corruptions'], 1)] * 2
-    path = tmp_path / 'b' / 'benchmarks.json'
+    path = tmp_path / 'b' / 'results.json'
     path.write_text(path.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
     assert main(['compare', f"One={tmp_path / 'a'},{tmp_path / 'b'}", '-o', str(tmp_path / 'no.png')]) == 2
     assert 'was measured on other weights' in capsys.readouterr().err
@@ -351,7 +357,7 @@ def test_networks_side_by_side(tmp_path, network, capsys):
     for argv, text in (
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'b'}"], 'Two: clean was measured on other images'),
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'attacks'}", '--kind', 'radar'], 'needs three benchmarks or'),
-            ([f'One={tmp_path}'], 'holds neither benchmarks.json nor results.json'),
+            ([f'One={tmp_path}'], 'cannot be read as JSON'),
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'c'}"], 'Two: clean was measured on other images'),
             (['One'], 'One: is not NAME=FOLDER')):
         assert main(['compare', *argv, '-o', str(tmp_path / 'no.png')]) == 2

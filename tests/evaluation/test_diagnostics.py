@@ -14,8 +14,10 @@ from timm_robust.attacks.noise import image_seeds
 from timm_robust.errors import InputError
 from timm_robust.evaluation.batch_dependence import adaptive_accuracy, compare_batches, even_batch_size, judge_adaptive
 from timm_robust.evaluation.diagnostics import diagnose
-from timm_robust.evaluation.surface import loss_surface, plot_loss_surface
+from timm_robust.evaluation.render import plot_loss_surface
+from timm_robust.evaluation.surface import LossSurface, loss_surface
 from timm_robust.layers import replace_norm, set_bn_mode
+from timm_robust.settings import from_mapping, to_mapping
 
 THREAT = ThreatModel('linf', 0.1)
 COLOURS = torch.tensor([[0.3, 0.5, 0.7], [0.7, 0.5, 0.3], [0.5, 0.7, 0.5], [0.5, 0.3, 0.5]])
@@ -270,10 +272,9 @@ def test_findings_are_json_and_repeat_and_the_model_is_untouched(robust_norm):
 def test_loss_surface(honest, threat):
     x, y = problem(20)
     surface = loss_surface(honest, x, y, threat, points=5)
-    assert json.loads(json.dumps(surface)) == surface
-    assert surface['coordinates'] == [-1, -0.5, 0, 0.5, 1] and (surface['norm'], surface['eps']) == (
-        threat.norm, threat.eps)
-    loss = torch.tensor(surface['loss'])
+    assert from_mapping(LossSurface, json.loads(json.dumps(to_mapping(surface)))) == surface
+    assert surface.coordinates == (-1, -0.5, 0, 0.5, 1) and (surface.norm, surface.eps) == (threat.norm, threat.eps)
+    loss = torch.tensor(surface.loss)
     with torch.no_grad():
         clean = F.cross_entropy(honest(x), y)
         adv = fgsm(honest, x, y, threat, keep='last')

@@ -17,6 +17,7 @@ from torchvision.transforms import ToTensor
 
 from timm_robust.cli.main import main
 from timm_robust.cli.outputs import own_positions
+from timm_robust.evaluation import EvaluationReport
 from timm_robust.layers import convert_aux_norm, plain_branch
 from timm_robust.models import NormalizedModel
 
@@ -57,8 +58,8 @@ def command(world, output, *more, checkpoint='model'):
 
 
 def outcome(folder):
-    results = json.loads((folder / 'results.json').read_text())
-    return results, [r['correct'] for r in results['results']]
+    report = EvaluationReport.load(folder)
+    return report, [a.correct for a in report.attacks]
 
 
 @pytest.fixture(scope='module')
@@ -69,27 +70,29 @@ def uninterrupted(world, tmp_path_factory):
 
 
 def test_both_columns_and_every_image(uninterrupted):
-    results, correct = uninterrupted
-    clean, pgd, square = results['results']
-    assert 0 < sum(pgd['correct']) < sum(clean['correct']) and sum(square['correct']) < sum(clean['correct'])
-    assert pgd['attacked'] == square['attacked'] == sum(clean['correct'])
-    both = [p and s for p, s in zip(pgd['correct'], square['correct'])]
-    assert square['worst_case_so_far'] == results['worst_case_accuracy'] == 100 * sum(both) / 64
-    assert square['accuracy'] == 100 * sum(square['correct']) / 64
-    assert square['attack']['query_limit'] == 30 and pgd['attack']['steps'] == 5
+    report, _ = uninterrupted
+    clean, pgd, square = report.attacks
+    assert 0 < sum(pgd.correct) < sum(clean.correct) and sum(square.correct) < sum(clean.correct)
+    assert pgd.attacked == square.attacked == sum(clean.correct)
+    both = tuple(p and s for p, s in zip(pgd.correct, square.correct))
+    assert report.standing('square30') == report.worst_case == both
+    assert report.worst_case_accuracy == 100 * sum(both) / 64
+    assert square.accuracy == 100 * sum(square.correct) / 64
+    assert square.attack['query_limit'] == 30 and pgd.attack['steps'] == 5
+    assert (square.effort, pgd.effort) == ('30 queries', '5')
 
 
 def test_worst_case_runs_each_attack_on_what_is_left(world, uninterrupted, tmp_path, capsys, caplog):
     assert main(command(world, tmp_path / 'out', '--worst-case')) == 0
     assert 'ran only on images that withstood those above it' in capsys.readouterr().out
     assert '64 of 64 images: clean' in caplog.text
-    results, correct = outcome(tmp_path / 'out')
+    report, _ = outcome(tmp_path / 'out')
     apart, _ = uninterrupted
-    clean, pgd, square = results['results']
-    assert square['attacked'] == sum(pgd['correct']) < pgd['attacked'] and square['accuracy'] is None
-    assert results['worst_case_accuracy'] == apart['worst_case_accuracy']
-    skipped = [c and not p for c, p in zip(clean['correct'], pgd['correct'])]
-    assert [c is None for c in square['correct']] == skipped
+    clean, pgd, square = report.attacks
+    assert square.attacked == sum(pgd.correct) < pgd.attacked and square.accuracy is None
+    assert report.worst_case_accuracy == apart.worst_case_accuracy
+    skipped = [c and not p for c, p in zip(clean.correct, pgd.correct)]
+    assert [c is None for c in square.correct] == skipped
 
 
 def test_killed_and_resumed(world, uninterrupted, tmp_path):
@@ -166,8 +169,8 @@ def test_transfer_from_a_surrogate(world, uninterrupted, tmp_path, capsys):
     assert main(command(world, tmp_path / 'same', *same)) == 0
     assert main(command(world, tmp_path / 'other', *other)) == 0
     assert 'crafted on robustnorm_resnet20_cifar, not on this network' in capsys.readouterr().out
-    white, transfer = (outcome(tmp_path / n)[0]['results'][1]['accuracy'] for n in ('same', 'other'))
-    assert abs(white - uninterrupted[0]['results'][1]['accuracy']) <= 5 and transfer > white + 5
+    white, transfer = (outcome(tmp_path / n)[0].accuracy('pgd5') for n in ('same', 'other'))
+    assert abs(white - uninterrupted[0].accuracy('pgd5')) <= 5 and transfer > white + 5
     assert main(command(world, tmp_path / 'c', *same, '--attacks', 'apgd-ce')) == 2
     assert 'transfers badly' in capsys.readouterr().err
 
@@ -185,7 +188,7 @@ def test_a_list_of_images(world, tmp_path, capsys):
     names.write_text('c/c2.png\nwherever/a1.png\n')
     argv = command((root, unique), tmp_path / 'b', '--subset', str(names))
     assert main(argv) == 0
-    assert outcome(tmp_path / 'b')[0]['data']['labels'] == [2, 0]
+    assert outcome(tmp_path / 'b')[0].data.labels == (2, 0)
     names.write_text('c/c2.png\nd/nowhere.png\n')
     assert main(command((root, unique), tmp_path / 'c', '--subset', str(names))) == 2
     assert 'nowhere.png' in capsys.readouterr().err
@@ -249,27 +252,27 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
     argv = command(world, tmp_path / 'sweep', *kwargs, '--sweep', 'gamma', '--num-examples', '16',
                    checkpoint='two')
     assert main(argv) == 0
-    results = outcome(tmp_path / 'sweep')[0]
-    points = results['mbnat_gamma_sweep']
-    assert [p['gamma'] for p in points] == [i / 10 for i in range(11)] and results['model']['mbnat_gamma'] == 0
-    assert results['results'][0]['accuracy'] == points[0]['robust']
+    report = outcome(tmp_path / 'sweep')[0]
+    points = report.gamma_sweep
+    assert [p.gamma for p in points] == [i / 10 for i in range(11)] and report.model.gamma == 0
+    assert report.accuracy('pgd2') == points[0].robust
     folder = tmp_path / 'sweep'
-    assert (folder / 'mbnat_gamma.png').stat().st_size > 5000
+    assert (folder / 'gamma_sweep.png').stat().st_size > 5000
     for page in ('report.md', 'report.html'):
         text = (folder / page).read_text()
-        assert 'Accuracy over gamma' in text and 'clean accuracy %' in text
+        assert 'Accuracy over gamma' in text and 'clean accuracy (%)' in text
     # each point is what the plain network of that mixture gives
     for point in (points[3], points[10]):
-        own = tmp_path / str(point['gamma'])
+        own = tmp_path / str(point.gamma)
         assert main(command(world, own, *kwargs, '--attacks', 'clean,pgd2', '--num-examples', '16', '--gamma',
-                            str(point['gamma']), checkpoint='two')) == 0
-        clean, robust = (r['accuracy'] for r in outcome(own)[0]['results'])
-        assert (point['clean'], point['robust']) == (clean, robust)
+                            str(point.gamma), checkpoint='two')) == 0
+        clean, robust = (a.accuracy for a in outcome(own)[0].attacks)
+        assert (point.clean, point.robust) == (clean, robust)
     plain = plain_branch(two_norms, 'aux')
     torch.save(plain.state_dict(), world[0] / 'aux.pth')
     assert main(command(world, tmp_path / 'aux', *kwargs, '--num-examples', '16', checkpoint='aux')) == 0
     assert outcome(tmp_path / 'aux')[1] == outcome(tmp_path / '1.0')[1][1:]
-    assert len({(p['clean'], p['robust']) for p in points}) > 2, 'the comparison says nothing'
+    assert len({(p.clean, p.robust) for p in points}) > 2, 'the comparison says nothing'
     capsys.readouterr()
 
 

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import timm
@@ -12,7 +10,13 @@ from timm_robust.attacks import ATTACKS, ThreatModel, autoattack
 from timm_robust.cli.main import main
 from timm_robust.data import balanced_indices
 from timm_robust.errors import InputError
-from timm_robust.evaluation import evaluate_attacks, example_images, parse_attacks
+from timm_robust.evaluation import (
+    EvaluationReport,
+    ThreatFacts,
+    evaluate_attacks,
+    example_images,
+    parse_attacks,
+)
 from timm_robust.evaluation.accuracy import image_seeds, sweep_eps
 from timm_robust.evaluation.journal import Journal
 from timm_robust.inputs import weights_sha256
@@ -167,9 +171,9 @@ def test_autoattack_in_an_evaluation_and_its_examples():
     later = [f and not r for f, r in zip(evaluation.results[1].correct, result.correct)]
     assert any(later) and any(result.correct), 'the comparison says nothing'
     examples = example_images(model, x, evaluation, count=12)
-    held = [e for e in examples if e['prediction'] == e['label']]
-    assert len(held) == sum(result.correct) and {e['attack'] for e in held} == {'autoattack'}
-    fooled = [e['attack'] for e in examples if e['prediction'] != e['label']]
+    held = [e for e in examples if not e.fooled]
+    assert len(held) == sum(result.correct) and {e.attack for e in held} == {'autoattack'}
+    fooled = [e.attack for e in examples if e.fooled]
     assert sum(a.startswith('autoattack/') for a in fooled) == sum(later) and set(fooled) - {'fgsm'}
 
 
@@ -189,10 +193,11 @@ def test_a_sweep_is_an_evaluation_for_each_eps():
     y = labels_of(model, x)
     sweep = {eps: parse_attacks('pgd3' if eps else 'clean', ThreatModel('linf', eps))[0] for eps in (.02, 0, .002, .3)}
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
-    curve = sweep_eps(model, lambda: loader, range(20), sweep, device=CPU, progress=False)
+    points = sweep_eps(model, lambda: loader, range(20), sweep, device=CPU, progress=False)
     alone = {
         eps: evaluate(model, x, y, 'pgd3', threat=ThreatModel('linf', eps)).results[0].accuracy
         for eps in (.002, .02, .3)}
+    curve = {p.eps: p.accuracy for p in points}
     assert curve == {0: 100., **alone} and list(curve) == sorted(curve) and len(set(curve.values())) > 2
 
 
@@ -248,24 +253,24 @@ def test_eval_command_writes_all_it_takes_to_repeat_it(tmp_path, capsys):
                '--num-examples', '10', '-j', '0', '-b', '4', '--seed', '5', '--device', 'cpu']
     assert main([*command, '--output', str(tmp_path / 'a'), '--eps-sweep', '0,1/255,8/255', '--save-images', '3']) == 0
     table = capsys.readouterr().out
-    for text in ('Linf eps 8/255', '10 images', 'seed 5', 'worst case', 'pgd3'):
+    for text in ('Linf 8/255', '10 images', 'seed 5', 'cumulative', 'pgd3'):
         assert text in table
-    results = json.loads((tmp_path / 'a' / 'results.json').read_text())
-    assert results['model']['weights_sha256'] == weights_sha256(model)
-    assert results['threat_model'] == {'norm': 'linf', 'eps': 8 / 255, 'text': 'Linf eps 8/255'}
-    assert len(results['data']['indices']) == 10 == len(results['data']['labels'])
-    assert results['settings']['seed'] == 5 and results['settings']['command'].startswith('timm-robust eval')
-    assert {'timm', 'torch', 'timm_robust'} <= set(results['versions'])
-    assert [r['attack']['name'] for r in results['results']] == ['clean', 'fgsm', 'pgd3']
-    for r in results['results']:
-        assert r['accuracy'] == 100 * sum(r['correct']) / 10
-    assert [p['eps'] for p in results['eps_sweep']] == [0, 1 / 255, 8 / 255]
+    report = EvaluationReport.load(tmp_path / 'a')
+    assert report.model.weights_sha256 == weights_sha256(model)
+    assert report.threat == ThreatFacts('Linf', 8 / 255, 'Linf 8/255')
+    assert report.data.num_examples == 10 == len(report.data.labels) and report.data.class_names == ('a', 'b')
+    assert report.settings.seed == 5 and report.settings.command.startswith('timm-robust eval')
+    assert {'timm', 'torch', 'timm_robust'} <= set(report.versions)
+    assert [a.name for a in report.attacks] == ['clean', 'fgsm', 'pgd3']
+    for a in report.attacks:
+        assert a.accuracy == 100 * sum(a.correct) / 10
+    assert [p.eps for p in report.eps_sweep] == [0, 1 / 255, 8 / 255]
     for name in ('eps_sweep.png', 'images.png'):
         assert (tmp_path / 'a' / name).stat().st_size > 3000
     assert main([*command, '--output', str(tmp_path / 'b')]) == 0
-    again = json.loads((tmp_path / 'b' / 'results.json').read_text())
-    assert [r['correct'] for r in again['results']] == [r['correct'] for r in results['results']]
-    assert again['data'] == results['data']
+    again = EvaluationReport.load(tmp_path / 'b')
+    assert [a.correct for a in again.attacks] == [a.correct for a in report.attacks]
+    assert again.data == report.data
 
     # the images are the ones the indices name, through the model's own preprocessing
     from PIL import Image
@@ -273,16 +278,16 @@ def test_eval_command_writes_all_it_takes_to_repeat_it(tmp_path, capsys):
     transform = create_transform(**resolve_data_config({}, model=model))
     files = [(p, k) for k, c in enumerate('ab') for p in sorted(
         (folder / 'validation' / c).iterdir(), key=lambda p: int(p.stem))]
-    chosen = [files[i] for i in results['data']['indices']]
-    assert [k for _, k in chosen] == results['data']['labels']
+    chosen = [files[i] for i in report.data.indices]
+    assert tuple(k for _, k in chosen) == report.data.labels
     x = torch.stack([transform(Image.open(p).convert('RGB')) for p, _ in chosen])
     with torch.no_grad():
         predicted = model.eval()(x).argmax(1)
-    assert results['results'][0]['correct'] == [int(p == k) for p, (_, k) in zip(predicted, chosen)]
+    assert report['clean'].correct == tuple(bool(p == k) for p, (_, k) in zip(predicted, chosen))
 
     assert main([*command, '--output', str(tmp_path / 'c'), '--bn-mode', 'batch']) == 0
-    assert 'WARNING: this network normalizes by the batch at hand' in capsys.readouterr().out
-    assert json.loads((tmp_path / 'c' / 'results.json').read_text())['settings']['batch_dependent'] is True
+    assert 'WARNING: This network normalizes by the current batch' in capsys.readouterr().out
+    assert EvaluationReport.load(tmp_path / 'c').settings.batch_dependent is True
 
 
 def test_pixels_reach_the_attack_unnormalized():

@@ -17,6 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from timm_robust.cli.card import training_command
 from timm_robust.cli.main import main
+from timm_robust.evaluation import (
+    AttackOutcome,
+    DataFacts,
+    EvaluationReport,
+    ModelFacts,
+    RunFacts,
+    ThreatFacts,
+    read_reports,
+)
 from timm_robust.hub.card import result_rows
 from timm_robust.hub.papers import citations
 from timm_robust.inputs import weights_sha256
@@ -70,14 +79,13 @@ def one_line(capsys, *words):
 def check_numbers(folder):
     """Every accuracy in the card is one of results.json, and the weights, if there, are those measured."""
     content = json.loads((folder / 'results.json').read_text())
-    evaluations = content['evaluations']
-    assert {e['model']['weights_sha256'] for e in evaluations} == {content['weights_sha256']}
+    reports = [report for _, report in read_reports(folder / 'results.json')]
+    assert {report.model.weights_sha256 for report in reports} == {content['weights_sha256']}
     assert json.loads((folder / 'config.json').read_text())['weights_sha256'] == content['weights_sha256']
     text = (folder / 'README.md').read_text()
     body = text.split('\n---\n', 1)[1]
     shown = re.findall(r'^\|.*\| ([\d.]+) \|$', body, flags=re.M)
-    wanted = sorted(
-        r['worst_case_so_far'] if r['accuracy'] is None else r['accuracy'] for e in evaluations for r in e['results'])
+    wanted = sorted(report.accuracy(outcome.name) for report in reports for outcome in report.attacks)
     assert sorted(map(float, shown)) == [round(v, 2) for v in wanted]
     metadata = ModelCard(text).data.eval_results
     assert sorted(r.metric_value for r in metadata) == [round(v, 2) for v in wanted]
@@ -117,8 +125,9 @@ def test_what_a_card_says(folder, measured, tmp_path, monkeypatch):
     assert '--initial-checkpoint start.safetensors' in text
     assert '@inproceedings{wang2022removing' in text and 'license: apache-2.0' in text
     assert f"timm.create_model('hf-hub:{REPO}', pretrained=True)" in text and 'import timm, timm_robust' in text
-    rows = result_rows(json.loads((folder / 'results.json').read_text())['evaluations'], ['Squares', 'Squares'])
-    assert [r[3] for r in rows][2] == 'clean' and rows[0][2].startswith('Linf eps')
+    names, reports = zip(*read_reports(folder / 'results.json'))
+    rows = result_rows(reports, names)
+    assert [r[3] for r in rows][2] == 'clean' and rows[0][2] == 'Linf 8/255' and rows[0][0] == 'Squares'
 
 
 def test_the_same_input_gives_the_same_bytes(measured, folder, tmp_path):
@@ -137,16 +146,15 @@ def test_an_objective_is_cited_whatever_the_network(objective):
 def test_networks_of_timm_are_named_as_timm_does(tmp_path):
     from timm_robust.hub.card import build_card_folder
     model = timm.create_model('nofrost_resnet26', num_classes=3).eval()
-    results = {
-        'format': 2, 'model': {'weights_sha256': weights_sha256(model), 'name': 'x', 'input_size': [3, 64, 64],
-                               'mean': [.5] * 3, 'std': [.5] * 3, 'interpolation': 'bicubic', 'crop_pct': 1.,
-                               'crop_mode': 'center'},
-        'data': {'num_examples': 4, 'split': 'test'},
-        'threat_model': {'norm': 'linf', 'eps': .1, 'text': 'Linf eps 0.1'},
-        'settings': {'seed': 0, 'batch_dependent': False, 'command': 'timm-robust eval', 'worst_case': False},
-        'results': [{'attack': {'name': 'clean'}, 'accuracy': 25., 'worst_case_so_far': 25., 'attacked': 4,
-                     'seconds': 1.}], 'worst_case_accuracy': 25.}
-    (tmp_path / 'results.json').write_text(json.dumps(results))
+    EvaluationReport(
+        model=ModelFacts(
+            name='x', weights_sha256=weights_sha256(model), input_size=(3, 64, 64), mean=[.5] * 3, std=[.5] * 3,
+            interpolation='bicubic', crop_pct=1., crop_mode='center'),
+        data=DataFacts(split='test', indices=range(4), labels=[0] * 4),
+        threat=ThreatFacts('Linf', .1, 'Linf 0.1'),
+        settings=RunFacts(command='timm-robust eval'),
+        attacks=[AttackOutcome('clean', {'attack': 'clean'}, None, '', [True, False, False, False])],
+    ).save(tmp_path)
     build_card_folder(
         tmp_path / 'card', 'nofrost_resnet26.some_tag', model, [str(tmp_path / 'results.json')], data_names=['Squares'],
         repo_id='a/b', license='apache-2.0', origin='nowhere')
@@ -173,7 +181,7 @@ def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
     assert card(measured, tmp_path, '--pretrained') == 2
     one_line(capsys, 'unrecognized arguments: --pretrained')
     assert card(measured, tmp_path, '--results', str(measured / 'args.yaml'), '--data-name', 'x') == 2
-    one_line(capsys, 'is no results.json')
+    one_line(capsys, 'cannot be read as JSON')
 
 
 def publish(folder, *more, token=WRITER, monkeypatch=None):
@@ -333,8 +341,8 @@ def test_loading_that_fails_says_so_in_a_line_and_works_after(
     hub.repos[REPO].gated = False
     hub.repos[REPO].commits[hub.repos[REPO].branches['main']].update(weights)
     assert evaluate(measured, f'hf-hub:{REPO}', tmp_path / 'second') == 0
-    found = json.loads((tmp_path / 'second' / 'results.json').read_text())
-    assert found['model']['weights_sha256'] == json.loads((folder / 'config.json').read_text())['weights_sha256']
+    report = EvaluationReport.load(tmp_path / 'second')
+    assert report.model.weights_sha256 == json.loads((folder / 'config.json').read_text())['weights_sha256']
     blobs = Path(os.environ['HF_HOME']) / 'hub'
     assert not list(blobs.rglob('*.incomplete')) or all(p.is_file() for p in blobs.rglob('*.incomplete'))
 
@@ -347,13 +355,16 @@ def test_models_are_listed_with_what_they_withstand(folder, monkeypatch, capsys)
     named = folder.parent / 'nofrost_resnet50.nofrost_linf8_in1k'
     shutil.copytree(folder, named)
     content = json.loads((named / 'results.json').read_text())
-    content['evaluations'][0]['results'].append({
-        'attack': {'name': 'autoattack', 'parts': []}, 'accuracy': None, 'worst_case_so_far': 12.5})
+    first = content['evaluations'][0]
+    of_pgd = first['attacks'][-1]
+    first['attacks'].append({**of_pgd, 'name': 'autoattack', 'attack': {'attack': 'autoattack'}, 'accuracy': 0.,
+                             'worst_case_so_far': 0., 'correct': [False] * len(of_pgd['correct'])})
+    first['worst_case_accuracy'] = 0.
     (named / 'results.json').write_text(json.dumps(content))
     assert main(['models', 'nofrost_resnet50.nofrost_linf8*', '--cards', str(folder.parent)]) == 0
     row = capsys.readouterr().out.splitlines()[2].split()
-    assert row[-2:] == [f"{content['evaluations'][0]['results'][0]['accuracy']:.2f}", '12.50']
-    assert row[row.index('Squares') + 1] == str(content['evaluations'][0]['data']['num_examples'])
+    assert row[-2:] == [f"{first['attacks'][0]['accuracy']:.2f}", '0.00']
+    assert row[row.index('Squares') + 1] == str(len(first['data']['indices']))
 
 
 def test_weights_in_the_package_are_listed_without_cards(tmp_path, capsys):

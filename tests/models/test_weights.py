@@ -11,6 +11,7 @@ from timm.data import create_dataset, create_transform
 
 import timm_robust  # noqa: F401
 from timm_robust.data import balanced_indices, dataset_labels
+from timm_robust.evaluation import read_reports
 from timm_robust.inputs import weights_sha256
 from timm_robust.models import NormalizedModel
 from timm_robust.models._build import WEIGHTS_DIR
@@ -21,6 +22,10 @@ NAMES = sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))
 
 def facts(name):
     return json.loads((WEIGHTS_DIR / f'{name}.json').read_text())
+
+
+def measured(name):
+    return read_reports(WEIGHTS_DIR / f'{name}.json')[0][1]
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -52,21 +57,21 @@ def test_overlap_with_the_images_that_chose_the_epoch(name, open_images):
     trained = yaml.safe_load((logs / name / 'args.yaml').read_text())
     labels = dataset_labels(open_images(name))
     chosen = balanced_indices(labels, len(labels), trained['robust_eval_samples'], trained['seed'])
-    overlap = len({*chosen} & {*facts(name)['evaluations'][0]['data']['indices']})
+    overlap = len({*chosen} & {*measured(name).data.indices})
     assert f'of which {overlap} are among the images above' in (CARDS / name / 'README.md').read_text()
     assert f'{overlap} of the 400 below are among those' in (CARDS.parent / 'README.md').read_text()
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_they_classify_as_was_written_down(name, open_images):
-    found = facts(name)['evaluations'][0]
+    report = measured(name)
     dataset = open_images(name)
-    assert len(dataset) == found['data']['num_images']
-    size = tuple(found['model']['input_size'])
+    assert len(dataset) == report.data.num_images
+    size = report.model.input_size
     dataset.transform = create_transform(
-        size, crop_pct=found['model']['crop_pct'], mean=(0.,) * size[0], std=(1.,) * size[0])
-    pictures, labels = zip(*(dataset[i] for i in found['data']['indices'][:200]))
+        size, crop_pct=report.model.crop_pct, mean=(0.,) * size[0], std=(1.,) * size[0])
+    pictures, labels = zip(*(dataset[i] for i in report.data.indices[:200]))
     model = NormalizedModel(timm.create_model(name, pretrained=True)).eval()
     with torch.no_grad():
-        right = (model(torch.stack(pictures)).argmax(1) == torch.tensor(labels)).int().tolist()
-    assert right == found['results'][0]['correct'][:200]
+        right = (model(torch.stack(pictures)).argmax(1) == torch.tensor(labels)).tolist()
+    assert tuple(right) == report['clean'].correct[:200]

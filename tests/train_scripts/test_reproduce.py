@@ -19,6 +19,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from timm_robust.cli.arguments import apply_config
 from timm_robust.cli.train import build_parser
 from timm_robust.data.samples import load_digits
+from timm_robust.evaluation import AttackOutcome, DataFacts, EvaluationReport, ModelFacts, RunFacts, ThreatFacts
+from timm_robust.evaluation.report import EpsPoint, GammaPoint
 
 FOLDER = Path(__file__).parents[2] / 'train_scripts' / 'reproduce'
 
@@ -53,16 +55,18 @@ def scripts(tmp_path, monkeypatch):
                 'statistics': {'layers': {kind: {'bn1': layer} for kind in ('clean', 'adversarial')}}}[argv[0]]
             (folder / f'{argv[0]}.json').write_text(json.dumps({**content, 'settings': settings}))
             return 0
-        results = {
-            'results': [{'attack': {'name': n}, 'accuracy': 90. - 10 * i, 'worst_case_so_far': 0., 'correct': [1, 0]}
-                        for i, n in enumerate(flag['--attacks'].split(','))],
-            'threat_model': {'text': f"Linf eps {flag.get('--eps', 0)}"}, 'settings': settings,
-            'data': {'num_examples': int(flag['--num-examples'])}, 'model': {'weights_sha256': 'f'},
-            'eps_sweep': [{'eps': 0, 'accuracy': 80.}],
-            'mbnat_gamma_sweep': [{'gamma': .5, 'clean': 90., 'robust': 70. - len(flag['--attacks'])}]}
-        folder = Path(flag['--output'])
-        folder.mkdir(parents=True)
-        (folder / 'results.json').write_text(json.dumps(results))
+        count, names = int(flag['--num-examples']), flag['--attacks'].split(',')
+        threat = ThreatFacts('Linf', .1, f"Linf {flag.get('--eps', 0)}")
+        EvaluationReport(
+            model=ModelFacts(name='net', weights_sha256='f'),
+            data=DataFacts(indices=range(count), labels=[0] * count),
+            threat=threat,
+            settings=RunFacts(**settings),
+            attacks=[AttackOutcome(n, {}, threat, '', [k < (9 - i) * count / 10 for k in range(count)])
+                     for i, n in enumerate(names)],
+            eps_sweep=[EpsPoint(0., 80, 100)],
+            gamma_sweep=[GammaPoint(.5, 90, 70 - len(flag['--attacks']), 100)],
+        ).save(flag['--output'])
         return 0
 
     def load(name):
@@ -117,8 +121,8 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     assert len(trained) == 4 and all(Path(c[c.index('-c') + 1]).is_file() for c in trained)
     assert len(calls) == 4 + 2 * (2 + 3) + 4 + 4 * 7
     text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
-    assert '| resnet20 | robustnorm | CIFAR-10 (JPEG copy) | Linf eps 0.005014 | mean | 90.0 | 80.0' in text
-    assert '| resnet20 | batchnorm | Fashion-MNIST | Linf eps 0.007060 | batch | 90.0 |' in text
+    assert '| resnet20 | robustnorm | CIFAR-10 (JPEG copy) | Linf 0.005014 | mean | 90.0 | 80.0' in text
+    assert '| resnet20 | batchnorm | Fashion-MNIST | Linf 0.007060 | batch | 90.0 |' in text
     attacks = {c[c.index('--bn-mode') + 1]: c[c.index('--attacks') + 1] for c in calls if '--eps' in c}
     assert attacks['batch'].endswith(',adaptive100') and attacks['mean'].endswith(',adaptive100')
     eps = {c[c.index('--data-dir') + 1]: float(c[c.index('--eps') + 1]) for c in calls if '--eps' in c}
@@ -127,7 +131,7 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     run(script, monkeypatch, '--cifar10', 'C', '--networks', 'resnet20', '--eps-space', 'pixel', '--num-examples',
         '300', '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'out'))
     assert {c[c.index('--eps') + 1] for c in calls if '--eps' in c} == {'0.020000'}
-    assert 'Linf eps 0.020000' in (tmp_path / 'tables' / 'robustnorm_pixel.md').read_text()
+    assert 'Linf 0.020000' in (tmp_path / 'tables' / 'robustnorm_pixel.md').read_text()
     assert (tmp_path / 'tables' / 'robustnorm.md').read_text() == text
     # rows that were not asked for stay, unless they are of other images
     for images, more, found in (('300', ['vgg11'], 6), ('50', ['vgg11'], 2)):
@@ -373,11 +377,3 @@ def test_runs_of_one_network_and_how_far_they_fall_apart(scripts):
             for name, worst in (('near', (5., 6., 7.)), ('far', (60., 2., 7.)), ('high', (80., 81., 82.)))]
     assert 'ResNet-8 with far, trained 3 times on digits, fgsm, ' in script.spread(rows)
     assert 'leave 60.0, 2.0, 7.0 % (T, 200 images, seed 7' in script.spread(rows)
-
-
-def test_interval_is_that_of_wilson(scripts):
-    script, _ = scripts('readme_results')
-    # by hand: centre (k + z^2/2) / (n + z^2), half width z sqrt(k (n - k) / n + z^2 / 4) / (n + z^2)
-    z, n, k = 1.959964, 400, 157
-    centre, half = (k + z * z / 2) / (n + z * z), z * (k * (n - k) / n + z * z / 4) ** .5 / (n + z * z)
-    assert script.interval(39.25, 400) == f'{100 * (centre - half):.1f} to {100 * (centre + half):.1f}'

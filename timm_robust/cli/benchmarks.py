@@ -2,8 +2,6 @@
 import argparse
 import hashlib
 import json
-import shlex
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -15,13 +13,13 @@ from ..data import balanced_indices, check_classes, check_images, class_names, d
 from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
 from ..data.shifts import CIFAR_C, FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
 from ..errors import InputError
-from ..evaluation import Journal, format_table
-from ..evaluation.report import versions
+from ..evaluation import EvaluationReport, Journal, ThreatFacts
 from ..evaluation.shifts import evaluate_shift, summarize_shifts
-from ..inputs import Network, open_dataset, pixel_loader, resolve_device, write_json
+from ..inputs import Network, open_dataset, pixel_loader, resolve_device
 from ..layers import has_batch_statistics
+from ..settings import to_mapping
 from .inputs import images_config, open_network, read_threat
-from .outputs import model_facts, own_positions, resumable_output
+from .outputs import data_facts, model_facts, own_positions, resumable_output, run_facts
 
 __all__ = ['add_benchmark_arguments', 'run_benchmarks']
 
@@ -29,7 +27,6 @@ _OF_ATTACKS = (
     'attacks', 'norm', 'eps', 'step_size', 'restarts', 'num_targets', 'worst_case', 'eps_sweep', 'sweep', 'exact',
     'search_dtype', 'diagnose', 'surrogate', 'surrogate_checkpoint', 'subset')
 _NAMES = ('clean', 'corruptions', *FOLDERS)
-_HEADER = ('benchmark', 'images', 'top-1 %', '')
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,38 +139,6 @@ def _open_parts(args, names: Dict[str, str], network: Network) -> List[Part]:
     return parts
 
 
-def _entry_rows(entries: Sequence[Dict[str, Any]]) -> List[Sequence[str]]:
-    rows = []
-    for e in entries:
-        notes = []
-        if 'classes' in e:
-            notes.append(f"among its {e['classes']} classes; {e['accuracy_all_classes']:.1f} among all")
-        if e['errors']:
-            notes.append(f"mean error {e['mean_error']:.1f} % of {len(e['errors'])} corruptions")
-            notes += [f'{text} {e[k]:.1f}' for k, text in (('mce', 'mCE'), ('relative_mce', 'relative mCE'))
-                      if e[k] is not None]
-        if e['resized_to']:
-            notes.append(f"resized to {'x'.join(map(str, e['resized_to']))}")
-        if e['expected'] and e['images'] != e['expected']:
-            notes.append(f"{e['expected']:,} published")
-        rows.append((e['benchmark'], f"{e['images']:,}", f"{e['accuracy']:.1f}", ', '.join(notes)))
-    return rows
-
-
-def _print(args: argparse.Namespace, entries: Sequence[Dict[str, Any]], batch_dependent: bool) -> None:
-    print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}, seed {args.seed}\n')
-    print(format_table(_entry_rows(entries), _HEADER))
-    if batch_dependent:
-        print(f'\nThe network normalizes by the batch: this holds for shuffled batches of {args.batch_size} alone.')
-    for e in entries:
-        if e['errors']:
-            severities = sorted(next(iter(e['errors'].values())))
-            print(f"\n{e['benchmark']}: error in percent by severity\n")
-            print(format_table(
-                [(c, *(f'{own[s]:.1f}' for s in severities), f'{sum(own.values()) / len(own):.1f}')
-                 for c, own in e['errors'].items()], ('corruption', *map(str, severities), 'mean')))
-
-
 def run_benchmarks(args: argparse.Namespace, argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """Evaluate on benchmarks, with the arguments of `timm-robust eval`."""
     names = _read_names(args)
@@ -189,20 +154,21 @@ def run_benchmarks(args: argparse.Namespace, argv: Sequence[str], parser: argpar
 
 
 def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, str], device: torch.device) -> None:
-    output = resumable_output(args, 'benchmarks.json')
+    output = resumable_output(args, 'results.json')
     network = open_network(args, device)
     pixel_model, data_config = network.pixel_model, network.preprocessing
     parts = _open_parts(args, names, network)
     facts = model_facts(args, network.model, data_config)
-    data = {'benchmarks': names, 'dataset': args.dataset, 'data_dir': args.data_dir, 'split': args.split,
-            'corruptions': args.corruptions, 'severities': args.severities, 'num_examples': args.num_examples}
     batch_dependent = has_batch_statistics(pixel_model)
-    settings = {'seed': args.seed, **({'batch_size': args.batch_size} if batch_dependent else {})}
+    settings = {'seed': args.seed, 'num_examples': args.num_examples,
+                **({'batch_size': args.batch_size} if batch_dependent else {})}
     # before any is evaluated, so that what does not fit is said at once
     chosen = {part.key: _choose(args, part) for part in parts}
     images = hashlib.sha256(json.dumps([[p.key, p.size, chosen[p.key]] for p in parts]).encode()).hexdigest()
-    how = {'class_map': args.class_map, 'input_img_mode': args.input_img_mode, 'images': images}
-    journal = Journal(output, {**facts, **data, **settings, **how}, args.resume, args.rank)
+    data = {k: getattr(args, k) for k in ('dataset', 'data_dir', 'split', 'class_map', 'input_img_mode')}
+    journal = Journal(
+        output, {**to_mapping(facts), 'benchmarks': names, **data, **settings, 'images': images}, args.resume,
+        args.rank)
     if args.distributed:
         torch.distributed.barrier()
     with journal, tqdm(parts, unit='set', disable=None if is_primary(args) else True) as bar:
@@ -225,22 +191,14 @@ def _evaluate(args: argparse.Namespace, argv: Sequence[str], names: Dict[str, st
         journal.merge()
     if not is_primary(args):
         return
-    entries = summarize_shifts(parts, chosen, journal)
-    stored, size = {p.key.split('/')[0]: p.stored_size for p in parts}, tuple(data_config['input_size'][1:])
-    for entry in entries:
-        entry['resized_to'] = None if stored[entry['benchmark']] in (None, size) else list(size)
-    write_json(output / 'benchmarks.json', {
-        'format': 1,
-        'model': facts,
-        'data': data,
-        'settings': {**settings, 'batch_size': args.batch_size, 'batch_dependent': batch_dependent,
-                     'device': str(device),
-                     'command': shlex.join(['timm-robust', 'eval', *argv]),
-                     'date': datetime.now(timezone.utc).isoformat(timespec='seconds')},
-        'benchmarks': entries,
-        'versions': versions(),
-    })
+    report = EvaluationReport(
+        model=facts,
+        data=data_facts(args),
+        threat=ThreatFacts('', 0., 'no attack'),
+        settings=run_facts(args, 'eval', argv, batch_dependent=batch_dependent, device=str(device)),
+        benchmarks=tuple(summarize_shifts(parts, chosen, journal, tuple(data_config['input_size'][1:]))))
+    written = report.save(output)
     for path in output.glob('progress-*.jsonl'):
         path.unlink()
-    _print(args, entries, batch_dependent)
-    print(f"\nWritten: {output / 'benchmarks.json'}")
+    print(f'\n{report}')
+    print('\nWritten: ' + ', '.join(map(str, written)))

@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import Dict, List
 
 from ..errors import InputError, check_choice
-from ..evaluation import format_table
-from ..evaluation.compare import collect, plot_bars, plot_radar
+from ..evaluation.comparison import collect
+from ..evaluation.render import plot_bars, plot_radar, text_table
 from .arguments import Parser
 
 __all__ = ['build_parser', 'run']
@@ -51,5 +51,5 @@ def run(argv: List[str]) -> None:
     table = collect(_read_folders(args.networks))
     _KINDS[args.kind](table, args.title, output)
     keys = list(next(iter(table.values())))
-    print(format_table([(key, *(f'{row[key]:.1f}' for row in table.values())) for key in keys], ('top-1 %', *table)))
+    print(text_table([(key, *(f'{row[key]:.1f}' for row in table.values())) for key in keys], ('top-1 %', *table)))
     print(f'\nWritten: {output}')

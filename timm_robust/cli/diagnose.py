@@ -1,14 +1,14 @@
 """`timm-robust diagnose`: is the robustness of a network real?"""
-import textwrap
-from typing import List, Sequence
+from typing import List
 
 import torch
 
 from ..errors import InputError
-from ..evaluation import Finding, diagnose, plot_loss_surface
-from ..evaluation.surface import loss_surface
+from ..evaluation import diagnose, loss_surface
+from ..evaluation.render import findings_text, plot_loss_surface
 from ..inputs import resolve_device, write_json
 from ..models.search_copy import make_search_model
+from ..settings import to_mapping
 from .arguments import Parser, apply_config, start_logging
 from .inputs import build_surrogate, measuring_parser, open_inputs, read_threat
 from .outputs import measured_facts, new_output
@@ -24,13 +24,6 @@ def build_parser() -> Parser:
         'diagnostics.json and loss_surface.png',
         num_examples=100)
     return parser
-
-
-def findings_text(findings: Sequence[Finding]) -> str:
-    """Findings for a terminal: verdict, name and what a reader should conclude."""
-    return '\n\n'.join(
-        f"{f.verdict.upper():<8} {f.name.replace('_', ' ')}\n"
-        + textwrap.fill(f.text, 110, initial_indent=' ' * 9, subsequent_indent=' ' * 9) for f in findings)
 
 
 def run(argv: List[str]) -> None:
@@ -52,12 +45,12 @@ def run(argv: List[str]) -> None:
         search_model=make_search_model(model, x[:8]))
     surface = loss_surface(model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
     output.mkdir(parents=True, exist_ok=True)
-    title = f'{args.model}\n{threat}, {len(x)} images, seed {args.seed}'
+    title = f'{args.model}, {threat}, {len(x)} images, seed {args.seed}'
     plot_loss_surface(surface, title, output / 'loss_surface.png')
     write_json(output / 'diagnostics.json', {
         **measured_facts('diagnose', argv, inputs, threat),
-        'diagnostics': [vars(f) for f in findings],
-        'loss_surface': surface,
+        'findings': [to_mapping(f) for f in findings],
+        'surface': to_mapping(surface),
     })
     print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {len(x)} images, {threat}, '
           f'seed {args.seed}\n')

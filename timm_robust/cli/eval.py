@@ -2,8 +2,8 @@
 import argparse
 import hashlib
 import json
-import shlex
-from datetime import datetime, timezone
+import logging
+from dataclasses import replace
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
@@ -13,32 +13,33 @@ from ..attacks import ThreatModel
 from ..errors import InputError, check_at_least, check_choice
 from ..evaluation import (
     AttackSpec,
+    EvaluationReport,
     Journal,
-    build_results,
     diagnose,
     evaluate_attacks,
-    evaluation_table,
     example_images,
+    loss_surface,
     parse_attacks,
-    write_report,
 )
 from ..evaluation.accuracy import sweep_eps, sweep_mbnat_gamma
-from ..evaluation.outcome import assemble
+from ..evaluation.outcome import assemble, threat_facts, to_outcome
+from ..evaluation.render import findings_text
 from ..evaluation.specs import check_specs
-from ..evaluation.surface import loss_surface
-from ..inputs import resolve_device, weights_sha256, write_json
+from ..inputs import resolve_device, weights_sha256
 from ..layers import has_batch_statistics
 from ..models.search_copy import make_search_model
+from ..settings import to_mapping
 from .arguments import Parser, apply_config, start_logging
 from .benchmarks import add_benchmark_arguments, run_benchmarks
-from .diagnose import findings_text
 from .inputs import Inputs, add_input_arguments, add_threat_arguments, build_surrogate, open_inputs, read_threat
-from .outputs import model_facts, own_positions, resumable_output
+from .outputs import data_facts, model_facts, own_positions, resumable_output, run_facts
 
 __all__ = ['build_parser', 'run']
 
 _DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 _NUM_DIAGNOSED = 100
+
+_logger = logging.getLogger(__name__)
 
 
 def build_parser() -> Parser:
@@ -123,39 +124,13 @@ def _read_step_size(args: argparse.Namespace) -> Optional[float]:
     return step_size
 
 
-def _facts(args: argparse.Namespace, argv: Sequence[str], inputs: Inputs, surrogate) -> Dict[str, Dict[str, Any]]:
-    """What results.json says of model, data and settings."""
-    return {
-        'model': model_facts(args, inputs.model, inputs.data_config),
-        'data': {
-            'dataset': args.dataset or 'ImageFolder',
-            'data_dir': args.data_dir,
-            'split': args.split,
-            'subset': args.subset,
-            'num_images': len(inputs.dataset),
-        },
-        'settings': {
-            'seed': args.seed,
-            'batch_size': args.batch_size,
-            'worst_case': args.worst_case,
-            'exact': args.exact,
-            'search_dtype': args.search_dtype,
-            'device': str(inputs.device),
-            'dtype': 'float32',
-            **({'surrogate': args.surrogate, 'surrogate_sha256': weights_sha256(surrogate.model)} if surrogate else {}),
-            'command': shlex.join(['timm-robust', 'eval', *argv]),
-            'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        },
-    }
-
-
-def _must_match(facts: Dict[str, Dict[str, Any]], specs: Sequence[AttackSpec], inputs: Inputs) -> Dict[str, Any]:
+def _must_match(report: EvaluationReport, specs: Sequence[AttackSpec], inputs: Inputs) -> Dict[str, Any]:
     """What must be the same for outcomes to be of the same evaluation."""
-    settings = {k: v for k, v in facts['settings'].items() if k not in ('command', 'date', 'device', 'batch_size')}
-    if has_batch_statistics(inputs.model):
-        settings['batch_size'] = facts['settings']['batch_size']
+    hidden = ('command', 'date', 'device', *(() if report.settings.batch_dependent else ('batch_size',)))
+    settings = {k: v for k, v in to_mapping(report.settings).items() if k not in hidden}
     chosen = hashlib.sha256(json.dumps(inputs.indices).encode()).hexdigest()
-    return {**facts['model'], **facts['data'], **settings, 'num_examples': len(inputs.indices), 'images': chosen,
+    data = {k: getattr(report.data, k) for k in ('dataset', 'data_dir', 'split', 'subset', 'num_images')}
+    return {**to_mapping(report.model), **data, **settings, 'num_examples': len(inputs.indices), 'images': chosen,
             'attacks': [s.describe() for s in specs]}
 
 
@@ -194,8 +169,16 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     batch_dependent = has_batch_statistics(inputs.model)
     check_specs(specs, inputs.model.num_classes, batch_dependent, args.worst_case, bool(args.surrogate))
     surrogate = build_surrogate(args, inputs)
-    facts = _facts(args, argv, inputs, surrogate)
-    journal = Journal(output, _must_match(facts, specs, inputs), args.resume, args.rank)
+    of_surrogate = dict(
+        surrogate=args.surrogate, surrogate_sha256=weights_sha256(surrogate.model)) if surrogate else {}
+    report = EvaluationReport(
+        model=model_facts(args, inputs.model, inputs.data_config),
+        data=data_facts(args, num_images=len(inputs.dataset), mismatch=inputs.images.mismatch),
+        threat=threat_facts(threat),
+        settings=run_facts(
+            args, 'eval', argv, batch_dependent=batch_dependent, worst_case=args.worst_case, exact=args.exact,
+            fast_dtype=args.search_dtype, device=str(device), **of_surrogate))
+    journal = Journal(output, _must_match(report, specs, inputs), args.resume, args.rank)
     if args.distributed:
         torch.distributed.barrier()  # none begins to write while another still looks whether there is something
 
@@ -218,35 +201,43 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
         return
     evaluation = assemble(specs, journal, inputs.indices, args.worst_case)
     evaluation.batch_dependent, evaluation.surrogate = batch_dependent, args.surrogate
-    sweeps = {}
-    if sweep_specs:
-        sweeps['eps_sweep'] = sweep_eps(
-            inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, search_model=search_model, **common)
-    if args.sweep:
-        sweeps['mbnat_gamma_sweep'] = sweep_mbnat_gamma(
-            inputs.pixel_model, inputs.loader, inputs.indices, [s for s in specs if s.is_attack][-1], searched,
-            **common)
-    findings, surface = [], None
-    if args.diagnose or (args.diagnose is None and any(s.parts for s in specs)):
-        x, y = inputs.first(_NUM_DIAGNOSED)
-        findings = diagnose(
-            inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=surrogate,
-            search_model=search_model)
-        surface = loss_surface(inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
-    results = build_results(evaluation, threat, findings=findings, **sweeps, **facts)
-    examples = []
-    if args.save_images:
-        x, _ = inputs.first(args.batch_size)
-        examples = example_images(
-            inputs.pixel_model, x, evaluation, seed=args.seed, count=args.save_images, surrogate=surrogate,
-            search_model=search_model)
-    written = write_report(output, results, examples, inputs.class_names, surface)
-    write_json(output / 'results.json', results)
+    report = replace(
+        report,
+        data=replace(report.data, indices=tuple(evaluation.indices), labels=tuple(evaluation.labels),
+                     class_names=inputs.class_names),
+        attacks=tuple(map(to_outcome, evaluation.results)))
+    # what comes now may fail or take long, and must not cost the outcomes
+    report.save(output)
     for path in output.glob('progress-*.jsonl'):
         path.unlink()
-    print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""} on {args.dataset or args.data_dir} '
-          f'({args.split})\n')
-    print(evaluation_table(results))
-    if findings:
-        print('\nIs the robustness real?\n\n' + findings_text(findings))
-    print('\nWritten: ' + ', '.join(map(str, [output / 'results.json', *written])))
+    print(f'\n{report}')
+    if sweep_specs:
+        _logger.info('Accuracy over eps ...')
+        report = replace(report, eps_sweep=sweep_eps(
+            inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, search_model=search_model, **common))
+    if args.sweep:
+        _logger.info('Accuracy over gamma ...')
+        report = replace(report, gamma_sweep=sweep_mbnat_gamma(
+            inputs.pixel_model, inputs.loader, inputs.indices, [s for s in specs if s.is_attack][-1], searched,
+            **common))
+    if args.save_images:
+        x, _ = inputs.first(args.batch_size)
+        report = replace(report, examples=example_images(
+            inputs.pixel_model, x, evaluation, seed=args.seed, count=args.save_images, surrogate=surrogate,
+            search_model=search_model))
+    written = report.save(output)
+    if args.diagnose or (args.diagnose is None and any(s.parts for s in specs)):
+        _logger.info('Is the robustness real? Looking for signs that it is not ...')
+        x, y = inputs.first(_NUM_DIAGNOSED)
+        try:
+            found = diagnose(
+                inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=surrogate,
+                search_model=search_model)
+            surface = loss_surface(inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
+        except InputError as error:
+            _logger.warning(f'No diagnosis: {error}')
+        else:
+            report = replace(report, findings=tuple(found), surface=surface)
+            written = report.save(output)
+            print('\nIs the robustness real?\n\n' + findings_text(found))
+    print('\nWritten: ' + ', '.join(map(str, written)))

@@ -1,13 +1,12 @@
 """`timm-robust models`: the models of this package, where their weights are and what they withstand."""
-import json
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import List, Optional, Tuple
 
 import timm
 
-from ..evaluation import format_table
-from ..evaluation.summary import accuracy_of, clean_accuracy
+from ..evaluation import EvaluationReport, read_reports
+from ..evaluation.render import text_table
 from ..models._build import WEIGHTS_DIR
 from .arguments import Parser
 
@@ -27,16 +26,15 @@ def build_parser() -> Parser:
     return parser
 
 
-def _accuracies(content: Dict[str, Any]) -> Tuple[str, ...]:
+def _accuracies(path: Path) -> Tuple[str, ...]:
     """What the evaluation with AutoAttack, else the first, is of, and its clean and AutoAttack accuracy."""
-    def autoattack(found):
-        return next((accuracy_of(r) for r in found['results'] if 'parts' in r['attack']), None)
+    def autoattack(report: EvaluationReport) -> Optional[float]:
+        return next((report.accuracy(a.name) for a in report.attacks if a.is_autoattack), None)
 
-    pairs = list(zip(content['data_names'], content['evaluations']))
-    name, found = next((p for p in pairs if autoattack(p[1]) is not None), pairs[0])
-    clean, robust = clean_accuracy(found), autoattack(found)
-    return (name, f"{found['data']['num_examples']:,}", found['threat_model']['text'], *(
-        '-' if v is None else f'{v:.2f}' for v in (clean, robust)))
+    pairs = read_reports(path)
+    name, report = next((p for p in pairs if autoattack(p[1]) is not None), pairs[0])
+    return (name, f'{report.data.num_examples:,}', str(report.threat), *(
+        '-' if v is None else f'{v:.2f}' for v in (report.clean_accuracy, autoattack(report))))
 
 
 def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
@@ -48,7 +46,7 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
         where = 'in the package' if packaged.is_file() else 'hf-hub, once published' if cfg.hf_hub_id else 'none'
         measured = next(
             (p for p in (packaged.with_suffix('.json'), cards / name / 'results.json') if p.is_file()), None)
-        known = _accuracies(json.loads(measured.read_text())) if measured else ('-',) * 5
+        known = _accuracies(measured) if measured else ('-',) * 5
         if fnmatch(name, pattern):
             rows.append((name, where, *known))
     return rows
@@ -57,4 +55,4 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
 def run(argv: List[str]) -> None:
     """List."""
     args = build_parser().parse_args(argv)
-    print(format_table(model_rows(args.filter, Path(args.cards)), _HEADER))
+    print(text_table(model_rows(args.filter, Path(args.cards)), _HEADER))

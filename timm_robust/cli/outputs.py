@@ -1,7 +1,7 @@
 """Where the commands that judge a network write, and what they all say of it."""
 import argparse
 import shlex
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -11,11 +11,14 @@ from timm.models import safe_model_name
 
 from ..attacks import ThreatModel
 from ..errors import InputError
-from ..evaluation.report import versions
+from ..evaluation import DataFacts, ModelFacts, RunFacts, versions
+from ..evaluation.outcome import threat_facts
 from ..inputs import weights_sha256
+from ..settings import to_mapping
 from .inputs import Inputs
 
-__all__ = ['measured_facts', 'model_facts', 'new_output', 'own_positions', 'resumable_output']
+__all__ = [
+    'data_facts', 'measured_facts', 'model_facts', 'new_output', 'own_positions', 'resumable_output', 'run_facts']
 
 
 def _refuse_finished(output: Path, file_name: str) -> None:
@@ -60,19 +63,32 @@ def own_positions(count: int, args: argparse.Namespace, batch_dependent: bool) -
     return [i for i in range(count) if i // together % args.world_size == args.rank]
 
 
-def model_facts(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any]) -> Dict[str, Any]:
+def model_facts(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any]) -> ModelFacts:
     """What results say of the network."""
-    return {
-        'name': args.model,
-        'checkpoint': args.checkpoint,
-        'use_ema': args.use_ema,
-        'model_kwargs': args.model_kwargs,
-        'norm_statistics': args.bn_mode,
-        'mbnat_gamma': args.gamma,
-        'num_classes': model.num_classes,
-        'weights_sha256': weights_sha256(model),
+    return ModelFacts(
+        name=args.model,
+        checkpoint=args.checkpoint,
+        use_ema=args.use_ema,
+        model_kwargs=args.model_kwargs,
+        bn_mode=args.bn_mode,
+        gamma=args.gamma,
+        num_classes=model.num_classes,
+        weights_sha256=weights_sha256(model),
         **{k: data_config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
-    }
+    )
+
+
+def data_facts(args: argparse.Namespace, **found: Any) -> DataFacts:
+    """What results say of the images."""
+    return DataFacts(
+        dataset=args.dataset or 'ImageFolder', data_dir=args.data_dir, split=args.split, subset=args.subset, **found)
+
+
+def run_facts(args: argparse.Namespace, command: str, argv: Sequence[str], **found: Any) -> RunFacts:
+    """What results say of a run."""
+    return RunFacts(
+        seed=args.seed, batch_size=args.batch_size, command=shlex.join(['timm-robust', command, *argv]),
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'), **found)
 
 
 def measured_facts(
@@ -85,11 +101,10 @@ def measured_facts(
     """What a file of `diagnose`, `properties` or `statistics` says beside its figures."""
     args = inputs.args
     return {
-        'model': model_facts(args, inputs.model, inputs.data_config),
-        'data': {'data_dir': args.data_dir, 'dataset': args.dataset, 'split': args.split, 'indices': inputs.indices},
-        'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
-        'settings': {
-            'seed': args.seed, 'batch_size': args.batch_size, **settings,
-            'command': shlex.join(['timm-robust', command, *argv])},
+        'model': to_mapping(model_facts(args, inputs.model, inputs.data_config)),
+        'data': to_mapping(data_facts(
+            args, num_images=len(inputs.dataset), indices=tuple(inputs.indices), class_names=inputs.class_names)),
+        'threat': to_mapping(threat_facts(threat)),
+        'settings': {**to_mapping(run_facts(args, command, argv, device=str(inputs.device))), **settings},
         'versions': versions(),
     }

@@ -5,8 +5,8 @@ from typing import List
 import torch
 
 from ..errors import InputError
-from ..evaluation import format_table
 from ..evaluation.properties import boundary_thickness, decision_margin, smoothness
+from ..evaluation.render import text_table
 from ..inputs import resolve_device, write_json
 from ..layers import has_batch_statistics
 from .arguments import Parser, apply_config, start_logging
@@ -79,7 +79,7 @@ def run(argv: List[str]) -> None:
     })
     print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {len(x)} images, attacks within '
           f'{threat}, {args.steps} steps, seed {args.seed}\n')
-    print(format_table(rows, _HEADER))
+    print(text_table(rows, _HEADER))
     if notes:
         print('\n' + '\n'.join(notes))
     print(f"\nWritten: {output / 'properties.json'}")

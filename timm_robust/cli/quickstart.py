@@ -19,16 +19,10 @@ from torchvision.transforms.v2 import RandomCrop
 from ..attacks import InputSpace, ThreatModel
 from ..data.samples import load_digits
 from ..errors import InputError
-from ..evaluation import (
-    Evaluation,
-    evaluate_attacks,
-    example_images,
-    format_table,
-    parse_attacks,
-    plot_eps_sweep,
-    plot_images,
-)
+from ..evaluation import Example, evaluate_attacks, example_images, parse_attacks
 from ..evaluation.accuracy import sweep_eps
+from ..evaluation.outcome import Evaluation
+from ..evaluation.render import plot_eps_sweep, plot_images, text_table
 from ..models import NormalizedModel
 from ..tasks import NoFrost, Objective, Standard, TrainingAttack, create_task
 from ..train.loop import train_one_epoch
@@ -97,7 +91,12 @@ def train_digits(
     return unwrap_model(task.get_trainable_module(ema=True)).eval()
 
 
-def _measure(model: torch.nn.Module, images, labels, seed: int) -> Tuple[Evaluation, Dict[float, float], List[dict]]:
+def _measure(
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        seed: int,
+) -> Tuple[Evaluation, Dict[float, float], Tuple[Example, ...]]:
     pixel_model = NormalizedModel(model).eval()
 
     def loader(count: int) -> DataLoader:
@@ -111,7 +110,8 @@ def _measure(model: torch.nn.Module, images, labels, seed: int) -> Tuple[Evaluat
         eps: parse_attacks('pgd20' if eps else 'clean', ThreatModel('linf', eps))[0] for eps in SWEEP}
     curve = sweep_eps(
         pixel_model, lambda: loader(SWEEP_IMAGES), range(SWEEP_IMAGES), sweep_specs, **common)
-    return evaluation, curve, example_images(pixel_model, images[:EVAL_BATCH], evaluation, seed=seed)
+    examples = example_images(pixel_model, images[:EVAL_BATCH], evaluation, seed=seed)
+    return evaluation, {p.eps: p.accuracy for p in curve}, examples
 
 
 def run(argv: List[str]) -> Dict[str, Any]:
@@ -141,13 +141,13 @@ def run(argv: List[str]) -> Dict[str, Any]:
         save_for_hf(
             model, str(folder), safe_serialization=True, model_config={'pretrained_cfg': {'tag': objective.name}})
         plot_images(
-            examples, None, f'{name}: PGD-20, Linf eps {EPS}', output / f'{name.split()[0]}.png')
+            examples, 'class {}'.format, f'{name}: PGD-20, Linf eps {EPS}', output / f'{name.split()[0]}.png')
     plot_eps_sweep(
         curves, 'Linf', f'MNIST digits under PGD-20, {SWEEP_IMAGES} test images, seed {args.seed}',
         output / 'robustness.png')
 
     print()
-    print(format_table(rows, ('network', 'clean', 'FGSM', 'PGD-20')))
+    print(text_table(rows, ('network', 'clean', 'FGSM', 'PGD-20')))
     print(
         f'\nAccuracy on {len(test_labels):,} test digits; attacks within Linf eps {EPS} (pixels in [0, 1]), '
         f'PGD with 20 steps\nfrom one random start, seed {args.seed}. Stronger attacks leave less. '

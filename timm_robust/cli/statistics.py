@@ -1,15 +1,19 @@
 """`timm-robust statistics`: what an attack does to normalization, and what the choice of statistics is worth."""
+import math
 from typing import List
 
 import torch
 
 from ..attacks import pgd
 from ..errors import InputError
-from ..evaluation import evaluate_attacks, format_table, parse_attacks
+from ..evaluation import evaluate_attacks, parse_attacks
+from ..evaluation.norm_statistics import layer_statistics, shift_rows
+from ..evaluation.render import text_table
+from ..evaluation.render.figures import plot_statistics
 from ..evaluation.specs import check_specs
-from ..evaluation.statistics import layer_statistics, plot_statistics, shift_rows
 from ..inputs import resolve_device, write_json
 from ..layers import RobustNorm2d, set_bn_mode
+from ..settings import to_mapping
 from .arguments import Parser, apply_config, start_logging
 from .inputs import measuring_parser, open_inputs, read_threat
 from .outputs import measured_facts, new_output
@@ -85,15 +89,18 @@ def run(argv: List[str]) -> None:
     write_json(output / 'statistics.json', {
         **measured_facts('statistics', argv, inputs, threat),
         'accuracy': accuracy,
-        'layers': layers,
+        'layers': {
+            kind: {name: to_mapping(values) for name, values in found.items()} for kind, found in layers.items()},
     })
     names = list(accuracy['population'])
     print(f'\n{args.model}{" " + args.checkpoint if args.checkpoint else ""}: {sample}\n')
-    print(format_table(
+    print(text_table(
         [(mode, *(f'{accuracy[mode][n]:.1f}' for n in names)) for mode in modes],
         ('statistics', *(f'{n} %' for n in names))))
     print(f'\n{_NOTE}\n')
-    worst = sorted(rows, key=lambda row: -(row[3] if row[3] == row[3] else 0))[:5]
+    worst = sorted(rows, key=lambda row: 0 if math.isnan(row.adversarial_mean) else -row.adversarial_mean)[:5]
     print('Layers whose mean an attack moves most, in tracked spreads (clean batches beside it):')
-    print(format_table([(r[0], f'{r[3]:.3f}', f'{r[1]:.3f}') for r in worst], ('layer', 'adversarial', 'clean')))
+    print(text_table(
+        [(r.layer, f'{r.adversarial_mean:.3f}', f'{r.clean_mean:.3f}') for r in worst],
+        ('layer', 'adversarial', 'clean')))
     print(f"\nWritten: {output / 'statistics.json'}, {output / 'statistics.png'}")

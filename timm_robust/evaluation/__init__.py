@@ -1,34 +1,30 @@
 from .accuracy import evaluate_attacks
-from .diagnostics import Finding, diagnose
+from .diagnostics import diagnose
 from .examples import example_images
-from .figures import plot_eps_sweep, plot_images
+from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
 from .journal import Journal
-from .outcome import AttackResult, Evaluation
-from .report import (
-    build_results,
-    evaluation_table,
-    format_table,
-    write_report,
-)
+from .report import AttackOutcome, EvaluationReport, read_reports, wilson_interval
 from .specs import AttackSpec, parse_attacks
-from .surface import loss_surface, plot_loss_surface
+from .surface import LossSurface, loss_surface
 
 __all__ = [
-    'AttackResult',
+    'AttackOutcome',
     'AttackSpec',
-    'Evaluation',
+    'DataFacts',
+    'EvaluationReport',
+    'Example',
     'Finding',
     'Journal',
-    'build_results',
+    'LossSurface',
+    'ModelFacts',
+    'RunFacts',
+    'ThreatFacts',
     'diagnose',
     'evaluate_attacks',
-    'evaluation_table',
     'example_images',
-    'format_table',
     'loss_surface',
     'parse_attacks',
-    'plot_eps_sweep',
-    'plot_images',
-    'plot_loss_surface',
-    'write_report',
+    'read_reports',
+    'versions',
+    'wilson_interval',
 ]

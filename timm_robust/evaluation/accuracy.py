@@ -18,7 +18,8 @@ from ..attacks.search import logits_of
 from ..errors import InputError
 from ..layers import at_gamma, has_batch_statistics
 from .journal import Journal
-from .outcome import Evaluation, assemble, keyed_steps
+from .outcome import AttackResult, Evaluation, assemble, keyed_steps
+from .report import EpsPoint, GammaPoint
 from .specs import AttackSpec, check_specs
 
 __all__ = [
@@ -267,8 +268,8 @@ def sweep_eps(
         indices: Sequence[int],
         specs_by_eps: Dict[float, AttackSpec],
         **kwargs: Any,
-) -> Dict[float, float]:
-    """Accuracy in percent for each eps; 0 stands for clean images.
+) -> Tuple[EpsPoint, ...]:
+    """Accuracy for each eps; 0 stands for clean images.
 
     Args:
         model: See `evaluate_attacks`.
@@ -277,9 +278,14 @@ def sweep_eps(
         specs_by_eps: One attack for each eps.
         **kwargs: Arguments of `evaluate_attacks`.
     """
-    return {
-        eps: evaluate_attacks(model, make_loader(), indices, [spec], **kwargs).results[0].accuracy
-        for eps, spec in sorted(specs_by_eps.items())}
+    return tuple(
+        EpsPoint(eps, _num_correct(evaluate_attacks(model, make_loader(), indices, [spec], **kwargs).results[0]),
+                 len(indices))
+        for eps, spec in sorted(specs_by_eps.items()))
+
+
+def _num_correct(result: AttackResult) -> int:
+    return sum(map(bool, result.correct))
 
 
 def sweep_mbnat_gamma(
@@ -289,7 +295,7 @@ def sweep_mbnat_gamma(
         attack: AttackSpec,
         make_search_model: Callable[[], Optional[Callable]],
         **kwargs: Any,
-) -> List[Dict[str, float]]:
+) -> Tuple[GammaPoint, ...]:
     """The trade-off of a network with two BatchNorms, from clean images' (gamma 0) to adversarial images' (gamma 1).
 
     NoFrost, figure 2 - https://arxiv.org/abs/2207.01156
@@ -303,7 +309,7 @@ def sweep_mbnat_gamma(
         **kwargs: Arguments of `evaluate_attacks`.
 
     Returns:
-        For each of `MBNAT_GAMMAS` 'gamma' and the accuracies 'clean' and 'robust' in percent.
+        A point for each of `MBNAT_GAMMAS`.
     """
     points = []
     for gamma in MBNAT_GAMMAS:
@@ -311,5 +317,5 @@ def sweep_mbnat_gamma(
             clean, robust = evaluate_attacks(
                 model, make_loader(), indices, [AttackSpec('clean'), attack], search_model=make_search_model(),
                 **kwargs).results
-        points.append({'gamma': gamma, 'clean': clean.accuracy, 'robust': robust.accuracy})
-    return points
+        points.append(GammaPoint(gamma, _num_correct(clean), _num_correct(robust), len(indices)))
+    return tuple(points)

@@ -7,10 +7,9 @@ Athalye et al. 2018, `Obfuscated Gradients Give a False Sense of Security` - htt
 section 3.1; Carlini et al. 2019, `On Evaluating Adversarial Robustness` - https://arxiv.org/abs/1902.06705, section 5.
 """
 import copy
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -41,28 +40,13 @@ from .batch_dependence import (
     judge_adaptive,
     judge_batches,
 )
+from .facts import Finding
 from .surface import directions, input_gradients, mean_loss, seeded
 
-__all__ = ['Finding', 'diagnose']
+__all__ = ['diagnose']
 
 _RESTARTS = 5
 _UNBOUNDED_STEPS = 50
-
-
-@dataclass
-class Finding:
-    """Outcome of one check.
-
-    Attributes:
-        name: The check, for example 'zero_gradients'.
-        verdict: 'ok', 'warning', 'alarm' or 'skipped'.
-        text: What was measured, and what to conclude.
-        measured: The numbers behind the text, for JSON.
-    """
-    name: str
-    verdict: str
-    text: str
-    measured: Dict[str, Any]
 
 
 class _Case:

@@ -1,11 +1,13 @@
 """Adversarial images to look at."""
-from typing import Any, Callable, Dict, List, Optional
+from dataclasses import replace
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
 from ..attacks.search import logits_of
 from .accuracy import image_seeds
+from .facts import Example
 from .outcome import Evaluation, keyed_steps
 
 __all__ = ['example_images']
@@ -20,7 +22,7 @@ def example_images(
         count: int = 8,
         surrogate: Optional[nn.Module] = None,
         search_model: Optional[Callable] = None,
-) -> List[Dict[str, Any]]:
+) -> Tuple[Example, ...]:
     """Adversarial images for a figure, made again with the seeds of the evaluation.
 
     For each image the first attack that fooled the network is shown, the last one where none did.
@@ -34,11 +36,11 @@ def example_images(
         surrogate, search_model: Those of the evaluation, see `evaluate_attacks`.
 
     Returns:
-        One dict per image: clean and adversarial image, label, prediction and confidence of both, attack.
+        One for each image.
     """
     attacks = [r for r in evaluation.results if r.spec.is_attack]
     if not attacks:
-        return []
+        return ()
     labels = torch.tensor(evaluation.labels[:len(x)], device=x.device)
     clean = logits_of(model, x).softmax(1)
     rows = (clean.argmax(1) == labels).nonzero().squeeze(1)[:count].tolist()
@@ -48,7 +50,7 @@ def example_images(
         by_attack.setdefault(fooled[0] if fooled else len(attacks) - 1, []).append(i)
     # as in the evaluation
     keep = 'last' if evaluation.batch_dependent or surrogate is not None else 'best'
-    examples = {}
+    examples: Dict[int, Example] = {}
     for k, standing in by_attack.items():
         for part, key in keyed_steps(attacks[k].spec):
             picked = list(range(len(x))) if evaluation.batch_dependent else standing
@@ -59,18 +61,13 @@ def example_images(
             after = logits_of(model, adv).softmax(1)
             for i in standing:
                 j = picked.index(i)
-                examples[i] = {
-                    'clean': x[i].cpu(),
-                    'adversarial': adv[j].cpu(),
-                    'attack': key,
-                    'label': labels[i].item(),
-                    'clean_confidence': clean[i].max().item(),
-                    'prediction': after[j].argmax().item(),
-                    'confidence': after[j].max().item(),
-                }
-            standing = [i for i in standing if examples[i]['prediction'] == examples[i]['label']]
+                examples[i] = Example(
+                    clean=x[i].cpu(), adversarial=adv[j].cpu(), attack=key, label=int(labels[i]),
+                    prediction=int(after[j].argmax()), clean_confidence=clean[i].max().item(),
+                    confidence=after[j].max().item())
+            standing = [i for i in standing if not examples[i].fooled]
             if not standing:
                 break
         for i in standing:
-            examples[i]['attack'] = attacks[k].spec.name
-    return sorted(examples.values(), key=lambda e: e['label'])
+            examples[i] = replace(examples[i], attack=attacks[k].spec.name)
+    return tuple(sorted(examples.values(), key=lambda e: e.label))

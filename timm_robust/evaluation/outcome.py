@@ -2,10 +2,14 @@
 from dataclasses import dataclass, field
 from typing import List, Optional, Sequence, Tuple
 
+from ..attacks import ThreatModel
+from .facts import ThreatFacts
+from .format2 import _effort, _settings
 from .journal import Journal
+from .report import AttackOutcome, percent
 from .specs import AttackSpec
 
-__all__ = ['AttackResult', 'Evaluation', 'assemble', 'keyed_steps', 'percent']
+__all__ = ['AttackResult', 'Evaluation', 'assemble', 'keyed_steps', 'threat_facts', 'to_outcome']
 
 
 @dataclass
@@ -60,9 +64,17 @@ class Evaluation:
         return self.results[-1].so_far
 
 
-def percent(outcome: Sequence[bool]) -> float:
-    """Share of True in percent."""
-    return 100. * sum(outcome) / max(len(outcome), 1)
+def threat_facts(threat: ThreatModel) -> ThreatFacts:
+    """A threat model as a report writes it down."""
+    return ThreatFacts(str(threat).split()[0], threat.eps, str(threat).replace(' eps ', ' '))
+
+
+def to_outcome(result: AttackResult) -> AttackOutcome:
+    """The outcome of an attack as a report holds it."""
+    threat, described = result.spec.threat, result.spec.describe()
+    return AttackOutcome(
+        result.spec.name, _settings(described), None if threat is None else threat_facts(threat), _effort(described),
+        tuple(result.correct), result.attacked, round(result.seconds, 3))
 
 
 def keyed_steps(spec: AttackSpec) -> List[Tuple[AttackSpec, str]]:

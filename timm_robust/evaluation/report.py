@@ -1,138 +1,417 @@
-"""What an evaluation leaves: results.json, a table, and a report to look at."""
-import platform
-from dataclasses import asdict
+"""The result of an evaluation: the outcome of every image, and all it takes to repeat it.
+
+No accuracy is stored. Each is computed from the outcomes where it is used, with Wilson's 95 % interval.
+"""
+import json
+import math
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
-import torch
+from ..errors import InputError
+from ..inputs import read_json, write_text
+from ..settings import check_types, from_mapping, to_mapping
+from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
+from .shifts import BenchmarkResult
+from .surface import LossSurface
 
-from ..attacks import ThreatModel
-from ..inputs import write_bytes
-from ..version import __version__
-from .diagnostics import Finding
-from .figures import draw_figures
-from .html import html_report
-from .markdown import markdown_report
-from .outcome import Evaluation, percent
-from .summary import HEADER, notes, table_rows
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = [
-    'build_results',
-    'evaluation_table',
-    'format_table',
-    'write_report',
+    'AttackOutcome',
+    'EpsPoint',
+    'EvaluationReport',
+    'GammaPoint',
+    'RobustAccuracy',
+    'percent',
+    'read_reports',
+    'wilson_interval',
 ]
 
-
-def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """A table of aligned columns, the first to the left and the others to the right."""
-    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [str(row[0]).ljust(widths[0])] + [str(c).rjust(w) for c, w in zip(row[1:], widths[1:])]
-        return '  '.join(cells).rstrip()
-
-    return '\n'.join([line(header), '  '.join('-' * w for w in widths), *map(line, rows)])
+FORMAT = 3
+RESULTS = 'results.json'
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+_DIGITS = 1e-6  # to which stored percentages must agree with the outcomes beside them
 
 
-def evaluation_table(results: Dict[str, Any]) -> str:
-    """Accuracy per attack as text, from the content of results.json."""
-    return '\n'.join([format_table(table_rows(results), HEADER), '', *notes(results)])
+def percent(outcome: Iterable[Optional[bool]]) -> float:
+    """Share of True in percent."""
+    outcome = list(outcome)
+    return 100. * sum(map(bool, outcome)) / max(len(outcome), 1)
 
 
-def versions() -> Dict[str, str]:
-    """Versions of what an evaluation depends on."""
-    import timm
-    import torchvision
-    return {
-        'timm_robust': __version__,
-        'timm': timm.__version__,
-        'torch': torch.__version__,
-        'torchvision': torchvision.__version__,
-        'python': platform.python_version(),
-    }
-
-
-def build_results(
-        evaluation: Evaluation,
-        threat: ThreatModel,
-        *,
-        model: Dict[str, Any],
-        data: Dict[str, Any],
-        settings: Dict[str, Any],
-        eps_sweep: Optional[Dict[float, float]] = None,
-        mbnat_gamma_sweep: Sequence[Dict[str, float]] = (),
-        findings: Sequence[Finding] = (),
-) -> Dict[str, Any]:
-    """The content of results.json: everything needed to repeat the evaluation, and every image's outcome.
+def wilson_interval(correct: int, total: int) -> Tuple[float, float]:
+    """95 % confidence interval of a share, in percent (Wilson 1927, https://doi.org/10.2307/2276774).
 
     Args:
-        evaluation: What came out.
+        correct: Images that count.
+        total: All images.
+    """
+    if not total:
+        return 0., 100.
+    share, z2 = correct / total, _Z ** 2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total ** 2))
+    # exact at both ends, where rounding would leave 1e-17
+    return 100 * (centre - half) if correct else 0., 100 * (centre + half) if correct < total else 100.
+
+
+@dataclass(frozen=True)
+class AttackOutcome:
+    """What one attack came to.
+
+    Attributes:
+        name: The attack as it is written, 'pgd20'.
+        attack: All its settings, as `Attack.to_dict` gives them.
+        threat: Threat model, None for clean images.
+        effort: What it spent on an image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'.
+        correct: By image, classified correctly when clean and after this attack; None where it was not run because an
+            attack before it had succeeded.
+        attacked: Images it was run on.
+        seconds: Time spent.
+    """
+    name: str
+    attack: Dict[str, object]
+    threat: Optional[ThreatFacts]
+    effort: str
+    correct: Tuple[Optional[bool], ...]
+    attacked: int = 0
+    seconds: float = 0.
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was done to the images."""
+        return self.threat is None
+
+    @property
+    def is_autoattack(self) -> bool:
+        """Whether it is AutoAttack, whose accuracy is the one to quote."""
+        return self.attack.get('attack') == 'autoattack'
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has an outcome for every image."""
+        return None not in self.correct
+
+    @property
+    def accuracy(self) -> Optional[float]:
+        """Percent of images classified correctly under this attack; None unless `complete`."""
+        return percent(self.correct) if self.complete else None
+
+    @property
+    def interval(self) -> Optional[Tuple[float, float]]:
+        """Wilson's 95 % interval of `accuracy`."""
+        return wilson_interval(sum(map(bool, self.correct)), len(self.correct)) if self.complete else None
+
+
+@dataclass(frozen=True)
+class EpsPoint:
+    """A point of the curve over eps: images classified correctly among all."""
+    eps: float
+    num_correct: int
+    num_examples: int
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100. * self.num_correct / self.num_examples
+
+
+@dataclass(frozen=True)
+class GammaPoint:
+    """A point of the trade-off of two BatchNorms: images classified correctly when clean and under attack."""
+    gamma: float
+    num_clean: int
+    num_robust: int
+    num_examples: int
+
+    @property
+    def clean(self) -> float:
+        """Clean accuracy in percent."""
+        return 100. * self.num_clean / self.num_examples
+
+    @property
+    def robust(self) -> float:
+        """Robust accuracy in percent."""
+        return 100. * self.num_robust / self.num_examples
+
+
+@dataclass(frozen=True)
+class RobustAccuracy:
+    """The robust accuracy to quote, in percent, and the attacks behind it."""
+    accuracy: float
+    interval: Tuple[float, float]
+    attacks: Tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EvaluationReport:
+    """Result of `timm_robust.evaluate`.
+
+    `report['pgd20']` is the outcome of one attack. Two reports are equal if everything but the example images is.
+
+    Attributes:
+        model: The network.
+        data: The images.
         threat: Threat model of the attacks.
-        model: Facts about the model, its weights' hash among them.
-        data: Facts about the data set.
-        settings: Seed, batch size, device, command and the like.
-        eps_sweep: Accuracy by eps.
-        mbnat_gamma_sweep: Of `sweep_mbnat_gamma`.
-        findings: Of `diagnose`.
+        settings: How they were run.
+        attacks: Outcomes, in the order of the attacks.
+        eps_sweep: Accuracy over eps under the last attack, ascending.
+        gamma_sweep: Trade-off of a network with two BatchNorms under the last attack, ascending.
+        benchmarks: Accuracy on corruptions and other shifts of distribution.
+        findings: Of the diagnosis; empty where none was made.
+        surface: The loss around clean images, where a diagnosis measured it.
+        versions: Versions of what the numbers depend on.
+        examples: Adversarial images to look at; they are not part of the JSON.
+
+    Raises:
+        InputError: On fields of a wrong type, outcomes for another number of images, and names that occur twice.
+
+    Examples:
+
+        ```python
+        report = evaluate(model, (images, labels), threat=Linf('8/255'), attacks='clean,autoattack')
+        report.accuracy('autoattack'), report.interval('autoattack')
+        report.save('out')
+        assert report == EvaluationReport.load('out')
+        ```
     """
-    content = {
-        'format': 2,
-        'model': model,
-        'data': {**data, 'num_examples': len(evaluation.labels), 'indices': evaluation.indices,
-                 'labels': evaluation.labels},
-        'threat_model': {'norm': threat.norm, 'eps': threat.eps, 'text': str(threat)},
-        'settings': {**settings, 'batch_dependent': evaluation.batch_dependent},
-        'results': [
-            {
-                'attack': r.spec.describe(),
-                'accuracy': r.accuracy,
-                'worst_case_so_far': r.worst_case_accuracy,
-                'attacked': r.attacked,
-                'seconds': round(r.seconds, 3),
-                'correct': [None if c is None else int(c) for c in r.correct],
-            }
-            for r in evaluation.results
-        ],
-        'worst_case_accuracy': percent(evaluation.worst_case),
-        'versions': versions(),
-    }
-    if eps_sweep:
-        content['eps_sweep'] = [{'eps': e, 'accuracy': a} for e, a in eps_sweep.items()]
-    if mbnat_gamma_sweep:
-        content['mbnat_gamma_sweep'] = list(mbnat_gamma_sweep)
-    if findings:
-        content['diagnostics'] = [asdict(f) for f in findings]
-    return content
+    model: ModelFacts
+    data: DataFacts
+    threat: ThreatFacts
+    settings: RunFacts
+    attacks: Tuple[AttackOutcome, ...] = ()
+    eps_sweep: Tuple[EpsPoint, ...] = ()
+    gamma_sweep: Tuple[GammaPoint, ...] = ()
+    benchmarks: Tuple[BenchmarkResult, ...] = ()
+    findings: Tuple[Finding, ...] = ()
+    surface: Optional[LossSurface] = None
+    versions: Dict[str, str] = field(default_factory=versions)
+    examples: Tuple[Example, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        names = [a.name for a in self.attacks]
+        if len(set(names)) < len(names):
+            raise InputError(f"names one attack twice ({', '.join(names)})", argument='attacks')
+        for name, values in (('labels', self.data.labels), *((a.name, a.correct) for a in self.attacks)):
+            if len(values) != self.data.num_examples:
+                raise InputError(
+                    f'{name} has {len(values)} entries for {self.data.num_examples} images', argument='attacks')
+
+    def __getitem__(self, name: str) -> AttackOutcome:
+        """The outcome of an attack, by the name it was asked for; '-' and '_' are the same."""
+        wanted = name.replace('_', '-').lower()
+        for outcome in self.attacks:
+            if outcome.name.replace('_', '-').lower() == wanted:
+                return outcome
+        raise KeyError(f"{name!r}: choose one of {', '.join(a.name for a in self.attacks)}")
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            return bool(self[name])
+        except KeyError:
+            return False
+
+    def standing(self, name: str) -> Tuple[bool, ...]:
+        """By image, whether it is classified correctly under an attack and all before it."""
+        until = self.attacks.index(self[name]) + 1
+        return tuple(all(c is not False for c in image) for image in zip(*(a.correct for a in self.attacks[:until])))
+
+    def accuracy(self, name: str) -> float:
+        """Percent of images classified correctly under an attack; with those before it where it ran on what they left.
+
+        Raises:
+            KeyError: If there is no attack of that name.
+        """
+        found = self[name].accuracy
+        return percent(self.standing(name)) if found is None else found
+
+    def interval(self, name: str) -> Tuple[float, float]:
+        """Wilson's 95 % interval of `accuracy`."""
+        found = self[name].correct if self[name].complete else self.standing(name)
+        return wilson_interval(sum(map(bool, found)), len(found))
+
+    @property
+    def worst_case(self) -> Tuple[bool, ...]:
+        """By image, whether it is classified correctly whatever the attack."""
+        return self.standing(self.attacks[-1].name) if self.attacks else ()
+
+    @property
+    def worst_case_accuracy(self) -> Optional[float]:
+        """Percent of images classified correctly whatever the attack; None if none was run."""
+        return percent(self.worst_case) if self.attacks else None
+
+    @property
+    def clean_accuracy(self) -> Optional[float]:
+        """Percent of clean images classified correctly; None if that was not asked for."""
+        return next((a.accuracy for a in self.attacks if a.is_clean), None)
+
+    @property
+    def real_attacks(self) -> Tuple[AttackOutcome, ...]:
+        """Outcomes of attacks that change images."""
+        return tuple(a for a in self.attacks if not a.is_clean)
+
+    @property
+    def robust_accuracy(self) -> Optional[RobustAccuracy]:
+        """The robust accuracy to quote; None if no attack was run.
+
+        AutoAttack's, together with the attacks before it where it ran on what they left; without it that of all attacks
+        together.
+        """
+        names = [a.name for a in self.real_attacks]
+        quoted = [
+            RobustAccuracy(
+                self.accuracy(a.name), self.interval(a.name), (a.name,) if a.complete else tuple(names[:i + 1]))
+            for i, a in enumerate(self.real_attacks) if a.is_autoattack]
+        if quoted:
+            return min(quoted, key=lambda q: q.accuracy)
+        if not names:
+            return None
+        standing = self.worst_case
+        return RobustAccuracy(percent(standing), wilson_interval(sum(standing), len(standing)), tuple(names))
+
+    def to_dict(self) -> Dict[str, Any]:
+        """The content of results.json, with accuracies for readers who do not compute them."""
+        content = {'format': FORMAT, **to_mapping(self)}
+        del content['examples']
+        for outcome, entry in zip(self.attacks, content['attacks']):
+            entry.update(accuracy=outcome.accuracy, interval=outcome.interval,
+                         worst_case_so_far=percent(self.standing(outcome.name)))
+        content['worst_case_accuracy'] = self.worst_case_accuracy
+        return content
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back as an equal report."""
+        text = json.dumps(self.to_dict(), indent=1)
+        # one line for each list of numbers, not one for each number
+        return re.sub(r'\[\n[^][{}"]*\]', lambda match: ' '.join(match[0].split()), text) + '\n'
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> 'EvaluationReport':
+        """A report from the content of results.json, of this format or the one before.
+
+        Raises:
+            InputError: On another format, fields of a wrong type, and accuracies that the outcomes do not give.
+        """
+        from .format2 import upgraded
+        content = dict(content)
+        version = content.pop('format', None)
+        if version == 2:
+            try:
+                content = upgraded(content)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise InputError(f'is no result of an evaluation ({type(error).__name__})', 'evaluate again') from error
+        elif version != FORMAT:
+            raise InputError(f'is no result of an evaluation (format {version!r})', 'evaluate again')
+        said = [content.pop('worst_case_accuracy', None)]
+        rows = []
+        entries = content.get('attacks', ())
+        if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise InputError('is no result of an evaluation (attacks)', 'evaluate again')
+        for entry in map(dict, entries):
+            said += [entry.pop('accuracy', None), entry.pop('worst_case_so_far', None)]
+            entry.pop('interval', None)
+            rows.append(entry)
+        report = from_mapping(cls, {**content, 'attacks': rows})
+        found = [report.worst_case_accuracy]
+        for outcome in report.attacks:
+            found += [outcome.accuracy, percent(report.standing(outcome.name))]
+        for a, b in zip(said, found):
+            if a is not None and (b is None or not abs(a - b) < _DIGITS):
+                raise InputError(f'says {a} % where its outcomes give {b} %: somebody changed it', 'evaluate again')
+        return report
+
+    @classmethod
+    def from_json(cls, text: str) -> 'EvaluationReport':
+        """The report that `to_json` wrote.
+
+        Raises:
+            InputError: If the text is none; see `from_dict`.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise InputError(f'is no JSON ({error})') from error
+        if not isinstance(content, dict):
+            raise InputError('is no result of an evaluation')
+        return cls.from_dict(content)
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> 'EvaluationReport':
+        """The report in a folder that `save` wrote, or in a results.json.
+
+        Raises:
+            InputError: If there is none; see `from_dict`.
+        """
+        path = Path(path)
+        path = path / RESULTS if path.is_dir() else path
+        try:
+            return cls.from_dict(read_json(path))
+        except InputError as error:
+            raise _unreadable(path, error) from error
+
+    def save(self, folder: Union[str, Path]) -> List[Path]:
+        """Write results.json, report.html, report.md and figures; each file whole or not at all.
+
+        Returns:
+            The files written.
+        """
+        from .render import write_report
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / RESULTS, self.to_json())
+        return [folder / RESULTS, *write_report(self, folder)]
+
+    def to_pandas(self) -> 'pandas.DataFrame':
+        """Outcomes as a table, a row for each image with its label and a column for each attack; needs pandas."""
+        import pandas
+        columns = {a.name: pandas.array(a.correct, dtype='boolean') for a in self.attacks}
+        return pandas.DataFrame(
+            {'label': list(self.data.labels), **columns}, index=pandas.Index(self.data.indices, name='image'))
+
+    def __str__(self) -> str:
+        from .render import text_report
+        return text_report(self)
+
+    def __repr__(self) -> str:
+        found = ', '.join(f'{a.name} {self.accuracy(a.name):.2f} %' for a in self.attacks)
+        return f'<EvaluationReport of {self.model.name}: {found or "no attack"}, {self.data.num_examples:,} images>'
+
+    def _repr_html_(self) -> str:
+        from .render import html_table
+        return html_table(self)
 
 
-def write_report(
-        folder: Path,
-        results: Dict[str, Any],
-        examples: List[Dict[str, Any]],
-        class_names: Optional[Sequence[str]] = None,
-        surface: Optional[Dict[str, Any]] = None,
-) -> List[Path]:
-    """Write report.html, which needs no other file, report.md and the figures it shows.
+def read_reports(path: Union[str, Path]) -> List[Tuple[str, EvaluationReport]]:
+    """The evaluations in a results.json, each with the name of its data, '' where the file gives none.
 
     Args:
-        folder: Where to.
-        results: Content of results.json.
-        examples: Images of `example_images`, or none.
-        class_names: Class names, or None for indices.
-        surface: Of `loss_surface`, or None.
+        path: A file of `EvaluationReport.save`, or of a model card, which holds several.
 
-    Returns:
-        The files written.
+    Raises:
+        InputError: If it is neither.
     """
-    figures = draw_figures(results, examples, class_names, surface)
-    pages = {
-        'report.html': html_report(results, examples, class_names, figures),
-        'report.md': markdown_report(results, examples, class_names, figures),
-    }
-    # a path from the command line may hold bytes that are no text
-    files = {**{name: page.encode('utf-8', 'backslashreplace') for name, page in pages.items()}, **figures}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_bytes(folder / name, content)
-    return [folder / name for name in files]
+    path = Path(path)
+    content = read_json(path)
+    if 'evaluations' not in content:
+        return [('', EvaluationReport.load(path))]
+    try:
+        return [
+            (str(name), EvaluationReport.from_dict(found))
+            for name, found in zip(content['data_names'], content['evaluations'], strict=True)]
+    except InputError as error:
+        raise _unreadable(path, error) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            'holds no evaluations with names of their data', argument='path', value=str(path)) from error
+
+
+def _unreadable(path: Path, error: InputError) -> InputError:
+    inner = error.explanation if error.argument == 'path' else str(error)
+    return InputError(inner, argument='path', value=str(path))

@@ -1,15 +1,25 @@
 """Accuracy on shifted images, and what ImageNet-C makes of it."""
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 
 from ..data.corruptions import COMMON_CORRUPTIONS, SEVERITIES
+from ..data.shifts import Part
+from ..settings import check_types
 from .journal import Journal
-from .outcome import percent
 
-__all__ = ['ALEXNET_CLEAN_ERROR', 'ALEXNET_ERRORS', 'evaluate_shift', 'mean_corruption_errors', 'summarize_shifts']
+__all__ = [
+    'ALEXNET_CLEAN_ERROR',
+    'ALEXNET_ERRORS',
+    'BenchmarkResult',
+    'PartResult',
+    'corruption_errors',
+    'evaluate_shift',
+    'summarize_shifts',
+]
 
 # Mean error of AlexNet over the five severities in percent, by the authors of ImageNet-C:
 # https://github.com/hendrycks/robustness/issues/10 (by severity); those of clean images are torchvision's.
@@ -55,71 +65,155 @@ def evaluate_shift(
         done, start = done + len(x), time.perf_counter()
 
 
-def mean_corruption_errors(
+@dataclass(frozen=True)
+class PartResult:
+    """Images classified correctly in one part of a benchmark; corruption and severity where it has them."""
+    num_correct: int
+    num_images: int
+    corruption: Optional[str] = None
+    severity: Optional[int] = None
+
+    @property
+    def error(self) -> float:
+        """In percent."""
+        return 100. - 100. * self.num_correct / self.num_images
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Accuracy on one benchmark of distribution shift.
+
+    Attributes:
+        name: The benchmark.
+        parts: What it is made of; one part, or one for each corruption and severity.
+        available: Images there are, of which those of the parts were chosen.
+        expected: Images that were published, None for those made on the fly.
+        num_classes: Classes that count, None for all.
+        num_correct_all: Images classified correctly among all classes, where fewer count.
+        resized_to: Height and width that images of another size were resized to.
+    """
+    name: str
+    parts: Tuple[PartResult, ...]
+    available: int
+    expected: Optional[int] = None
+    num_classes: Optional[int] = None
+    num_correct_all: Optional[int] = None
+    resized_to: Optional[Tuple[int, int]] = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def num_images(self) -> int:
+        """Images of all parts."""
+        return sum(part.num_images for part in self.parts)
+
+    @property
+    def accuracy(self) -> float:
+        """In percent; of corruptions, that of a mean error."""
+        return 100. - self.mean_error
+
+    @property
+    def accuracy_all_classes(self) -> Optional[float]:
+        """Accuracy among all classes of the network, in percent, where fewer count."""
+        return None if self.num_correct_all is None else 100. * self.num_correct_all / self.num_images
+
+    @property
+    def errors(self) -> Dict[str, Dict[int, float]]:
+        """Error in percent by corruption and severity; empty for a benchmark without."""
+        found: Dict[str, Dict[int, float]] = {}
+        for part in self.parts:
+            if part.corruption is not None and part.severity is not None:
+                found.setdefault(part.corruption, {})[part.severity] = part.error
+        return found
+
+    @property
+    def mean_error(self) -> float:
+        """Mean error in percent; of corruptions over the 15 common ones, the four of validation only by themselves."""
+        if not self.errors:
+            return self.parts[0].error
+        means = _means(self.errors)
+        return sum(means.values()) / len(means)
+
+    @property
+    def mce(self) -> Optional[float]:
+        """Mean corruption error of ImageNet-C, see `corruption_errors`; None for other data."""
+        return corruption_errors(self.errors)[0] if self.name == 'c' else None
+
+    def relative_mce(self, clean_accuracy: Optional[float]) -> Optional[float]:
+        """Relative mCE of ImageNet-C, given accuracy on clean images in percent; None for other data."""
+        if self.name != 'c' or clean_accuracy is None:
+            return None
+        return corruption_errors(self.errors, 100. - clean_accuracy)[1]
+
+
+def _means(errors: Dict[str, Dict[int, float]]) -> Dict[str, float]:
+    common = {c: own for c, own in errors.items() if c in COMMON_CORRUPTIONS} or errors
+    return {c: sum(own.values()) / len(own) for c, own in common.items()}
+
+
+def corruption_errors(
         errors: Dict[str, Dict[int, float]],
         clean_error: Optional[float] = None,
-) -> Dict[str, Optional[float]]:
-    """Mean error, mCE and relative mCE (Hendrycks and Dietterich 2019, section 4).
+) -> Tuple[Optional[float], Optional[float]]:
+    """mCE and relative mCE (Hendrycks and Dietterich 2019, section 4), by which AlexNet has 100.
 
     .. math:: mCE = \\frac{100}{C} \\sum_c \\frac{\\sum_s E_{s,c}}{\\sum_s E^{AlexNet}_{s,c}}, \\quad
         relative: E \\to E - E_{clean}
 
     Args:
-        errors: Error in percent by corruption and severity; the four of validation count only if there are no others.
+        errors: Error in percent by corruption and severity.
         clean_error: Error on clean images in percent.
 
     Returns:
-        'mean_error' (percent, AlexNet has no part in it), 'mce' and 'relative_mce' (AlexNet has 100). The latter are
-        None unless all 15 corruptions and five severities are there, the last also without `clean_error`.
+        Both in percent; None unless all 15 corruptions and five severities are there, the second also without
+        `clean_error`.
     """
-    common = {c: own for c, own in errors.items() if c in COMMON_CORRUPTIONS} or errors
-    means = {c: sum(own.values()) / len(own) for c, own in common.items()}
-    whole = set(means) == set(COMMON_CORRUPTIONS) and all(set(own) == set(SEVERITIES) for own in common.values())
-    count = len(means)
-    return {
-        'mean_error': sum(means.values()) / count,
-        'mce': sum(100 * means[c] / ALEXNET_ERRORS[c] for c in means) / count if whole else None,
-        'relative_mce': sum(
-            100 * (means[c] - clean_error) / (ALEXNET_ERRORS[c] - ALEXNET_CLEAN_ERROR) for c in means) / count
-        if whole and clean_error is not None else None,
-    }
+    means = _means(errors)
+    if set(means) != set(COMMON_CORRUPTIONS) or any(set(errors[c]) != set(SEVERITIES) for c in means):
+        return None, None
+    mce = sum(100 * means[c] / ALEXNET_ERRORS[c] for c in means) / len(means)
+    if clean_error is None:
+        return mce, None
+    return mce, sum(
+        100 * (means[c] - clean_error) / (ALEXNET_ERRORS[c] - ALEXNET_CLEAN_ERROR) for c in means) / len(means)
 
 
-def summarize_shifts(parts: Sequence[Any], chosen: Dict[str, List[int]], journal: Journal) -> List[Dict[str, Any]]:
-    """One entry for each benchmark, from the outcomes of its parts.
+def summarize_shifts(
+        parts: Sequence[Part],
+        chosen: Dict[str, List[int]],
+        journal: Journal,
+        image_size: Optional[Tuple[int, int]] = None,
+) -> List[BenchmarkResult]:
+    """A result for each benchmark, from the outcomes of its parts.
 
     Args:
         parts: Of the readers, in order.
         chosen: By key the indices of the images.
         journal: Outcomes of all of them.
-
-    Returns:
-        'benchmark', 'images', 'available' (of which they were chosen) and 'accuracy' (percent); 'expected', the
-        published number of images; where classes are
-        masked 'classes' and 'accuracy_all_classes'; of corruptions 'errors' and `mean_corruption_errors`, with mCE for
-        ImageNet-C alone.
+        image_size: Height and width the network saw.
     """
-    def accuracy(key: str, part_key: str) -> float:
-        return percent([journal.correct[key][i] for i in chosen[part_key]])
+    def count(key: str, part: Part) -> int:
+        return sum(journal.correct[key][i] for i in chosen[part.key])
 
-    entries: Dict[str, Dict[str, Any]] = {}
+    grouped: Dict[str, List[Part]] = {}
     for part in parts:
-        name, *place = part.key.split('/')
-        entry = entries.setdefault(name, {'benchmark': name, 'images': 0, 'expected': 0, 'errors': {}})
-        entry['images'] += len(chosen[part.key])
-        entry['available'] = entry.get('available', 0) + part.size
-        entry['expected'] = None if part.expected is None else entry['expected'] + part.expected
-        if place:
-            entry['errors'].setdefault(place[0], {})[int(place[1])] = 100 - accuracy(part.key, part.key)
-            continue
-        entry['accuracy'] = accuracy(part.key, part.key)
-        if part.classes is not None:
-            entry.update(classes=len(part.classes), accuracy_all_classes=accuracy(f'{part.key}/all', part.key))
-    clean = entries.get('clean')
-    for name, entry in entries.items():
-        if entry['errors']:
-            entry.update(mean_corruption_errors(entry['errors'], 100 - clean['accuracy'] if clean else None))
-            entry['accuracy'] = 100 - entry['mean_error']
-            if name != 'c':  # AlexNet's errors are of ImageNet-C's files
-                entry.update(mce=None, relative_mce=None)
-    return list(entries.values())
+        grouped.setdefault(part.key.split('/')[0], []).append(part)
+    results = []
+    for name, own in grouped.items():
+        found = []
+        for part in own:
+            place = part.key.split('/')[1:]
+            found.append(PartResult(
+                count(part.key, part), len(chosen[part.key]), *((place[0], int(place[1])) if place else ())))
+        first = own[0]
+        masked = first.classes is not None
+        results.append(BenchmarkResult(
+            name,
+            tuple(found),
+            available=sum(part.size for part in own),
+            expected=None if any(p.expected is None for p in own) else sum(p.expected or 0 for p in own),
+            num_classes=len(first.classes) if first.classes is not None else None,
+            num_correct_all=count(f'{first.key}/all', first) if masked else None,
+            resized_to=None if first.stored_size in (None, image_size) else image_size))
+    return results

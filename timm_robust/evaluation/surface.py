@@ -1,8 +1,9 @@
 """The loss around clean images, along the gradient and along a random direction."""
 import copy
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Dict, Iterator, Tuple
+from typing import Iterator, Tuple
 
 import torch
 import torch.nn as nn
@@ -11,8 +12,31 @@ from ..attacks import ThreatModel, cross_entropy, input_gradient
 from ..attacks.noise import image_seeds, signs
 from ..attacks.search import check_images, logits_of
 from ..attacks.threat import l2_norm
+from ..settings import check_types
 
-__all__ = ['directions', 'input_gradients', 'loss_surface', 'mean_loss', 'plot_loss_surface', 'seeded']
+__all__ = ['LossSurface', 'directions', 'input_gradients', 'loss_surface', 'mean_loss', 'seeded']
+
+
+@dataclass(frozen=True)
+class LossSurface:
+    """Mean cross-entropy on a grid around clean images.
+
+    Attributes:
+        norm, eps: Threat model.
+        seed: Seed of the random direction.
+        num_examples: Images behind the mean.
+        coordinates: Points along each direction, in units of eps.
+        loss: A row for each coordinate of the random direction, along the gradient.
+    """
+    norm: str
+    eps: float
+    seed: int
+    num_examples: int
+    coordinates: Tuple[float, ...]
+    loss: Tuple[Tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @contextmanager
@@ -60,7 +84,7 @@ def loss_surface(
         points: int = 21,
         batch_size: int = 128,
         seed: int = 0,
-) -> Dict[str, Any]:
+) -> LossSurface:
     """Mean cross-entropy on a grid around clean images, spanned by the gradient and a random direction.
 
     Args:
@@ -68,10 +92,6 @@ def loss_surface(
         points: Points along each direction, from -eps to eps; images are clamped to [0, 1].
         batch_size: Images in the network at once.
         seed: Seed of the random signs and of the network's own noise.
-
-    Returns:
-        `coordinates` in units of eps (a list of `points`), `loss` (one list for each coordinate of the random
-        direction, along the gradient) and the settings, for JSON.
     """
     check_images(x, y)
     model = copy.deepcopy(model).requires_grad_(False)
@@ -79,26 +99,6 @@ def loss_surface(
     with seeded(seed, x.device):
         gradient, random = directions(model, x, y, threat, batch_size, seed)
         loss = [
-            [mean_loss(model, x + a * gradient + b * random, y, batch_size) for a in coordinates]
+            tuple(mean_loss(model, x + a * gradient + b * random, y, batch_size) for a in coordinates)
             for b in coordinates]
-    return {
-        'norm': threat.norm,
-        'eps': threat.eps,
-        'seed': seed,
-        'num_examples': len(x),
-        'coordinates': coordinates,
-        'loss': loss,
-    }
-
-
-def plot_loss_surface(surface: Dict[str, Any], title: str, path) -> None:
-    """Draw what `loss_surface` measured; `path` is a file name or an open binary file."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(5.5, 4.5), layout='constrained')
-    axes = figure.subplots()
-    drawn = axes.contourf(surface['coordinates'], surface['coordinates'], surface['loss'], levels=20)
-    figure.colorbar(drawn, label='mean cross-entropy')
-    ticks = [-1, -.5, 0, .5, 1]
-    axes.set(title=title, xticks=ticks, yticks=ticks)
-    axes.set(xlabel='along the gradient (eps)', ylabel='along random signs (eps)')
-    figure.savefig(path, format='png', dpi=120)
+    return LossSurface(threat.norm, threat.eps, seed, len(x), tuple(coordinates), tuple(loss))

@@ -1,5 +1,4 @@
 """A model card whose every number comes from results.json of the same weights."""
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -9,74 +8,69 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import is_model, save_for_hf
 
 from ..errors import InputError
-from ..evaluation import summary
+from ..evaluation import AttackOutcome, EvaluationReport
+from ..evaluation.render import words
 from ..inputs import weights_sha256, write_json
 from ..models._build import WEIGHTS_DIR
 from .papers import citations
 
 __all__ = ['FIGURES', 'build_card_folder', 'card_text', 'read_results', 'result_rows']
 
-FIGURES = ('eps_sweep.png', 'mbnat_gamma.png', 'loss_surface.png', 'images.png')
+FIGURES = ('eps_sweep.png', 'gamma_sweep.png', 'loss_surface.png', 'images.png')
 _HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %')
 
 
-def _order(result: Dict[str, Any]) -> Tuple[int, float]:
+def _order(report: EvaluationReport) -> List[AttackOutcome]:
     """AutoAttack first, then other attacks from the strongest, clean accuracy last."""
-    attack = result['attack']
-    return 0 if 'parts' in attack else 1 if 'norm' in attack else 2, summary.accuracy_of(result)
+    return sorted(report.attacks, key=lambda a: (a.is_clean, not a.is_autoattack, report.accuracy(a.name)))
 
 
-def result_rows(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[str]) -> List[Tuple[str, ...]]:
-    """Rows of the card's table, from the contents of results.json, each with all an accuracy depends on."""
-    rows = []
-    for found, name in zip(evaluations, data_names):
-        texts = {row[0]: row for row in summary.table_rows(found)}
-        for result in sorted(found['results'], key=_order):
-            attack, threat, effort = texts[result['attack']['name']][:3]
-            after = ' after those above it' if result['accuracy'] is None else ''
-            rows.append((
-                name, f"{found['data']['num_examples']:,}", threat, attack + after, effort,
-                str(found['settings']['seed']), f'{summary.accuracy_of(result):.2f}'))
-    return rows
+def result_rows(evaluations: Sequence[EvaluationReport], data_names: Sequence[str]) -> List[Tuple[str, ...]]:
+    """Rows of the card's table, each with all an accuracy depends on."""
+    return [
+        (name, f'{report.data.num_examples:,}', str(outcome.threat or '-'),
+         outcome.name + ('' if outcome.complete else ' after those above it'), outcome.effort or '-',
+         str(report.settings.seed), f'{report.accuracy(outcome.name):.2f}')
+        for report, name in zip(evaluations, data_names) for outcome in _order(report)]
 
 
-def _eval_results(evaluations: Sequence[Dict[str, Any]], data_names: Sequence[str]) -> List[EvalResult]:
+def _eval_results(evaluations: Sequence[EvaluationReport], data_names: Sequence[str]) -> List[EvalResult]:
     """The same numbers as metadata."""
     found = []
-    for evaluation, name in zip(evaluations, data_names):
-        for result in sorted(evaluation['results'], key=_order):
-            attack = result['attack']
-            threat = evaluation['threat_model']
-            of_attack = {'attack': attack['name'], 'norm': threat['norm'], 'eps': threat['eps']} if (
-                'norm' in attack or 'parts' in attack) else {}
+    for report, name in zip(evaluations, data_names):
+        for outcome in _order(report):
+            threat = outcome.threat
+            of_attack = {'attack': outcome.name, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
             found.append(EvalResult(
                 task_type='image-classification',
                 task_name='Image Classification',
                 dataset_type=name.split(' ')[0].lower(),
                 dataset_name=name,
-                dataset_split=evaluation['data'].get('split'),
+                dataset_split=report.data.split,
                 metric_type='accuracy',
-                metric_name=f"Robust accuracy ({attack['name']}, {threat['text']})" if of_attack else 'Clean accuracy',
-                metric_value=round(summary.accuracy_of(result), 2),
+                metric_name=f'Robust accuracy ({outcome.name}, {threat})' if threat else 'Clean accuracy',
+                metric_value=round(report.accuracy(outcome.name), 2),
                 metric_args={
-                    **of_attack, 'num_examples': evaluation['data']['num_examples'],
-                    'seed': evaluation['settings']['seed']},
+                    **of_attack, 'num_examples': report.data.num_examples, 'seed': report.settings.seed},
             ))
     return found
 
 
-def _warnings(evaluations: Sequence[Dict[str, Any]]) -> str:
+def _warnings(evaluations: Sequence[EvaluationReport]) -> str:
     """What casts doubt on the numbers, and whether anybody looked."""
-    lines = [
-        f'> **{verdict.upper()}** {text}' for found in evaluations for verdict, text in summary.warnings(found)]
-    looked = any(found.get('diagnostics') for found in evaluations)
+    lines = [f'> **{verdict.upper()}** {text}' for report in evaluations for verdict, text in words.warnings(report)]
+    looked = any(report.findings for report in evaluations)
     if not looked:
         lines.append('> **NOT CHECKED** Nobody ran `timm-robust diagnose` on these weights: gradients may be masked.')
     elif not lines:
         lines.append('The checks for masked gradients and dependence on the batch found nothing.')
-    if not any('parts' in r['attack'] for found in evaluations for r in found['results']):
+    if not _has_autoattack(evaluations):
         lines.append('> **NO AUTOATTACK** These numbers bound robustness from above; AutoAttack leaves less.')
     return '\n>\n'.join(dict.fromkeys(lines))
+
+
+def _has_autoattack(evaluations: Sequence[EvaluationReport]) -> bool:
+    return any(outcome.is_autoattack for report in evaluations for outcome in report.attacks)
 
 
 def _code(text: str, language: str = '') -> str:
@@ -85,7 +79,7 @@ def _code(text: str, language: str = '') -> str:
 
 def card_text(
         name: str,
-        evaluations: Sequence[Dict[str, Any]],
+        evaluations: Sequence[EvaluationReport],
         data_names: Sequence[str],
         *,
         repo_id: str,
@@ -102,7 +96,7 @@ def card_text(
 
     Args:
         name: Model and tag, 'nofrost_resnet50.nofrost_linf8_in1k'.
-        evaluations: Contents of results.json, all of these weights.
+        evaluations: All of these weights.
         data_names: How to call the data of each.
         repo_id: Where the model is published.
         license: Identifier of the licence of the weights.
@@ -115,7 +109,6 @@ def card_text(
         figures: Names of figures in the folder.
     """
     model = name.split('.')[0]
-    autoattack = any('parts' in r['attack'] for found in evaluations for r in found['results'])
     data = ModelCardData(
         model_name=name,
         library_name='timm',
@@ -146,8 +139,8 @@ def card_text(
         *(f'![{figure.removesuffix(".png")}]({figure})' for figure in figures),
         '## Use', how,
         '## Training', _code(command) if command else f'See {origin}.', *([f'{selection}.'] if selection else []),
-        '## Measured by', _code('\n'.join(found['settings']['command'] for found in evaluations)),
-        '## Citation', _code('\n\n'.join(citations(model, objective, autoattack)), 'bibtex'),
+        '## Measured by', _code('\n'.join(report.settings.command for report in evaluations)),
+        '## Citation', _code('\n\n'.join(citations(model, objective, _has_autoattack(evaluations))), 'bibtex'),
     ]
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(blocks) + '\n').content
 
@@ -162,26 +155,24 @@ def _plain_architecture(name: str) -> str:
     return own if name.startswith('nofrost') and is_model(own) else name
 
 
-def _check(evaluations: Sequence[Dict[str, Any]], paths: Sequence[str], digest: str) -> None:
-    for path, found in zip(paths, evaluations):
-        measured = found['model']['weights_sha256']
+def _check(evaluations: Sequence[EvaluationReport], paths: Sequence[str], digest: str) -> None:
+    for path, report in zip(paths, evaluations):
+        measured = report.model.weights_sha256
         if measured != digest:
             raise InputError(
                 f'--results {path}: was measured on other weights ({measured[:12]}) than these ({digest[:12]}), '
                 'evaluate these')
 
 
-def read_results(path: str) -> Dict[str, Any]:
-    """Content of a results.json of `timm-robust eval`."""
+def read_results(path: str) -> EvaluationReport:
+    """The report in a results.json of `timm-robust eval`."""
     try:
-        found = json.loads(Path(path).read_text())
-        complete = found['format'] == 2 and found['results'] and found['model']['weights_sha256']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f'--results {path}: is no results.json of timm-robust eval ({type(error).__name__})') from error
-    if not complete:
-        raise InputError(f'--results {path}: is of another version of timm_robust, evaluate again')
-    return found
+        report = EvaluationReport.load(path)
+    except InputError as error:
+        raise error.about('results', path) from error
+    if not report.attacks:
+        raise InputError('holds no attack', 'evaluate again', argument='results', value=path)
+    return report
 
 
 def build_card_folder(
@@ -213,7 +204,7 @@ def build_card_folder(
     digest = weights_sha256(model)
     evaluations = [read_results(path) for path in results]
     _check(evaluations, results, digest)
-    seen = evaluations[0]['model']
+    seen = evaluations[0].model
     folder.mkdir(parents=True, exist_ok=True)
     figures = {}
     for index, path in enumerate(results):
@@ -233,10 +224,12 @@ def build_card_folder(
             'pretrained_cfg': {'tag': tag, 'license': facts['license']},
         },
         model_args=model_args or None,
-        data_config={k: seen[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+        data_config={
+            k: getattr(seen, k) for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
     )
     write_json(folder / 'results.json', {
-        'weights_sha256': digest, 'data_names': list(facts['data_names']), 'evaluations': evaluations})
+        'weights_sha256': digest, 'data_names': list(facts['data_names']),
+        'evaluations': [report.to_dict() for report in evaluations]})
     text = card_text(
         name, evaluations, architecture=published_as, model_args=model_args or {}, figures=list(figures), **facts)
     (folder / 'README.md').write_text(text)

@@ -15,7 +15,7 @@ from timm_robust.cli.card import OF_THE_MACHINE
 from timm_robust.cli.main import main as timm_robust
 from timm_robust.data.samples import load_digits
 from timm_robust.errors import InputError
-from timm_robust.evaluation.summary import accuracy_of
+from timm_robust.evaluation import EvaluationReport
 from timm_robust.inputs import write_json
 
 HERE = Path(__file__).parent
@@ -106,29 +106,28 @@ def measured(path: Path, run: Path, *flags: str, resume: Sequence[str] = ()) -> 
     return found
 
 
-def evaluated(folder: Path, run: Path, *flags: str) -> Dict[str, Any]:
-    """results.json of an evaluation of a run, which is made, or gone on with, unless it is there."""
-    return measured(
+def evaluated(folder: Path, run: Path, *flags: str) -> EvaluationReport:
+    """The evaluation of a run, which is made, or gone on with, unless it is there."""
+    return EvaluationReport.from_dict(measured(
         folder / 'results.json', run, 'eval', *flags, '--save-images', '0', '--no-diagnose',
-        resume=['--resume'] if any(folder.glob('progress-*')) else [])
+        resume=['--resume'] if any(folder.glob('progress-*')) else []))
 
 
-def accuracies(results: Dict[str, Any]) -> Dict[str, float]:
+def accuracies(report: EvaluationReport) -> Dict[str, float]:
     """Accuracy by attack, in percent."""
-    return {r['attack']['name']: accuracy_of(r) for r in results['results']}
+    return {outcome.name: report.accuracy(outcome.name) for outcome in report.attacks}
 
 
-def sample(results: Dict[str, Any]) -> Dict[str, Any]:
-    """What accuracies must not be told without."""
+def sample(report: EvaluationReport) -> Dict[str, Any]:
+    """What must be disclosed with accuracies."""
     return {
-        'threat_model': results['threat_model']['text'], 'num_examples': results['data']['num_examples'],
-        'seed': results['settings']['seed'], 'weights_sha256': results['model']['weights_sha256'],
-        'command': results['settings']['command']}
+        'threat_model': str(report.threat), 'num_examples': report.data.num_examples, 'seed': report.settings.seed,
+        'weights_sha256': report.model.weights_sha256, 'command': report.settings.command}
 
 
-def outcomes(results: Dict[str, Any]) -> List[str]:
+def outcomes(report: EvaluationReport) -> List[str]:
     """For each attack which images withstand it, as 0 and 1."""
-    return [''.join(str(int(right)) for right in r['correct']) for r in results['results']]
+    return [''.join(str(int(right is True)) for right in outcome.correct) for outcome in report.attacks]
 
 
 def cells(values: Sequence[float], decimals: int = 1) -> List[str]:

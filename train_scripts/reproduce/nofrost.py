@@ -28,7 +28,8 @@ from common import (
     write,
 )
 
-from timm_robust.evaluation.statistics import shift_rows
+from timm_robust.evaluation.norm_statistics import LayerStatistics, shift_rows
+from timm_robust.settings import from_mapping
 
 EPS = '0.2'
 OBJECTIVES = ('standard', 'trades', 'fat', 'trades_fat', 'nofrost')  # norms are compared under the last
@@ -101,8 +102,8 @@ def trade_off(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
         run / 'measured' / attack, run, *flags_of(args), '--checkpoint', str(run / 'last.pth.tar'), '--attacks',
         f'clean,{attack}', '--sweep', 'gamma', '-j', str(args.workers)) for attack in SWEPT]
     return {'points': [
-        [points[0]['gamma'], points[0]['clean'], *(p['robust'] for p in points)]
-        for points in zip(*(found['mbnat_gamma_sweep'] for found in swept))], 'samples': list(map(sample, swept))}
+        [points[0].gamma, points[0].clean, *(p.robust for p in points)]
+        for points in zip(*(report.gamma_sweep for report in swept))], 'samples': list(map(sample, swept))}
 
 
 def tables(found: Dict[str, Any]) -> List[str]:
@@ -169,11 +170,14 @@ def main() -> None:
     layers = measured(
         by_norm['batchnorm2d'] / 'measured' / 'statistics' / 'statistics.json', by_norm['batchnorm2d'], 'statistics',
         *flags_of(args), '-j', str(args.workers), '--attacks', 'clean,pgd20')['layers']
+    clean, adversarial = (
+        {name: from_mapping(LayerStatistics, values) for name, values in layers[kind].items()}
+        for kind in ('clean', 'adversarial'))
     found = {
         'attacks': ATTACKS, 'objectives': objectives,
         'norms': [{**objectives[-1], 'norm': 'none'}, *normed.values()], 'trade_off': trade_off(args, mbnat),
         'by_statistics': [row for n in SWITCHED for row in by_statistics(args, n, normed[n], by_norm[n])],
-        'statistics': shift_rows(layers['clean'], layers['adversarial'], root=True)}
+        'statistics': shift_rows(clean, adversarial, root=True)}
     write('nofrost', found, tables(found))
 
 

@@ -60,9 +60,10 @@ def measure(args: argparse.Namespace, network: str, norm: str, data: str) -> Dic
             ','.join((*PAPER_ATTACKS, STRONGEST[mode])))
         found['statistics'][mode] = {
             'accuracy': list(accuracies(results).values()), 'outcomes': outcomes(results), **sample(results)}
-    found['eps_sweep'] = evaluated(
+    swept = evaluated(
         folder('sweep' + SUFFIX[args.eps_space]), run, *attacked, '--bn-mode', 'population', '--attacks',
-        'pgd20', '--eps-sweep', ','.join(SWEEP))['eps_sweep']
+        'pgd20', '--eps-sweep', ','.join(SWEEP))
+    found['eps_sweep'] = [{'eps': p.eps, 'accuracy': p.accuracy} for p in swept.eps_sweep]
     found['small_batches'] = [
         accuracies(evaluated(
             folder(f'batch{size}'), run, *flags, '-b', str(size), '--bn-mode', 'batch', '--attacks', 'clean',

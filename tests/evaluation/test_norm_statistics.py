@@ -9,7 +9,8 @@ import torch.nn as nn
 from helpers import TinyNet, make_image_folder
 
 from timm_robust.cli.main import main
-from timm_robust.evaluation.statistics import layer_statistics, shift_rows
+from timm_robust.errors import InputError
+from timm_robust.evaluation.norm_statistics import LayerStatistics, layer_statistics, shift_rows
 from timm_robust.layers import RobustNorm2d
 
 
@@ -25,22 +26,22 @@ def test_statistics_are_those_of_the_input_of_each_layer(norm):
     spreads = [
         z.var((0, 2, 3), unbiased=False) if norm is nn.BatchNorm2d else z.amax((0, 2, 3)) - z.amin((0, 2, 3))
         for z in parts]
-    torch.testing.assert_close(torch.tensor(found['batch_mean'], dtype=torch.float64), sum(means) / 2)
-    torch.testing.assert_close(torch.tensor(found['batch_spread'], dtype=torch.float64), sum(spreads) / 2)
-    torch.testing.assert_close(torch.tensor(found['tracked_mean']), model[1].running_mean)
+    torch.testing.assert_close(torch.tensor(found.batch_mean, dtype=torch.float64), sum(means) / 2)
+    torch.testing.assert_close(torch.tensor(found.batch_spread, dtype=torch.float64), sum(spreads) / 2)
+    torch.testing.assert_close(torch.tensor(found.tracked_mean), model[1].running_mean)
     assert not model[1]._forward_pre_hooks and not model.training
     assert layer_statistics(model.train(), x, batch_size=3)['1'] == found
     assert model.training and model[1].training
-    assert model[1].running_mean.tolist() == pytest.approx(found['tracked_mean'])
+    assert model[1].running_mean.tolist() == pytest.approx(found.tracked_mean)
 
 
 def test_shifts():
-    clean = {'a': {'tracked_mean': [0., 1.], 'tracked_spread': [4., 4.], 'batch_mean': [1., 1.],
-                   'batch_spread': [4., 4. * math.e]}}
+    clean = {'a': LayerStatistics(
+        tracked_mean=(0., 1.), tracked_spread=(4., 4.), batch_mean=(1., 1.), batch_spread=(4., 4. * math.e))}
     (name, mean, spread, *_), = shift_rows(clean, clean, root=True)
     assert (name, mean, spread) == ('a', pytest.approx(.25), pytest.approx(.5))
     assert shift_rows(clean, clean, root=False)[0][1] == pytest.approx(.125)
-    with pytest.raises(ValueError, match='TinyNet has no BatchNorm'):
+    with pytest.raises(InputError, match='TinyNet.*has no BatchNorm'):
         layer_statistics(TinyNet(), torch.rand(2, 3, 8, 8))
 
 

@@ -1,0 +1,78 @@
+"""Several networks side by side, from the reports of their evaluations (NoFrost, figures 3 and 4).
+
+NoFrost - https://arxiv.org/abs/2207.01156
+"""
+from pathlib import Path
+from typing import Dict, Hashable, Mapping, Sequence, Tuple
+
+from ..errors import InputError
+from .report import EvaluationReport
+
+__all__ = ['collect']
+
+_Row = Tuple[float, Tuple[Hashable, ...]]  # accuracy and what it was measured on, number of images and seed first
+
+
+def _benchmarks(report: EvaluationReport) -> Dict[str, _Row]:
+    data, seed = report.data, report.settings.seed
+    found: Dict[str, _Row] = {}
+    for b in report.benchmarks:
+        place = (data.dataset, data.split) if b.name in ('clean', 'corruptions') else ()
+        parts = tuple((p.corruption, p.severity) for p in b.parts) if b.errors else ()
+        found[b.name] = b.accuracy, (b.num_images, seed, 'balanced', b.available, *place, *parts)
+    return found
+
+
+def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
+    data = report.data
+    sample = (data.num_examples, report.settings.seed, data.subset, data.num_images, data.dataset, data.split)
+    found: Dict[str, _Row] = {}
+    for outcome in report.attacks:
+        if outcome.is_clean:
+            found[outcome.name] = report.accuracy(outcome.name), sample
+        elif outcome.complete:  # it was run on all images, not on what other attacks left
+            found[f'{outcome.name} {outcome.threat}'] = (
+                report.accuracy(outcome.name), (*sample, repr(sorted(outcome.attack.items()))))
+    return found
+
+
+def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
+    """Accuracy in percent by network and benchmark or attack, of those that all networks have.
+
+    The name of an attack holds its threat model, every name the number of images and the seed.
+
+    Args:
+        folders: By name of a network the folders of its reports.
+
+    Raises:
+        InputError: If a folder holds none, a network has one accuracy twice, networks were evaluated on different
+            images or with different seeds, or they have nothing in common.
+    """
+    found: Dict[str, Dict[str, _Row]] = {}
+    for name, own in folders.items():
+        found[name], weights = {}, set()
+        for folder in own:
+            try:
+                report = EvaluationReport.load(folder)
+            except InputError as error:
+                raise InputError(f'{name}={folder}: {error.explanation}') from error
+            weights.add(report.model.weights_sha256)
+            if len(weights) > 1:
+                raise InputError(f'{name}={folder}: was measured on other weights than the folder before it')
+            for key, value in {**_benchmarks(report), **_attacks(report)}.items():
+                if key != 'clean' and key in found[name]:
+                    raise InputError(f'{name}={folder}: measures {key}, which another folder of {name} does too')
+                found[name].setdefault(key, value)
+    first = next(iter(found.values()))
+    common = [key for key in first if all(key in own for own in found.values())]
+    if not common:
+        raise InputError(f"{', '.join(found)}: have no benchmark or attack in common")
+    for key in common:
+        for name, rows in found.items():
+            if rows[key][1] != first[key][1]:
+                raise InputError(
+                    f'{name}: {key} was measured on other images or with other settings than that of '
+                    f'{next(iter(found))}', 'give both the same data, `num_examples`, `seed`, attacks, `corruptions` '
+                    'and `severities`')
+    titles = {key: f'{key} ({first[key][1][0]:,} images, seed {first[key][1][1]})' for key in common}
+    return {name: {titles[key]: rows[key][0] for key in common} for name, rows in found.items()}

@@ -1,0 +1,118 @@
+"""The report as HTML that needs no other file, as Markdown, and as text for a terminal."""
+import base64
+import html
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, List, Mapping, Sequence
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from tabulate import tabulate
+
+from ..facts import Example, Finding
+from ..report import EvaluationReport, percent
+from . import words
+from .figures import panels, to_png
+
+__all__ = ['findings_text', 'html_report', 'html_table', 'markdown_report', 'text_report', 'text_table']
+
+
+def _markdown(value: Any) -> Markup:
+    """Text that is shown as it is: neither markup nor the end of a table cell or line."""
+    if isinstance(value, Markup):
+        return value
+    text = html.escape(' '.join(str(value).split()), quote=False)
+    return Markup(re.sub(r'([\\`*_\[\]|~$#])', r'\\\1', text))
+
+
+def _fenced(text: str) -> Markup:
+    """A block of code, fenced by more backticks than the code has in a row."""
+    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
+    return Markup(f'{fence}\n{text}\n{fence}')
+
+
+def _alignment(rows: Sequence[Sequence[str]]) -> List[Markup]:
+    """Numbers to the right, all else to the left."""
+    return [
+        Markup('---:') if all(re.fullmatch(r'-|[\d.]+', cell) for cell in column) else Markup('---')
+        for column in zip(*rows)]
+
+
+def _environment(**kwargs: Any) -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / 'templates'), undefined=StrictUndefined, autoescape=True,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, **kwargs)
+    found.globals['words'] = words
+    return found
+
+
+_HTML = _environment()
+_HTML.filters['base64'] = lambda png: base64.b64encode(png).decode()
+_MARKDOWN = _environment(finalize=_markdown)
+_MARKDOWN.filters.update(cell=_markdown, fenced=_fenced)
+
+
+def html_report(report: EvaluationReport, figures: Mapping[str, bytes]) -> str:
+    """The report as one HTML page, with figures in it.
+
+    Args:
+        report: The report.
+        figures: Of `draw_figures`.
+    """
+    def pictures(example: Example) -> List[bytes]:
+        return [to_png(panel) for panel in panels(example)]
+
+    def cumulative_of(outcome: Any) -> float:
+        return percent(report.standing(outcome.name))
+
+    page = _HTML.get_template('report.html').render(
+        report=report, figures=figures, pictures=pictures, cumulative_of=cumulative_of)
+    return page.lstrip()
+
+
+def html_table(report: EvaluationReport) -> str:
+    """The table of attacks as HTML, for a notebook."""
+    return _HTML.get_template('table.html').render(report=report)
+
+
+def markdown_report(report: EvaluationReport, figures: Mapping[str, bytes]) -> str:
+    """The report as Markdown, with figures by file name.
+
+    Args:
+        report: The report.
+        figures: Of `draw_figures`.
+    """
+    return _MARKDOWN.get_template('report.md').render(report=report, figures=figures, alignment=_alignment)
+
+
+def text_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
+    """A table of aligned columns, the first to the left and the others to the right."""
+    return tabulate(
+        [list(map(str, row)) for row in rows], headers=list(header), disable_numparse=True,
+        colalign=['left', *['right'] * (len(header) - 1)] if rows else None)
+
+
+def _wrapped(header: str) -> str:
+    return header.replace(', ', ',\n')
+
+
+def text_report(report: EvaluationReport) -> str:
+    """Accuracy per attack, benchmarks and notes as text."""
+    blocks = [words.title(report)]
+    if report.attacks:
+        blocks.append(text_table(words.attack_rows(report), list(map(_wrapped, words.HEADER))))
+    if report.benchmarks:
+        blocks.append(text_table(words.benchmark_rows(report), words.BENCHMARK_HEADER))
+        blocks += [
+            f'{b.name}: error (%) by severity\n\n{text_table(words.severity_rows(b), words.severity_header(b))}'
+            for b in report.benchmarks if b.errors]
+    blocks.append('\n'.join(words.notes(report)))
+    return '\n\n'.join(blocks)
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Findings for a terminal: verdict, name and what a reader should conclude."""
+    return '\n\n'.join(
+        f"{f.verdict.upper():<8} {f.name.replace('_', ' ')}\n"
+        + textwrap.fill(f.text, 110, initial_indent=' ' * 9, subsequent_indent=' ' * 9) for f in findings)

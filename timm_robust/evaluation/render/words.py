@@ -1,0 +1,246 @@
+"""What a report says, in sentences and rows that every form of it shares."""
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from ..report import AttackOutcome, EvaluationReport, percent
+from ..shifts import BenchmarkResult
+
+__all__ = [
+    'BENCHMARK_HEADER',
+    'EPS_HEADER',
+    'EXAMPLE_HEADER',
+    'GAMMA',
+    'GAMMA_HEADER',
+    'HEADER',
+    'SURFACE',
+    'attack_rows',
+    'benchmark_rows',
+    'eps_rows',
+    'example_rows',
+    'facts',
+    'gamma_rows',
+    'headline',
+    'notes',
+    'readable',
+    'reading',
+    'sample',
+    'severity_header',
+    'severity_rows',
+    'swept_attack',
+    'title',
+    'upper_bound',
+    'warnings',
+]
+
+HEADER = (
+    'attack', 'threat model', 'steps', 'attacked', 'robust accuracy, this attack (%)', '95 % interval',
+    'robust accuracy, cumulative (%)', 'seconds')
+BENCHMARK_HEADER = ('benchmark', 'images', 'top-1 (%)', 'notes')
+EXAMPLE_HEADER = ('label', 'clean confidence (%)', 'attack', 'prediction', 'confidence (%)', 'outcome')
+EPS_HEADER = ('eps', 'accuracy (%)')
+GAMMA_HEADER = ('gamma', 'clean accuracy (%)', 'robust accuracy (%)')
+GAMMA = 'Two BatchNorms: at 0 that of clean images, at 1 that of adversarial ones, between them a mixture.'
+SURFACE = (
+    'Mean cross-entropy of clean images moved by up to eps, along the gradient (to the right) and along random signs '
+    '(upwards). Where the gradient guides an attack, the loss rises smoothly to the right.')
+
+_BOUND = 'These attacks give an upper bound of robustness; stronger ones (AutoAttack) leave less.'
+_BY_BATCH = (
+    'This network normalizes by the current batch. A prediction depends on the other images in its batch, and these '
+    'accuracies hold for these batches only.')
+_ONLY_REMAINING = (
+    '"Cumulative" counts images that withstand this attack and all above it. Each attack ran only on images that '
+    'withstood those above it, so there is no accuracy under it alone.')
+_ON_ALL = (
+    '"This attack": each attack ran on all images classified correctly. "Cumulative" counts images that withstand it '
+    "and all above it. Intervals are Wilson's.")
+
+
+def _number(value: Optional[float]) -> str:
+    return '-' if value is None else f'{value:.2f}'
+
+
+def readable(name: str) -> str:
+    """A name such as 'zero_gradients' for people: 'Zero gradients'."""
+    return name.replace('_', ' ').capitalize()
+
+
+def sample(report: EvaluationReport) -> str:
+    """How many images, and the seed."""
+    return f'{report.data.num_examples:,} images, seed {report.settings.seed}'
+
+
+def title(report: EvaluationReport) -> str:
+    """Model and data set."""
+    model, data = report.model, report.data
+    name = ' '.join(filter(None, (model.name, model.checkpoint)))
+    return name + (f' on {data.source}' if data.source else '') + (f' ({data.split})' if data.split else '')
+
+
+def _row(report: EvaluationReport, outcome: AttackOutcome) -> Tuple[str, ...]:
+    low, high = report.interval(outcome.name)
+    return (
+        outcome.name,
+        str(outcome.threat or '-'),
+        outcome.effort or '-',
+        '-' if outcome.is_clean else str(outcome.attacked),
+        _number(outcome.accuracy),
+        f'{low:.1f} to {high:.1f}' if outcome.complete else '-',
+        _number(percent(report.standing(outcome.name))),
+        f'{outcome.seconds:.1f}',
+    )
+
+
+def attack_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
+    """Rows under `HEADER`, with all a robust accuracy must be reported with."""
+    return [_row(report, outcome) for outcome in report.attacks]
+
+
+def reading(report: EvaluationReport) -> List[str]:
+    """What the columns of the table mean."""
+    if not report.real_attacks:
+        return []
+    return [_ONLY_REMAINING if report.settings.worst_case else _ON_ALL]
+
+
+def _transfer(report: EvaluationReport) -> List[str]:
+    surrogate = report.settings.surrogate
+    return [
+        f'Black-box transfer: the attacks were crafted on {surrogate}, not on this network.'] if surrogate else []
+
+
+def upper_bound(report: EvaluationReport) -> List[str]:
+    """That the accuracy is an upper bound, unless AutoAttack was run."""
+    return [_BOUND] if report.real_attacks and not any(a.is_autoattack for a in report.attacks) else []
+
+
+def notes(report: EvaluationReport) -> List[str]:
+    """What a reader of the table has to know, in sentences."""
+    return [
+        f'{sample(report)}, {report.threat}.',
+        *_transfer(report),
+        *reading(report),
+        *upper_bound(report),
+        *([f'WARNING: {_BY_BATCH}'] if report.settings.batch_dependent else []),
+        *([f'WARNING: {report.data.mismatch}'] if report.data.mismatch else []),
+    ]
+
+
+def headline(report: EvaluationReport) -> str:
+    """Clean and robust accuracy with all they depend on, in a sentence or two."""
+    clean, robust, where = report.clean_accuracy, report.robust_accuracy, sample(report)
+    start = '' if clean is None else f'Clean accuracy {clean:.2f} %, '
+    if robust is None:
+        return f'{start}{where}. No attack was run: this says nothing about robustness.'
+    names = robust.attacks
+    text = f"{start}robust accuracy {'at most ' if upper_bound(report) else ''}{robust.accuracy:.2f} % "
+    text += f'under {names[0]}' if len(names) == 1 else f"in the worst case of {', '.join(names[:-1])} and {names[-1]}"
+    text += f' ({report.threat}, {where}; 95 % interval {robust.interval[0]:.1f} to {robust.interval[1]:.1f}).'
+    together = percent(report.worst_case)
+    if together < robust.accuracy:
+        text += f' Under all attacks together it is {together:.2f} %.'
+    return ' '.join([text[0].upper() + text[1:], *upper_bound(report)])
+
+
+def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
+    """What casts doubt on the accuracies, as pairs of verdict and text."""
+    found = [(v, f) for v in ('alarm', 'warning') for f in report.findings if f.verdict == v]
+    return [
+        *([('warning', _BY_BATCH)] if report.settings.batch_dependent else []),
+        *([('warning', report.data.mismatch)] if report.data.mismatch else []),
+        *(('warning', text) for text in _transfer(report)),
+        *((verdict, f'{readable(f.name)}: {f.text}') for verdict, f in found),
+    ]
+
+
+def eps_rows(report: EvaluationReport) -> List[Tuple[str, str]]:
+    """Rows under `EPS_HEADER`."""
+    return [(_eps_text(report.threat.norm, p.eps), _number(p.accuracy)) for p in report.eps_sweep]
+
+
+def _eps_text(norm: str, eps: float) -> str:
+    in_255 = round(eps * 255)
+    in_fractions = norm == 'Linf' and 1 <= in_255 <= 32 and abs(eps * 255 - in_255) < 1e-6
+    return f'{in_255}/255' if in_fractions else f'{eps:g}'
+
+
+def gamma_rows(report: EvaluationReport) -> List[Tuple[str, str, str]]:
+    """Rows under `GAMMA_HEADER`."""
+    return [(f'{p.gamma:g}', _number(p.clean), _number(p.robust)) for p in report.gamma_sweep]
+
+
+def benchmark_rows(report: EvaluationReport) -> List[Tuple[str, str, str, str]]:
+    """Rows under `BENCHMARK_HEADER`."""
+    clean = next((b.accuracy for b in report.benchmarks if b.name == 'clean'), None)
+    rows = []
+    for b in report.benchmarks:
+        remarks = []
+        if b.accuracy_all_classes is not None:
+            remarks.append(f'among its {b.num_classes} classes; {b.accuracy_all_classes:.1f} among all')
+        if b.errors:
+            remarks.append(f'mean error {b.mean_error:.1f} % of {len(b.errors)} corruptions')
+        for value, text in ((b.mce, 'mCE'), (b.relative_mce(clean), 'relative mCE')):
+            remarks += [] if value is None else [f'{text} {value:.1f}']
+        if b.resized_to:
+            remarks.append(f"resized to {'x'.join(map(str, b.resized_to))}")
+        if b.expected and b.num_images != b.expected:
+            remarks.append(f'{b.expected:,} published')
+        rows.append((b.name, f'{b.num_images:,}', f'{b.accuracy:.1f}', ', '.join(remarks)))
+    return rows
+
+
+def _severities(benchmark: BenchmarkResult) -> List[int]:
+    return sorted(next(iter(benchmark.errors.values())))
+
+
+def severity_header(benchmark: BenchmarkResult) -> Tuple[str, ...]:
+    """Header of the errors of a benchmark of corruptions."""
+    return ('corruption', *map(str, _severities(benchmark)), 'mean')
+
+
+def severity_rows(benchmark: BenchmarkResult) -> List[Tuple[str, ...]]:
+    """Rows under `severity_header`."""
+    return [
+        (name, *(f'{own[s]:.1f}' for s in _severities(benchmark)), f'{sum(own.values()) / len(own):.1f}')
+        for name, own in benchmark.errors.items()]
+
+
+def example_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
+    """Rows under `EXAMPLE_HEADER`."""
+    name = report.data.class_name
+    return [
+        (name(e.label), f'{100 * e.clean_confidence:.1f}', e.attack, name(e.prediction), f'{100 * e.confidence:.1f}',
+         'fooled' if e.fooled else 'withstands') for e in report.examples]
+
+
+def swept_attack(report: EvaluationReport) -> str:
+    """The attack behind the curves over eps and gamma: the last one."""
+    return report.real_attacks[-1].name if report.real_attacks else 'no attack'
+
+
+def _settings(attack: Dict[str, object]) -> str:
+    shown = []
+    for key, value in attack.items():
+        if isinstance(value, list):
+            shown += [f"{m.get('attack')} ({_settings(m)})" for m in value if isinstance(m, dict)]
+        elif key != 'attack' and value is not None:
+            shown.append(f"{key} {f'{value:g}' if isinstance(value, float) else value}")
+    return ', '.join(shown)
+
+
+def _group(content: object, hidden: Sequence[str]) -> List[Tuple[str, str]]:
+    return [
+        (key, ', '.join(map(str, value)) if isinstance(value, tuple) else str(value))
+        for key, value in vars(content).items() if key not in hidden and value not in (None, '', {}, [], ())]
+
+
+def facts(report: EvaluationReport) -> Dict[str, List[Tuple[str, str]]]:
+    """What it takes to repeat the evaluation, by group, as pairs of name and value; the command apart."""
+    groups = {
+        'Settings': _group(report.settings, ('command',)),
+        'Threat model': _group(report.threat, ()),
+        'Model': _group(report.model, ()),
+        'Data': _group(report.data, ('indices', 'labels', 'class_names')),
+        'Versions': list(report.versions.items()),
+        'Attacks': [(a.name, _settings(a.attack)) for a in report.real_attacks],
+    }
+    return {group: rows for group, rows in groups.items() if rows}
