@@ -8,6 +8,7 @@ from timm.utils import ParseKwargs, setup_default_logging
 from timm.utils.log import FormatterNoInfo
 
 from ..errors import InputError
+from .plugins import HELP
 
 _FACTS = {'config', 'distributed', 'world_size', 'rank', 'local_rank', 'val_images'}  # in args.yaml, and no flags
 
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line and an `InputError`."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, **kwargs)
+        super().__init__(allow_abbrev=False, **{'epilog': HELP, **kwargs})
 
     def error(self, message: str) -> None:
         raise InputError(f'{message} ({self.prog} --help lists the flags)')

@@ -6,6 +6,7 @@ from typing import List, Optional
 from ..errors import InputError
 from ..version import __version__
 from .flagged import flagged
+from .plugins import import_plugins
 
 __all__ = ['main']
 
@@ -42,9 +43,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"timm-robust: error: {argv[0]}: unknown command, choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = importlib.import_module(f".{argv[0].replace('-', '_')}", __package__)
     try:
-        command.run(argv[1:])
+        rest = import_plugins(argv[1:])
+        command = importlib.import_module(f".{argv[0].replace('-', '_')}", __package__)
+        command.run(rest)
     except InputError as error:
         print(f'timm-robust {argv[0]}: error: {flagged(error)}', file=sys.stderr)
         return 2

@@ -1,0 +1,40 @@
+"""`--plugin MODULE` on every command: a module that registers attacks, objectives, norms or models of its own."""
+import argparse
+import importlib
+import os
+import sys
+from typing import List
+
+from ..errors import InputError
+
+__all__ = ['HELP', 'import_plugins']
+
+HELP = (
+    '--plugin MODULE (once for each), or --device-modules MODULE ... as in timm: import modules of your own first. The '
+    'attacks, objectives, norms and models they register are then known by name, and their settings are flags.')
+
+
+def import_plugins(argv: List[str]) -> List[str]:
+    """Import the modules named by --plugin and --device-modules; the current folder is searched too.
+
+    Returns:
+        The arguments without these flags.
+
+    Raises:
+        InputError: If a module cannot be imported.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--plugin', action='append', default=[])
+    parser.add_argument('--device-modules', nargs='+', default=[])
+    known, rest = parser.parse_known_args(argv)
+    modules = [*known.plugin, *known.device_modules]
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(
+                f'cannot be imported ({error})', 'name a module in this folder or on PYTHONPATH, without .py',
+                argument='plugin', value=name) from error
+    return rest
