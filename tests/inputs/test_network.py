@@ -1,6 +1,7 @@
 """The network that answers is the one whose weights and settings were named, or nothing is evaluated."""
 import json
 import shutil
+import time
 
 import pytest
 import timm
@@ -235,3 +236,10 @@ def test_names_of_classes_by_number(model):
     from timm_robust.inputs.pretrained import label_names
     assert label_names(imagenet) is None and label_names(imagenet, ['cat', 'dog']) is None
     assert label_names(imagenet, ['n01440764', 'n02102040'])[1] == 'n01443537'
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'hf-hub:someone/model'])
+def test_a_hub_that_cannot_be_reached_is_one_line_at_once(name, caplog):
+    begun = time.monotonic()
+    refused(name, 'refused', model=name)  # nobody listens where the tests have their Hub
+    assert time.monotonic() - begun < 5 and not caplog.records

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import timm
@@ -209,6 +210,13 @@ def test_missing_weights_are_one_line(monkeypatch):
     for part in ('nofrost_resnet50.nofrost_linf8_in1k', 'the Hugging Face Hub at timm-robust/nofrost_resnet50',
                  'this package has none of this network: train it', 'checkpoint_path=PATH'):
         assert part in last
+
+
+def test_weights_that_cannot_be_had_fail_at_once(caplog):
+    begun = time.monotonic()
+    with pytest.raises(PretrainedWeightsError, match='nofrost_resnet50.nofrost_linf8_in1k.*cannot be fetched'):
+        timm.create_model('nofrost_resnet50', pretrained=True)  # nobody listens where the tests have their Hub
+    assert time.monotonic() - begun < 5 and not caplog.records
 
 
 def test_tag_without_location_and_missing_file():

@@ -7,9 +7,17 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, cast
 import huggingface_hub
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models import create_model, is_model, parse_model_name, split_model_name_tag
+from timm.models import (
+    PretrainedCfg,
+    create_model,
+    get_pretrained_cfg,
+    is_model,
+    parse_model_name,
+    split_model_name_tag,
+)
 
 from ..errors import InputError
+from ..models._build import check_reachable
 from .files import read_json
 from .weights import weights_sha256
 
@@ -71,7 +79,9 @@ def read_config(name: str) -> Optional[Dict[str, Any]]:
         InputError: If it is missing or no config of a network.
     """
     try:
-        path = _config_path(*parse_model_name(name))
+        source, place = parse_model_name(name)
+        check_reachable('', PretrainedCfg(hf_hub_id=place if source == 'hf-hub' else None))
+        path = _config_path(source, place)
     except Exception as error:  # of the Hub's client and what it wraps
         raise unavailable(name, error) from error
     if path is None:
@@ -114,6 +124,9 @@ def create_named(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         InputError: If there is no such model, its weights cannot be had or an argument does not suit it.
     """
     try:
+        cfg = None if ':' in name else get_pretrained_cfg(name)
+        if pretrained and cfg is not None:
+            check_reachable(split_model_name_tag(name)[0], cfg)
         return create_model(name, pretrained=pretrained, **kwargs)
     except InputError:
         raise

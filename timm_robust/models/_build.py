@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch.nn as nn
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_norm_layer
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
@@ -18,6 +20,7 @@ __all__ = [
     'WEIGHTS_DIR',
     'build_normed_model',
     'build_robust_model',
+    'check_reachable',
     'cifar_cfg',
     'classes_of',
     'imagenet_cfg',
@@ -39,6 +42,8 @@ _NORMS = {  # beside those timm has names for
     'instancenorm2d': partial(nn.InstanceNorm2d, affine=True),
 }
 
+_HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+_PATIENCE = 5  # seconds
 _NO_WEIGHTS = 'No pretrained weights exist'  # the message of timm's builder for a tag without a location
 
 
@@ -105,6 +110,17 @@ def _own_tag(cfg: PretrainedCfg) -> str:
     return '' if named else cfg.tag or ''
 
 
+def check_reachable(variant: str, cfg: PretrainedCfg) -> None:
+    """Raise at once what the Hub's client raises after a minute of retries, where only the Hub has the weights."""
+    elsewhere = cfg.file or cfg.state_dict or (WEIGHTS_DIR / f'{variant}.{_own_tag(cfg)}.safetensors').is_file()
+    if not cfg.hf_hub_id or elsewhere:
+        return
+    repo, _, revision = cfg.hf_hub_id.partition('@')
+    cached = (try_to_load_from_cache(repo, f, revision=revision or None) for f in _HUB_FILES)
+    if not any(isinstance(path, str) for path in cached):
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+
+
 def _is_missing(error: Exception) -> bool:
     """Whether weights could not be had, as against weights that do not fit, which timm says well."""
     if isinstance(error, RuntimeError):
@@ -131,6 +147,7 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
     if packaged.is_file():
         kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'file': str(packaged)}
     try:
+        check_reachable(variant, _cfg(variant, kwargs))
         return build_model_with_cfg(model_cls, variant, True, **kwargs)
     except Exception as error:
         if not _is_missing(error):
