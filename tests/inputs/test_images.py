@@ -7,6 +7,7 @@ import timm
 import torch
 from helpers import make_image_folder
 from PIL import Image
+from timm.data import create_transform
 from torchvision.transforms.functional import to_tensor
 
 from timm_robust.errors import InputError
@@ -131,3 +132,37 @@ def test_timm_puts_no_neighbour_in_the_place_of_a_broken_image(root):
     (root / 'test' / 'a' / '4.png').write_bytes(b'')
     with pytest.raises(RuntimeError):
         dataset[4]
+
+
+@pytest.mark.parametrize('crop_pct, crop_mode, interpolation', [
+    (.5, 'center', 'bilinear'), (.8, 'squash', 'bicubic'), (.8, 'border', 'nearest')])
+def test_images_are_prepared_as_the_network_wants_them(tmp_path, network, crop_pct, crop_mode, interpolation):
+    folder = tmp_path / 'test'
+    for index, name in enumerate('abcd'):
+        (folder / name).mkdir(parents=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name / '0.png')
+    wanted = dict(input_size=(3, 24, 32), crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
+    prepared = dataclasses.replace(network, preprocessing={**network.preprocessing, **wanted})
+    images = open_images(config(tmp_path), prepared)
+    x, y = images.first(4)
+    transform = create_transform(**wanted, mean=(0.,) * 3, std=(1.,) * 3)
+    for pixels, label in zip(x, y):
+        torch.testing.assert_close(pixels, transform(Image.open(folder / 'abcd'[label] / '0.png')))
+    assert len({len(b) for b, _ in images.loader()}) == 2  # batches of three, and the rest
+
+
+def test_single_images_for_a_network_that_normalizes_by_the_batch(root, tmp_path):
+    path = tmp_path / 'r.pth'
+    torch.save(timm.create_model('robustnorm_resnet20_cifar', num_classes=4).state_dict(), path)
+    batch = build_network(NetworkConfig(
+        model='robustnorm_resnet20_cifar', num_classes=4, checkpoint=str(path), bn_mode='batch', device='cpu'))
+    with pytest.raises(InputError, match="batch_size=1: .* use a larger batch or `bn_mode='population'`"):
+        open_images(config(root, batch_size=1), batch)
+    assert len(open_images(config(root, batch_size=2), batch)) == 20
+
+
+def test_a_published_list_is_kept_in_its_order(root, network, tmp_path):
+    (tmp_path / 'list.txt').write_text('c/4.png\na/2.png\nd/0.png\n')
+    images = open_images(config(root, subset=str(tmp_path / 'list.txt'), num_examples=2), network)
+    assert images.indices == [14, 2] and images.first(2)[1].tolist() == [2, 0]

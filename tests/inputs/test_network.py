@@ -1,4 +1,5 @@
 """The network that answers is the one whose weights and settings were named, or nothing is evaluated."""
+import copy
 import json
 import shutil
 import time
@@ -12,6 +13,8 @@ from timm.models import save_for_hf
 from timm_robust.errors import InputError
 from timm_robust.inputs import NetworkConfig, build_network, build_surrogate, create_network, weights_sha256
 from timm_robust.inputs.weights import logits_of_fixed_input
+from timm_robust.layers import convert_aux_norm, plain_branch, set_gamma
+from timm_robust.models._build import CIFAR10_MEAN, CIFAR10_STD
 
 PACKAGED = 'nofrost_resnet20_cifar'
 CIFAR10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
@@ -243,3 +246,32 @@ def test_a_hub_that_cannot_be_reached_is_one_line_at_once(name, caplog):
     begun = time.monotonic()
     refused(name, 'refused', model=name)  # nobody listens where the tests have their Hub
     assert time.monotonic() - begun < 5 and not caplog.records
+
+
+def test_how_normalization_is_done_is_a_setting(tmp_path):
+    torch.manual_seed(0)
+    trained = timm.create_model('robustnorm_resnet20_cifar', num_classes=4, norm_layer='batchnorm2d')
+    two = convert_aux_norm(copy.deepcopy(trained))
+    for name, tensor in two.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.uniform_(.5, 1.) if '.aux.' in name else tensor.uniform_(1., 2.)
+    paths = [str(tmp_path / f'{name}.pth') for name in ('one', 'two')]
+    for path, net in zip(paths, (trained, two)):
+        torch.save(net.state_dict(), path)
+    settings = dict(model='robustnorm_resnet20_cifar', num_classes=4, model_kwargs={'norm_layer': 'batchnorm2d'})
+    x = torch.rand(4, 3, 32, 32)
+
+    def logits(index, **more):
+        return network(checkpoint=paths[index], **settings, **more).pixel_model(x)
+
+    by_mode = [logits(0, bn_mode=mode) for mode in (None, 'population', 'batch')]
+    assert torch.equal(by_mode[0], by_mode[1]) and not torch.equal(by_mode[1], by_mode[2])
+    by_gamma = [logits(1, gamma=gamma) for gamma in (0, .3, 1)]
+    branches = [plain_branch(two, name).eval() for name in ('main', 'aux')]
+    normalized = (x - torch.tensor(CIFAR10_MEAN).view(3, 1, 1)) / torch.tensor(CIFAR10_STD).view(3, 1, 1)
+    for found, branch in zip((by_gamma[0], by_gamma[2]), branches):
+        torch.testing.assert_close(found, branch(normalized))
+    torch.testing.assert_close(by_gamma[1], set_gamma(two.eval(), .3)(normalized))
+    refused('no BatchNorm', model=PACKAGED, checkpoint=paths[0], gamma=.5)
+    refused("bn_mode='batch': ", 'no BatchNorm or RobustNorm', model=PACKAGED, bn_mode='batch')
+    refused("bn_mode='mean': ", 'BatchNorm has no such mode', checkpoint=paths[0], bn_mode='mean', **settings)

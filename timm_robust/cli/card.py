@@ -50,7 +50,8 @@ def training_command(args: Dict[str, Any]) -> str:
     words = ['timm-robust', 'train']
     for action in train.build_parser()._actions:
         value = args.get(action.dest)
-        if action.dest in OF_THE_MACHINE or value in (action.default, None):
+        unset = value in (action.default, None, []) or str(value).lower() == str(action.default).lower()
+        if action.dest in OF_THE_MACHINE or unset:
             continue
         words.append(action.option_strings[0 if isinstance(action, argparse.BooleanOptionalAction) and value else -1])
         if isinstance(value, dict):
