@@ -165,6 +165,9 @@ def test_a_checkpoint_brings_the_settings_of_its_run(tmp_path, model):
         input_size=(3, 48, 48), mean=(.1, .2, .3), std=(.4, .5, .6), crop_pct=.5, interpolation='bilinear',
         crop_mode='squash')
     assert found.class_names() == list('wxyz') and found.num_classes == 4
+    x = torch.rand(2, 3, 48, 48)
+    wanted = model((x - torch.tensor([.1, .2, .3]).view(3, 1, 1)) / torch.tensor([.4, .5, .6]).view(3, 1, 1))
+    torch.testing.assert_close(found.pixel_model(x), wanted)
     told = network(
         model='nofrost_resnet11_mnist', checkpoint=checkpoint(tmp_path, model), input_size=(3, 32, 32), mean=(.5,))
     assert told.preprocessing['input_size'] == (3, 32, 32) and told.preprocessing['mean'] == (.5, .5, .5)
