@@ -24,7 +24,7 @@ from timm.utils import NativeScaler
 import timm_robust  # noqa: F401
 from timm_robust.attacks import InputSpace, ThreatModel
 from timm_robust.evaluation import AttackSpec, parse_attacks
-from timm_robust.evaluation.accuracy import float32_proper
+from timm_robust.inputs import float32_proper
 from timm_robust.layers import RobustNorm2d, set_bn_mode
 from timm_robust.models import NormalizedModel
 from timm_robust.models.search_copy import make_search_model

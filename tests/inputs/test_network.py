@@ -133,9 +133,9 @@ def test_a_surrogate_goes_through_the_same_checks(export, model):
     assert build_surrogate(str(other), attacked).weights_sha256 == attacked.weights_sha256
     save_file({k: v + .01 for k, v in load_file(other / 'model.safetensors').items()}, other / 'model.safetensors')
 
-    def fails(match, name, checkpoint=''):
+    def fails(match, name, path=''):
         with pytest.raises(InputError, match=match):
-            build_surrogate(name, attacked, checkpoint)
+            build_surrogate(name, attacked, path)
 
     fails('^surrogate=.*its weights are not those of its config', str(other))
     fails('^surrogate_checkpoint=.nowhere.*no such file', 'nofrost_resnet11_mnist', 'nowhere')
@@ -144,6 +144,8 @@ def test_a_surrogate_goes_through_the_same_checks(export, model):
     torch.save(timm.create_model('resnet10t', num_classes=4).state_dict(), export.parent / 's.pth')
     fails('surrogate_checkpoint=.*check `surrogate`, `num_classes`', 'nofrost_resnet11_mnist',
           str(export.parent / 's.pth'))
+    fails(r'takes .3, 48, 48. images, the model .3, 32, 32.; give both `input_size`', 'nofrost_resnet11_mnist',
+          checkpoint(export.parent, model, class_names=None))
     edited(export, label_names=list('abdc'))
     shutil.rmtree(other)
     shutil.copytree(export, other)

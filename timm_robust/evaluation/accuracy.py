@@ -6,7 +6,6 @@ which must lie within eps of the clean one and within [0, 1].
 import logging
 import math
 import time
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from ..attacks.search import logits_of
 from ..errors import InputError
+from ..inputs import float32_proper
 from ..layers import at_gamma, has_batch_statistics
 from .journal import Journal
 from .outcome import AttackResult, Evaluation, assemble, keyed_steps
@@ -25,7 +25,6 @@ from .specs import AttackSpec, check_specs
 __all__ = [
     'MBNAT_GAMMAS',
     'evaluate_attacks',
-    'float32_proper',
     'image_seeds',
     'sweep_eps',
     'sweep_mbnat_gamma',
@@ -38,22 +37,6 @@ _FLOAT32_SLACK = 1.2e-7
 _FEWEST_FOR_CHANCE = 50
 
 _logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def float32_proper() -> Iterator[None]:
-    """Convolutions and matrix products in float32 as it is, not in the TF32 that a GPU may put in its place.
-
-    With the ten bits of TF32, images count as fooled that float32 classifies correctly.
-    """
-    flags = [(b, b.allow_tf32) for b in (torch.backends.cuda.matmul, torch.backends.cudnn)]
-    try:
-        for backend, _ in flags:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, flag in flags:
-            backend.allow_tf32 = flag
 
 
 def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
