@@ -180,6 +180,14 @@ def test_a_checkpoint_brings_the_settings_of_its_run(tmp_path, model):
     assert found.preprocessing['input_size'] == (3, 40, 40) and found.preprocessing['mean'] == (.7, .7, .7)
 
 
+def test_averaged_weights_are_a_choice(tmp_path, model):
+    other = {k: v + 1 for k, v in model.state_dict().items()}
+    torch.save({'state_dict': other, 'state_dict_ema': model.state_dict(), 'args': RUN}, tmp_path / 'x.pth')
+    settings = dict(model='nofrost_resnet11_mnist', checkpoint=str(tmp_path / 'x.pth'))
+    assert network(**settings).weights_sha256 == weights_sha256(model)
+    assert network(**settings, use_ema=False).weights_sha256 == weights_sha256(other)
+
+
 def test_a_checkpoint_brings_the_architecture_of_its_run(tmp_path):
     torch.manual_seed(0)
     kwargs = dict(norm_layer='robustnorm2d', norm_kwargs={'power': .7})

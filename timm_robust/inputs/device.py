@@ -1,7 +1,7 @@
 """Where the work is done: the device, the processes, and float32 where a verdict hangs on it."""
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Optional, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 from timm.utils.distributed import init_distributed_device_so
@@ -11,7 +11,8 @@ from ..errors import InputError
 __all__ = ['Process', 'check_seed', 'float32_proper', 'init_process', 'resolve_device']
 
 # torch's newer flags, which raise where the older ones are read after these were set
-_NEWER = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+_CUDNN: Any = torch.backends.cudnn
+_NEWER: Tuple[Any, ...] = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
 
 
 def check_seed(seed: int) -> None:
