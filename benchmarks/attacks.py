@@ -17,15 +17,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import memory, synchronize
-from timm_robust.attacks import ATTACKS, autoattack, input_gradient
+from timm_robust.attacks import PGD, input_gradient, make_fast_model, parse_attack
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
 from timm_robust.evaluation.report import versions
 from timm_robust.inputs import weights_sha256
-from timm_robust.models.search_copy import make_search_model
 
-PGD = dict(steps=20, random_start=False)
+STEPS = 20
 
 
 class Counter(torch.nn.Module):
@@ -53,6 +52,7 @@ class Shared(torch.nn.Module):
         super().__init__()
         self.copy = copy.eval()
         object.__setattr__(self, 'counter', counter)  # no submodule
+        self.tolerance = copy.tolerance
 
     def float32(self) -> 'Shared':
         return Shared(self.copy.float32(), self.counter)
@@ -64,11 +64,11 @@ class Shared(torch.nn.Module):
 
 def theirs(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
     """The reference's adversarial images."""
-    eps, norm = threat.eps, {'linf': 'Linf', 'l2': 'L2'}[threat.norm]
+    eps, norm = threat.eps, threat.norm
     common = dict(norm=norm, eps=eps, device=x.device, seed=0)
     if name == 'pgd':
         import torchattacks
-        attack = torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / PGD['steps'], **PGD)
+        attack = torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / STEPS, steps=STEPS, random_start=False)
     elif name in ('apgd_ce', 'apgd_dlr'):
         from autoattack.autopgd_base import APGDAttack
         attack = APGDAttack(model, n_iter=100, loss=name[5:], **common).perturb
@@ -90,10 +90,9 @@ def theirs(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
 
 def ours(name: str, model, x, y, threat, batch_size: int, copy) -> torch.Tensor:
     """Our adversarial images, searched on a copy if there is one."""
-    attack = autoattack if name == 'autoattack' else ATTACKS[name]
-    search_model = None if copy is None else Shared(copy, model)
-    settings = PGD if name == 'pgd' else {}
-    return attack(model, x, y, threat, batch_size=batch_size, search_model=search_model, **settings)
+    attack = PGD(steps=STEPS, random_start=False) if name == 'pgd' else parse_attack(name)
+    fast_model = None if copy is None else Shared(copy, model)
+    return attack(model, x, y, threat, batch_size=batch_size, fast_model=fast_model)
 
 
 def floor(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
@@ -101,9 +100,9 @@ def floor(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
     adv = []
     for a, b in zip(x.split(batch_size), y.split(batch_size)):
         point = a
-        for _ in range(PGD['steps']):
+        for _ in range(STEPS):
             gradient, _, _ = input_gradient(model, point, partial(cross_entropy, target=b))
-            point = point + 2.5 * threat.eps / PGD['steps'] * gradient.sign()
+            point = point + 2.5 * threat.eps / STEPS * gradient.sign()
             point = torch.clamp(point, a - threat.eps, a + threat.eps).clamp(0, 1)
         adv.append(point)
     return torch.cat(adv)
@@ -157,8 +156,8 @@ def main() -> None:
     model, size = inputs.pixel_model, args.batch_size
     if args.own_labels:
         y = predicted(model, x)
-    searched = {'exact': None, 'float32': make_search_model(model, x[:8]),
-                'bfloat16': make_search_model(model, x[:8], torch.bfloat16)}
+    searched = {'exact': None, 'float32': make_fast_model(model, x[:8]),
+                'bfloat16': make_fast_model(model, x[:8], torch.bfloat16)}
     found, digest = {}, weights_sha256(inputs.model)
     print(f'{args.model} {args.checkpoint}, {len(x)} images, {threat}, batch {size}, {args.threads} threads')
     arms = {'reference': theirs, 'floor': floor, **{k: partial(ours, copy=v) for k, v in searched.items()}}

@@ -22,12 +22,11 @@ from timm.optim import create_optimizer_v2
 from timm.utils import NativeScaler
 
 import timm_robust  # noqa: F401
-from timm_robust.attacks import InputSpace, ThreatModel
-from timm_robust.evaluation import AttackSpec, parse_attacks
+from timm_robust.attacks import InputSpace, make_fast_model, make_threat
+from timm_robust.evaluation import AttackSpec, plan_attacks
 from timm_robust.inputs import float32_proper
 from timm_robust.layers import RobustNorm2d, set_bn_mode
 from timm_robust.models import NormalizedModel
-from timm_robust.models.search_copy import make_search_model
 from timm_robust.tasks import AWP, OBJECTIVES, Madry, TrainingAttack, create_task
 
 from .common import memory, seconds
@@ -78,7 +77,7 @@ def attacks(report: Report, device: torch.device, images: torch.Tensor, labels: 
     def folded(model: nn.Module) -> str:
         x = images.to(device)
         with float32_proper():
-            search = make_search_model(model, x[:8])
+            search = make_fast_model(model, x[:8])
             assert search is not None, 'no copy'
             return f'logits differ by {(search(x) - model(x)).abs().max().item():.1e}'
 
@@ -86,8 +85,8 @@ def attacks(report: Report, device: torch.device, images: torch.Tensor, labels: 
         plain = timm.create_model(network, pretrained=True).eval()
         on_cpu = NormalizedModel(plain, plain.pretrained_cfg['mean'], plain.pretrained_cfg['std']).eval()
         there = copy.deepcopy(on_cpu).to(device)
-        for norm, eps, names, targets in (('linf', '8/255', _LINF, 3), ('l2', '0.5', _L2, None)):
-            for spec in parse_attacks(names, ThreatModel(norm, eps), num_targets=targets):
+        for norm, eps, names, targets in (('Linf', '8/255', _LINF, 3), ('L2', '0.5', _L2, None)):
+            for spec in plan_attacks(names, make_threat(norm, eps), num_targets=targets):
                 report.check(f'{network} {norm} {spec.name}', lambda spec=spec, a=there, b=on_cpu: _agree(
                     outcome(spec, a, device), outcome(spec, b, torch.device('cpu')), len(images) // 20))
         report.check(f'{network} folded copy', lambda model=there: folded(model))

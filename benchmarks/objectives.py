@@ -19,8 +19,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from benchmarks.common import Benchmark, add_arguments
-from timm_robust.attacks import InputSpace, input_gradient
-from timm_robust.attacks.context import crafting
+from timm_robust.attacks import InputSpace, attack_mode, input_gradient
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs
@@ -87,7 +86,7 @@ def arms_of(args, model: nn.Module, space: InputSpace, x: torch.Tensor, y: torch
     network = copy.deepcopy(model).train()
 
     def gradient():
-        with crafting(network):
+        with attack_mode(network):
             input_gradient(network, x, partial(cross_entropy, target=y))
 
     arms = {'standard': step('standard'), 'gradient step': gradient, 'madry': step('madry')}

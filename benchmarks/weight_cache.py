@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 from benchmarks.common import Benchmark, add_arguments
-from timm_robust.attacks import InputSpace, ThreatModel, pgd
+from timm_robust.attacks import PGD, InputSpace, Linf
 from timm_robust.cli.arguments import Parser
 
 
@@ -27,14 +27,14 @@ def main() -> None:
     for name in args.models.split(','):
         model = timm.create_model(name).to(bench.device).eval()
         config = resolve_model_data_config(model)
-        space, threat = InputSpace(config['mean'], config['std']), ThreatModel('linf', '8/255')
+        space, threat = InputSpace(config['mean'], config['std']), Linf('8/255')
         for batch in args.batches.split(','):
             count, size = map(int, batch.split('x'))
             x = space.normalize(torch.rand(count, 3, size, size, device=bench.device))
             y = torch.randint(model.num_classes, (count,), device=bench.device)
 
             def attack(x=x, y=y, model=model, space=space, threat=threat):
-                return pgd(model, x, y, threat, space=space, steps=10, keep='last')
+                return PGD(steps=10).craft(model, x, y, threat, space=space)
 
             def without(attack=attack):
                 with mock.patch('timm_robust.attacks.context.cached_weights', lambda model: nullcontext()):

@@ -8,14 +8,26 @@ import torch.nn as nn
 import torch.nn.functional as F
 from scipy.optimize import linprog, minimize
 
-from timm_robust.attacks import ThreatModel, cw_l2, dlr, dlr_targeted, logit_gap
-from timm_robust.attacks.apgd import APGDSearch
-from timm_robust.attacks.fab import FABSearch, project_onto_hyperplane
-from timm_robust.attacks.rays import RaySSearch
-from timm_robust.attacks.search import Jobs, run_search, wrong_classes
-from timm_robust.attacks.square import SquareSearch, _two_pyramids
+from timm_robust.attacks import (
+    APGD,
+    CWL2,
+    FAB,
+    FABT,
+    L2,
+    Batch,
+    Linf,
+    RayS,
+    Square,
+    dlr,
+    dlr_targeted,
+    logit_gap,
+    make_threat,
+    wrong_classes,
+)
+from timm_robust.attacks.fab import project_onto_hyperplane
+from timm_robust.attacks.square import _two_pyramids
 
-LINF, L2 = ThreatModel('linf', .05), ThreatModel('l2', .4)
+LINF, EUCLID = Linf(.05), L2(.4)
 
 
 @pytest.fixture
@@ -32,7 +44,7 @@ def problem():
 
 def jobs(x, y, target=None):
     index = torch.arange(len(x))
-    return Jobs(x, y, index, torch.zeros_like(index), target)
+    return Batch(x, y, index, torch.zeros_like(index), target)
 
 
 def test_dlr_losses():
@@ -44,22 +56,22 @@ def test_dlr_losses():
     torch.testing.assert_close(dlr(z, y), dlr(7 * z + 5, y))
 
 
-@pytest.mark.parametrize('threat', [LINF, L2], ids=['linf', 'l2'])
+@pytest.mark.parametrize('threat', [LINF, EUCLID], ids=['linf', 'l2'])
 @pytest.mark.parametrize('loss', ['ce', 'dlr'])
 def test_apgd_is_algorithm_1(problem, threat, loss):
     """Croce & Hein 2020, algorithm 1 and conditions 1 and 2, iterate by iterate."""
     model, x, y = problem
     steps, eps = 40, threat.eps
-    search = APGDSearch(threat, loss, steps)
-    state = search.start(jobs(x, y))
+    attack = APGD(loss=loss, steps=steps)
+    state = attack.start(jobs(x, y), threat)
     start = state['point'].clone()
     path = []
     for _ in range(steps + 1):
         path.append(state['point'].clone())
-        search.step(model, state)
+        attack.step(model, state, threat)
 
     def project(p, x):
-        if threat is L2:
+        if threat is EUCLID:
             d = p - x
             p = x + d * min(1, eps / d.norm().item())
         else:
@@ -112,7 +124,7 @@ def test_apgd_is_algorithm_1(problem, threat, loss):
 def shortest(p, w, b, norm):
     """Size of the shortest move of p onto the hyperplane within the box, by scipy's solvers."""
     dim = len(p)
-    if norm == 'linf':
+    if norm == 'Linf':
         # min t, subject to -t <= d <= t, the hyperplane and the box
         upper = np.block([[np.eye(dim), -np.ones((dim, 1))], [-np.eye(dim), -np.ones((dim, 1))]])
         return linprog(np.r_[np.zeros(dim), 1], upper, np.zeros(2 * dim), np.r_[w, 0][None], [b - w @ p],
@@ -122,7 +134,7 @@ def shortest(p, w, b, norm):
                     options={'ftol': 1e-14, 'maxiter': 500}).fun
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('norm', ['Linf', 'L2'])
 def test_projection_onto_the_boundary_against_a_solver(norm):
     generator = np.random.default_rng(0)
     reached = 0
@@ -141,7 +153,7 @@ def test_projection_onto_the_boundary_against_a_solver(norm):
             continue
         reached += 1
         np.testing.assert_allclose(w @ (p + d), b, atol=1e-6)
-        size = np.abs(d).max() if norm == 'linf' else d @ d
+        size = np.abs(d).max() if norm == 'Linf' else d @ d
         assert size == pytest.approx(shortest(p, w, b, norm), abs=1e-5)
     assert reached > 15
 
@@ -156,12 +168,12 @@ def test_fab_finds_the_boundary_of_a_linear_network():
         z = model(x)
     y = z.argmax(1)
     w = (model[1].weight[0] - model[1].weight[1]).detach()
-    for norm, dual in (('linf', w.abs().sum()), ('l2', w.norm())):
+    for norm, dual in (('Linf', w.abs().sum()), ('L2', w.norm())):
         distance = (z[:, 0] - z[:, 1]).abs() / dual
         eps = distance.median().item()
         target = (1 - y)[:, None]
         # the last step goes 5 % beyond the boundary
-        found = run_search(FABSearch(ThreatModel(norm, eps), 20), model, x, y, targets=target)
+        found = FAB(steps=20).run(model, x, y, make_threat(norm, eps), targets=target)
         clear = ((distance / eps - 1).abs() > .06)
         assert (found.fooled == (distance < eps))[clear].all() and 5 < found.fooled.sum() < 25
 
@@ -171,7 +183,7 @@ def shortest_move(p, w, b, norm):
     missing = b - w @ p
     side = w * missing.sign()
     room = torch.where(side > 0, 1 - p, p)
-    pace = torch.ones_like(w) if norm == 'linf' else w.abs()
+    pace = torch.ones_like(w) if norm == 'Linf' else w.abs()
     low, high = 0., 1e6
     for _ in range(200):
         middle = (low + high) / 2
@@ -183,7 +195,7 @@ def shortest_move(p, w, b, norm):
 def reference_fab(model, x, y, target, threat, steps):
     """Algorithm 1 for one image and one target, with one evaluation an iteration."""
     def size(d):
-        return d.abs().max() if threat.norm == 'linf' else d.norm()
+        return d.abs().max() if threat.norm == 'Linf' else d.norm()
 
     point, image, back = x.clone(), x.flatten(), 0
     for _ in range(steps + 1):
@@ -205,16 +217,16 @@ def reference_fab(model, x, y, target, threat, steps):
     return x, back
 
 
-@pytest.mark.parametrize('threat', [ThreatModel('linf', .012), ThreatModel('l2', .08)], ids=['linf', 'l2'])
+@pytest.mark.parametrize('threat', [Linf(.012), L2(.08)], ids=['linf', 'l2'])
 def test_fab_is_algorithm_1(problem, threat):
     model, x, y = problem
     targets = wrong_classes(model(x), y, 4)
     fooled = back = 0
     for k in range(4):
-        found = run_search(FABSearch(threat, 8), model, x, y, targets=targets[:, k])
+        found = FAB(steps=8).run(model, x, y, threat, targets=targets[:, k])
         for i in range(len(x)):
             expected, went_back = reference_fab(model, x[i], y[i], targets[i, k], threat, 8)
-            torch.testing.assert_close(found.adv[i], expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found.adversarial[i], expected, rtol=0, atol=1e-5)
             fooled, back = fooled + bool(found.fooled[i]), back + went_back
     assert 2 < fooled < 14 and back > 10, 'the comparison says nothing'
 
@@ -222,10 +234,10 @@ def test_fab_is_algorithm_1(problem, threat):
 def test_fab_starts_over_half_an_eps_away(problem):
     _, x, y = problem
     x = x * .5 + .25
-    again = Jobs(x, y, torch.arange(4), torch.tensor([0, 1, 2, 0]))
-    for threat in (LINF, L2):
-        delta = (FABSearch(threat).start(again)['point'] - x).flatten(1)
-        size = delta.abs().amax(1) if threat.norm == 'linf' else delta.norm(dim=1)
+    again = Batch(x, y, torch.arange(4), torch.tensor([0, 1, 2, 0]))
+    for threat in (LINF, EUCLID):
+        delta = (FABT().start(again, threat)['point'] - x).flatten(1)
+        size = delta.abs().amax(1) if threat.norm == 'Linf' else delta.norm(dim=1)
         expected = torch.tensor([0, threat.eps / 2, threat.eps / 2, 0], dtype=size.dtype)
         torch.testing.assert_close(size, expected, rtol=0, atol=1e-6)
 
@@ -242,10 +254,10 @@ def test_apgd_averages_gradient_and_loss_of_a_network_with_noise(problem):
     def mean_loss(point):
         return sum(F.cross_entropy(model((point * d).tanh()), y, reduction='none') for d in draws) / 2
 
-    search = APGDSearch(LINF, 'ce', 1, eot_iter=2)
-    adv = run_search(search, noisy, x, y, seed=list(range(4))).adv
-    assert sum(calls) == 4 * 2 * 2, 'two passes for the start and two for the step, for every image'
-    start = search.start(jobs(x, y))['point'].requires_grad_(True)
+    attack = APGD(steps=1, eot_iter=2)
+    adv = attack(noisy, x, y, LINF, seed=list(range(4)))
+    assert sum(calls) == 4 * (2 * 2 + 1), 'two passes for the start, two for the step, and a last look, for every image'
+    start = attack.start(jobs(x, y), LINF)['point'].requires_grad_(True)
     gradient, = torch.autograd.grad(mean_loss(start).sum(), start)
     start = start.detach()
     stepped = torch.clamp(start + 2 * LINF.eps * gradient.sign(), x - LINF.eps, x + LINF.eps).clamp(0, 1)
@@ -255,21 +267,21 @@ def test_apgd_averages_gradient_and_loss_of_a_network_with_noise(problem):
 
 def test_square_follows_its_schedule_and_stays_in_its_patch(problem):
     model, x, y = problem
-    search = SquareSearch(LINF, 5000)
+    attack = Square()
     # the reference's p_selection at 32x32: iterations 0..10 with .8, then halved at 11, 51, 201, 501, 1001, 2001, 4001
     at = torch.tensor([0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001]) + 1
     share = [.8, .8, .4, .4, .2, .2, .1, .1, .05, .05, .025, .025, .0125, .0125, .00625]
-    assert search.patch_sizes(at, 32, 32).tolist() == [max(round(math.sqrt(p * 1024)), 1) for p in share]
-    assert SquareSearch(LINF, 100, rescale_schedule=True).patch_sizes(
-        torch.tensor([1, 2, 41]), 32, 32).tolist() == [
+    assert attack.patch_sizes(at, 32, 32, 'Linf').tolist() == [max(round(math.sqrt(p * 1024)), 1) for p in share]
+    assert Square(query_limit=100, rescale_schedule=True).patch_sizes(
+        torch.tensor([1, 2, 41]), 32, 32, 'Linf').tolist() == [
         max(round(math.sqrt(p * 1024)), 1) for p in (.8, .2, .0125)], 'iterations 0, 100 and 4,000 of 10,000'
-    state = search.start(jobs(x, y))
+    state = attack.start(jobs(x, y), LINF)
     stripes = state['point'] - x
     assert (stripes[:, :, 0] - stripes[:, :, 1]).abs()[(x[:, :, 0] > .05) & (x[:, :, 0] < .95) & (
         x[:, :, 1] > .05) & (x[:, :, 1] < .95)].max() < 1e-12, 'the start is made of vertical stripes'
     for k in range(1, 40):
-        search.step(model, state)
-        size = search.patch_sizes(torch.tensor([k]), 6, 6).item()
+        attack.step(model, state, LINF)
+        size = attack.patch_sizes(torch.tensor([k]), 6, 6, 'Linf').item()
         changed = (state['point'] != state['best']).any(1)
         for i in range(len(x)):
             rows, columns = changed[i].any(1).nonzero(), changed[i].any(0).nonzero()
@@ -283,12 +295,12 @@ def test_square_follows_its_schedule_and_stays_in_its_patch(problem):
 def test_square_l2_spends_the_whole_budget_and_no_more(problem):
     model, x, y = problem
     x = x * .2 + .4  # away from black and white, where clamping shortens the perturbation
-    search = SquareSearch(ThreatModel('l2', .3), 5000)
-    state = search.start(jobs(x, y))
+    attack = Square()
+    state = attack.start(jobs(x, y), L2(.3))
     for _ in range(30):
         size = (state['point'] - x).flatten(1).norm(dim=1)
         torch.testing.assert_close(size, torch.full_like(size, .3), rtol=0, atol=1e-6)
-        search.step(model, state)
+        attack.step(model, state, L2(.3))
     window = _two_pyramids(5)
     assert window.norm().item() == pytest.approx(1, abs=1e-6) and (window[:2] > 0).all() and (window[2:] < 0).all()
 
@@ -323,14 +335,14 @@ def reference_rays(model, x, label, limit):
 
 def test_rays_is_algorithms_2_and_3(problem):
     model, x, y = problem
-    threat = ThreatModel('linf', 1e-6)  # nothing is near enough, so the search goes on
+    threat = Linf(1e-6)  # nothing is near enough, so the search goes on
     shown = []
 
     def spy(images):
         shown.append(images.clone())
         return model(images)
 
-    run_search(RaySSearch(threat, 150), spy, x, y)
+    RayS(query_limit=150)(spy, x, y, threat)
     for i in range(len(x)):
         expected = reference_rays(model, x[i], y[i].item(), 150)
         torch.testing.assert_close(torch.stack([s[i] for s in shown]), torch.stack(expected), rtol=0, atol=1e-12)
@@ -361,9 +373,10 @@ def test_cw_l2_is_adam_on_its_loss(problem):
             const = (low + high) / 2 if high < 1e10 else const * 10
         nearest.append(best)
     assert any(math.isfinite(n) for n in nearest)
-    common = dict(steps=steps, binary_search_steps=rounds, step_size=rate, initial_const=.05, abort_early=False)
+    attack = CWL2(
+        steps=steps, binary_search_steps=rounds, learning_rate=rate, initial_const=.05, abort_early=False)
     for factor, expected in ((1 + 1e-6, True), (1 - 1e-6, False)):
         for i, distance in enumerate(nearest):
             if math.isfinite(distance):
-                adv = cw_l2(model, x[i:i + 1], y[i:i + 1], ThreatModel('l2', distance * factor), **common)
+                adv = attack(model, x[i:i + 1], y[i:i + 1], L2(distance * factor))
                 assert bool((model(adv).argmax(1) != y[i]).item()) is expected

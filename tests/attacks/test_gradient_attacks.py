@@ -11,24 +11,27 @@ from helpers import TinyNet, state_equal
 
 from timm_robust.attacks import (
     ATTACKS,
+    BIM,
+    FGSM,
+    FGSMRS,
+    L2,
+    MIM,
+    NFGSM,
+    PGD,
+    CWLinf,
+    GradientAttack,
     InputSpace,
-    ThreatModel,
-    bim,
+    Linf,
+    PGDTargeted,
     cross_entropy,
-    cw_linf,
-    fgsm,
-    fgsm_rs,
-    margin,
-    mim,
-    pgd,
-    pgd_targeted,
+    cw_loss,
 )
 from timm_robust.errors import InputError
 from timm_robust.models import NormalizedModel
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-LINF = ThreatModel('linf', 8 / 255)
-L2 = ThreatModel('l2', 0.5)
+LINF = Linf(8 / 255)
+EUCLID = L2(0.5)
 
 
 @pytest.fixture
@@ -49,30 +52,30 @@ def clip(adv, x, eps):
 
 def test_fgsm_equation(problem):
     model, x, y = problem
-    adv = fgsm(model, x, y, LINF, keep='last')
+    adv = FGSM().craft(model, x, y, LINF)
     torch.testing.assert_close(adv, (x + LINF.eps * gradient(model, x, y).sign()).clamp(0, 1), rtol=0, atol=1e-12)
-    adv = fgsm(model, x, y, L2, keep='last')
+    adv = FGSM().craft(model, x, y, EUCLID)
     g = gradient(model, x, y)
     unit = g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    torch.testing.assert_close(adv, (x + L2.eps * unit).clamp(0, 1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(adv, (x + EUCLID.eps * unit).clamp(0, 1), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('norm', ['Linf', 'L2'])
 def test_pgd_equation(problem, norm):
     model, x, y = problem
-    threat = ThreatModel(norm, 0.05 if norm == 'linf' else 0.5)
-    step = 0.02 if norm == 'linf' else 0.2
+    threat = Linf(0.05) if norm == 'Linf' else L2(0.5)
+    step = 0.02 if norm == 'Linf' else 0.2
     expected = x
     for _ in range(5):
         g = gradient(model, expected, y)
-        if norm == 'linf':
+        if norm == 'Linf':
             expected = clip(expected + step * g.sign(), x, threat.eps)
         else:
             moved = expected + step * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
             delta = moved - x
             length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
             expected = (x + delta * (threat.eps / length).clamp(max=1)).clamp(0, 1)
-    adv = pgd(model, x, y, threat, steps=5, step_size=step, random_start=False, keep='last')
+    adv = PGD(steps=5, step_size=step, random_start=False).craft(model, x, y, threat)
     torch.testing.assert_close(adv, expected, rtol=0, atol=1e-12)
 
 
@@ -81,13 +84,13 @@ def test_bim_and_mim_equations(problem):
     expected = x
     for _ in range(4):
         expected = clip(expected + LINF.eps / 4 * gradient(model, expected, y).sign(), x, LINF.eps)
-    torch.testing.assert_close(bim(model, x, y, LINF, steps=4, keep='last'), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(BIM(steps=4).craft(model, x, y, LINF), expected, rtol=0, atol=1e-12)
     expected, velocity = x, 0
     for _ in range(4):
         g = gradient(model, expected, y)
         velocity = 0.9 * velocity + g / g.abs().sum((1, 2, 3), keepdim=True)
         expected = clip(expected + LINF.eps / 4 * velocity.sign(), x, LINF.eps)
-    adv = mim(model, x, y, LINF, steps=4, decay=0.9, keep='last')
+    adv = MIM(steps=4, decay=0.9).craft(model, x, y, LINF)
     torch.testing.assert_close(adv, expected, rtol=0, atol=1e-12)
 
 
@@ -101,11 +104,11 @@ def test_cw_linf_equation(problem):
             values.append(-torch.clamp(z[label] - others.max() + 50., min=0))
         return torch.stack(values)
 
-    torch.testing.assert_close(margin(model(x), y), loss(model(x), y))
+    torch.testing.assert_close(cw_loss(model(x), y), loss(model(x), y))
     expected = x
     for _ in range(3):
         expected = clip(expected + 0.01 * gradient(model, expected, y, loss).sign(), x, LINF.eps)
-    adv = cw_linf(model, x, y, LINF, steps=3, step_size=0.01, random_start=False, keep='last')
+    adv = CWLinf(steps=3, step_size=0.01, random_start=False).craft(model, x, y, LINF)
     torch.testing.assert_close(adv, expected, rtol=0, atol=1e-12)
 
 
@@ -113,33 +116,39 @@ def test_targeted_descends(problem):
     model, x, y = problem
     targets = (y + 1) % 4
     expected = clip(x - 0.01 * gradient(model, x, targets).sign(), x, LINF.eps)
-    adv = pgd(model, x, y, LINF, steps=1, step_size=0.01, random_start=False, targets=targets, keep='last')
-    torch.testing.assert_close(adv, expected, rtol=0, atol=1e-12)
+    attack = PGD(steps=1, step_size=0.01, random_start=False)
+    torch.testing.assert_close(attack.craft(model, x, y, LINF, targets=targets), expected, rtol=0, atol=1e-12)
 
 
 def test_fgsm_rs_starts_at_random_and_steps_by_one_and_a_quarter(problem):
     model, x, y = problem
     x = x * 0.5 + 0.25  # away from the ends, where clamping would hide the step
-    start = clip(pgd(model, x, y, LINF, steps=1, step_size=1e-30, seed=7, keep='last'), x, LINF.eps)
+    start = clip(PGD(steps=1, step_size=1e-30).craft(model, x, y, LINF, seed=7), x, LINF.eps)
     expected = clip(start + 1.25 * LINF.eps * gradient(model, start, y).sign(), x, LINF.eps)
-    torch.testing.assert_close(fgsm_rs(model, x, y, LINF, seed=7, keep='last'), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(FGSMRS().craft(model, x, y, LINF, seed=7), expected, rtol=0, atol=1e-12)
 
 
-PGD_FAMILY = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
-ONE_NORM = {'rays': LINF, 'cw_l2': L2}
-SHORT = {'apgd_ce': {'steps': 20}, 'apgd_dlr': {'steps': 20}, 'apgd_t': {'steps': 20}, 'fab': {'steps': 10},
-         'fab_t': {'steps': 10}, 'square': {'query_limit': 50}, 'rays': {'query_limit': 200},
-         'cw_l2': {'steps': 20, 'binary_search_steps': 3, 'initial_const': 10.}}
+def test_n_fgsm_steps_from_strong_noise_and_does_not_come_back(problem):
+    """de Jorge et al. 2022: noise of 2 eps, one step of eps, no projection."""
+    model, x, y = problem
+    x = x * 0.1 + 0.45
+    seen = []
+    adv = NFGSM().craft(lambda z: seen.append(z.detach()) or model(z), x, y, LINF, seed=7)
+    noise = (seen[0] - x) / LINF.eps
+    assert 1.9 < noise.abs().max() <= 2 and abs(noise.mean()) < .1
+    torch.testing.assert_close(adv, seen[0] + LINF.eps * gradient(model, seen[0], y).sign(), rtol=0, atol=1e-12)
+    assert (adv - x).abs().max() > 2.5 * LINF.eps
+    with pytest.raises(InputError, match='whole batches'):
+        NFGSM()(model, x, y, LINF)
 
 
-def skip_unless_defined(name, threat):
-    if ONE_NORM.get(name, threat) is not threat:
-        pytest.skip(f'{name} is for one norm')
+GRADIENT = [cls() for cls in ATTACKS.values() if issubclass(cls, GradientAttack) and cls.transfers]
+THREATS = {'Linf': LINF, 'L2': EUCLID}
 
 
-@pytest.mark.parametrize('name', PGD_FAMILY)
-@pytest.mark.parametrize('threat', [LINF, L2], ids=['linf', 'l2'])
-def test_eps_is_in_pixels_whatever_the_space(name, threat):
+@pytest.mark.parametrize('attack', GRADIENT, ids=str)
+@pytest.mark.parametrize('threat', THREATS.values(), ids=str)
+def test_eps_is_in_pixels_whatever_the_space(attack, threat):
     """Fails if eps is applied in normalized units: there the same attack would move pixels by eps * std."""
     model = TinyNet().double().eval()
     pixels = torch.rand(6, 3, 8, 8, dtype=torch.float64) * 0.5 + 0.25
@@ -148,15 +157,11 @@ def test_eps_is_in_pixels_whatever_the_space(name, threat):
     def pixel_model(p):
         return model(SPACE.normalize(p))
 
-    settings = {} if name.startswith('fgsm') else {'steps': 6}
-    if name not in ('fgsm', 'bim', 'mim'):
-        settings['seed'] = 5
-    in_pixels = ATTACKS[name](pixel_model, pixels, y, threat, **settings)
-    normalized = ATTACKS[name](model, SPACE.normalize(pixels), y, threat, space=SPACE, **settings)
+    in_pixels = attack(pixel_model, pixels, y, threat, seed=5)
+    normalized = attack(model, SPACE.normalize(pixels), y, threat, space=SPACE, seed=5)
     torch.testing.assert_close(SPACE.to_pixels(normalized), in_pixels, rtol=0, atol=1e-9)
-    last = ATTACKS[name](model, SPACE.normalize(pixels), y, threat, space=SPACE, keep='last', **settings)
-    delta = (SPACE.to_pixels(last) - pixels).flatten(1)
-    size = delta.abs().amax(1) if threat is LINF else delta.norm(dim=1)
+    last = attack.craft(model, SPACE.normalize(pixels), y, threat, space=SPACE, seed=5)
+    size = threat.size(SPACE.to_pixels(last) - pixels)
     assert size.max() <= threat.eps * (1 + 1e-9)
     assert size.min() > 0.9 * threat.eps
 
@@ -164,37 +169,7 @@ def test_eps_is_in_pixels_whatever_the_space(name, threat):
 def test_normalized_images_without_a_space_are_refused(problem):
     model, x, y = problem
     with pytest.raises(InputError, match=r'space=InputSpace\(mean, std\)'):
-        pgd(model, SPACE.normalize(x), y, LINF)
-
-
-@pytest.mark.parametrize('name', list(ATTACKS))
-@pytest.mark.parametrize('threat', [LINF, L2], ids=['linf', 'l2'])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_rules_every_attack_keeps(name, threat, dtype):
-    skip_unless_defined(name, threat)
-    torch.manual_seed(1)
-    model = TinyNet(norm=True, drop=0.5).to(dtype).train()
-    model.conv.weight.requires_grad_(False)
-    model.norm.eval()
-    before, flags = copy.deepcopy(model), [m.training for m in model.modules()]
-    x = torch.rand(8, 3, 8, 8, dtype=dtype)
-    x[0], x[1] = 0., 1.
-    y = torch.randint(0, 4, (8,))
-    clean, state = x.clone(), torch.get_rng_state()
-    adv = ATTACKS[name](model, x, y, threat, seed=0, **SHORT.get(name, {}))
-    assert torch.equal(x, clean), 'the clean images were written to'
-    assert torch.equal(state, torch.get_rng_state()), 'the global generator moved'
-    assert [m.training for m in model.modules()] == flags
-    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
-    assert all(p.grad is None for p in model.parameters())
-    assert state_equal(model, before), 'weights or running statistics moved'
-    assert not adv.requires_grad and adv.dtype == dtype and adv.shape == x.shape
-    assert adv.min() >= 0 and adv.max() <= 1
-    delta = (adv.double() - x.double()).flatten(1)
-    size = delta.abs().amax(1) if threat is LINF else delta.norm(dim=1)
-    assert size.max() <= threat.eps * (1 + 3e-6 if dtype == torch.float32 else 1 + 1e-12)
-    again = ATTACKS[name](model, x, y, threat, seed=0, **SHORT.get(name, {}))
-    assert torch.equal(adv, again), 'the same seed gave another image'
+        PGD()(model, SPACE.normalize(x), y, LINF)
 
 
 def test_world_is_restored_after_an_exception():
@@ -204,7 +179,7 @@ def test_world_is_restored_after_an_exception():
         raise RuntimeError('boom')
 
     with pytest.raises(RuntimeError, match='boom'):
-        pgd(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), LINF, loss_fn=explode, norm_mode='train', keep='last')
+        PGD().craft(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), LINF, loss_fn=explode, bn_mode='train')
     assert model.training and model.norm.training and all(p.requires_grad for p in model.parameters())
 
 
@@ -214,7 +189,7 @@ def test_train_mode_crafts_with_batch_statistics_and_restores_them():
     x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
     seen = []
     model.norm.register_forward_hook(lambda m, i, o: seen.append((m.training, o.mean().abs().item())))
-    pgd(model, x, y, LINF, steps=2, norm_mode='train', keep='last')
+    PGD(steps=2).craft(model, x, y, LINF, bn_mode='train')
     assert all(training and mean < 1e-5 for training, mean in seen), 'the norm did not use the batch'
     assert state_equal(model, before) and not model.norm.training
 
@@ -233,8 +208,8 @@ def test_restarts_are_kept_per_image():
     x = torch.full((10, 1, 2, 2), 0.5)
     x[:5, :, 0, 1], x[5:, :, 0, 1] = 0.9, 0.1
     y = torch.zeros(10, dtype=torch.long)
-    attack = partial(pgd, Lottery(), x, y, ThreatModel('linf', 0.1), steps=1, step_size=1e-6, seed=0)
-    fooled = [(Lottery()(attack(restarts=r)).argmax(1) != y).sum().item() for r in (1, 2, 16)]
+    attacks = [PGD(steps=1, step_size=1e-6, restarts=r) for r in (1, 2, 16)]
+    fooled = [(Lottery()(attack(Lottery(), x, y, Linf(0.1))).argmax(1) != y).sum().item() for attack in attacks]
     assert fooled == sorted(fooled) and fooled[0] < 10 and fooled[2] == 10
 
 
@@ -245,38 +220,24 @@ def test_best_is_never_weaker_than_last():
         nn.init.normal_(p, std=0.3)
     x, y = torch.rand(16, 3, 32, 32), torch.randint(0, 4, (16,))
     y = model(x).argmax(1)
-    best = model(pgd(model, x, y, ThreatModel('linf', 4 / 255), steps=4, keep='best')).argmax(1) != y
-    last = model(pgd(model, x, y, ThreatModel('linf', 4 / 255), steps=4, keep='last')).argmax(1) != y
+    attack, how = PGD(steps=4), dict(space=InputSpace())
+    best = model(attack(model, x, y, Linf(4 / 255), **how)).argmax(1) != y
+    last = model(attack.craft(model, x, y, Linf(4 / 255), **how)).argmax(1) != y
     assert (best >= last).all() and best.any()
 
 
 def test_multi_targeted_counts_targets():
     model = TinyNet().eval()
     x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
-    with pytest.raises(InputError, match='num_targets=9 must be between 1 and 3'):
-        pgd_targeted(model, x, y, LINF, num_targets=9)
-    wide = ThreatModel('linf', 1.)
-    single = model(pgd_targeted(model, x, y, wide, num_targets=1)).argmax(1) != y
-    every = model(pgd_targeted(model, x, y, wide, num_targets=3)).argmax(1) != y
+    with pytest.raises(InputError, match='num_targets=9: must be between 1 and 3'):
+        PGDTargeted(num_targets=9)(model, x, y, LINF)
+    wide = Linf(1.)
+    single = model(PGDTargeted(num_targets=1)(model, x, y, wide)).argmax(1) != y
+    every = model(PGDTargeted(num_targets=3)(model, x, y, wide)).argmax(1) != y
     assert (every >= single).all()
 
 
-@pytest.mark.parametrize('name', ['pgd', 'apgd_ce', 'fab_t', 'cw_l2'])
-def test_half_precision_logits_change_nothing(name):
-    """The loss is scaled on its way back and the gradient scaled down again."""
-    torch.manual_seed(3)
-    model, x = TinyNet().eval(), torch.rand(40, 3, 8, 8)
-    with torch.no_grad():
-        model.fc.weight *= 20
-        model.fc.bias -= model(x).mean(0)
-        y = model(x).argmax(1)
-    threat = {'cw_l2': ThreatModel('l2', .15)}.get(name, ThreatModel('linf', .02))
-    full, half = (ATTACKS[name](m, x, y, threat, **SHORT.get(name, {})) for m in (model, lambda x: model(x).half()))
-    full, half = (model(adv).argmax(1) != y for adv in (full, half))
-    assert 5 < full.sum() < 35 and (full != half).sum() <= 1
-
-
-@pytest.mark.parametrize('threat', [LINF, L2], ids=['linf', 'l2'])
+@pytest.mark.parametrize('threat', THREATS.values(), ids=str)
 def test_a_gradient_that_is_no_number_moves_nothing(threat):
     def model(x):
         size = x.flatten(1).square().sum(1).sqrt()  # has no gradient at a black image
@@ -284,8 +245,8 @@ def test_a_gradient_that_is_no_number_moves_nothing(threat):
 
     x, y = torch.rand(3, 3, 4, 4) * .2, torch.tensor([0, 1, 0])
     x[1] = 0.
-    for name in ('fgsm', 'bim', 'mim'):
-        adv = ATTACKS[name](model, x, y, threat)
+    for attack in (FGSM(), BIM(), MIM()):
+        adv = attack(model, x, y, threat)
         assert torch.isfinite(adv).all() and torch.equal(adv[1], x[1]) and not torch.equal(adv[0], x[0])
 
 
@@ -294,9 +255,9 @@ def test_images_to_evaluate_are_valid_pixels_in_their_space(problem):
     erased = SPACE.normalize(x.clone())
     erased[0, 0, 0, 0] = 9.
     with pytest.raises(InputError, match='without random erasing'):
-        pgd(model, erased, y, LINF, space=SPACE)
+        PGD()(model, erased, y, LINF, space=SPACE)
     with pytest.raises(InputError, match='1 channels and InputSpace.* 3'):
-        pgd(model, x[:, :1], y, LINF, space=SPACE)
+        PGD()(model, x[:, :1], y, LINF, space=SPACE)
     with pytest.raises(InputError, match='x has 1 channels and mean 3'):
         NormalizedModel(model, [0., 0., 0.], [1., 1., 1.])(x[:, :1])
 
@@ -304,7 +265,7 @@ def test_images_to_evaluate_are_valid_pixels_in_their_space(problem):
 def test_soft_targets_attack_the_likeliest_class(problem):
     model, x, y = problem
     soft = F.one_hot(y, 4).double() * 0.9 + 0.025
-    adv = pgd(model, x, soft, LINF, steps=3, random_start=False, keep='last', step_size=0.01)
+    adv = PGD(steps=3, random_start=False, step_size=0.01).craft(model, x, soft, LINF)
     expected = x
     for _ in range(3):
         g = gradient(model, expected, soft, lambda z, t: -(t * z.log_softmax(1)).sum(1))
@@ -320,32 +281,103 @@ def test_small_gradients_survive_float16():
             return (x.half() * 2e-7).flatten(1).sum(1, keepdim=True) * torch.tensor([[1., -1.]]).half()
 
     x, y = torch.full((2, 1, 4, 4), 0.5), torch.tensor([0, 0])
-    adv = fgsm(Faint(), x, y, ThreatModel('linf', 0.1), keep='last')
+    adv = FGSM().craft(Faint(), x, y, Linf(0.1))
     torch.testing.assert_close(adv, torch.full_like(x, 0.4))
 
 
-@pytest.mark.parametrize('kwargs,message', [
-    (dict(steps=0), 'steps=0'),
-    (dict(steps=-3), 'steps=-3'),
-    (dict(step_size=-0.1), 'step_size=-0.1'),
+@pytest.mark.parametrize('settings,message', [
+    (dict(steps=0), 'steps=0: must be a whole number of at least 1'),
+    (dict(steps=2.5), 'steps=2.5: must be a whole number'),
+    (dict(steps=True), 'steps=True'),
+    (dict(step_size=-0.1), 'step_size=-0.1: must be positive'),
+    (dict(step_size='0/255'), "step_size='0/255': must be positive"),
+    (dict(step_size='two'), "step_size='two': is not a number"),
     (dict(restarts=0), 'restarts=0'),
-    (dict(restarts=0, keep='last'), 'restarts=0'),
-    (dict(restarts=2, keep='last'), "needs keep='best'"),
-    (dict(keep='first'), "keep='first'"),
-    (dict(norm_mode='test'), "norm_mode='test'"),
 ])
-def test_bad_arguments(problem, kwargs, message):
+def test_bad_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        PGD(**settings)
+
+
+@pytest.mark.parametrize('how,message', [
+    (dict(keep='first'), "keep='first': unknown"),
+    (dict(bn_mode='test'), "bn_mode='test': unknown"),
+    (dict(keep='most_fooled', tau=1), "keep='most_fooled'"),
+    (dict(tau=-1), 'tau=-1'),
+])
+def test_bad_arguments_of_craft(problem, how, message):
     model, x, y = problem
     with pytest.raises(InputError, match=message):
-        pgd(model, x, y, LINF, **kwargs)
-    with pytest.raises(InputError, match='3 labels for 6 images'):
-        pgd(model, x, y[:3], LINF)
-    with pytest.raises(InputError, match='shape'):
-        pgd(model, x[0], y, LINF)
+        PGD().craft(model, x, y, LINF, **how)
+    with pytest.raises(InputError, match='restarts=2: .*most_fooled'):
+        PGD(restarts=2).craft(model, x, y, LINF)
+    with pytest.raises(InputError, match='attacks single images alone'):
+        PGDTargeted().craft(model, x, y, LINF)
 
 
-def test_eps_zero_changes_nothing(problem):
-    model, x, y = problem
-    for name, attack in ATTACKS.items():
-        threat = ThreatModel('l2' if name == 'cw_l2' else 'linf', 0.)
-        assert torch.equal(attack(model, x, y, threat, **SHORT.get(name, {})), x), name
+@pytest.mark.parametrize('cls,settings', [
+    (FGSM, dict(steps=50)), (FGSM, dict(random_start=True)), (BIM, dict(random_start=True)), (FGSMRS, dict(steps=7)),
+    (MIM, dict(restarts=2)), (PGD, dict(num_targets=3))])
+def test_a_setting_that_an_attack_does_not_have_is_refused(cls, settings):
+    with pytest.raises(TypeError, match=next(iter(settings))):
+        cls(**settings)
+
+
+def test_a_step_size_may_be_written_as_a_fraction():
+    assert PGD(step_size='2/255') == PGD(step_size=2 / 255)
+
+
+class Pairs(nn.Module):
+    """A batch whose images are fooled together or not at all: by the first pixel of the first image."""
+
+    def forward(self, x):
+        lead = (x[:1, 0, 0, 0] - .5).sum() + 0 * x[:, 0, 0, 0]
+        return torch.stack([0 * lead, lead], 1)
+
+
+def test_most_fooled_is_the_best_iterate_of_the_best_restart():
+    """Restarts differ, each has its own start, and the last iterate is looked at."""
+    x, y = torch.full((4, 1, 2, 2), .46), torch.zeros(4, dtype=torch.int64)
+    threat, counts = Linf(.1), []
+
+    def spy(seen, z):
+        seen.append(z.detach().clone())
+        return Pairs()(z)
+
+    for restarts in (1, 2, 3, 8):
+        seen = []
+        attack = PGD(steps=1, step_size=1e-9, restarts=restarts)
+        adv = attack.craft(partial(spy, seen), x, y, threat, keep='most_fooled')
+        starts = {tuple(s.flatten().tolist()) for s in seen}
+        assert len(starts) == restarts and len(seen) == 2 * restarts, 'a start and a last iterate for each restart'
+        most = max(int((Pairs()(s).argmax(1) != y).sum()) for s in seen)
+        counts.append(int((Pairs()(adv).argmax(1) != y).sum()))
+        assert counts[-1] == most
+    assert counts == sorted(counts) and counts[0] < 4 and counts[-1] == 4
+    # one step over the boundary: fooled by the last iterate alone
+    adv = PGD(steps=1, step_size=.09, random_start=False).craft(Pairs(), x, y, threat, keep='most_fooled')
+    assert int((Pairs()(adv).argmax(1) != y).sum()) == 4
+
+
+class Fork(nn.Module):
+    """Class 1 is in reach of bright images alone, class 2 of dark ones, which is the less likely for all."""
+
+    def forward(self, x):
+        up, bright = x[:, 0, 0, 0] - .5, x[:, 0, 1, 1] > .5
+        return torch.stack([.05 + 0 * up, torch.where(bright, up, 0 * up), torch.where(bright, 0 * up, up) - .01], 1)
+
+
+def test_every_target_class_is_tried_up_to_the_last():
+    x = torch.full((6, 1, 2, 2), .5)
+    x[:3, :, 1, 1], x[3:, :, 1, 1] = .9, .1
+    y, threat = torch.zeros(6, dtype=torch.int64), Linf(.1)
+
+    def fooled(attack, **how):
+        return attack.run(Fork(), x, y, threat, **how).fooled.tolist()
+
+    steer = PGD(steps=5, random_start=False)
+    assert fooled(steer, targets=[1] * 6) == [True] * 3 + [False] * 3
+    assert fooled(steer, targets=[2] * 6) == [False] * 3 + [True] * 3
+    assert all(fooled(steer, targets=[[1, 2]] * 6))
+    assert fooled(PGDTargeted(steps=5, random_start=False, num_targets=1)) == [True] * 3 + [False] * 3
+    assert all(fooled(PGDTargeted(steps=5, random_start=False)))

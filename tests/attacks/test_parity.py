@@ -11,19 +11,20 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from timm_robust.attacks import (
-    ThreatModel,
-    apgd_ce,
-    apgd_dlr,
-    apgd_t,
-    autoattack,
-    bim,
-    cw_l2,
-    fab_t,
-    fgsm,
-    mim,
+    APGD,
+    APGDT,
+    BIM,
+    CWL2,
+    FABT,
+    FGSM,
+    L2,
+    MIM,
+    PGD,
+    AutoAttack,
+    Linf,
+    Square,
+    make_threat,
     noise,
-    pgd,
-    square,
 )
 from timm_robust.data.samples import load_digits
 from timm_robust.models import NormalizedModel
@@ -43,7 +44,7 @@ def trained():
     batches = DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True)
     for x, y in chain(batches, batches, batches):
         # a little adversarial training, so that attacks succeed on some images and fail on others
-        adv = fgsm(model, x, y, ThreatModel('linf', EPS), keep='last')
+        adv = FGSM().craft(model, x, y, Linf(EPS))
         loss = F.cross_entropy(model(adv), y)
         optimizer.zero_grad()
         loss.backward()
@@ -59,18 +60,18 @@ def robust_accuracy(model, adv, y):
 @pytest.mark.parametrize('name', ['FGSM', 'PGD', 'PGDL2', 'BIM', 'MIFGSM'])
 def test_at_least_as_successful(trained, name):
     model, x, y = trained
-    linf, l2 = ThreatModel('linf', EPS), ThreatModel('l2', 0.8)
+    linf, l2 = Linf(EPS), L2(0.8)
     step = 2.5 * EPS / STEPS
     theirs, ours = {
-        'FGSM': (lambda: torchattacks.FGSM(model, eps=EPS), lambda: fgsm(model, x, y, linf)),
+        'FGSM': (lambda: torchattacks.FGSM(model, eps=EPS), lambda: FGSM()(model, x, y, linf)),
         'PGD': (lambda: torchattacks.PGD(model, eps=EPS, alpha=step, steps=STEPS, random_start=False),
-                lambda: pgd(model, x, y, linf, steps=STEPS, step_size=step, random_start=False)),
+                lambda: PGD(steps=STEPS, step_size=step, random_start=False)(model, x, y, linf)),
         'PGDL2': (lambda: torchattacks.PGDL2(model, eps=0.8, alpha=0.2, steps=STEPS, random_start=False),
-                  lambda: pgd(model, x, y, l2, steps=STEPS, step_size=0.2, random_start=False)),
+                  lambda: PGD(steps=STEPS, step_size=0.2, random_start=False)(model, x, y, l2)),
         'BIM': (lambda: torchattacks.BIM(model, eps=EPS, alpha=EPS / STEPS, steps=STEPS),
-                lambda: bim(model, x, y, linf, steps=STEPS)),
+                lambda: BIM(steps=STEPS)(model, x, y, linf)),
         'MIFGSM': (lambda: torchattacks.MIFGSM(model, eps=EPS, alpha=EPS / STEPS, steps=STEPS, decay=1.),
-                   lambda: mim(model, x, y, linf, steps=STEPS)),
+                   lambda: MIM(steps=STEPS)(model, x, y, linf)),
     }[name]
     clean = robust_accuracy(model, x, y)
     reference, own = robust_accuracy(model, theirs()(x, y), y), robust_accuracy(model, ours(), y)
@@ -97,7 +98,7 @@ def check(name, trained, norm, theirs, ours, monkeypatch):
     """
     model, x, y = trained
     eps = {'Linf': EPS, 'L2': 1.2}[norm]
-    threat = ThreatModel(norm.lower(), eps)
+    threat = make_threat(norm, eps)
     clean = robust_accuracy(model, x, y)
     seeds = range(4) if name == 'square' else [0]
     reference = [robust_accuracy(model, theirs(model, eps, norm, seed)(x, y), y) for seed in seeds]
@@ -118,15 +119,15 @@ def check(name, trained, norm, theirs, ours, monkeypatch):
 
 COMPONENTS = {
     'apgd_ce': (lambda m, e, n, s: torchattacks.APGD(m, norm=n, eps=e, steps=50, loss='ce', seed=s),
-                partial(apgd_ce, steps=50)),
+                APGD(steps=50)),
     'apgd_dlr': (lambda m, e, n, s: torchattacks.APGD(m, norm=n, eps=e, steps=50, loss='dlr', seed=s),
-                 partial(apgd_dlr, steps=50)),
+                 APGD(steps=50, loss='dlr')),
     'apgd_t': (lambda m, e, n, s: torchattacks.APGDT(m, norm=n, eps=e, steps=30, n_classes=10, seed=s),
-               partial(apgd_t, steps=30)),
+               APGDT(steps=30)),
     'fab_t': (lambda m, e, n, s: torchattacks.FAB(
-        m, norm=n, eps=e, steps=20, multi_targeted=True, n_classes=10, seed=s), partial(fab_t, steps=20)),
+        m, norm=n, eps=e, steps=20, multi_targeted=True, n_classes=10, seed=s), FABT(steps=20)),
     'square': (lambda m, e, n, s: torchattacks.Square(m, norm=n, eps=e, n_queries=300, seed=s),  # rescales
-               partial(square, query_limit=300, rescale_schedule=True)),
+               Square(query_limit=300, rescale_schedule=True)),
 }
 
 
@@ -149,16 +150,16 @@ def test_cw_l2_is_as_strong(trained, monkeypatch):
 
         return within
 
-    ours = partial(cw_l2, steps=100, binary_search_steps=1, initial_const=10., abort_early=False)
+    ours = CWL2(steps=100, binary_search_steps=1, initial_const=10., abort_early=False)
     check('cw_l2', trained, 'L2', theirs, ours, monkeypatch)
 
 
 REFERENCE = {
-    'apgd_ce': ('autopgd_base', 'APGDAttack', {'loss': 'ce', 'n_iter': 100}, apgd_ce),
-    'apgd_dlr': ('autopgd_base', 'APGDAttack', {'loss': 'dlr', 'n_iter': 100}, apgd_dlr),
-    'apgd_t': ('autopgd_base', 'APGDAttack_targeted', {'n_iter': 100}, apgd_t),
-    'fab_t': ('fab_pt', 'FABAttack_PT', {'n_iter': 100, 'targeted': True}, fab_t),
-    'square': ('square', 'SquareAttack', {'n_queries': 5000, 'p_init': .8, 'resc_schedule': False}, square),
+    'apgd_ce': ('autopgd_base', 'APGDAttack', {'loss': 'ce', 'n_iter': 100}, APGD()),
+    'apgd_dlr': ('autopgd_base', 'APGDAttack', {'loss': 'dlr', 'n_iter': 100}, APGD(loss='dlr')),
+    'apgd_t': ('autopgd_base', 'APGDAttack_targeted', {'n_iter': 100}, APGDT()),
+    'fab_t': ('fab_pt', 'FABAttack_PT', {'n_iter': 100, 'targeted': True}, FABT()),
+    'square': ('square', 'SquareAttack', {'n_queries': 5000, 'p_init': .8, 'resc_schedule': False}, Square()),
 }
 
 
@@ -178,4 +179,4 @@ def test_as_strong_as_the_reference(trained, name, norm, monkeypatch):
         attack = getattr(importlib.import_module(f'autoattack.{module}'), cls)
         return attack(model, norm=norm, eps=eps, seed=seed, device='cpu', **settings).perturb
 
-    check(name, trained, norm, theirs, autoattack if name == 'autoattack' else REFERENCE[name][3], monkeypatch)
+    check(name, trained, norm, theirs, AutoAttack() if name == 'autoattack' else REFERENCE[name][3], monkeypatch)

@@ -3,8 +3,20 @@ import math
 import pytest
 import torch
 
-from timm_robust.attacks import InputSpace, ThreatModel, madry_step_size, nofrost_step_size, parse_eps
-from timm_robust.attacks.threat import Ball
+from timm_robust.attacks import (
+    L2,
+    NORMS,
+    Ball,
+    InputSpace,
+    Linf,
+    ThreatModel,
+    madry_step_size,
+    make_threat,
+    nofrost_step_size,
+    parse_eps,
+    parse_threat,
+    register_norm,
+)
 from timm_robust.errors import InputError
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -21,28 +33,86 @@ def test_parse_eps():
 
 def test_threat_model_refuses_255_units():
     with pytest.raises(InputError, match='write 8/255'):
-        ThreatModel('linf', 8)
-    assert ThreatModel('l2', 3).eps == 3
+        Linf(8)
+    assert L2(3).eps == 3
     for bad in (-0.1, math.nan, math.inf):
         with pytest.raises(InputError, match='eps'):
-            ThreatModel('linf', bad)
-    with pytest.raises(InputError, match="norm='l3'"):
-        ThreatModel('l3', 0.1)
+            Linf(bad)
+    with pytest.raises(InputError, match="norm='l3': unknown; choose one of Linf, L2"):
+        make_threat('l3', 0.1)
+    with pytest.raises(TypeError):
+        ThreatModel(0.1)
     with pytest.raises(InputError, match='std'):
         InputSpace((0.,), (0.,))
 
 
 def test_threat_model_in_words():
-    assert str(ThreatModel('linf', '8/255')) == 'Linf eps 8/255'
-    assert str(ThreatModel('linf', 0.2)) == 'Linf eps 0.2'
-    assert str(ThreatModel('linf', 0.031)) == 'Linf eps 0.031'
-    assert str(ThreatModel('l2', 1)) == 'L2 eps 1'
+    assert str(Linf('8/255')) == 'Linf 8/255'
+    assert str(Linf(0.2)) == 'Linf 0.2'
+    assert str(Linf(0.031)) == 'Linf 0.031'
+    assert str(L2(1)) == 'L2 1' and str(L2(.5)) == 'L2 0.5'
+    assert repr(Linf('8/255')) == f'Linf(eps={8 / 255})'
+
+
+@pytest.mark.parametrize('text,threat', [
+    ('Linf 8/255', Linf(8 / 255)), ('linf eps 8/255', Linf(8 / 255)), ('LINF 0.1', Linf(.1)), ('l2 .5', L2(.5)),
+    (' Linf  8 / 255 ', Linf(8 / 255)), (L2(2), L2(2))])
+def test_threats_are_read_as_they_are_printed(text, threat):
+    assert parse_threat(text) == threat and hash(parse_threat(text)) == hash(threat)
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_what_is_printed_is_read_back(norm):
+    for eps in (0, 1 / 255, 8 / 255, .031, .1, 1 / 3, 0.123456789, 3 * (1 / 255), 1e-9, 1.):
+        threat = make_threat(norm, eps)
+        assert math.isclose(parse_threat(str(threat)).eps, eps, rel_tol=1e-15), str(threat)
+    assert parse_threat(str(make_threat(norm, .5)).lower()) == make_threat(norm.upper(), '1/2')
+    assert Linf(.1) != L2(.1)
+
+
+@pytest.mark.parametrize('text', ['Linf', '8/255', 'L7 8/255', 'Linf eps', 'Linf eight', 8 / 255, None, 'Linf 8'])
+def test_what_is_no_threat_model(text):
+    with pytest.raises(InputError, match='^threat='):
+        parse_threat(text)
+
+
+def test_a_norm_has_one_name():
+    with pytest.raises(InputError, match="norm='Linf': is taken by timm_robust.attacks.threat.Linf"):
+        register_norm(type('Other', (L2,), {'norm': 'Linf'}))
+    with pytest.raises(InputError, match="norm='': is no name"):
+        register_norm(type('Nameless', (L2,), {'norm': ''}))
+
+
+@pytest.mark.parametrize('threat', [make_threat(norm, .3) for norm in NORMS], ids=str)
+def test_geometry_of_every_norm(threat):
+    x = torch.randn(50, 3, 4, 4, dtype=torch.float64)
+    size, steepest = threat.size(x), threat.steepest(x)
+    assert size.shape == (50,) and (size > 0).all()
+    torch.testing.assert_close(threat.size(2 * x), 2 * size)
+    torch.testing.assert_close(threat.size(steepest), torch.ones_like(size))
+    rise = (x * steepest).flatten(1).sum(1)
+    torch.testing.assert_close(threat.dual_size(x), rise)
+    others = torch.randn(50, 200, 48, dtype=torch.float64)
+    for i in range(50):
+        directions = others[i] / threat.size(others[i])[:, None]
+        assert (directions @ x[i].flatten() <= rise[i] * (1 + 1e-12)).all(), 'another direction of size 1 rises more'
+    projected = threat.project(x)
+    assert threat.size(projected).max() <= threat.eps * (1 + 1e-12)
+    inside = .9 * threat.eps * x / size.view(-1, 1, 1, 1)
+    torch.testing.assert_close(threat.project(inside), inside)
+    drawn = threat.random(torch.arange(50), 48)
+    assert drawn.shape == (50, 48) and threat.size(drawn).max() <= threat.eps * (1 + 1e-6)
+    assert torch.equal(drawn[7:9], threat.random(torch.arange(7, 9), 48))
+    torch.testing.assert_close(threat.size(threat.direction(torch.arange(50), 0, 48)), torch.ones(50))
+    corner = torch.ones(1, 3, 4, 4, dtype=torch.float64)
+    assert threat.unbounded((3, 4, 4)).eps == threat.size(corner).item()
+    assert threat.scaled(.5) == make_threat(threat.norm, .15) and threat.scaled(1e9).eps <= threat.largest
 
 
 def test_step_sizes():
-    assert math.isclose(nofrost_step_size(ThreatModel('linf', '8/255'), 10), 1 / 255)
-    assert math.isclose(nofrost_step_size(ThreatModel('linf', '32/255'), 10), 3.6 / 255)
-    assert math.isclose(madry_step_size(ThreatModel('linf', '8/255'), 20), 1 / 255)
+    assert math.isclose(nofrost_step_size(Linf('8/255'), 10), 1 / 255)
+    assert math.isclose(nofrost_step_size(Linf('32/255'), 10), 3.6 / 255)
+    assert math.isclose(madry_step_size(Linf('8/255'), 20), 1 / 255)
 
 
 def test_spaces_are_inverse():
@@ -50,13 +120,13 @@ def test_spaces_are_inverse():
     torch.testing.assert_close(SPACE.to_pixels(SPACE.normalize(pixels)), pixels, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize('norm,eps', [('linf', 0.1), ('l2', 0.7)])
+@pytest.mark.parametrize('norm,eps', [('Linf', 0.1), ('L2', 0.7)])
 def test_projection_is_within_eps_in_pixels(norm, eps):
     pixels = torch.rand(5, 3, 6, 6, dtype=torch.float64)
-    ball = Ball(SPACE.normalize(pixels), ThreatModel(norm, eps), SPACE)
+    ball = Ball(SPACE.normalize(pixels), make_threat(norm, eps), SPACE)
     adv = SPACE.to_pixels(ball.project(ball.x + 3 * torch.randn_like(ball.x)))
     delta = (adv - pixels).flatten(1)
-    size = delta.abs().amax(1) if norm == 'linf' else delta.norm(dim=1)
+    size = delta.abs().amax(1) if norm == 'Linf' else delta.norm(dim=1)
     assert size.max() <= eps * (1 + 1e-12) and size.min() > 0.5 * eps
     assert adv.min() >= -1e-15 and adv.max() <= 1 + 1e-15
     inside = ball.x + 0.01 * eps * torch.randn_like(ball.x).clamp(-1, 1)
@@ -64,24 +134,24 @@ def test_projection_is_within_eps_in_pixels(norm, eps):
     torch.testing.assert_close(ball.project(inside), inside, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('norm', ['Linf', 'L2'])
 def test_pixels_outside_the_range_are_not_forced_back(norm):
     # what random erasing leaves behind
     x = torch.full((1, 3, 2, 2), 4., dtype=torch.float64)
     x[0, 0] = -4.
-    ball = Ball(x, ThreatModel(norm, 0.05), SPACE)
+    ball = Ball(x, make_threat(norm, 0.05), SPACE)
     assert torch.equal(ball.project(x), x)
     moved = SPACE.to_pixels(ball.project(x + 100)) - SPACE.to_pixels(x)
     assert moved.abs().max() <= 0.05 + 1e-12
     assert (SPACE.to_pixels(ball.project(x + 100)) <= SPACE.to_pixels(x).clamp_min(1) + 1e-12).all()
 
 
-@pytest.mark.parametrize('norm,eps', [('linf', 0.1), ('l2', 0.7)])
+@pytest.mark.parametrize('norm,eps', [('Linf', 0.1), ('L2', 0.7)])
 def test_random_start(norm, eps):
     x = torch.full((64, 3, 8, 8), 0.5, dtype=torch.float64)
-    ball = Ball(x, ThreatModel(norm, eps), InputSpace())
+    ball = Ball(x, make_threat(norm, eps), InputSpace())
     delta = (ball.random(seed=3) - x).flatten(1)
-    if norm == 'linf':
+    if norm == 'Linf':
         # uniform on [-eps, eps]
         assert delta.abs().max() <= eps
         assert abs(delta.mean()) < 0.01 * eps and abs(delta.std() / (eps / 3 ** .5) - 1) < 0.02
@@ -95,8 +165,8 @@ def test_random_start(norm, eps):
 
 def test_one_seed_per_image_makes_noise_independent_of_the_batch():
     x = torch.rand(4, 3, 5, 5)
-    for norm in ('linf', 'l2'):
-        threat = ThreatModel(norm, 0.1)
+    for norm in NORMS:
+        threat = make_threat(norm, 0.1)
         together = Ball(x, threat, InputSpace()).random(seed=[10, 11, 12, 13])
         apart = Ball(x[2:], threat, InputSpace()).random(seed=[12, 13])
         assert torch.equal(together[2:], apart)
@@ -104,8 +174,8 @@ def test_one_seed_per_image_makes_noise_independent_of_the_batch():
 
 def test_noise_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
-    Ball(torch.rand(2, 3, 4, 4), ThreatModel('linf', 0.1), InputSpace()).random(seed=0)
+    Ball(torch.rand(2, 3, 4, 4), Linf(0.1), InputSpace()).random(seed=0)
     assert not torch.equal(state, torch.get_rng_state())  # torch.rand above
     state = torch.get_rng_state()
-    Ball(torch.zeros(2, 3, 4, 4), ThreatModel('linf', 0.1), InputSpace()).random(seed=0)
+    Ball(torch.zeros(2, 3, 4, 4), Linf(0.1), InputSpace()).random(seed=0)
     assert torch.equal(state, torch.get_rng_state())

@@ -117,7 +117,7 @@ def test_missing_device(fails, folder):
 
 @pytest.mark.parametrize('flags,mentions', [
     (['--attacks', 'clean,pdg20'], ['--attacks pdg20', 'pgd']),
-    (['--attacks', 'fgsm3'], ['--attacks fgsm3', 'single step']),
+    (['--attacks', 'fgsm3'], ['--attacks fgsm3', 'takes no number']),
     (['--attacks', 'pgd0'], ['--attacks pgd0']),
     (['--attacks', ''], ['--attacks']),
     (['--norm', 'l1'], ['--norm l1']),

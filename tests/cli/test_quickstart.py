@@ -34,7 +34,7 @@ def test_a_short_quickstart(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert re.search(r'undefended +[\d.]+ % +[\d.]+ % +[\d.]+ %', out)
     assert re.search(r'hardened \(NoFrost\) +[\d.]+ % +[\d.]+ % +[\d.]+ %', out)
-    for text in ('40 test digits', 'Linf eps 0.2', '20 steps', 'seed 0'):
+    for text in ('40 test digits', 'Linf 0.2', '20 steps', 'seed 0'):
         assert text in out
     for name in ('hardened', 'undefended'):
         folder = tmp_path / 'out' / name

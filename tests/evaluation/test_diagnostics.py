@@ -9,8 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from helpers import TinyNet, state_equal
 
-from timm_robust.attacks import ThreatModel, fgsm, pgd
-from timm_robust.attacks.noise import image_seeds
+from timm_robust.attacks import FGSM, L2, PGD, Linf, image_seeds
 from timm_robust.errors import InputError
 from timm_robust.evaluation.batch_dependence import adaptive_accuracy, compare_batches, even_batch_size, judge_adaptive
 from timm_robust.evaluation.diagnostics import diagnose
@@ -19,7 +18,7 @@ from timm_robust.evaluation.surface import LossSurface, loss_surface
 from timm_robust.layers import replace_norm, set_bn_mode
 from timm_robust.settings import from_mapping, to_mapping
 
-THREAT = ThreatModel('linf', 0.1)
+THREAT = Linf(0.1)
 COLOURS = torch.tensor([[0.3, 0.5, 0.7], [0.7, 0.5, 0.3], [0.5, 0.7, 0.5], [0.5, 0.3, 0.5]])
 PER_IMAGE = [
     'randomness', 'zero_gradients', 'saturated_logits', 'more_steps', 'black_box', 'transfer', 'unbounded', 'noise',
@@ -43,7 +42,7 @@ def trained(make, steps=120):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for step in range(steps):
         x, y = problem(64, seed=1 + step)
-        x = fgsm(model.eval(), x, y, THREAT, keep='last')
+        x = FGSM().craft(model.eval(), x, y, THREAT)
         optimizer.zero_grad()
         F.cross_entropy(model.train()(x), y).backward()
         optimizer.step()
@@ -81,7 +80,7 @@ def findings(model, threat=THREAT, batch_size=32, data=None, **kwargs):
     return {f.name: f for f in diagnose(model, x, y, threat, batch_size=batch_size, progress=False, **kwargs)}
 
 
-@pytest.mark.parametrize('threat', [THREAT, ThreatModel('l2', 1.2)])
+@pytest.mark.parametrize('threat', [THREAT, L2(1.2)])
 def test_an_honest_network_raises_no_alarm(honest, threat):
     found = findings(honest, threat)
     assert list(found) == PER_IMAGE
@@ -166,7 +165,7 @@ def test_a_loss_bent_around_the_image_is_caught(honest):
 
 
 def test_an_attack_that_has_not_converged_is_told(honest):
-    assert findings(honest, ThreatModel('l2', 1.2), steps=(1, 2, 50))['more_steps'].verdict == 'warning'
+    assert findings(honest, L2(1.2), steps=(1, 2, 50))['more_steps'].verdict == 'warning'
     accuracy = [run['accuracy'] for run in findings(honest, steps=(20, 1))['more_steps'].measured['runs']]
     assert accuracy == sorted(accuracy, reverse=True), 'a run attacks only what those before left'
 
@@ -213,7 +212,7 @@ def test_statistics_taken_as_fixed_are_those_of_the_population(robust_norm):
     model = set_bn_mode(copy.deepcopy(robust_norm), 'batch')
     measured = adaptive_accuracy(model, x, y, THREAT, batch_size=6, few_steps=2, steps=7, restarts=1, seed=3)
     seeds = image_seeds(3, 24, x.device).tolist()
-    adv = pgd(robust_norm, x, y, THREAT, steps=7, keep='last', seed=seeds)
+    adv = PGD(steps=7).craft(robust_norm, x, y, THREAT, seed=seeds)
     logits, clean = (torch.cat([model(part) for part in images.split(6)]) for images in (adv, x))
     held = int(((logits.argmax(1) == y) & (clean.argmax(1) == y)).sum())
     assert measured['standing'] == pytest.approx(100 * held / 24)
@@ -268,7 +267,7 @@ def test_findings_are_json_and_repeat_and_the_model_is_untouched(robust_norm):
     assert findings(robust_norm, seed=1) != honest_findings
 
 
-@pytest.mark.parametrize('threat', [THREAT, ThreatModel('l2', 1.2)])
+@pytest.mark.parametrize('threat', [THREAT, L2(1.2)])
 def test_loss_surface(honest, threat):
     x, y = problem(20)
     surface = loss_surface(honest, x, y, threat, points=5)
@@ -277,7 +276,7 @@ def test_loss_surface(honest, threat):
     loss = torch.tensor(surface.loss)
     with torch.no_grad():
         clean = F.cross_entropy(honest(x), y)
-        adv = fgsm(honest, x, y, threat, keep='last')
+        adv = FGSM().craft(honest, x, y, threat)
         torch.testing.assert_close(loss[2, 2], clean)
         torch.testing.assert_close(loss[2, 4], F.cross_entropy(honest(adv), y))
     assert loss[2, 0] < clean != loss[4, 2] and loss[2, 4] - clean > 5 * (loss[4, 2] - clean).abs()
@@ -290,7 +289,7 @@ def test_bad_input(honest):
     x, y = problem(8)
     with pytest.raises(InputError, match='eval'):
         diagnose(copy.deepcopy(honest).train(), x, y, THREAT)
-    with pytest.raises(InputError, match='7 labels'):
+    with pytest.raises(InputError, match='labels: 7 for 8 images'):
         diagnose(honest, x, y[:-1], THREAT)
     with pytest.raises(InputError, match='pixels'):
         diagnose(honest, x * 255, y, THREAT)

@@ -112,15 +112,15 @@ def test_killed_and_resumed(world, uninterrupted, tmp_path):
         file.write('\n{"attack": "pgd5", "indices": [1, 2')  # what a kill in the middle of a write leaves
     kept = progress.read_text()
 
-    from timm_robust.evaluation import specs
+    from timm_robust.evaluation import AttackSpec
     attacked = []
-    original = specs.AttackSpec.__call__
+    original = AttackSpec.__call__
     with pytest.MonkeyPatch.context() as patch:
         def spy(self, model, x, y, seeds, **how):
             attacked.extend((self.name, s) for s in seeds)
             return original(self, model, x, y, seeds, **how)
 
-        patch.setattr(specs.AttackSpec, '__call__', spy)
+        patch.setattr(AttackSpec, '__call__', spy)
         assert main(command(world, folder)) == 2, 'an unfinished evaluation was not noticed'
         assert main(command(world, folder, '--eps', '3/255', '--resume')) == 2, 'other settings were not noticed'
         assert progress.read_text() == kept and not attacked
@@ -197,36 +197,36 @@ def test_a_list_of_images(world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('more, message', [
-    (['--attacks', 'apgd-ce', '--num-targets', '3'], '--num-targets 3: apgd-ce has no target classes'),
-    (['--attacks', 'rays', '--num-targets', '3'], 'RayS is an untargeted Linf attack'),
+    (['--attacks', 'apgd-ce', '--num-targets', '3'], '--num-targets 3: apgd-ce has no such setting; pgd-targeted'),
+    (['--attacks', 'rays', '--num-targets', '3'], '--num-targets 3: rays has no such setting'),
     (['--attacks', 'apgd-t', '--num-targets', '4'], '--num-targets 4: must be between 1 and 3'),
     (['--eps', '0'], '--eps 0: leaves an attack nothing to do'),
-    (['--attacks', 'clean,rays', '--norm', 'l2'], '--attacks rays: is for --norm linf alone'),
-    (['--attacks', 'cw-l2'], '--attacks cw-l2: is for --norm l2 alone'),
+    (['--attacks', 'clean,rays', '--norm', 'l2'], '--attacks rays: is for Linf alone, not L2'),
+    (['--attacks', 'cw-l2'], '--attacks cw-l2: is for L2 alone, not Linf'),
     (['--attacks', 'pgd5,pgd5'], 'names pgd5 more than once'),
-    (['--attacks', 'clean,adaptive'], 'moves whole batches of a network that normalizes by them'),
+    (['--attacks', 'clean,adaptive'], 'moves whole batches, for a network that normalizes by them'),
     (['--surrogate', 'robustnorm_resnet20_cifar', '--surrogate-checkpoint', 'x.pth', '--attacks', 'pgd5', '--restarts',
       '2'], '--restarts 2: choosing among runs'),
-    (['--attacks', 'fgsm5'], '--attacks fgsm5: fgsm takes a single step'),
-    (['--attacks', 'autoattack9'], '--attacks autoattack9: unknown attack'),
+    (['--attacks', 'fgsm5'], '--attacks fgsm5: takes no number'),
+    (['--attacks', 'autoattack9'], '--attacks autoattack9: takes no number'),
     (['--attacks', 'square0'], '--attacks square0: the number of query_limit must be at least 1'),
-    (['--bn-mode', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch: choose adaptive'),
+    (['--bn-mode', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch; choose adaptive'),
     (['--bn-mode', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
     (['--exact', '--search-dtype', 'bfloat16'], '--exact searches in float32'),
     (['--search-dtype', 'int8'], '--search-dtype int8: unknown'),
     (['--surrogate-checkpoint', 'x.pth'], 'name its model as --surrogate'),
 ])
 def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypatch, more, message):
-    from timm_robust.evaluation import specs
-    monkeypatch.setattr(specs.AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
+    from timm_robust.evaluation import AttackSpec
+    monkeypatch.setattr(AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
     assert main(command(world, tmp_path / 'out', *more)) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and '\n' not in error.split('timm-robust eval: error: ')[1]
 
 
 def test_guessing_is_noticed_before_hours_are_spent(world, tmp_path, capsys, monkeypatch):
-    from timm_robust.evaluation import specs
-    monkeypatch.setattr(specs.AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
+    from timm_robust.evaluation import AttackSpec
+    monkeypatch.setattr(AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
     root, _ = world
     torch.save(timm.create_model('robustnorm_resnet20_cifar', num_classes=4).state_dict(), root / 'untrained.pth')
     argv = command(world, tmp_path / 'out', '-b', '64', checkpoint='untrained')

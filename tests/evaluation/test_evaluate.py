@@ -6,7 +6,7 @@ import torch.nn as nn
 from helpers import TinyNet, make_image_folder
 from torch.utils.data import DataLoader, TensorDataset
 
-from timm_robust.attacks import ATTACKS, ThreatModel, autoattack
+from timm_robust.attacks import FGSM, MIM, PGD, AutoAttack, Clean, CWLinf, Linf
 from timm_robust.cli.main import main
 from timm_robust.data import balanced_indices
 from timm_robust.errors import InputError
@@ -15,7 +15,7 @@ from timm_robust.evaluation import (
     ThreatFacts,
     evaluate_attacks,
     example_images,
-    parse_attacks,
+    plan_attacks,
 )
 from timm_robust.evaluation.accuracy import image_seeds, sweep_eps
 from timm_robust.evaluation.journal import Journal
@@ -23,7 +23,7 @@ from timm_robust.inputs import weights_sha256
 from timm_robust.layers import set_bn_mode
 from timm_robust.models import NormalizedModel
 
-THREAT = ThreatModel('linf', 8 / 255)
+THREAT = Linf(8 / 255)
 CPU = torch.device('cpu')
 
 
@@ -33,7 +33,7 @@ def data(n=20, classes=4):
 
 def evaluate(model, x, y, names='clean,fgsm,pgd3', batch_size=8, threat=THREAT, **kwargs):
     loader = DataLoader(TensorDataset(x, y), batch_size=batch_size)
-    specs = parse_attacks(names, threat)
+    specs = plan_attacks(names, threat)
     return evaluate_attacks(model, loader, range(len(x)), specs, device=CPU, progress=False, **kwargs)
 
 
@@ -55,10 +55,10 @@ def test_verdicts_are_those_of_a_plain_forward_pass():
     model = undecided_net(x)
     y = labels_of(model, x)
     y[::5] = (y[::5] + 1) % 4  # these are wrong when clean, and count as wrong
-    evaluation = evaluate(model, x, y, threat=ThreatModel('linf', 0.005))
+    evaluation = evaluate(model, x, y, threat=Linf(0.005))
     clean, fgsm_result, pgd_result = evaluation.results
     assert clean.correct == (labels_of(model, x) == y).tolist() and clean.accuracy == 80.
-    adv = ATTACKS['fgsm'](model, x, y, ThreatModel('linf', 0.005))
+    adv = FGSM()(model, x, y, Linf(0.005))
     expected = (labels_of(model, adv) == y) & torch.tensor(clean.correct)
     assert fgsm_result.correct == expected.tolist()
     assert 0 < sum(fgsm_result.correct) < 16, 'the comparison says nothing'
@@ -73,9 +73,9 @@ def test_resumes_with_batches_of_another_size(batch_size):
     model = undecided_net(x)
     y = labels_of(model, x)
     journal = Journal(None, {})
-    evaluate(model, x[:9], y[:9], batch_size=3, batches_in_pool=3, threat=ThreatModel('linf', 0.005), journal=journal)
+    evaluate(model, x[:9], y[:9], batch_size=3, batches_in_pool=3, threat=Linf(0.005), journal=journal)
     resumed, whole = (
-        evaluate(model, x, y, batch_size=batch_size, batches_in_pool=2, threat=ThreatModel('linf', 0.005), **kept)
+        evaluate(model, x, y, batch_size=batch_size, batches_in_pool=2, threat=Linf(0.005), **kept)
         for kept in ({'journal': journal}, {}))
     assert [r.correct for r in resumed.results] == [r.correct for r in whole.results]
     assert resumed.labels == y.tolist()
@@ -85,13 +85,13 @@ def test_outcome_depends_neither_on_batch_size_nor_on_order():
     x, _ = data(24)
     model = undecided_net(x)
     y = labels_of(model, x)
-    threat = ThreatModel('linf', 0.005)
+    threat = Linf(0.005)
     outcomes = [evaluate(model, x, y, 'fgsm_rs,pgd2', batch_size=b, threat=threat) for b in (1, 7, 24)]
     for other in outcomes[1:]:
         for a, b in zip(outcomes[0].results, other.results):
             assert a.correct == b.correct
     order = torch.randperm(24)
-    specs = parse_attacks('fgsm_rs,pgd2', threat)
+    specs = plan_attacks('fgsm_rs,pgd2', threat)
     shuffled = evaluate_attacks(
         model, DataLoader(TensorDataset(x[order], y[order]), batch_size=5), order.tolist(), specs, device=CPU,
         progress=False)
@@ -101,7 +101,7 @@ def test_outcome_depends_neither_on_batch_size_nor_on_order():
 
 
 def test_batch_dependent_networks_are_attacked_in_whole_batches():
-    model = timm.create_model('robustnorm_resnet20_cifar', num_classes=4).eval()
+    model = NormalizedModel(timm.create_model('robustnorm_resnet20_cifar', num_classes=4)).eval()
     sizes = []
     model.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
     x, y = torch.rand(16, 3, 32, 32), torch.arange(16) % 4
@@ -111,15 +111,15 @@ def test_batch_dependent_networks_are_attacked_in_whole_batches():
     assert not evaluate(set_bn_mode(model, 'population'), x, y, batch_size=8).batch_dependent
     assert min(sizes) < 8, 'images already wrong were attacked'
     set_bn_mode(model, 'batch')
-    with pytest.raises(InputError, match='pgd_targeted5'):
-        evaluate(model, x, y, 'pgd_targeted5')
+    with pytest.raises(InputError, match='pgd-targeted5'):
+        evaluate(model, x, y, 'pgd-targeted5')
 
 
 def test_an_attack_that_cheats_is_caught(monkeypatch):
     model, (x, _) = TinyNet().eval(), data()
     y = labels_of(model, x)
     for cheat in (lambda x: (x + 2 * THREAT.eps).clamp(0, 1), lambda x: x + THREAT.eps):
-        monkeypatch.setitem(ATTACKS, 'fgsm', lambda model, x, y, threat, cheat=cheat, **kwargs: cheat(x))
+        monkeypatch.setattr(FGSM, '__call__', lambda self, model, x, y, threat, cheat=cheat, **how: cheat(x))
         with pytest.raises(RuntimeError, match='fgsm left its threat model'):
             evaluate(model, x, y, 'fgsm')
 
@@ -145,16 +145,15 @@ def test_refusals():
         evaluate(Pair().eval(), x, y)
 
 
-def test_parse_attacks():
-    specs = parse_attacks('clean, fgsm,pgd20,mim5,cw30,pgd', THREAT, restarts=3)
-    assert [s.function for s in specs] == [None, 'fgsm', 'pgd', 'mim', 'cw_linf', 'pgd']
-    assert specs[2].settings == {'steps': 20, 'step_size': pytest.approx(1 / 255), 'restarts': 3}
-    assert specs[3].settings == {'steps': 5, 'step_size': pytest.approx(8 / 255 / 5)}
-    assert specs[5].settings['steps'] == 20
+def test_plan_attacks():
+    specs = plan_attacks('clean, fgsm,pgd20,mim5,cw30,pgd', THREAT, restarts=3)
+    assert [s.attack for s in specs] == [
+        Clean(), FGSM(), PGD(steps=20, restarts=3), MIM(steps=5), CWLinf(steps=30, restarts=3), PGD(restarts=3)]
+    assert [s.threat for s in specs] == [None, *[THREAT] * 5]
 
 
 def test_what_is_written_of_an_attack_names_the_defaults_it_passes_on():
-    fgsm, autoattack = (s.describe() for s in parse_attacks('fgsm,autoattack', THREAT))
+    fgsm, autoattack = (s.describe() for s in plan_attacks('fgsm,autoattack', THREAT))
     assert fgsm['steps'] == 1
     assert [p.get('steps', p.get('query_limit')) for p in autoattack['parts']] == [100, 100, 100, 5000]
 
@@ -162,10 +161,10 @@ def test_what_is_written_of_an_attack_names_the_defaults_it_passes_on():
 def test_autoattack_in_an_evaluation_and_its_examples():
     x, _ = data(12)
     model = undecided_net(x)
-    threat = ThreatModel('linf', 0.005)
+    threat = Linf(0.005)
     evaluation = evaluate(model, x, labels_of(model, x), 'clean,fgsm,autoattack', threat=threat)
     seeds = image_seeds(0, range(12))
-    adv = autoattack(model, x, labels_of(model, x), threat, seed=seeds)
+    adv = AutoAttack()(model, x, labels_of(model, x), threat, seed=seeds)
     result = evaluation.results[2]
     assert result.correct == (labels_of(model, adv) == labels_of(model, x)).tolist()
     later = [f and not r for f, r in zip(evaluation.results[1].correct, result.correct)]
@@ -191,11 +190,11 @@ def test_a_sweep_is_an_evaluation_for_each_eps():
     x, _ = data()
     model = undecided_net(x)
     y = labels_of(model, x)
-    sweep = {eps: parse_attacks('pgd3' if eps else 'clean', ThreatModel('linf', eps))[0] for eps in (.02, 0, .002, .3)}
+    sweep = {eps: plan_attacks('pgd3' if eps else 'clean', Linf(eps))[0] for eps in (.02, 0, .002, .3)}
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
     points = sweep_eps(model, lambda: loader, range(20), sweep, device=CPU, progress=False)
     alone = {
-        eps: evaluate(model, x, y, 'pgd3', threat=ThreatModel('linf', eps)).results[0].accuracy
+        eps: evaluate(model, x, y, 'pgd3', threat=Linf(eps)).results[0].accuracy
         for eps in (.002, .02, .3)}
     curve = {p.eps: p.accuracy for p in points}
     assert curve == {0: 100., **alone} and list(curve) == sorted(curve) and len(set(curve.values())) > 2
@@ -209,7 +208,7 @@ def test_the_first_look_at_a_clean_image_counts():
     journal = Journal(None, {})
     journal.record('clean', list(range(20)), [True] * 20, 0., y.tolist())
     y[3] = (y[3] + 1) % 4
-    wide = ThreatModel('linf', .9)
+    wide = Linf(.9)
     result = evaluate(model, x, y, 'clean,pgd3', threat=wide, journal=journal).results[1]
     assert result.attacked == 20 and result.correct[3] is False
 
@@ -296,8 +295,8 @@ def test_pixels_reach_the_attack_unnormalized():
     x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
     wrapped = NormalizedModel(model).eval()
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
-    a = ATTACKS['fgsm'](wrapped, x, y, THREAT, keep='last')
-    b = ATTACKS['fgsm'](lambda p: model((p - mean) / std), x, y, THREAT, keep='last')
+    a = FGSM().craft(wrapped, x, y, THREAT)
+    b = FGSM().craft(lambda p: model((p - mean) / std), x, y, THREAT)
     assert torch.equal(a, b) and (a - x).abs().max() <= THREAT.eps * (1 + 3e-6)
 
 
@@ -315,7 +314,7 @@ def test_float32_is_not_tf32_and_the_flags_come_back(allowed, monkeypatch):
     try:
         for backend in backends:
             backend.allow_tf32 = allowed
-        evaluate_attacks(Watched().eval(), loader, range(4), parse_attacks('clean,pgd2', ThreatModel('linf', 8 / 255)),
+        evaluate_attacks(Watched().eval(), loader, range(4), plan_attacks('clean,pgd2', Linf(8 / 255)),
                          device=torch.device('cpu'))
         assert len(seen) > 2 and not any(map(any, seen))
         assert [b.allow_tf32 for b in backends] == [allowed] * 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from timm_robust.attacks import ThreatModel
+from timm_robust.attacks import L2, Linf, make_threat
 from timm_robust.errors import InputError
 from timm_robust.evaluation.properties import boundary_thickness, decision_margin, smoothness
 
@@ -35,12 +35,12 @@ def test_the_margin_of_a_linear_classifier_is_the_distance_to_its_hyperplane():
     model, x = Linear(), images()
     y = (model.z(x) < 0).long()
     y[:5] = 1 - y[:5]
-    margin = decision_margin(model, x, y, ThreatModel('l2', .05), num_targets=1)
+    margin = decision_margin(model, x, y, L2(.05), num_targets=1)
     wanted = model.z(x).abs() / model.w.norm()
     wanted[:5] = 0
     torch.testing.assert_close(margin, wanted, rtol=1e-5, atol=1e-7)
     # along the signs of the gradient the way is longer, by as much as the norms say
-    linf = decision_margin(model, x, y, ThreatModel('linf', .05), num_targets=1)
+    linf = decision_margin(model, x, y, Linf(.05), num_targets=1)
     torch.testing.assert_close(
         linf, wanted * model.w.norm() * math.sqrt(12) / model.w.abs().sum(), rtol=1e-5, atol=1e-7)
 
@@ -51,14 +51,14 @@ def test_no_boundary_is_said():
             return x.flatten(1)[:, :2] * 0 + torch.tensor([1., 0.])
 
     x = images(4)
-    assert decision_margin(Constant(), x, torch.zeros(4, dtype=torch.long), ThreatModel('l2', .1)).isinf().all()
+    assert decision_margin(Constant(), x, torch.zeros(4, dtype=torch.long), L2(.1)).isinf().all()
 
 
 @pytest.mark.parametrize('alpha, beta', [(0., .75), (-.5, .5)])
 def test_the_thickness_of_a_logistic_classifier(alpha, beta):
     model, x = Linear(scale=20.), images()
     near = model.z(x).abs() / model.w.norm() < .2
-    found = boundary_thickness(model, x, ThreatModel('l2', .4), alpha=alpha, beta=beta, points=2000, steps=50)
+    found = boundary_thickness(model, x, L2(.4), alpha=alpha, beta=beta, points=2000, steps=50)
     # the difference in probability is tanh(z / 2), and z changes by |w| per unit of length
     wanted = 2 * (math.atanh(beta) - math.atanh(alpha)) / model.w.norm().item()
     enough = (model.z(x).abs() > 2 * math.atanh(.75) + .1) & near
@@ -77,10 +77,10 @@ def test_the_smoothness_of_a_logistic_classifier(norm):
         return (log_p.exp() * (log_p - q)).sum(1)
 
     wanted = torch.maximum(divergence(model.z(x) + reach), divergence(model.z(x) - reach))
-    found = smoothness(model, x, ThreatModel(norm, eps), restarts=8, steps=40)
+    found = smoothness(model, x, make_threat(norm, eps), restarts=8, steps=40)
     # in an L2 ball the noise of the start, 2 % of eps to the side, is never quite lost
     torch.testing.assert_close(found, wanted, rtol=1e-4 if norm == 'linf' else 1e-3, atol=1e-8)
-    assert (smoothness(Linear(scale=.1), x, ThreatModel(norm, eps), restarts=8) < found).all()
+    assert (smoothness(Linear(scale=.1), x, make_threat(norm, eps), restarts=8) < found).all()
 
 
 class Normalized(Linear):
@@ -95,9 +95,9 @@ class Normalized(Linear):
 
 
 @pytest.mark.parametrize('measure', [
-    lambda m, x, y: decision_margin(m, x, y, ThreatModel('l2', .5), num_targets=1),
-    lambda m, x, y: boundary_thickness(m, x, ThreatModel('l2', .5)),
-    lambda m, x, y: smoothness(m, x, ThreatModel('l2', .5)),
+    lambda m, x, y: decision_margin(m, x, y, L2(.5), num_targets=1),
+    lambda m, x, y: boundary_thickness(m, x, L2(.5)),
+    lambda m, x, y: smoothness(m, x, L2(.5)),
 ])
 def test_a_network_in_train_mode_is_measured_at_rest_and_left_as_it_was(measure):
     model, x = Normalized(), images(8)
@@ -111,7 +111,7 @@ def test_a_network_in_train_mode_is_measured_at_rest_and_left_as_it_was(measure)
 
 def test_bad_input():
     with pytest.raises(InputError, match='alpha=0.8, beta=0.5'):
-        boundary_thickness(Linear(), images(), ThreatModel('l2', .1), alpha=.8, beta=.5)
+        boundary_thickness(Linear(), images(), L2(.1), alpha=.8, beta=.5)
 
 
 def test_the_command(tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_the_command(tmp_path, capsys):
     assert [m != 0 for m in margins] == [bool(c) for c in found['correct']]
     assert sum(found['correct']) == round(.12 * found['clean_accuracy'])
     printed = capsys.readouterr().out
-    assert 'decision margin (L2)' in printed and '12 images, attacks within Linf eps 8/255, 2 steps, seed 0' in printed
+    assert 'decision margin (L2)' in printed and '12 images, attacks within Linf 8/255, 2 steps, seed 0' in printed
     for more, message in (
             (own, 'already holds properties.json'), ([*own, '--eps', '0'], '--eps 0'),
             (['--model', 'robustnorm_resnet20_cifar', '--checkpoint', str(tmp_path / 'robustnorm_resnet20_cifar.pth'),

@@ -10,7 +10,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 
-from timm_robust.attacks import InputSpace, ThreatModel, fgsm_rs, nofrost_step_size, pgd
+from timm_robust.attacks import FGSMRS, PGD, InputSpace, Linf, nofrost_step_size
 from timm_robust.errors import InputError
 from timm_robust.layers import RobustNorm2d
 from timm_robust.tasks import (
@@ -26,7 +26,7 @@ from timm_robust.tasks import (
 )
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-THREAT, STEP = ThreatModel('linf', 8 / 255), 3 / 255
+THREAT, STEP = Linf(8 / 255), 3 / 255
 
 
 def batch(n=6, dtype=torch.float64, classes=4):
@@ -49,7 +49,7 @@ def test_loss_and_gradients_follow_the_equation(norm, weight):
     result = task(x, y)
     result['loss'].backward()
 
-    adv = pgd(twin, x, y, THREAT, space=SPACE, steps=2, step_size=STEP, keep='last', random_start=False)
+    adv = PGD(steps=2, step_size=STEP, random_start=False).craft(twin, x, y, THREAT, space=SPACE)
     assert (adv - x).abs().max() > 0
     # BatchNorm sees clean and adversarial images apart, each with statistics of its own
     loss = 0
@@ -196,7 +196,7 @@ def test_settings_build_the_tasks():
         task = create_task(objective, model, attack=attack, space=SPACE, steps_per_epoch=10, verbose=False)
         assert type(task) is kind and task.weight == getattr(objective, 'weight', 1)
         assert task.current_threat().eps == pytest.approx(4 / 255 / 16) and task.eps_warmup_steps == 15
-        assert task.attack.threat == ThreatModel('linf', 4 / 255)
+        assert task.attack.threat == Linf(4 / 255)
 
 
 def test_nofrost_on_batch_norm_is_called_by_its_name(caplog):
@@ -219,12 +219,12 @@ def test_every_training_attack_of_the_flags(attack, norm, eps):
 
 def test_single_step_takes_the_step_size_of_the_flag():
     x, y = batch(dtype=torch.float32)
-    model, threat = TinyNet().eval(), ThreatModel('linf', '8/255')
+    model, threat = TinyNet().eval(), Linf('8/255')
     made = {
         size: TrainingAttack(attack='fgsm_rs', step_size=size).craft(model, x, y, threat, space=SPACE, seed=0)
         for size in (None, '2/255')}
     for size, step_size in ((None, 10 / 255), ('2/255', 2 / 255)):
-        expected = fgsm_rs(model, x, y, threat, step_size=step_size, keep='last', space=SPACE, seed=0)
+        expected = FGSMRS(step_size=step_size).craft(model, x, y, threat, space=SPACE, seed=0)
         torch.testing.assert_close(made[size], expected)
     assert not torch.equal(made[None], made['2/255'])
 
@@ -233,7 +233,7 @@ def test_default_step_is_nofrosts_and_follows_the_warmup():
     attack, model = TrainingAttack(steps=1, random_start=False), TinyNet().double()
     x, y = SPACE.normalize(torch.full((2, 3, 8, 8), 0.5, dtype=torch.float64)), torch.tensor([0, 1])
     for eps in (2 / 255, 8 / 255):
-        threat = ThreatModel('linf', eps)
+        threat = Linf(eps)
         adv = attack.craft(model, x, y, threat, space=SPACE, seed=0)
         moved = (SPACE.to_pixels(adv) - SPACE.to_pixels(x)).abs().max().item()
         assert moved == pytest.approx(min(nofrost_step_size(threat, 1), eps), rel=1e-9)
@@ -255,8 +255,8 @@ def test_batch_norm_while_crafting():
     for mode in ('eval', 'train'):
         attack = TrainingAttack(steps=2, step_size=STEP, random_start=False, bn_mode=mode)
         adv[mode] = SatTask(model, attack=attack, space=SPACE, verbose=False).craft(x, y)
-        expected = pgd(model, x, y, THREAT, space=SPACE, steps=2, step_size=STEP, keep='last', random_start=False,
-                       norm_mode=mode)
+        attack = PGD(steps=2, step_size=STEP, random_start=False)
+        expected = attack.craft(model, x, y, THREAT, space=SPACE, bn_mode=mode)
         assert torch.equal(adv[mode], expected)
     assert not torch.equal(adv['eval'], adv['train'])
 

@@ -7,13 +7,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from helpers import TinyNet, run_distributed
 
-from timm_robust.attacks import InputSpace, ThreatModel, pgd
+from timm_robust.attacks import PGD, InputSpace, Linf
 from timm_robust.errors import InputError
 from timm_robust.tasks import AWP, OBJECTIVES, TrainingAttack, create_task
 from timm_robust.tasks.awp import worst_direction
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-THREAT = ThreatModel('linf', 8 / 255)
+THREAT = Linf(8 / 255)
 CRAFTING = tuple(name for name, objective in OBJECTIVES.items() if objective.crafts)
 GAMMA = 0.05
 ATTACK, PERTURBATION = TrainingAttack(steps=2), AWP(gamma=GAMMA)
@@ -194,6 +194,6 @@ def test_pgd_is_what_crafts():
     seen = []
     task.loss = lambda input, adv, target: seen.append(adv) or {'loss': model(adv).sum(), 'output': model(adv)}
     task(x, y)
-    expected = pgd(model, x, y, THREAT, space=SPACE, steps=2, keep='last', random_start=False,
-                   step_size=min(1.25 * 8, 12) / 255 / 2)
+    attack = PGD(steps=2, random_start=False, step_size=min(1.25 * 8, 12) / 255 / 2)
+    expected = attack.craft(model, x, y, THREAT, space=SPACE)
     assert torch.equal(seen[0], expected)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import TinyNet, state_equal
 from timm.layers import convert_sync_batchnorm
 
-from timm_robust.attacks import InputSpace, ThreatModel, pgd
+from timm_robust.attacks import PGD, InputSpace, Linf
 from timm_robust.errors import InputError
 from timm_robust.layers import (
     at_gamma,
@@ -23,7 +23,7 @@ from timm_robust.layers import (
 from timm_robust.tasks import MBNAT, MbnatTask, TrainingAttack, create_task
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-THREAT, STEP = ThreatModel('linf', 8 / 255), 3 / 255
+THREAT, STEP = Linf(8 / 255), 3 / 255
 
 
 def make_task(model, **kwargs):
@@ -53,7 +53,7 @@ def test_loss_gradients_and_statistics_are_those_of_two_networks_that_share_all_
     x, y = batch()
     result = make_task(model, weight=.3)(x, y)
     result['loss'].backward()
-    adv = pgd(plain['aux'].eval(), x, y, THREAT, space=SPACE, steps=2, step_size=STEP, keep='last', random_start=False)
+    adv = PGD(steps=2, step_size=STEP, random_start=False).craft(plain['aux'].eval(), x, y, THREAT, space=SPACE)
     plain['aux'].train()
     loss = .7 * F.cross_entropy(plain['main'](x), y) + .3 * F.cross_entropy(plain['aux'](adv), y)
     loss.backward()

@@ -1,5 +1,4 @@
 import copy
-from functools import partial
 
 import pytest
 import timm
@@ -9,13 +8,13 @@ import torch.nn.functional as F
 from helpers import TinyNet, state_equal
 from timm.loss import LabelSmoothingCrossEntropy
 
-from timm_robust.attacks import InputSpace, ThreatModel, friendly_pgd, pgd
+from timm_robust.attacks import PGD, InputSpace, Linf
 from timm_robust.errors import InputError
 from timm_robust.tasks import FAT, TRADES, FatTask, TradesFAT, TradesFatTask, TradesTask, TrainingAttack, create_task
 from timm_robust.tasks.trades import kl_divergence
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-THREAT = ThreatModel('linf', 8 / 255)
+THREAT = Linf(8 / 255)
 
 
 def batch(n=8, dtype=torch.float64):
@@ -66,8 +65,8 @@ def test_images_ascend_the_divergence_from_a_little_noise():
     frozen = copy.deepcopy(model).eval()
     pixels = SPACE.to_pixels(x)
     seen = []
-    partial(pgd, steps=1, step_size=1e-30, start_std=1e-3, keep='last')(
-        lambda z: seen.append(z.detach()) or frozen(z), x, y, THREAT, space=SPACE, seed=0)
+    PGD(steps=1, step_size=1e-30).craft(
+        lambda z: seen.append(z.detach()) or frozen(z), x, y, THREAT, space=SPACE, start_std=1e-3, seed=0)
     noise = SPACE.to_pixels(seen[0]) - pixels
     assert noise.std().item() == pytest.approx(1e-3, rel=.05) and noise.mean().abs() < 1e-4
     point = SPACE.to_pixels(seen[0])
@@ -131,8 +130,8 @@ def test_friendly_images_stop_after_they_fool(undecided, tau):
     model, x, y = undecided
     sizes = []
     model.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
-    attack = partial(friendly_pgd, steps=6, step_size=2 / 255, tau=tau, random_start=False, space=SPACE)
-    adv = attack(model, x, y, THREAT)
+    attack = PGD(steps=6, step_size=2 / 255, random_start=False)
+    adv = attack.craft(model, x, y, THREAT, tau=tau, space=SPACE)
     shown = list(sizes)
     counts = []
     for i in range(len(x)):
@@ -232,10 +231,10 @@ def test_bad_arguments():
     x, y = batch()
     with pytest.raises(InputError, match='beta=-1'):
         make_task(TinyNet(), beta=-1)
-    with pytest.raises(InputError, match='tau=-1 must be at least 0'):
-        friendly_pgd(TinyNet().double(), x, y, THREAT, space=SPACE, tau=-1)
-    with pytest.raises(InputError, match="start_std=0.1 needs keep='last'"):
-        pgd(TinyNet().double(), x, y, THREAT, space=SPACE, start_std=.1)
+    with pytest.raises(InputError, match='tau=-1: must be a whole number of at least 0'):
+        PGD().craft(TinyNet().double(), x, y, THREAT, space=SPACE, tau=-1)
+    with pytest.raises(InputError, match="keep='most_fooled': `start_std` and `tau` need"):
+        PGD().craft(TinyNet().double(), x, y, THREAT, space=SPACE, start_std=.1, keep='most_fooled')
 
 
 def test_a_run_of_another_objective_leaves_the_schedule_of_tau_alone(caplog):

@@ -14,7 +14,7 @@ import yaml
 from helpers import make_image_folder, run_cli, run_distributed
 from timm.task import ClassificationTask
 
-from timm_robust.attacks import InputSpace, ThreatModel
+from timm_robust.attacks import InputSpace, Linf
 from timm_robust.cli.main import main
 from timm_robust.cli.train import build_parser
 from timm_robust.errors import InputError
@@ -185,7 +185,7 @@ def test_robust_validation_does_not_stop_at_the_boundary():
     loader = [(torch.full((4, 3, 16, 16), 0.5), torch.zeros(4, dtype=torch.int64))]
     for eps, accuracy in ((0.07, 100.), (0.1, 0.)):
         space = InputSpace((0.,) * 3, (1.,) * 3)
-        found = validate_robust(task, loader, ThreatModel('linf', eps), space, 10, device=torch.device('cpu'))
+        found = validate_robust(task, loader, Linf(eps), space, 10, device=torch.device('cpu'))
         assert found == {'robust_top1': accuracy}
 
 

@@ -316,7 +316,7 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     def network(norm, name='resnet20', data='cifar10', **lowest):
         accuracies = {mode: [80., *[60.] * (attacks - 3), low + 5, low, last] for mode, (low, last) in lowest.items()}
         return {'network': name, 'norm': norm, 'data': data, 'statistics': {
-            mode: {'accuracy': values, 'outcomes': [*map(of, values)], 'threat_model': 'Linf eps E',
+            mode: {'accuracy': values, 'outcomes': [*map(of, values)], 'threat_model': 'Linf E',
                    'num_examples': 200, 'seed': 3} for mode, values in accuracies.items()}}
 
     rows = [
@@ -332,7 +332,7 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     assert [row.beside for row in between.rows] == [['80.0', '80.0']] * 2
     for claim in (batchnorm, robustnorm, between):
         for row, name in zip(claim.rows, ('resnet20, CIFAR-10 (JPEG copy)', 'vgg11, Fashion-MNIST'), strict=True):
-            assert row.setting == f'{name}, Linf eps E, 200 images, seed 3'
+            assert row.setting == f'{name}, Linf E, 200 images, seed 3'
     assert [script.verdict(row, 6) for row in (*batchnorm.rows, *robustnorm.rows, *between.rows)] == [
         'holds', 'not settled', 'not settled', 'does not hold', 'does not hold', 'holds']
 

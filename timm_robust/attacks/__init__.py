@@ -1,52 +1,94 @@
-from .adaptive import adaptive_batch
-from .apgd import apgd_ce, apgd_dlr, apgd_t
-from .autoattack import ATTACKS, AUTOATTACK_VERSIONS, autoattack
-from .context import crafting, input_gradient
-from .cw_l2 import cw_l2
-from .fab import fab, fab_t
-from .friendly import friendly_pgd
-from .losses import cross_entropy, dlr, dlr_targeted, hard_labels, logit_gap, margin
-from .pgd import bim, cw_linf, fgsm, fgsm_rs, mim, pgd, pgd_targeted
-from .rays import rays
-from .search import Found, Search, run_search
-from .square import square
-from .threat import InputSpace, ThreatModel, madry_step_size, nofrost_step_size, parse_eps
+from .adaptive import Adaptive
+from .apgd import APGD, APGDT
+from .autoattack import AutoAttack, Ensemble
+from .ball import Ball, InputSpace
+from .base import Attack
+from .checks import check_batch, check_images, logits_of, wrong_classes
+from .clean import Clean
+from .context import ATTACK_BN_MODES, attack_mode, input_gradient, input_gradients
+from .cw_l2 import CWL2
+from .fab import FAB, FABT
+from .fast_model import FastModel, make_fast_model
+from .gradient import GradientAttack, IterativeAttack
+from .losses import cross_entropy, cw_loss, dlr, dlr_targeted, hard_labels, logit_gap
+from .noise import image_seeds
+from .pgd import BIM, FGSM, FGSMRS, MIM, NFGSM, PGD, CWLinf, PGDTargeted
+from .rays import RayS
+from .registry import ATTACKS, attack_from_dict, parse_attack, parse_attacks, register_attack
+from .square import Square
+from .state import AttackResult, Batch, State, keep_best
+from .threat import (
+    L2,
+    NORMS,
+    Linf,
+    ThreatModel,
+    madry_step_size,
+    make_threat,
+    nofrost_step_size,
+    parse_eps,
+    parse_threat,
+    register_norm,
+)
 
 __all__ = [
+    'APGD',
+    'APGDT',
     'ATTACKS',
-    'AUTOATTACK_VERSIONS',
-    'Found',
+    'Adaptive',
+    'Attack',
+    'AttackResult',
+    'AutoAttack',
+    'BIM',
+    'ATTACK_BN_MODES',
+    'Ball',
+    'Batch',
+    'CWL2',
+    'CWLinf',
+    'Clean',
+    'Ensemble',
+    'FAB',
+    'FABT',
+    'FGSM',
+    'FGSMRS',
+    'FastModel',
+    'GradientAttack',
     'InputSpace',
-    'Search',
+    'IterativeAttack',
+    'L2',
+    'Linf',
+    'MIM',
+    'NFGSM',
+    'NORMS',
+    'PGD',
+    'PGDTargeted',
+    'RayS',
+    'Square',
+    'State',
     'ThreatModel',
-    'adaptive_batch',
-    'apgd_ce',
-    'apgd_dlr',
-    'apgd_t',
-    'autoattack',
-    'bim',
-    'crafting',
+    'attack_from_dict',
+    'attack_mode',
+    'check_batch',
+    'check_images',
     'cross_entropy',
-    'cw_l2',
-    'cw_linf',
+    'cw_loss',
     'dlr',
     'dlr_targeted',
-    'fab',
-    'fab_t',
-    'fgsm',
-    'fgsm_rs',
-    'friendly_pgd',
     'hard_labels',
+    'image_seeds',
     'input_gradient',
+    'input_gradients',
+    'keep_best',
     'logit_gap',
+    'logits_of',
     'madry_step_size',
-    'margin',
-    'mim',
+    'make_fast_model',
+    'make_threat',
     'nofrost_step_size',
+    'parse_attack',
+    'parse_attacks',
     'parse_eps',
-    'pgd',
-    'pgd_targeted',
-    'rays',
-    'run_search',
-    'square',
+    'parse_threat',
+    'register_attack',
+    'register_norm',
+    'wrong_classes',
 ]

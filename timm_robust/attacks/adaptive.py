@@ -1,54 +1,98 @@
-"""The attack for networks that normalize by the batch at hand: the whole batch moves, and its statistics with it."""
-from typing import Callable, Optional
+"""The attack for networks that normalize by the current batch: the whole batch moves, and its statistics with it."""
+from typing import Any, Callable, Optional, Union
 
 import torch
 
-from .context import crafting
-from .losses import cross_entropy, hard_labels, logit_gap
-from .pgd import pgd
-from .threat import InputSpace, Seed, ThreatModel
+from ..errors import InputError, check_at_least
+from ..settings import setting
+from .ball import InputSpace
+from .base import Attack
+from .checks import check_batch, logits_of
+from .context import attack_mode
+from .losses import cross_entropy, logit_gap
+from .pgd import PGD
+from .registry import register_attack
+from .state import AttackResult
+from .threat import Seed, ThreatModel
 
-__all__ = ['adaptive_batch']
+__all__ = ['Adaptive']
 
 
-def adaptive_batch(
-        model: Callable,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        threat: ThreatModel,
-        *,
-        steps: int = 100,
-        step_size: Optional[float] = None,
-        restarts: int = 1,
-        space: Optional[InputSpace] = None,
-        norm_mode: str = 'eval',
-        seed: Seed = 0,
-) -> torch.Tensor:
+@register_attack
+class Adaptive(Attack):
     """PGD on a whole batch at once, on the cross-entropy and on the logit gap, with gradients through the statistics.
 
     An attack per image means nothing where a prediction depends on the neighbours. Here the attacker holds the whole
     batch: of all iterates of all runs the batch in which most images fool the network at once is returned. The outcome
     holds for this batch alone. In the spirit of Tramer et al. 2020, `On Adaptive Attacks to Adversarial Example
     Defenses` - https://arxiv.org/abs/2002.08347
-
-    Args:
-        model, x, y, threat, step_size, space, norm_mode, seed: See `pgd`.
-        steps: Number of gradient steps of each run.
-        restarts: Number of runs with each loss.
-
-    Returns:
-        The batch like x, every image within eps of its clean one and within valid pixels.
-
-    Raises:
-        InputError: On bad arguments.
     """
-    labels, best, most = hard_labels(y), x.detach(), -1
-    for loss_fn in (cross_entropy, logit_gap):
-        adv = pgd(
-            model, x, y, threat, space=space, steps=steps, step_size=step_size, restarts=restarts, loss_fn=loss_fn,
-            keep='batch', norm_mode=norm_mode, seed=seed)
-        with crafting(model, norm_mode), torch.no_grad():
-            fooled = int((model(adv).argmax(1) != labels).sum())
-        if fooled > most:
-            best, most = adv, fooled
-    return best
+    name = 'adaptive'
+    aliases = ('adaptive-batch',)
+    image_by_image = False
+    whole_batch = True
+    steps: int = setting(100, 'number of gradient steps of each run')
+    step_size: Optional[float] = setting(None, 'length of a step in pixel units (default: by steps)')
+    restarts: int = setting(1, 'number of runs with each loss')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least('steps', self.steps)
+        check_at_least('restarts', self.restarts)
+
+    def craft(
+            self,
+            model: Any,
+            images: torch.Tensor,
+            labels: Any,
+            threat: Union[str, ThreatModel],
+            *,
+            space: Optional[InputSpace] = None,
+            seed: Seed = 0,
+            bn_mode: str = 'eval',
+    ) -> torch.Tensor:
+        """Move the batch; arguments of `GradientAttack.craft`."""
+        best, most = images.detach(), -1
+        attack = PGD(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
+        for loss_fn in (cross_entropy, logit_gap):
+            adv = attack.craft(
+                model, images, labels, threat, space=space, seed=seed, bn_mode=bn_mode, loss_fn=loss_fn,
+                keep='most_fooled')
+            with attack_mode(model, bn_mode):
+                fooled = int((logits_of(model, adv).argmax(1) != check_batch(images, labels).labels).sum())
+            if fooled > most:
+                best, most = adv, fooled
+        return best
+
+    def run(
+            self,
+            model: Any,
+            images: torch.Tensor,
+            labels: Any,
+            threat: Union[str, ThreatModel],
+            *,
+            seed: Seed = 0,
+            space: Optional[InputSpace] = None,
+            targets: Any = None,
+            batch_size: Optional[int] = None,
+            fast_model: Optional[Callable] = None,
+            progress: Optional[Callable[[int], None]] = None,
+    ) -> AttackResult:
+        """Attack the images as one batch; arguments of `Attack.run`, of which a batch has no use for some.
+
+        Raises:
+            InputError: On bad arguments, and on `targets` and a `batch_size` other than the number of images. A
+                `fast_model` has statistics of its own and is not used.
+        """
+        if targets is not None or batch_size not in (None, len(images)):
+            name, value = ('targets', targets) if targets is not None else ('batch_size', batch_size)
+            raise InputError('all images are one batch, and move away from their labels', 'leave it out', argument=name,
+                             value=value)
+        adv = self.craft(model, images, labels, threat, space=space, seed=seed)
+        with attack_mode(model):
+            fooled = logits_of(model, adv).argmax(1) != check_batch(images, labels).labels
+        if progress is not None:
+            progress(len(images))
+        # for each loss and restart every step and a last look, and a look at the outcome
+        spent = 2 * (self.restarts * (self.steps + 1) + 1)
+        return AttackResult(adv, fooled, torch.full_like(fooled, spent, dtype=torch.int64))

@@ -3,123 +3,130 @@
 Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks` -
 https://arxiv.org/abs/2003.01690, section 5; the versions and their parameters are those of the authors' code.
 """
-from typing import Any, Callable, Dict, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 
-from ..errors import InputError
-from .adaptive import adaptive_batch
-from .apgd import apgd_ce, apgd_dlr, apgd_t
-from .context import crafting
-from .cw_l2 import cw_l2
-from .fab import fab, fab_t
-from .losses import hard_labels
+from ..errors import InputError, check_choice
+from ..settings import setting
+from .apgd import APGD, APGDT
+from .ball import InputSpace
+from .base import Attack
+from .checks import Classifier, check_batch, check_images, logits_of
+from .context import attack_mode
+from .fab import FAB, FABT
 from .noise import image_seeds
-from .pgd import bim, cw_linf, fgsm, fgsm_rs, mim, pgd, pgd_targeted
-from .rays import rays
-from .search import logits_of
-from .square import square
-from .threat import InputSpace, Seed, ThreatModel
+from .registry import register_attack
+from .square import Square
+from .state import AttackResult
+from .threat import Seed, ThreatModel, parse_threat
 
-__all__ = ['ATTACKS', 'AUTOATTACK_VERSIONS', 'autoattack', 'autoattack_parts']
+__all__ = ['AutoAttack', 'Ensemble']
 
-ATTACKS: Dict[str, Callable] = {
-    'fgsm': fgsm,
-    'fgsm_rs': fgsm_rs,
-    'bim': bim,
-    'pgd': pgd,
-    'pgd_targeted': pgd_targeted,
-    'mim': mim,
-    'cw_linf': cw_linf,
-    'cw_l2': cw_l2,
-    'apgd_ce': apgd_ce,
-    'apgd_dlr': apgd_dlr,
-    'apgd_t': apgd_t,
-    'fab': fab,
-    'fab_t': fab_t,
-    'square': square,
-    'rays': rays,
-    'adaptive_batch': adaptive_batch,
-}
-
-_STANDARD = (('apgd_ce', {}), ('apgd_t', {}), ('fab_t', {}), ('square', {}))
-
-AUTOATTACK_VERSIONS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
-    'standard': _STANDARD,
-    'plus': (
-        ('apgd_ce', {'restarts': 5}),
-        ('apgd_dlr', {'restarts': 5}),
-        ('fab', {'restarts': 5}),
-        ('square', {}),
-        ('apgd_t', {}),
-        ('fab_t', {}),
-    ),
-    'rand': (('apgd_ce', {'eot_iter': 20}), ('apgd_dlr', {'eot_iter': 20})),
-}
-
-CLASSES_NEEDED = {'apgd_dlr': 3, 'apgd_t': 4}  # 2 for all others
+_VERSIONS = ('standard', 'plus', 'rand')
 
 
-def autoattack_parts(version: str, num_classes: int) -> Tuple[Tuple[str, Dict[str, Any]], ...]:
-    """Attacks of a version with their settings, for a network with `num_classes` classes.
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Attack):
+    """Several attacks in sequence; subclasses say which."""
+    budget = None
 
-    Targeted attacks steer towards 9 classes, or all wrong ones if there are fewer.
+    def all_members(self) -> Tuple[Attack, ...]:
+        """The attacks, in order."""
+        raise NotImplementedError
 
-    Raises:
-        InputError: On an unknown version, and if a part needs more classes.
-    """
-    if version not in AUTOATTACK_VERSIONS:
-        raise InputError(f"version={version!r} is unknown: choose one of {', '.join(AUTOATTACK_VERSIONS)}")
-    parts = AUTOATTACK_VERSIONS[version]
-    for name, _ in parts:
-        if num_classes < CLASSES_NEEDED.get(name, 2):
-            raise InputError(
-                f'version={version!r} needs {CLASSES_NEEDED[name]} classes for {name}, the model has {num_classes}: '
-                'run apgd_ce, fab_t and square by themselves')
-    return parts
+    def members(self, num_classes: int) -> Tuple[Attack, ...]:
+        members = self.all_members()
+        for member in members:
+            if num_classes < member.classes_needed:
+                raise InputError(
+                    f'needs {member.classes_needed} classes for {member}, the model has {num_classes}',
+                    'run its other attacks by themselves', argument='attack', value=str(self))
+        return members
+
+    def check(self, threat: ThreatModel, num_classes: Optional[int] = None) -> None:
+        if num_classes is not None:
+            self.members(num_classes)
+        for member in self.all_members():
+            member.check(threat, num_classes)
+
+    def run(
+            self,
+            model: Any,
+            images: torch.Tensor,
+            labels: Any,
+            threat: Union[str, ThreatModel],
+            *,
+            seed: Seed = 0,
+            space: Optional[InputSpace] = None,
+            targets: Any = None,
+            batch_size: Optional[int] = None,
+            fast_model: Optional[Callable] = None,
+            progress: Optional[Callable[[int], None]] = None,
+    ) -> AttackResult:
+        """Attack each image until one attack succeeds; arguments of `Attack.run`.
+
+        Returns:
+            An image that fools for each clean one, the clean image itself where none was found.
+
+        Raises:
+            InputError: See `Attack.run`; on `targets`, and on too few classes for one of the attacks.
+        """
+        threat = parse_threat(threat)
+        self.check(threat)
+        if targets is not None:
+            raise InputError(f'{self} chooses its own', 'leave it out', argument='targets')
+        with attack_mode(model):
+            check_images(images, space, model)
+            checked = check_batch(images, labels)
+            y, x = checked.labels, images.clone() if images.is_inference() else images.detach().clone()
+            if not len(x):
+                return AttackResult(x, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y))
+            seeds = image_seeds(seed, len(x), x.device)
+            classifier = Classifier(model, dtype=images.dtype)
+            holds = logits_of(classifier, x, batch_size).argmax(1) == y
+            found = AttackResult(x, ~holds, torch.ones_like(y))
+            told = int(found.fooled.sum())
+            for member in self.members(classifier.num_classes):
+                left = (~found.fooled).nonzero().squeeze(1)
+                if not len(left):
+                    break
+                result = member.run(
+                    model, images[left], y[left], threat, seed=seeds[left], space=space, batch_size=batch_size,
+                    fast_model=fast_model)
+                fooled = logits_of(classifier, result.adversarial, batch_size).argmax(1) != y[left]
+                found.queries[left] += result.queries
+                fallen = left[fooled]
+                x[fallen], found.fooled[fallen] = result.adversarial[fooled], True
+                if progress is not None:
+                    progress(len(fallen) + told)
+                    told = 0
+            if progress is not None:
+                progress(told + int((~found.fooled).sum()))
+        return found
 
 
-def autoattack(
-        model: Callable,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        threat: ThreatModel,
-        *,
-        version: str = 'standard',
-        space: Optional[InputSpace] = None,
-        batch_size: Optional[int] = None,
-        search_model: Optional[Callable] = None,
-        seed: Seed = 0,
-) -> torch.Tensor:
-    """AutoAttack.
+@register_attack
+class AutoAttack(Ensemble):
+    """AutoAttack. Targeted attacks steer towards 9 classes, or all wrong ones if there are fewer."""
+    name = 'autoattack'
+    aliases = ('aa', 'autoattack-standard')
+    variants = {'autoattack-plus': {'version': 'plus'}, 'autoattack-rand': {'version': 'rand'}}
+    version: str = setting(
+        'standard', 'standard (APGD-CE, APGD-T, FAB-T, Square), plus (with restarts, APGD-DLR and untargeted FAB) or '
+        'rand (for networks with noise inside)')
+    num_targets: Optional[int] = setting(None, 'wrong classes its targeted attacks steer towards (default: 9)')
 
-    Args:
-        model: Maps images to logits.
-        x: Clean images, shape (N, C, H, W), pixels in [0, 1] or in `space`.
-        y: True class indices, shape (N,).
-        threat: Norm and eps.
-        version: 'standard' (APGD-CE, APGD-T, FAB-T, Square), 'plus' (with restarts, APGD-DLR and untargeted FAB) or
-            'rand' (for networks with noise inside).
-        space, batch_size, search_model, seed: See `apgd_ce`.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice('version', self.version, _VERSIONS)
 
-    Returns:
-        Images like x: one that fools within eps of x, x itself where none was found.
-
-    Raises:
-        InputError: See `apgd_ce`, and on an unknown version or too few classes.
-    """
-    labels, seeds = hard_labels(y), image_seeds(seed, len(x), x.device)
-    with crafting(model):
-        logits = logits_of(model, x, batch_size)
-        adv, holds = x.detach().clone(), logits.argmax(1) == labels
-        for name, settings in autoattack_parts(version, logits.shape[1]):
-            left = holds.nonzero().squeeze(1)
-            if not len(left):
-                break
-            candidate = ATTACKS[name](
-                model, x[left], labels[left], threat, space=space, batch_size=batch_size, search_model=search_model,
-                seed=seeds[left], **settings)
-            withstood = logits_of(model, candidate, batch_size).argmax(1) == labels[left]
-            fallen = left[~withstood]
-            adv[fallen], holds[fallen] = candidate[~withstood], False
-    return adv
+    def all_members(self) -> Tuple[Attack, ...]:
+        targets = self.num_targets
+        if self.version == 'rand':
+            return APGD(eot_iter=20), APGD(loss='dlr', eot_iter=20)
+        targeted = APGDT(num_targets=targets), FABT(num_targets=targets)
+        if self.version == 'standard':
+            return APGD(), *targeted, Square()
+        return APGD(restarts=5), APGD(loss='dlr', restarts=5), FAB(restarts=5), Square(), *targeted

@@ -1,62 +1,121 @@
-"""Crafting without a trace: the network is in the right mode, its parameters rest, and all is put back after."""
+"""What surrounds an attack: the network in the right mode, and the one place where input gradients are taken."""
 from contextlib import contextmanager
-from typing import Callable, Iterator, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
 
 import torch
 import torch.nn as nn
 
-from ..errors import InputError
+from ..errors import InputError, check_choice
 from ..layers import cached_weights, is_norm
 
-__all__ = ['NORM_MODES', 'crafting', 'input_gradient']
+__all__ = ['ATTACK_BN_MODES', 'attack_mode', 'input_gradient', 'input_gradients']
 
-NORM_MODES = ('eval', 'train')
+ATTACK_BN_MODES = ('eval', 'train')
 
 # Scales the loss of an attack under float16 autocast, where small input gradients would vanish on their way.
 _FLOAT16_LOSS_SCALE = 1024.
 
 
 @contextmanager
-def crafting(model: Callable, norm_mode: str = 'eval') -> Iterator[None]:
-    """Hold a network still while adversarial images are crafted.
+def attack_mode(model: Any, bn_mode: str = 'eval') -> Iterator[None]:
+    """Freeze a model while crafting and restore it afterwards.
 
-    Inside, every module is in eval mode, no parameter requires a gradient and standardized weights are computed once.
-    After, training flags, `requires_grad` flags and normalization buffers are as they were, also when an exception
-    passes.
+    Inside, every module is in eval mode, no parameter requires a gradient, standardized weights are computed once, and
+    `torch.inference_mode` is off, since autograd cannot be switched on inside it. Afterwards training flags,
+    `requires_grad` flags and normalization buffers are as they were, also when an exception passes.
 
     Args:
         model: The network; a plain function is left alone.
-        norm_mode: 'eval', or 'train' for normalization layers that use the statistics of the batch at hand (their
+        bn_mode: 'eval', or 'train' for normalization layers that use the statistics of the current batch (their
             running averages are restored).
 
     Raises:
-        InputError: On an unknown `norm_mode`.
+        InputError: On an unknown `bn_mode`, and on a network that was built inside `torch.inference_mode`.
     """
-    if norm_mode not in NORM_MODES:
-        raise InputError(f"norm_mode={norm_mode!r} is unknown: choose one of {', '.join(NORM_MODES)}")
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = [(m, m.training) for m in model.modules()]
-    thawed = [p for p in model.parameters() if p.requires_grad]
-    buffers = []
-    try:
-        for module, _ in training:
-            module.training = norm_mode == 'train' and is_norm(module)
-            if module.training:
-                buffers += [(b, b.clone()) for b in module.buffers(recurse=False)]
-        for parameter in thawed:
-            parameter.requires_grad_(False)
-        with cached_weights(model):
+    check_choice('bn_mode', bn_mode, ATTACK_BN_MODES)
+    grad_enabled = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(grad_enabled):
+        if not isinstance(model, nn.Module):
             yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter in thawed:
-            parameter.requires_grad_(True)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            return
+        if any(p.is_inference() for p in model.parameters()):
+            raise InputError(
+                'was built inside torch.inference_mode(), where no gradient can be taken', 'build it outside',
+                argument='model')
+        training = [(m, m.training) for m in model.modules()]
+        thawed = [p for p in model.parameters() if p.requires_grad]
+        buffers: List[Tuple[torch.Tensor, torch.Tensor]] = []
+        try:
+            for module, _ in training:
+                module.training = bn_mode == 'train' and is_norm(module)
+                if module.training:
+                    buffers += [(b, b.clone()) for b in module.buffers(recurse=False)]
+            for parameter in thawed:
+                parameter.requires_grad_(False)
+            with cached_weights(model):
+                yield
+        finally:
+            for module, flag in training:
+                module.training = flag
+            for parameter in thawed:
+                parameter.requires_grad_(True)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+def _differentiate(
+        values: torch.Tensor,
+        x: torch.Tensor,
+        logits: torch.Tensor,
+        keep_graph: bool = False,
+) -> torch.Tensor:
+    """Gradient of the summed values; zero where a defence cuts the graph."""
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    scale = _FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.
+    gradient, = torch.autograd.grad(values.sum() * scale, x, retain_graph=keep_graph, allow_unused=True)
+    if gradient is None:
+        return torch.zeros_like(x)
+    if scale != 1. and gradient.dtype != torch.float16:
+        gradient = gradient / scale
+    # one entry that is not a number would make the whole image so under L2
+    return torch.nan_to_num(gradient, 0., 1., -1.)
+
+
+def input_gradients(
+        model: Callable,
+        x: torch.Tensor,
+        values_fn: Callable[[torch.Tensor], torch.Tensor],
+) -> Tuple[torch.Tensor, torch.Tensor, Iterator[torch.Tensor]]:
+    """Gradients of several values of each image for the input alone, from one forward pass.
+
+    Works inside `no_grad`, `inference_mode` and autocast. Nothing is accumulated in `.grad`, and no hook of distributed
+    training fires. A network that cuts the graph, as some defences do, has gradient zero; so has a pixel whose gradient
+    is not a number, and an infinite one is 1 or -1.
+
+    Args:
+        model: Maps x to logits.
+        x: Input, shape (N, C, H, W).
+        values_fn: Maps logits (N, K) to V values per image, shape (N, V), or to one, shape (N,).
+
+    Returns:
+        Logits (N, K) and values, detached, and an iterator over the gradients of each value, like x. All gradients
+        would not fit in memory.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
+        logits = model(x)
+        values = values_fn(logits)
+        columns = values.unbind(1) if values.ndim == 2 else (values,)
+
+    def gradients() -> Iterator[torch.Tensor]:
+        for k, column in enumerate(columns):
+            with torch.inference_mode(False), torch.enable_grad():
+                gradient = _differentiate(column, x, logits, keep_graph=k + 1 < len(columns))
+            yield gradient
+
+    return logits.detach(), values.detach(), gradients()
 
 
 def input_gradient(
@@ -64,10 +123,7 @@ def input_gradient(
         x: torch.Tensor,
         loss_fn: Callable[[torch.Tensor], torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient of the summed loss for the input alone.
-
-    Nothing is accumulated in `.grad`, and no hook of distributed training fires. A network that cuts the graph, as some
-    defences do, has gradient zero; so has a pixel whose gradient is not a number, and an infinite one is 1 or -1.
+    """Gradient of the summed loss for the input alone; see `input_gradients`.
 
     Args:
         model: Maps x to logits.
@@ -77,15 +133,5 @@ def input_gradient(
     Returns:
         Gradient like x, logits (N, K) and losses (N,), all detached.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        logits = model(x)
-        loss = loss_fn(logits)
-        if not loss.requires_grad:
-            return torch.zeros_like(x), logits, loss
-        scale = _FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.
-        gradient, = torch.autograd.grad(loss.sum() * scale, x)
-    if scale != 1. and gradient.dtype != torch.float16:
-        gradient = gradient / scale
-    # one entry that is not a number would make the whole image so under L2
-    return torch.nan_to_num(gradient, 0., 1., -1.), logits.detach(), loss.detach()
+    logits, loss, gradients = input_gradients(model, x, loss_fn)
+    return next(gradients), logits, loss

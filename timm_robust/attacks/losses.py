@@ -1,8 +1,13 @@
-"""What an attack ascends: one value per image, from logits and labels."""
+"""What an attack ascends: one value per image, from logits and labels, in float32 or better."""
 import torch
 import torch.nn.functional as F
 
-__all__ = ['cross_entropy', 'dlr', 'dlr_targeted', 'hard_labels', 'logit_gap', 'margin']
+__all__ = ['cross_entropy', 'cw_loss', 'dlr', 'dlr_targeted', 'hard_labels', 'logit_gap', 'precise']
+
+
+def precise(x: torch.Tensor) -> torch.Tensor:
+    """In float32 or better."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def hard_labels(target: torch.Tensor) -> torch.Tensor:
@@ -11,18 +16,19 @@ def hard_labels(target: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy per image, shape (N,), for class indices (N,) or soft targets (N, K), in float32 or better."""
-    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), target, reduction='none')
+    """Cross-entropy per image, shape (N,), for class indices (N,) or soft targets (N, K)."""
+    logits = precise(logits)
+    return F.cross_entropy(logits, target.to(logits.dtype) if target.ndim == 2 else target, reduction='none')
 
 
 def logit_gap(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """max_{j != y} z_j - z_y per image, shape (N,): positive where a wrong class leads. Labels as in `margin`."""
-    target = hard_labels(target)[:, None]
+    """max_{j != y} z_j - z_y per image, shape (N,): positive where a wrong class leads. Labels as in `cw_loss`."""
+    logits, target = precise(logits), hard_labels(target)[:, None]
     return logits.scatter(1, target, float('-inf')).amax(dim=1) - logits.gather(1, target).squeeze(1)
 
 
-def margin(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.) -> torch.Tensor:
-    """Carlini & Wagner's margin per image, shape (N,): -max(z_y - max_{j != y} z_j + confidence, 0).
+def cw_loss(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.) -> torch.Tensor:
+    """Carlini & Wagner's margin loss per image, shape (N,): -max(z_y - max_{j != y} z_j + confidence, 0).
 
     The Linf form of Madry et al. (2018) with the NoFrost authors' confidence of 50. Maximal, and flat, once a wrong
     class leads by `confidence`.
@@ -41,7 +47,7 @@ def dlr(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     Croce & Hein 2020, equation 6 (https://arxiv.org/abs/2003.01690); unmoved by shift and scale of the logits. z_(i) is
     the i-th largest logit: at least 3 classes are needed.
     """
-    top = logits.topk(3, dim=1).values
+    top = precise(logits).topk(3, dim=1).values
     return logit_gap(logits, target) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
@@ -52,9 +58,10 @@ def dlr_targeted(logits: torch.Tensor, target: torch.Tensor, goal: torch.Tensor)
 
     Args:
         logits: Shape (N, K).
-        target: True labels as in `margin`.
+        target: True labels as in `cw_loss`.
         goal: Class t to steer towards, shape (N,).
     """
+    logits = precise(logits)
     top = logits.topk(4, dim=1).values
     own = logits.gather(1, hard_labels(target)[:, None]).squeeze(1)
     gap = logits.gather(1, goal[:, None]).squeeze(1) - own

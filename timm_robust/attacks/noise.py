@@ -35,12 +35,12 @@ def image_seeds(
 ) -> torch.Tensor:
     """One seed per image, shape (count,): given ones, or from one for all and each image's place, or drawn if None."""
     if seed is None:
-        seed = int(torch.randint(1 << 62, ()))
-    if isinstance(seed, Integral):
+        seed = int(torch.randint(1 << 62, (), device='cpu'))
+    if isinstance(seed, (int, Integral)):
         return _mix(torch.arange(count, device=device) * _GOLDEN + int(seed))
     if isinstance(seed, torch.Tensor):
         return seed.to(device)
-    return torch.as_tensor([int(s) for s in seed], device=device)
+    return torch.tensor([int(s) for s in seed], dtype=torch.int64, device=device)
 
 
 def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:

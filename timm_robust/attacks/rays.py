@@ -3,53 +3,59 @@
 Chen & Gu 2020, `RayS: A Ray Searching Method for Hard-label Adversarial Attack` - https://arxiv.org/abs/2006.12792,
 algorithms 2 and 3.
 """
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 
-from ..errors import InputError
-from .losses import hard_labels
-from .search import Jobs, Search, State, keep_best, run_search
+from ..errors import check_at_least
+from ..settings import setting
+from .base import Attack
+from .registry import register_attack
+from .state import Batch, State, keep_best
 from .threat import ThreatModel
 
-__all__ = ['RaySSearch', 'rays']
+__all__ = ['RayS']
 
 _TOLERANCE = 1e-3  # where a bisection ends, as an L2 distance (the authors' code)
 
 
-class RaySSearch(Search):
-    """RayS on a pool of images; arguments of `rays`.
+@register_attack
+class RayS(Attack):
+    """RayS, untargeted: needs the predicted class alone, and draws no random numbers.
 
     Each image either probes a direction (the best one with a block of signs flipped) at the best radius so far, or,
-    where that fooled, bisects for the radius at which it starts to.
+    where that fooled, bisects for the radius at which it starts to. An image is fooled once its radius is at most eps.
     """
+    name = 'rays'
+    norms = ('Linf',)
+    budget = 'query_limit'
+    counts_queries = True
     needs_float32 = True  # for the last digits of a radius
+    query_limit: int = setting(10000, 'images shown to the network for each image, at most')
 
-    def __init__(self, threat: ThreatModel, query_limit: int = 10000):
-        if threat.norm != 'linf':
-            raise InputError(f"norm={threat.norm!r}: RayS is an untargeted Linf attack, use norm='linf'")
-        if query_limit < 1:
-            raise InputError(f'query_limit={query_limit} must be at least 1')
-        self.threat = threat
-        self.query_limit = query_limit
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least('query_limit', self.query_limit)
 
-    def start(self, jobs: Jobs) -> State:
-        zero = torch.zeros(len(jobs.x), dtype=torch.int64, device=jobs.x.device)
-        one = torch.ones_like(jobs.x[:, 0, 0, 0])
-        return jobs.state(
-            y=hard_labels(jobs.y),
-            signs=torch.ones_like(jobs.x),
-            trial=torch.ones_like(jobs.x),
-            radius=one * float('inf'),
-            low=one * 0,
-            high=one.clone(),
+    @property
+    def run_length(self) -> int:
+        return self.query_limit
+
+    def start(self, batch: Batch, threat: ThreatModel) -> State:
+        zero = batch.full(0, torch.int64)
+        return batch.state(
+            signs=torch.ones_like(batch.x),
+            trial=torch.ones_like(batch.x),
+            radius=batch.full(float('inf')),
+            low=batch.full(0.),
+            high=batch.full(1.),
             bisecting=zero > 0,
-            level=zero,
+            level=zero.clone(),
             block=zero - 1,
-            point=(jobs.x + 1).clamp(0, 1),
+            point=(batch.x + 1).clamp(0, 1),
         )
 
-    def step(self, model: Callable, state: State) -> None:
+    def step(self, model: Callable, state: State, threat: ThreatModel) -> None:
         x = state['x']
         size = x[0].numel()
         with torch.no_grad():
@@ -61,14 +67,14 @@ class RaySSearch(Search):
         high = torch.where(bisecting, torch.where(fools, middle, state['high']), state['radius'].clamp_max(1.))
         bisecting = torch.where(bisecting, True, fools)
         over = bisecting & (high - low <= _TOLERANCE / size ** .5)
-        over |= bisecting & (high <= self.threat.eps)
+        over |= bisecting & (high <= threat.eps)
         better = over & (high < state['radius'])
         image = better.view(-1, 1, 1, 1)
         state['radius'] = torch.where(better, high, state['radius'])
         state['signs'] = torch.where(image, state['trial'], state['signs'])
         state['step'] = state['step'] + 1
-        allowed = state['radius'] <= self.threat.eps
-        keep_best(state, self._at(state, state['signs'], state['radius']), allowed, state['rank'])
+        allowed = state['radius'] <= threat.eps
+        keep_best(state, self._at(state, state['signs'], state['radius']), allowed, state['score'])
         state['done'] = allowed | (state['step'] >= self.query_limit)
 
         bisecting = bisecting & ~over
@@ -98,36 +104,3 @@ class RaySSearch(Search):
         flipped = torch.where(inside, -state['signs'], state['signs'])
         state['trial'] = torch.where(probing.view(-1, 1, 1, 1), flipped, state['trial'])
         state['level'], state['block'] = level, block
-
-
-def rays(
-        model: Callable,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        threat: ThreatModel,
-        *,
-        query_limit: int = 10000,
-        targets: Optional[torch.Tensor] = None,
-        **kwargs,
-) -> torch.Tensor:
-    """RayS: needs the predicted class alone, and draws no random numbers.
-
-    Args:
-        model: Maps images to logits, of which only the largest counts.
-        x: Clean images, shape (N, C, H, W), pixels in [0, 1] or in `space`.
-        y: True class indices, shape (N,).
-        threat: Linf and eps; an image is fooled once its radius is at most eps.
-        query_limit: Largest number of images shown to the network for each image.
-        targets: Not supported.
-        **kwargs: `space`, `batch_size`, `search_model` and `progress` of `apgd_ce`; a `seed` is without effect.
-
-    Returns:
-        Images like x: one that fools within eps of x, x itself where none was found.
-
-    Raises:
-        InputError: On bad arguments, a norm other than Linf, targets, and if x is not in [0, 1] although no `space` is
-            given.
-    """
-    if targets is not None:
-        raise InputError('targets: RayS is an untargeted Linf attack, use pgd or apgd_t to steer towards a class')
-    return run_search(RaySSearch(threat, query_limit), model, x, y, **kwargs).adv

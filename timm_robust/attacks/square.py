@@ -3,17 +3,21 @@
 Andriushchenko et al. 2020, `Square Attack: a query-efficient black-box adversarial attack via random search` -
 https://arxiv.org/abs/1912.00049, algorithms 1 to 3.
 """
+from functools import cache, lru_cache
 from typing import Callable
 
 import torch
 
-from ..errors import InputError
+from ..errors import check_at_least, check_range
+from ..settings import setting
 from . import noise
+from .base import Attack
 from .losses import logit_gap
-from .search import Jobs, Search, State, keep_best, run_search
+from .registry import register_attack
+from .state import Batch, State, keep_best
 from .threat import ThreatModel, l2_norm
 
-__all__ = ['SquareSearch', 'square']
+__all__ = ['Square']
 
 # queries after which the share of pixels in a patch halves, of a budget of _SCHEDULED (the authors' code)
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -22,9 +26,9 @@ _SCHEDULED = 10000
 
 def _pyramid(height: int, width: int) -> torch.Tensor:
     """The paper's eta for L2: nested rectangles, each of weight 1/i^2 around the centre, with norm 1."""
-    rows, columns = torch.arange(height), torch.arange(width)
+    rows, columns = torch.arange(height, device='cpu'), torch.arange(width, device='cpu')
     top, left = height // 2, width // 2
-    eta = torch.zeros(height, width)
+    eta = torch.zeros(height, width, device='cpu')
     for i in range(max(height // 2, width // 2) + 1):
         inside = ((rows - top).abs() <= i)[:, None] & ((columns - left).abs() <= i)[None, :]
         eta += inside / (i + 1) ** 2
@@ -34,84 +38,108 @@ def _pyramid(height: int, width: int) -> torch.Tensor:
 def _two_pyramids(size: int) -> torch.Tensor:
     """A positive pyramid beside a negative one in a window of size x size, with norm 1."""
     half = size // 2
-    window = torch.cat([_pyramid(half, size), -_pyramid(size - half, size)]) if half else torch.ones(size, size)
+    window = torch.ones(size, size, device='cpu')
+    if half:
+        window = torch.cat([_pyramid(half, size), -_pyramid(size - half, size)])
     return window / window.norm().clamp_min(1e-12)
 
 
-class SquareSearch(Search):
-    """Square attack on a pool of images; arguments of `square`."""
+# Tables of a few numbers, kept on the device: a copy from the CPU would make it wait in every query.
+@cache
+def _window(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return _two_pyramids(size).to(device=device, dtype=dtype)
+
+
+@cache
+def _halvings(device: torch.device) -> torch.Tensor:
+    return torch.tensor(_HALVINGS, device=device)
+
+
+@lru_cache(maxsize=64)
+def _sizes(p_init: float, height: int, width: int, norm: str, device: torch.device) -> torch.Tensor:
+    """Side of the patch after each number of halvings."""
+    halvings = torch.arange(len(_HALVINGS) + 1, dtype=torch.float64, device='cpu')
+    share = p_init / 2. ** halvings
+    size = (share * height * width).sqrt().round().long().clamp_min(1 if norm == 'Linf' else 3)
+    if norm == 'L2':
+        size = size + (size % 2 == 0)
+    return size.clamp_max(min(height, width)).to(device)
+
+
+@register_attack
+class Square(Attack):
+    """Square attack on the gap of the logits; takes no gradient."""
+    name = 'square'
+    norms = ('Linf', 'L2')
+    budget = 'query_limit'
+    counts_queries = True
     needs_float32 = True  # a patch changes the margin by less than bfloat16 can tell
+    query_limit: int = setting(5000, 'images shown to the network for each image and restart, at most')
+    p_init: float = setting(.8, "share of an image's pixels in the first patch, in (0, 1]")
+    rescale_schedule: bool = setting(
+        False, 'shrink patches as if the budget were 10,000, which makes more of a small one; AutoAttack does not')
+    restarts: int = setting(1, 'number of runs; each attacks the images that still resist')
 
-    def __init__(
-            self,
-            threat: ThreatModel,
-            query_limit: int = 5000,
-            p_init: float = .8,
-            rescale_schedule: bool = False,
-    ):
-        if query_limit < 1:
-            raise InputError(f'query_limit={query_limit} must be at least 1')
-        if not 0 < p_init <= 1:
-            raise InputError(f'p_init={p_init} must be in (0, 1]: the share of pixels in the first patch')
-        self.threat = threat
-        self.query_limit = query_limit
-        self.p_init = p_init
-        self.rescale_schedule = rescale_schedule
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least('query_limit', self.query_limit)
+        check_at_least('restarts', self.restarts)
+        check_range('p_init', self.p_init, 0., 1., open_low=True)
 
-    def patch_sizes(self, step: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    @property
+    def run_length(self) -> int:
+        return self.query_limit
+
+    def patch_sizes(self, step: torch.Tensor, height: int, width: int, norm: str) -> torch.Tensor:
         """Side of the patch at a query, shape (N,), by the paper's schedule."""
-        edges = torch.tensor(_HALVINGS, device=step.device)
-        # query 0 is the start; the reference counts its iterations from there
+                # query 0 is the start; the reference counts its iterations from there
         step = step - 1
         if self.rescale_schedule:
             step = step * _SCHEDULED // self.query_limit
-        share = self.p_init / 2. ** torch.bucketize(step, edges).double()
-        smallest = 1 if self.threat.norm == 'linf' else 3
-        size = (share * height * width).sqrt().round().long().clamp_min(smallest)
-        if self.threat.norm == 'l2':
-            size = size + (size % 2 == 0)
-        return size.clamp_max(min(height, width))
+        sizes = _sizes(self.p_init, height, width, norm, step.device)
+        return sizes[torch.bucketize(step, _halvings(step.device))]
 
-    def start(self, jobs: Jobs) -> State:
-        x = jobs.x
+    def start(self, batch: Batch, threat: ThreatModel) -> State:
+        x = batch.x
         count, channels, height, width = x.shape
-        if self.threat.norm == 'linf':
-            stripes = noise.signs(jobs.seeds, 0, channels * width).view(count, channels, 1, width)
-            delta = self.threat.eps * stripes.to(x.dtype)
+        if threat.norm == 'Linf':
+            stripes = noise.signs(batch.seeds, 0, channels * width).view(count, channels, 1, width)
+            delta = threat.eps * stripes.to(x.dtype)
         else:
-            delta = self._tiles(jobs)
-        return jobs.state(point=(x + delta).clamp(0, 1))
+            delta = self._tiles(batch) * threat.eps
+        return batch.state(point=(x + delta).clamp(0, 1))
 
-    def _tiles(self, jobs: Jobs) -> torch.Tensor:
-        count, channels, height, width = jobs.x.shape
-        delta = torch.zeros_like(jobs.x)
+    @staticmethod
+    def _tiles(batch: Batch) -> torch.Tensor:
+        count, channels, height, width = batch.x.shape
+        delta = torch.zeros_like(batch.x)
         size = max(min(height, width) // 5, 1)
-        window = _two_pyramids(size).to(delta)
+        window = _window(size, delta.dtype, delta.device)
         top, left = (height % size) // 2, (width % size) // 2
         places = [(i, j) for i in range(height // size) for j in range(width // size)]
-        random = noise.signs(jobs.seeds, 0, len(places) * (channels + 1)).view(count, len(places), channels + 1)
+        random = noise.signs(batch.seeds, 0, len(places) * (channels + 1)).view(count, len(places), channels + 1)
         for k, (i, j) in enumerate(places):
             turned = torch.where(random[:, k, 0].view(-1, 1, 1) > 0, window, window.T)
             rows, columns = top + i * size, left + j * size
             delta[:, :, rows:rows + size, columns:columns + size] = (
                 turned[:, None] * random[:, k, 1:, None, None].to(delta.dtype))
-        return delta / l2_norm(delta).clamp_min(1e-12) * self.threat.eps
+        return delta / l2_norm(delta).clamp_min(1e-12)
 
-    def step(self, model: Callable, state: State) -> None:
+    def step(self, model: Callable, state: State, threat: ThreatModel) -> None:
         with torch.no_grad():
             logits = model(state['point'])
         # a tie is a failure: argmax may still pick the true class
         fooled = logits.argmax(1) != state['y']
         keep_best(state, state['point'], fooled, logit_gap(logits, state['y']))
         state['step'] = state['step'] + 1
-        state['done'] = (state['rank'] == float('inf')) | (state['step'] >= self.query_limit)
-        propose = self._propose_linf if self.threat.norm == 'linf' else self._propose_l2
-        state['point'] = propose(state)
+        state['done'] = (state['score'] == float('inf')) | (state['step'] >= self.query_limit)
+        propose = self._propose_linf if threat.norm == 'Linf' else self._propose_l2
+        state['point'] = propose(state, threat.eps)
 
-    def _propose_linf(self, state: State) -> torch.Tensor:
+    def _propose_linf(self, state: State, eps: float) -> torch.Tensor:
         x, best = state['x'], state['best']
         count, channels, height, width = x.shape
-        size = self.patch_sizes(state['step'], height, width)
+        size = self.patch_sizes(state['step'], height, width, 'Linf')
         random = noise.uniform(state['seed'], state['step'], 2 + channels)
         top = (random[:, 0] * (height - size + 1)).long()[:, None]
         left = (random[:, 1] * (width - size + 1)).long()[:, None]
@@ -120,25 +148,25 @@ class SquareSearch(Search):
         inside = ((rows >= top) & (rows < top + size))[:, None, :, None] & (
             (columns >= left) & (columns < left + size))[:, None, None, :]
         sign = torch.where(random[:, 2:] < .5, -1., 1.).to(x.dtype)[:, :, None, None]
-        return torch.where(inside, (x + sign * self.threat.eps).clamp(0, 1), best)
+        return torch.where(inside, (x + sign * eps).clamp(0, 1), best)
 
-    def _propose_l2(self, state: State) -> torch.Tensor:
-        x, eps = state['x'], self.threat.eps
+    def _propose_l2(self, state: State, eps: float) -> torch.Tensor:
+        x = state['x']
         count, channels, height, width = x.shape
-        sizes = self.patch_sizes(state['step'], height, width)
+        sizes = self.patch_sizes(state['step'], height, width, 'L2')
         random = noise.uniform(state['seed'], state['step'], 5 + channels)
         delta = state['best'] - x
         out = delta.clone()
         for size in sizes.unique().tolist():
             own = (sizes == size).nonzero().squeeze(1)
             part, r = delta[own], random[own]
-            corners = (r[:, :4] * torch.tensor([height - size + 1, width - size + 1] * 2, device=x.device)).long()
+            corners = [(r[:, i] * (side - size + 1)).long() for i, side in enumerate((height, width) * 2)]
             window = torch.arange(size, device=x.device)
             index = torch.arange(len(own), device=x.device)[:, None, None, None]
             channel = torch.arange(channels, device=x.device)[None, :, None, None]
             target, source = (
-                (index, channel, corners[:, i, None, None, None] + window[None, None, :, None],
-                 corners[:, i + 1, None, None, None] + window[None, None, None, :])
+                (index, channel, corners[i].view(-1, 1, 1, 1) + window[None, None, :, None],
+                 corners[i + 1].view(-1, 1, 1, 1) + window[None, None, None, :])
                 for i in (0, 2))
             taken = part[target]
             union = torch.zeros_like(part)
@@ -147,7 +175,7 @@ class SquareSearch(Search):
             # the budget of both windows and what the image has left goes into the first window
             budget = ((eps ** 2 - l2_norm(part) ** 2).clamp_min(0) / channels
                       + (part * union).square().sum((2, 3), keepdim=True)).sqrt()
-            shape = _two_pyramids(size).to(x)
+            shape = _window(size, x.dtype, x.device)
             shape = torch.where(r[:, 4].view(-1, 1, 1) < .5, shape, shape.T)[:, None]
             sign = torch.where(r[:, 5:] < .5, -1., 1.).to(x.dtype)[:, :, None, None]
             fresh = shape * sign + taken / taken.norm(dim=(2, 3), keepdim=True).clamp_min(1e-12)
@@ -155,36 +183,3 @@ class SquareSearch(Search):
             part[target] = fresh / fresh.norm(dim=(2, 3), keepdim=True).clamp_min(1e-12) * budget
             out[own] = part / l2_norm(part).clamp_min(1e-12) * eps
         return (x + out).clamp(0, 1)
-
-
-def square(
-        model: Callable,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        threat: ThreatModel,
-        *,
-        query_limit: int = 5000,
-        p_init: float = .8,
-        rescale_schedule: bool = False,
-        **kwargs,
-) -> torch.Tensor:
-    """Square attack on the margin of the logits.
-
-    Args:
-        model: Maps images to logits; no gradient is taken.
-        x: Clean images, shape (N, C, H, W), pixels in [0, 1] or in `space`.
-        y: True class indices, shape (N,).
-        threat: Norm and eps.
-        query_limit: Largest number of images shown to the network for each image and restart.
-        p_init: Share of an image's pixels in the first patch, in (0, 1].
-        rescale_schedule: Shrink patches as if the budget were 10,000, which makes more of a small one; AutoAttack does
-            not.
-        **kwargs: `restarts`, `space`, `batch_size`, `search_model`, `progress` and `seed` of `apgd_ce`.
-
-    Returns:
-        Adversarial images like x, within eps of x and within valid pixels.
-
-    Raises:
-        InputError: On bad arguments, and if x is not in [0, 1] although no `space` is given.
-    """
-    return run_search(SquareSearch(threat, query_limit, p_init, rescale_schedule), model, x, y, **kwargs).adv

@@ -3,11 +3,11 @@ from typing import List
 
 import torch
 
+from ..attacks import make_fast_model
 from ..errors import InputError
 from ..evaluation import diagnose, loss_surface
 from ..evaluation.render import findings_text, plot_loss_surface
 from ..inputs import resolve_device, write_json
-from ..models.search_copy import make_search_model
 from ..settings import to_mapping
 from .arguments import Parser, apply_config, start_logging
 from .inputs import build_surrogate, measuring_parser, open_inputs, read_threat
@@ -42,7 +42,7 @@ def run(argv: List[str]) -> None:
     model = inputs.pixel_model
     findings = diagnose(
         model, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=surrogate,
-        search_model=make_search_model(model, x[:8]))
+        fast_model=make_fast_model(model, x[:8]))
     surface = loss_surface(model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
     output.mkdir(parents=True, exist_ok=True)
     title = f'{args.model}, {threat}, {len(x)} images, seed {args.seed}'

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from timm.utils import init_distributed_device, is_primary
 
-from ..attacks import ThreatModel
+from ..attacks import Clean, Ensemble, make_fast_model, make_threat, parse_eps
 from ..errors import InputError, check_at_least, check_choice
 from ..evaluation import (
     AttackSpec,
@@ -19,15 +19,13 @@ from ..evaluation import (
     evaluate_attacks,
     example_images,
     loss_surface,
-    parse_attacks,
+    plan_attacks,
 )
 from ..evaluation.accuracy import sweep_eps, sweep_mbnat_gamma
-from ..evaluation.outcome import assemble, threat_facts, to_outcome
+from ..evaluation.outcome import assemble, check_specs, threat_facts, to_outcome
 from ..evaluation.render import findings_text
-from ..evaluation.specs import check_specs
 from ..inputs import resolve_device, weights_sha256
 from ..layers import has_batch_statistics
-from ..models.search_copy import make_search_model
 from ..settings import to_mapping
 from .arguments import Parser, apply_config, start_logging
 from .benchmarks import add_benchmark_arguments, run_benchmarks
@@ -92,16 +90,19 @@ def _read_sweep(args: argparse.Namespace, specs: List[AttackSpec]) -> Dict[float
         return {}
     if not attacks:
         raise InputError(f'--eps-sweep {args.eps_sweep}: needs an attack in --attacks, for example pgd20')
-    num_targets = args.num_targets if any('num_targets' in part.settings for part in attacks[-1].steps) else None
     sweep = {}
     for text in filter(None, args.eps_sweep.split(',')):
         try:
-            threat = ThreatModel(args.norm, text)
+            threat = make_threat(args.norm, text)
         except InputError as error:
             raise InputError(f'--eps-sweep {args.eps_sweep}: {error}') from error
         # a fixed step is made for one eps
-        name = attacks[-1].name if threat.eps else 'clean'
-        sweep[threat.eps] = parse_attacks(name, threat, None, args.restarts, num_targets if threat.eps else None)[0]
+        if threat.eps == 0:
+            sweep[0.] = AttackSpec(Clean())
+        elif getattr(attacks[-1].attack, 'step_size', None) is None:
+            sweep[threat.eps] = AttackSpec(attacks[-1].attack, threat)
+        else:
+            sweep[threat.eps] = AttackSpec(replace(attacks[-1].attack, step_size=None), threat)
     return sweep
 
 
@@ -116,10 +117,10 @@ def _read_step_size(args: argparse.Namespace) -> Optional[float]:
     if args.step_size is None:
         return None
     try:
-        step_size = ThreatModel('l2', args.step_size).eps
+        step_size = parse_eps(args.step_size)
     except InputError as error:
         raise InputError(f'--step-size {args.step_size}: {error}') from error
-    if step_size == 0:
+    if not step_size > 0:
         raise InputError(f'--step-size {args.step_size}: must be positive, for example 2/255')
     return step_size
 
@@ -150,7 +151,9 @@ def run(argv: List[str]) -> None:
     check_choice('search_dtype', args.search_dtype, _DTYPES)
     if args.exact and args.search_dtype != 'float32':
         raise InputError(f'--search-dtype {args.search_dtype}: --exact searches in float32, leave one of them out')
-    specs = parse_attacks(args.attacks, threat, step_size, args.restarts, args.num_targets)
+    specs = plan_attacks(
+        args.attacks, threat, step_size=step_size, restarts=args.restarts if args.restarts > 1 else None,
+        num_targets=args.num_targets)
     sweep_specs = _read_sweep(args, specs)
     if args.sweep:
         _check_sweep(args, specs)
@@ -185,15 +188,15 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     def searched():
         if args.exact or surrogate is not None:
             return None
-        return make_search_model(inputs.pixel_model, inputs.first(8)[0], _DTYPES[args.search_dtype])
+        return make_fast_model(inputs.pixel_model, inputs.first(8)[0], _DTYPES[args.search_dtype])
 
-    search_model = searched()
+    fast_model = searched()
     common = dict(device=device, seed=args.seed, batch_size=args.batch_size, surrogate=surrogate)
     own = own_positions(len(inputs.indices), args, batch_dependent)
     with journal:
         evaluate_attacks(
             inputs.pixel_model, inputs.loader(own), [inputs.indices[i] for i in own], specs, journal=journal,
-            worst_case=args.worst_case, refuse_chance=not args.allow_chance, search_model=search_model,
+            worst_case=args.worst_case, refuse_chance=not args.allow_chance, fast_model=fast_model,
             progress=None if is_primary(args) else False, **common)
     if args.distributed:
         journal.merge()
@@ -214,7 +217,7 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
     if sweep_specs:
         _logger.info('Accuracy over eps ...')
         report = replace(report, eps_sweep=sweep_eps(
-            inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, search_model=search_model, **common))
+            inputs.pixel_model, inputs.loader, inputs.indices, sweep_specs, fast_model=fast_model, **common))
     if args.sweep:
         _logger.info('Accuracy over gamma ...')
         report = replace(report, gamma_sweep=sweep_mbnat_gamma(
@@ -224,15 +227,15 @@ def _evaluate(args, argv, threat, specs, sweep_specs, device) -> None:
         x, _ = inputs.first(args.batch_size)
         report = replace(report, examples=example_images(
             inputs.pixel_model, x, evaluation, seed=args.seed, count=args.save_images, surrogate=surrogate,
-            search_model=search_model))
+            fast_model=fast_model))
     written = report.save(output)
-    if args.diagnose or (args.diagnose is None and any(s.parts for s in specs)):
+    if args.diagnose or (args.diagnose is None and any(isinstance(s.attack, Ensemble) for s in specs)):
         _logger.info('Is the robustness real? Looking for signs that it is not ...')
         x, y = inputs.first(_NUM_DIAGNOSED)
         try:
             found = diagnose(
                 inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=surrogate,
-                search_model=search_model)
+                fast_model=fast_model)
             surface = loss_surface(inputs.pixel_model, x, y, threat, batch_size=args.batch_size, seed=args.seed)
         except InputError as error:
             _logger.warning(f'No diagnosis: {error}')

@@ -6,9 +6,8 @@ from typing import Any, List, Optional, Tuple, Type, TypeVar
 
 import torch
 
-from ..attacks import ThreatModel
-from ..attacks.threat import NORMS
-from ..errors import InputError, check_at_least, check_choice
+from ..attacks import ThreatModel, make_threat
+from ..errors import check_at_least
 from ..inputs import (
     Images,
     ImagesConfig,
@@ -44,7 +43,7 @@ T = TypeVar('T')
 
 def add_threat_arguments(group: argparse._ArgumentGroup) -> None:
     """Flags of the threat model."""
-    group.add_argument('--norm', default='linf', metavar='NORM', help='linf or l2 (default: linf)')
+    group.add_argument('--norm', default='Linf', metavar='NORM', help='Linf or L2 (default: Linf)')
     group.add_argument('--eps', default='8/255', help='perturbation size in pixel units on [0, 1] (default: 8/255)')
     group.add_argument('--bn-mode', default=None, metavar='MODE',
                        help='normalize by population, batch or (RobustNorm) mean statistics (default: of the model)')
@@ -106,14 +105,10 @@ def read_threat(args: argparse.Namespace) -> ThreatModel:
     Raises:
         InputError: Naming the flag.
     """
-    check_choice('norm', args.norm, NORMS)
     check_at_least('batch_size', args.batch_size)
     check_seed(args.seed)
     network_config(args)
-    try:
-        return ThreatModel(args.norm, args.eps)
-    except InputError as error:
-        raise InputError(f'--eps {args.eps}: {error}') from error
+    return make_threat(args.norm, args.eps)
 
 
 def _from_flags(cls: Type[T], args: argparse.Namespace, **changes: Any) -> T:

@@ -16,10 +16,10 @@ from timm.utils import random_seed, unwrap_model
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import RandomCrop
 
-from ..attacks import InputSpace, ThreatModel
+from ..attacks import InputSpace, Linf
 from ..data.samples import load_digits
 from ..errors import InputError
-from ..evaluation import Example, evaluate_attacks, example_images, parse_attacks
+from ..evaluation import Example, evaluate_attacks, example_images, plan_attacks
 from ..evaluation.accuracy import sweep_eps
 from ..evaluation.outcome import Evaluation
 from ..evaluation.render import plot_eps_sweep, plot_images, text_table
@@ -103,11 +103,11 @@ def _measure(
         return DataLoader(TensorDataset(images[:count], labels[:count]), batch_size=EVAL_BATCH)
 
     common = dict(device=torch.device('cpu'), seed=seed, progress=False)
-    specs = parse_attacks('clean,fgsm,pgd20', ThreatModel('linf', EPS))
+    specs = plan_attacks('clean,fgsm,pgd20', Linf(EPS))
     evaluation = evaluate_attacks(
         pixel_model, loader(len(labels)), range(len(labels)), specs, **common)
     sweep_specs = {
-        eps: parse_attacks('pgd20' if eps else 'clean', ThreatModel('linf', eps))[0] for eps in SWEEP}
+        eps: plan_attacks('pgd20' if eps else 'clean', Linf(eps))[0] for eps in SWEEP}
     curve = sweep_eps(
         pixel_model, lambda: loader(SWEEP_IMAGES), range(SWEEP_IMAGES), sweep_specs, **common)
     examples = example_images(pixel_model, images[:EVAL_BATCH], evaluation, seed=seed)
@@ -141,7 +141,7 @@ def run(argv: List[str]) -> Dict[str, Any]:
         save_for_hf(
             model, str(folder), safe_serialization=True, model_config={'pretrained_cfg': {'tag': objective.name}})
         plot_images(
-            examples, 'class {}'.format, f'{name}: PGD-20, Linf eps {EPS}', output / f'{name.split()[0]}.png')
+            examples, 'class {}'.format, f'{name}: PGD-20, Linf {EPS}', output / f'{name.split()[0]}.png')
     plot_eps_sweep(
         curves, 'Linf', f'MNIST digits under PGD-20, {SWEEP_IMAGES} test images, seed {args.seed}',
         output / 'robustness.png')
@@ -149,7 +149,7 @@ def run(argv: List[str]) -> Dict[str, Any]:
     print()
     print(text_table(rows, ('network', 'clean', 'FGSM', 'PGD-20')))
     print(
-        f'\nAccuracy on {len(test_labels):,} test digits; attacks within Linf eps {EPS} (pixels in [0, 1]), '
+        f'\nAccuracy on {len(test_labels):,} test digits; attacks within Linf {EPS} (pixels in [0, 1]), '
         f'PGD with 20 steps\nfrom one random start, seed {args.seed}. Stronger attacks leave less. '
         f'{time.perf_counter() - start:.0f} seconds.\n\n'
         f'Written to {output}: the networks (hardened/ and undefended/, safetensors), robustness.png (accuracy over '

@@ -4,13 +4,13 @@ from typing import List
 
 import torch
 
-from ..attacks import pgd
+from ..attacks import PGD
 from ..errors import InputError
-from ..evaluation import evaluate_attacks, parse_attacks
+from ..evaluation import evaluate_attacks, plan_attacks
 from ..evaluation.norm_statistics import layer_statistics, shift_rows
+from ..evaluation.outcome import check_specs
 from ..evaluation.render import text_table
 from ..evaluation.render.figures import plot_statistics
-from ..evaluation.specs import check_specs
 from ..inputs import resolve_device, write_json
 from ..layers import RobustNorm2d, set_bn_mode
 from ..settings import to_mapping
@@ -52,7 +52,7 @@ def run(argv: List[str]) -> None:
         raise InputError('--batch-size 1: has no statistics of a batch, choose at least 2')
     if args.surrogate:
         raise InputError(f'--surrogate {args.surrogate}: the attacks are on the network itself, leave it out')
-    specs = parse_attacks(args.attacks, threat)
+    specs = plan_attacks(args.attacks, threat)
     output = new_output(args, 'statistics.json')
     inputs = open_inputs(args, torch.device(resolve_device(args.device)))
     model, pixel_model = inputs.model, inputs.pixel_model
@@ -67,7 +67,7 @@ def run(argv: List[str]) -> None:
 
     x, y = inputs.first(len(inputs.indices))
     adv = torch.cat([
-        pgd(pixel_model, a, b, threat, steps=20, keep='last', seed=args.seed + i)
+        PGD(steps=20).craft(pixel_model, a, b, threat, seed=args.seed + i)
         for i, (a, b) in enumerate(zip(x.split(args.batch_size), y.split(args.batch_size)))])
     layers = {
         kind: {name.removeprefix('model.'): values for name, values in layer_statistics(

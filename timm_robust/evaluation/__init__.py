@@ -3,8 +3,8 @@ from .diagnostics import diagnose
 from .examples import example_images
 from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
 from .journal import Journal
+from .outcome import AttackSpec, plan_attacks
 from .report import AttackOutcome, EvaluationReport, read_reports, wilson_interval
-from .specs import AttackSpec, parse_attacks
 from .surface import LossSurface, loss_surface
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     'evaluate_attacks',
     'example_images',
     'loss_surface',
-    'parse_attacks',
+    'plan_attacks',
     'read_reports',
     'versions',
     'wilson_interval',

@@ -13,14 +13,13 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..attacks.search import logits_of
+from ..attacks import Clean, logits_of
 from ..errors import InputError
 from ..inputs import float32_proper
 from ..layers import at_gamma, has_batch_statistics
 from .journal import Journal
-from .outcome import AttackResult, Evaluation, assemble, keyed_steps
+from .outcome import AttackResult, AttackSpec, Evaluation, assemble, check_specs, keyed_steps
 from .report import EpsPoint, GammaPoint
-from .specs import AttackSpec, check_specs
 
 __all__ = [
     'MBNAT_GAMMAS',
@@ -49,9 +48,8 @@ def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor, batch_size: 
 
 
 def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, spec: AttackSpec) -> None:
-    delta = (adv.double() - x.double()).flatten(1)
-    size = delta.abs().amax(1) if spec.threat.norm == 'linf' else delta.norm(dim=1)
-    slack = _FLOAT32_SLACK if spec.threat.norm == 'linf' else _FLOAT32_SLACK * delta.shape[1] ** .5
+    size = spec.threat.size(adv.double() - x.double())
+    slack = _FLOAT32_SLACK * spec.threat.unbounded(x.shape[1:]).eps
     if size.max() > spec.threat.eps + slack or adv.min() < 0 or adv.max() > 1:
         raise RuntimeError(
             f'{spec.name} left its threat model: perturbation {size.max():.8g} for eps {spec.threat.eps:.8g}, '
@@ -86,7 +84,7 @@ class _Evaluator:
             batch_size: int,
             seed: int,
             worst_case: bool,
-            search_model: Optional[Callable],
+            fast_model: Optional[Callable],
             surrogate: Optional[nn.Module],
             bar: tqdm,
     ):
@@ -96,7 +94,7 @@ class _Evaluator:
         self.batch_size = batch_size
         self.seed = seed
         self.worst_case = worst_case
-        self.search_model = search_model
+        self.fast_model = fast_model
         self.surrogate = surrogate
         self.bar = bar
         self.whole_batches = has_batch_statistics(model)
@@ -133,14 +131,15 @@ class _Evaluator:
             own = [indices[i] for i in todo]
             # The best iterates of several images never stood in one batch, which matters if the batch does; and an
             # attack that stops where the surrogate is fooled is a weak one on another network.
-            keep = 'last' if self.whole_batches or self.surrogate else 'best'
-            # the searches of 'best' fill their batches from the pool themselves
+            whole_batch = self.whole_batches or self.surrogate is not None
+            how = {} if whole_batch else dict(
+                batch_size=self.batch_size, fast_model=self.fast_model, progress=self.bar.update)
+            # attacks on single images fill their batches from the pool themselves
             adv = torch.cat([
                 spec(
                     self.surrogate or self.model, x[part], labels[part],
-                    image_seeds(self.seed, [indices[i] for i in part.tolist()]), keep=keep, batch_size=self.batch_size,
-                    search_model=None if self.surrogate else self.search_model, progress=self.bar.update)
-                for part in rows.split(len(rows) if keep == 'best' else self.batch_size)])
+                    image_seeds(self.seed, [indices[i] for i in part.tolist()]), whole_batch=whole_batch, **how)
+                for part in rows.split(self.batch_size if whole_batch else len(rows))])
             _assert_allowed(adv, x[rows], spec)
             right = _logits(self.model, adv, labels[rows], self.batch_size).argmax(1) == labels[rows]
             self.journal.record(key, own, right.tolist(), time.perf_counter() - start)
@@ -168,7 +167,7 @@ def evaluate_attacks(
         worst_case: bool = False,
         batch_size: Optional[int] = None,
         batches_in_pool: int = 8,
-        search_model: Optional[Callable] = None,
+        fast_model: Optional[Callable] = None,
         surrogate: Optional[nn.Module] = None,
         journal: Optional[Journal] = None,
         refuse_chance: bool = False,
@@ -184,14 +183,14 @@ def evaluate_attacks(
         model: Maps pixels in [0, 1], shape (N, C, H, W), to logits; in eval mode.
         loader: Delivers (pixels, labels), in the order of `indices`.
         indices: Index of each image in the data set.
-        specs: Attacks by `parse_attacks`.
+        specs: Attacks by `plan_attacks`.
         device: Device of the network.
         seed: Seed of the noise.
         worst_case: Run each attack only on images that withstood those before it; otherwise each runs on all images
             classified correctly.
         batch_size: Images in the network at once; by default that of the loader's first batch.
         batches_in_pool: Batches of the loader attacked together.
-        search_model: Faster network to search with, see `run_search`.
+        fast_model: Faster network to search with, see `Attack.run`.
         surrogate: Network to craft on instead of the model: a black-box transfer attack.
         journal: Where outcomes are kept; what it holds already is not done again.
         refuse_chance: Stop before any attack if the first pool is classified no better than by guessing.
@@ -216,7 +215,7 @@ def evaluate_attacks(
             batch_size = size if batch_dependent else batch_size or size
             runner = _Evaluator(
                 model, specs, journal, batch_size=batch_size, seed=seed, worst_case=worst_case,
-                search_model=search_model, surrogate=surrogate, bar=bar)
+                fast_model=fast_model, surrogate=surrogate, bar=bar)
             start, own = time.perf_counter(), list(indices[done:done + len(x)])
             correct, num_classes = runner.clean(x, labels)
             if done == 0:
@@ -276,7 +275,7 @@ def sweep_mbnat_gamma(
         make_loader: Callable,
         indices: Sequence[int],
         attack: AttackSpec,
-        make_search_model: Callable[[], Optional[Callable]],
+        make_fast_model: Callable[[], Optional[Callable]],
         **kwargs: Any,
 ) -> Tuple[GammaPoint, ...]:
     """The trade-off of a network with two BatchNorms, from clean images' (gamma 0) to adversarial images' (gamma 1).
@@ -288,7 +287,7 @@ def sweep_mbnat_gamma(
         make_loader: Returns a fresh loader.
         indices: See `evaluate_attacks`.
         attack: The attack behind robust accuracy.
-        make_search_model: Returns the network to search with for the mixture at hand.
+        make_fast_model: Returns the network to search with for the mixture at hand.
         **kwargs: Arguments of `evaluate_attacks`.
 
     Returns:
@@ -298,7 +297,7 @@ def sweep_mbnat_gamma(
     for gamma in MBNAT_GAMMAS:
         with at_gamma(model, gamma):
             clean, robust = evaluate_attacks(
-                model, make_loader(), indices, [AttackSpec('clean'), attack], search_model=make_search_model(),
+                model, make_loader(), indices, [AttackSpec(Clean()), attack], fast_model=make_fast_model(),
                 **kwargs).results
         points.append(GammaPoint(gamma, _num_correct(clean), _num_correct(robust), len(indices)))
     return tuple(points)

@@ -12,9 +12,7 @@ from typing import Any, Dict, Tuple
 import torch
 import torch.nn as nn
 
-from ..attacks import ThreatModel, adaptive_batch, apgd_ce, pgd
-from ..attacks.noise import image_seeds
-from ..attacks.search import logits_of
+from ..attacks import APGD, PGD, Adaptive, ThreatModel, image_seeds, logits_of
 from ..layers import has_batch_statistics, set_bn_mode
 
 __all__ = [
@@ -120,12 +118,12 @@ def adaptive_accuracy(
         batch_size: Size of a batch.
         few_steps: Steps of plain PGD.
         steps: Steps of all other attacks.
-        restarts: Restarts of `adaptive_batch` with each loss.
+        restarts: Restarts of `Adaptive` with each loss.
         seed: Seed of random starts.
 
     Returns:
         Accuracies in percent, in these batches: `clean`; `pgd` (whole batches, few steps); `adaptive`
-        (`adaptive_batch`); `standing` (PGD crafted as if statistics stood still, at those of the population). And with
+        (`Adaptive`); `standing` (PGD crafted as if statistics stood still, at those of the population). And with
         population statistics: `population_clean` and `population_apgd_ce`. The last three are None for a network that
         tracks no statistics.
     """
@@ -137,12 +135,12 @@ def adaptive_accuracy(
         common = dict(threat=threat, seed=own_seeds.tolist())
         images = {
             'clean': part,
-            'pgd': pgd(model, part, labels, steps=few_steps, keep='batch', **common),
-            'adaptive': adaptive_batch(model, part, labels, steps=steps, restarts=restarts, **common),
+            'pgd': PGD(steps=few_steps).craft(model, part, labels, keep='most_fooled', **common),
+            'adaptive': Adaptive(steps=steps, restarts=restarts).craft(model, part, labels, **common),
         }
         if tracked:
             # the last iterate: the first that fools one network by a hair seldom fools another
-            images['standing'] = pgd(population, part, labels, steps=steps, keep='last', **common)
+            images['standing'] = PGD(steps=steps).craft(population, part, labels, **common)
         clean = logits_of(model, part).argmax(1) == labels
         for name, adv in images.items():
             held = clean & (logits_of(model, adv).argmax(1) == labels)
@@ -150,7 +148,7 @@ def adaptive_accuracy(
     if tracked:
         clean = logits_of(population, x, batch_size).argmax(1) == y
         count['population_clean'] = int(clean.sum())
-        adv = apgd_ce(population, x, y, threat, steps=steps, batch_size=batch_size, seed=seeds.tolist())
+        adv = APGD(steps=steps)(population, x, y, threat, batch_size=batch_size, seed=seeds.tolist())
         count['population_apgd_ce'] = int((clean & (logits_of(population, adv, batch_size).argmax(1) == y)).sum())
     names = ('standing', 'population_clean', 'population_apgd_ce')
     return {**dict.fromkeys(names), **{name: 100. * number / len(x) for name, number in count.items()}}

@@ -16,19 +16,21 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from ..attacks import (
+    APGD,
+    APGDT,
+    FGSM,
+    PGD,
+    Attack,
+    Ball,
+    Square,
     ThreatModel,
-    apgd_ce,
-    apgd_dlr,
-    apgd_t,
+    check_batch,
+    check_images,
     cross_entropy,
-    fgsm,
+    image_seeds,
     logit_gap,
-    pgd,
-    square,
+    logits_of,
 )
-from ..attacks.noise import image_seeds
-from ..attacks.search import check_images, logits_of
-from ..attacks.threat import Ball, InputSpace
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from .batch_dependence import (
@@ -52,10 +54,10 @@ _UNBOUNDED_STEPS = 50
 class _Case:
     """What all checks share; arguments of `diagnose`."""
 
-    def __init__(self, model, x, y, threat, batch_size, seed, surrogate, steps, black_box_queries, search_model):
+    def __init__(self, model, x, y, threat, batch_size, seed, surrogate, steps, black_box_queries, fast_model):
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.batch_size, self.seed = batch_size, seed
-        self.surrogate, self.search_model = surrogate, search_model
+        self.surrogate, self.fast_model = surrogate, fast_model
         self.steps, self.black_box_queries = steps, black_box_queries
         self.usual_steps = steps[len(steps) // 2]
         self.joint = has_batch_statistics(model)
@@ -86,24 +88,23 @@ class _Case:
 
     def withstood(
             self,
-            attack: Callable,
+            attack: Attack,
             among: torch.Tensor,
             threat: Optional[ThreatModel] = None,
-            **settings,
     ) -> torch.Tensor:
         """Which images of the mask `among` withstand an attack; whole batches are attacked if the batch matters."""
         threat = threat or self.threat
         if self.joint:
             batches = zip(*(t.split(self.batch_size) for t in (self.x, self.y, self.seeds)))
             adv = torch.cat([
-                attack(self.model, x, y, threat, keep='batch', seed=s.tolist(), **settings) for x, y, s in batches])
+                attack.craft(self.model, x, y, threat, keep='most_fooled', seed=s.tolist()) for x, y, s in batches])
             return among & self.holds(adv, torch.ones_like(among))
         if not among.any():
             return among
         return self.holds(
             attack(
                 self.model, self.x[among], self.y[among], threat, seed=self.seeds[among].tolist(),
-                batch_size=self.batch_size, search_model=self.search_model, **settings),
+                batch_size=self.batch_size, fast_model=self.fast_model),
             among)
 
 
@@ -175,7 +176,7 @@ def _more_steps(case: _Case) -> Finding:
     runs = [{'steps': steps, 'restarts': 1} for steps in case.steps]
     runs.append({'steps': case.usual_steps, 'restarts': _RESTARTS})
     for run in runs:
-        case.left = case.withstood(apgd_ce, case.left, **run)
+        case.left = case.withstood(APGD(**run), case.left)
         run['accuracy'] = case.percent(case.left)
     last_drop = max(a['accuracy'] - b['accuracy'] for a, b in list(pairwise(runs))[-2:])
     verdict = 'warning' if last_drop > POINT else 'ok'
@@ -192,13 +193,14 @@ def _more_steps(case: _Case) -> Finding:
 def _black_box(case: _Case) -> Finding:
     gradient_attacks = 'APGD-CE'
     # cross-entropy alone may climb towards the wrong class, and flattens where logits are large
-    for name, attack, classes in (('APGD-DLR', apgd_dlr, 3), ('APGD-T', apgd_t, 4)):
+    for name, attack, classes in (
+            ('APGD-DLR', APGD(loss='dlr', steps=case.usual_steps), 3), ('APGD-T', APGDT(steps=case.usual_steps), 4)):
         if case.logits.shape[1] >= classes:
-            case.left = case.withstood(attack, case.left, steps=case.usual_steps)
+            case.left = case.withstood(attack, case.left)
             gradient_attacks += f', {name}'
     before = int(case.left.sum())
     broken = before - int(case.withstood(
-        square, case.left, query_limit=case.black_box_queries, rescale_schedule=True).sum())
+        Square(query_limit=case.black_box_queries, rescale_schedule=True), case.left).sum())
     verdict = _grade(broken, len(case.x))
     text = (
         f'Square with {case.black_box_queries} queries at {case.threat} breaks {broken} of {before} images that '
@@ -219,9 +221,8 @@ def _transfer(case: _Case) -> Finding:
     adv = case.x.clone()
     for index in case.left.nonzero().squeeze(1).split(case.batch_size):
         # the last iterate: the first that fools the surrogate by a hair seldom fools another network
-        adv[index] = pgd(
-            case.surrogate, case.x[index], case.y[index], case.threat, steps=case.usual_steps, keep='last',
-            seed=case.seeds[index].tolist())
+        adv[index] = PGD(steps=case.usual_steps).craft(
+            case.surrogate, case.x[index], case.y[index], case.threat, seed=case.seeds[index].tolist())
     before = int(case.left.sum())
     broken = before - int(case.holds(adv[case.left], case.left).sum())
     verdict = _grade(broken, len(case.x))
@@ -242,9 +243,10 @@ def _adaptive(case: _Case) -> Finding:
 
 
 def _unbounded(case: _Case) -> Finding:
-    threat = ThreatModel(case.threat.norm, 1. if case.threat.norm == 'linf' else case.x[0].numel() ** .5)
+    threat = case.threat.unbounded(case.x.shape[1:])
     # without a random start, that a network without gradients survives is not left to chance
-    survivors = int(case.withstood(pgd, case.correct, threat, steps=_UNBOUNDED_STEPS, random_start=False).sum())
+    survivors = int(case.withstood(
+        PGD(steps=_UNBOUNDED_STEPS, random_start=False), case.correct, threat).sum())
     total = int(case.correct.sum())
     text = f'PGD without a bound ({threat}, {_UNBOUNDED_STEPS} steps) leaves {survivors} of {total} images. '
     text += (
@@ -256,10 +258,10 @@ def _unbounded(case: _Case) -> Finding:
 
 
 def _noise(case: _Case) -> Finding:
-    noisy = Ball(case.x, case.threat, InputSpace()).random(case.seeds.tolist())
+    noisy = Ball(case.x, case.threat).random(case.seeds.tolist())
     clean = case.percent(case.correct)
     under_noise = case.percent(case.correct & case.holds(noisy, torch.ones_like(case.correct)))
-    under_fgsm = case.percent(case.withstood(fgsm, case.correct))
+    under_fgsm = case.percent(case.withstood(FGSM(), case.correct))
     text = f'Clean {clean:.1f} %, uniform noise {under_noise:.1f} %, FGSM {under_fgsm:.1f} % at {case.threat}. '
     if under_noise - under_fgsm > POINT:
         verdict = 'ok'
@@ -275,8 +277,8 @@ def _noise(case: _Case) -> Finding:
 
 def _single_step(case: _Case) -> Finding:
     steps = case.steps[0]
-    single = case.correct & ~case.withstood(fgsm, case.correct)
-    only_single = int((single & case.withstood(pgd, case.correct, steps=steps)).sum())
+    single = case.correct & ~case.withstood(FGSM(), case.correct)
+    only_single = int((single & case.withstood(PGD(steps=steps), case.correct)).sum())
     verdict = 'ok' if only_single <= 2 else _grade(only_single, len(case.x))
     text = f'Images broken by FGSM and not by PGD-{steps} at {case.threat}: {only_single}. '
     text += 'Steps help, as they should.' if verdict == 'ok' else (
@@ -326,7 +328,7 @@ def diagnose(
         surrogate: Optional[nn.Module] = None,
         steps: Sequence[int] = (20, 100, 1000),
         black_box_queries: int = 1000,
-        search_model: Optional[Callable] = None,
+        fast_model: Optional[Callable] = None,
         progress: Optional[bool] = None,
 ) -> List[Finding]:
     """Look for signs that a network's robust accuracy is an artefact of the attack.
@@ -346,7 +348,7 @@ def diagnose(
         surrogate: Another network to craft images on.
         steps: Steps of APGD-CE, ascending; the middle one is that of all other attacks, the first that of PGD.
         black_box_queries: Queries of Square for each image.
-        search_model: Faster network to search with, see `run_search`.
+        fast_model: Faster network to search with, see `Attack.run`.
         progress: Show a progress bar; by default only on a terminal.
 
     Returns:
@@ -358,7 +360,8 @@ def diagnose(
     """
     if model.training:
         raise InputError('model is in training mode: call model.eval() before a diagnosis')
-    check_images(x, y)
+    check_images(x, None, model)
+    y = check_batch(x, y).labels
     model = copy.deepcopy(model).requires_grad_(False)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     batch_size = even_batch_size(len(x), batch_size) if len(x) else batch_size
@@ -366,7 +369,7 @@ def diagnose(
     with seeded(seed, x.device):
         case = _Case(
             model, x[order].detach(), y[order], threat, batch_size, seed, surrogate, steps, black_box_queries,
-            search_model)
+            fast_model)
         if (y >= case.logits.shape[1]).any():
             raise InputError(f'y has label {y.max().item()} but the model has {case.logits.shape[1]} classes')
         if not case.correct.any():

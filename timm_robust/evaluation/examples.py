@@ -5,7 +5,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import torch
 import torch.nn as nn
 
-from ..attacks.search import logits_of
+from ..attacks import logits_of
 from .accuracy import image_seeds
 from .facts import Example
 from .outcome import Evaluation, keyed_steps
@@ -21,7 +21,7 @@ def example_images(
         seed: int = 0,
         count: int = 8,
         surrogate: Optional[nn.Module] = None,
-        search_model: Optional[Callable] = None,
+        fast_model: Optional[Callable] = None,
 ) -> Tuple[Example, ...]:
     """Adversarial images for a figure, made again with the seeds of the evaluation.
 
@@ -33,7 +33,7 @@ def example_images(
         evaluation: What came out.
         seed: Seed of the evaluation.
         count: Number of images, those classified correctly when clean.
-        surrogate, search_model: Those of the evaluation, see `evaluate_attacks`.
+        surrogate, fast_model: Those of the evaluation, see `evaluate_attacks`.
 
     Returns:
         One for each image.
@@ -49,15 +49,15 @@ def example_images(
         fooled = [k for k, r in enumerate(attacks) if r.correct[i] is False]
         by_attack.setdefault(fooled[0] if fooled else len(attacks) - 1, []).append(i)
     # as in the evaluation
-    keep = 'last' if evaluation.batch_dependent or surrogate is not None else 'best'
+    whole_batch = evaluation.batch_dependent or surrogate is not None
+    how = {} if whole_batch else {'fast_model': fast_model}
     examples: Dict[int, Example] = {}
     for k, standing in by_attack.items():
         for part, key in keyed_steps(attacks[k].spec):
             picked = list(range(len(x))) if evaluation.batch_dependent else standing
             adv = part(
                 model if surrogate is None else surrogate, x[picked], labels[picked],
-                image_seeds(seed, [evaluation.indices[i] for i in picked]), keep=keep,
-                search_model=search_model if surrogate is None else None)
+                image_seeds(seed, [evaluation.indices[i] for i in picked]), whole_batch=whole_batch, **how)
             after = logits_of(model, adv).softmax(1)
             for i in standing:
                 j = picked.index(i)

@@ -9,7 +9,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Tuple
 import torch
 import torch.nn as nn
 
-from ..attacks.context import crafting
+from ..attacks import attack_mode
 from ..errors import InputError
 from ..layers import RobustNorm2d, tracking_norms
 from ..settings import check_types
@@ -87,7 +87,7 @@ def layer_statistics(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -
 
     handles = [norm.register_forward_pre_hook(collect(name)) for name, norm in norms.items()]
     try:
-        with crafting(model):
+        with attack_mode(model):
             for batch in batches:
                 model(batch)
     finally:

@@ -8,9 +8,7 @@ from typing import Callable
 
 import torch
 
-from ..attacks import ThreatModel, pgd
-from ..attacks.context import crafting
-from ..attacks.search import check_images, wrong_classes
+from ..attacks import PGD, ThreatModel, attack_mode, check_images, wrong_classes
 from ..attacks.threat import l2_norm
 from ..errors import InputError
 
@@ -24,7 +22,7 @@ def _at_rest(measure: Callable) -> Callable:
     """A measure of a network in eval mode, which is left as it was."""
     @wraps(measure)
     def measure_at_rest(model, *args, **kwargs):
-        with crafting(model):
+        with attack_mode(model):
             return measure(model, *args, **kwargs)
     return measure_at_rest
 
@@ -80,13 +78,14 @@ def decision_margin(
     Returns:
         Distances in pixel units, shape (N,): 0 for misclassified images, inf where no boundary was met.
     """
-    check_images(x, y)
+    check_images(x)
     with torch.no_grad():
         logits = model(x)
     margin = torch.where(logits.argmax(1) == y, float('inf'), 0.).to(x.dtype)
     targets = wrong_classes(logits, y, min(num_targets, logits.shape[1] - 1))
+    attack = PGD(steps=steps, random_start=False)
     for target in (None, *targets.unbind(1)):
-        adv = pgd(model, x, y, threat, steps=steps, keep='last', random_start=False, targets=target)
+        adv = attack.craft(model, x, y, threat, targets=target)
         delta = adv - x
         length = l2_norm(delta).clamp_min(1e-12)
         margin = torch.minimum(margin, _first_crossing(model, x, y, delta / length, length.flatten()))
@@ -126,14 +125,14 @@ def boundary_thickness(
     """
     if not -1 <= alpha < beta <= 1:
         raise InputError(f'alpha={alpha}, beta={beta}: must be ascending and in [-1, 1]')
-    check_images(x, x)
+    check_images(x)
     with torch.no_grad():
         logits = model(x)
     own, classes = logits.argmax(1), logits.shape[1]
     generator = torch.Generator().manual_seed(seed)
     other = (own + torch.randint(1, classes, (len(x),), generator=generator).to(own.device)) % classes
     # a random start would turn the segment away from the shortest way
-    adv = pgd(model, x, own, threat, steps=steps, keep='last', targets=other, random_start=False)
+    adv = PGD(steps=steps, random_start=False).craft(model, x, own, threat, targets=other)
     inside = torch.zeros(len(x), device=x.device)
     rows = torch.arange(len(x), device=x.device)
     with torch.no_grad():
@@ -166,13 +165,13 @@ def smoothness(
     Returns:
         Divergences in nats, shape (N,); small where the network is smooth.
     """
-    check_images(x, x)
+    check_images(x)
     with torch.no_grad():
         clean = model(x).log_softmax(1)
     largest = torch.zeros(len(x), device=x.device, dtype=clean.dtype)
     for run in range(restarts):
-        adv = pgd(
-            model, x, clean.exp(), threat, steps=steps, keep='last', start_std=1e-3, seed=seed * 0x9E3779B1 + run)
+        adv = PGD(steps=steps).craft(
+            model, x, clean.exp(), threat, start_std=1e-3, seed=seed * 0x9E3779B1 + run)
         with torch.no_grad():
             divergence = (clean.exp() * (clean - model(adv).log_softmax(1))).sum(1)
         largest = torch.maximum(largest, divergence)

@@ -8,10 +8,8 @@ from typing import Iterator, Tuple
 import torch
 import torch.nn as nn
 
-from ..attacks import ThreatModel, cross_entropy, input_gradient
-from ..attacks.noise import image_seeds, signs
-from ..attacks.search import check_images, logits_of
-from ..attacks.threat import l2_norm
+from ..attacks import ThreatModel, check_images, cross_entropy, image_seeds, input_gradient, logits_of
+from ..attacks.noise import signs
 from ..settings import check_types
 
 __all__ = ['LossSurface', 'directions', 'input_gradients', 'loss_surface', 'mean_loss', 'seeded']
@@ -65,9 +63,7 @@ def directions(
     """Steepest ascent of the cross-entropy, and random signs; of length eps."""
     gradient = input_gradients(model, x, y, batch_size)
     random = signs(image_seeds(seed, len(x), x.device), 0, x[0].numel()).view_as(x).to(x.dtype)
-    if threat.norm == 'linf':
-        return threat.eps * gradient.sign(), threat.eps * random
-    return tuple(threat.eps * d / l2_norm(d).clamp_min(1e-12) for d in (gradient, random))
+    return threat.eps * threat.steepest(gradient), threat.eps * threat.steepest(random)
 
 
 def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> float:
@@ -93,7 +89,7 @@ def loss_surface(
         batch_size: Images in the network at once.
         seed: Seed of the random signs and of the network's own noise.
     """
-    check_images(x, y)
+    check_images(x)
     model = copy.deepcopy(model).requires_grad_(False)
     coordinates = torch.linspace(-1, 1, points).tolist()
     with seeded(seed, x.device):

@@ -26,7 +26,7 @@ class NormalizedModel(nn.Module):
 
         ```python
         model = NormalizedModel(timm.create_model('resnet50', pretrained=True)).eval()
-        adv = pgd(model, pixels, labels, ThreatModel('linf', '4/255'), steps=20)
+        adv = PGD(steps=20)(model, pixels, labels, Linf('4/255'))
         ```
     """
 

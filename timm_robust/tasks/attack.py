@@ -5,9 +5,17 @@ from typing import ClassVar, Optional, Union
 import torch
 import torch.nn as nn
 
-from ..attacks import ATTACKS, InputSpace, ThreatModel, friendly_pgd, nofrost_step_size, parse_eps
-from ..attacks.context import NORM_MODES
-from ..attacks.threat import NORMS
+from ..attacks import (
+    ATTACK_BN_MODES,
+    NORMS,
+    GradientAttack,
+    InputSpace,
+    ThreatModel,
+    make_threat,
+    nofrost_step_size,
+    parse_attack,
+    parse_eps,
+)
 from ..errors import InputError, check_at_least, check_choice, check_range
 from ..settings import check_types, setting
 
@@ -43,7 +51,7 @@ class TrainingAttack:
         check_types(self)
         check_choice('attack', self.attack, TRAINING_ATTACKS)
         check_choice('norm', self.norm.lower(), NORMS)
-        check_choice('bn_mode', self.bn_mode, NORM_MODES)
+        check_choice('bn_mode', self.bn_mode, ATTACK_BN_MODES)
         check_at_least('steps', self.steps)
         check_range('eps_warmup_epochs', self.eps_warmup_epochs, 0)
         try:
@@ -68,7 +76,7 @@ class TrainingAttack:
     @property
     def threat(self) -> ThreatModel:
         """The perturbations allowed, at full size."""
-        return ThreatModel(self.norm.lower(), parse_eps(self.eps))
+        return make_threat(self.norm, self.eps)
 
     def craft(
             self,
@@ -96,22 +104,18 @@ class TrainingAttack:
             tau: Stop each image this many steps after it first fools the network.
             reference: Soft targets (N, K) to ascend the cross-entropy of, while `target` decides what fools.
         """
-        kwargs: dict = dict(space=space, seed=seed)
-        function = ATTACKS[self.attack]
-        if tau is None:
-            kwargs.update(keep='last', norm_mode=self.bn_mode)
-        else:
-            kwargs.update(tau=tau, reference=reference)
-            function = friendly_pgd
-        if start_std is not None:
-            kwargs['start_std'] = start_std
+        settings: dict = {}
         if self.random_start is not None:
-            kwargs['random_start'] = self.random_start
+            settings['random_start'] = self.random_start
         if self.attack != 'fgsm':
-            kwargs['step_size'] = self._step_size(threat) or None
+            settings['step_size'] = self._step_size(threat) or None
         if self.attack not in ('fgsm', 'fgsm_rs'):
-            kwargs['steps'] = self.steps
-        return function(model, images, target, threat, **kwargs)
+            settings['steps'] = self.steps
+        attack = parse_attack(self.attack, **settings)
+        assert isinstance(attack, GradientAttack)
+        return attack.craft(
+            model, images, target, threat, space=space, seed=seed, bn_mode=self.bn_mode, start_std=start_std, tau=tau,
+            reference=reference)
 
     def _step_size(self, threat: ThreatModel) -> Optional[float]:
         if self.step_size is not None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..attacks import crafting
+from ..attacks import attack_mode
 from ..errors import InputError, check_range
 from ..settings import setting
 from .attack import TrainingAttack
@@ -88,7 +88,7 @@ class TradesTask(RobustTask):
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Images within eps whose predictions differ most from the clean ones."""
-        with crafting(self.bare_model), torch.no_grad():
+        with attack_mode(self.bare_model), torch.no_grad():
             clean = self.bare_model(input).float().softmax(dim=1)
         return self.attack_divergence(input, target, clean, None if self.attack.random_start else _START_STD)
 

@@ -11,7 +11,7 @@ from timm.task import TrainingTask, evaluation_sample_limit
 from timm.utils import AverageMeter, dispatch_clip_grad, unwrap_model
 from tqdm import tqdm
 
-from ..attacks import InputSpace, ThreatModel, pgd
+from ..attacks import PGD, InputSpace, ThreatModel
 from ..errors import TrainingDivergedError
 
 __all__ = ['train_one_epoch', 'validate', 'validate_robust']
@@ -207,7 +207,7 @@ def validate_robust(
     for index, (input, target) in enumerate(_batches(loader, device, channels_last, move_to_device)):
         with autocast():
             # not 'best', which stops at the decision boundary: in low precision the pass below may see it elsewhere
-            adv = pgd(model, input, target, threat, space=space, steps=steps, keep='last', seed=seed + index)
+            adv = PGD(steps=steps).craft(model, input, target, threat, space=space, seed=seed + index)
             with torch.no_grad():
                 output = model(adv)
         evaluator.update(output, target)

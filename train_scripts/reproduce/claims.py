@@ -122,7 +122,7 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
             f'What all attacks leave ({", ".join(ATTACKS[1:])}) of a normalizer-free network and of one with BatchNorm '
             'and convolutions of the same shapes. Both were trained by one short recipe (λ = ½), tuned for neither; '
             'without BatchNorm weights are standardized and activations come first, so that they differ in more than '
-            'the norm. The paper: PGD, ResNet-50, ImageNet, Linf eps 8/255. Of the released weights AutoAttack leaves '
+            'the norm. The paper: PGD, ResNet-50, ImageNet, Linf 8/255. Of the released weights AutoAttack leaves '
             f'{released} %, as [others found]({REPORT}).', header,
             [Row(f'MNIST digits, {one["threat_model"]}, {images}', ours, theirs, sign_test(a, b), (paper[1], bn[1]))]),
         Claim(

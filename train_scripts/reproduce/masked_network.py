@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from timm_robust.attacks import pgd
+from timm_robust.attacks import PGD
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.diagnose import findings_text
 from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
@@ -37,7 +37,7 @@ def main() -> None:
     honest, masked = inputs.pixel_model, GreyLevels(inputs.pixel_model).eval()
     for name, model in (('network', honest), ('masked', masked)):
         with torch.no_grad():
-            held = (model(pgd(model, x, y, threat, steps=20, seed=args.seed)).argmax(1) == y).double().mean()
+            held = (model(PGD(steps=20)(model, x, y, threat, seed=args.seed)).argmax(1) == y).double().mean()
         print(f'{name}: {100 * held:.1f} % of {len(x)} images under PGD-20, {threat}, seed {args.seed}')
     found = diagnose(
         masked, x, y, threat, batch_size=args.batch_size, seed=args.seed, surrogate=honest, steps=(20, 100))

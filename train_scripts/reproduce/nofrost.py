@@ -116,7 +116,7 @@ def tables(found: Dict[str, Any]) -> List[str]:
         f"4,000 MNIST digits to train on, {one['num_examples']:,} others to test, {one['threat_model']}, seed "
         f"{one['seed']}; one training run each with `train_scripts/recipes/digits.yaml`, seed 0. Each attack ran on "
         'all images classified correctly.',
-        '## The paper, ResNet-50 on ImageNet, Linf eps 8/255',
+        '## The paper, ResNet-50 on ImageNet, Linf 8/255',
         f"From its abstract and the README of the authors' code; [others]({REPORT}) ran AutoAttack on the released "
         'weights.',
         table(['training', 'norm', 'clean %', 'PGD %', 'AutoAttack %'],

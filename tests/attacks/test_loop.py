@@ -1,6 +1,5 @@
 """The loop all attacks of an evaluation share: pooling, queries, noise, a faster network to search with."""
 import copy
-from functools import partial
 
 import pytest
 import timm
@@ -8,20 +7,31 @@ import torch
 import torch.nn as nn
 from helpers import TinyNet
 
-from timm_robust.attacks import ATTACKS, ThreatModel, apgd_ce, apgd_t, autoattack, fab_t, noise, pgd, rays, square
-from timm_robust.attacks.apgd import APGDSearch
-from timm_robust.attacks.cw_l2 import CWL2Search
-from timm_robust.attacks.fab import FABSearch
-from timm_robust.attacks.losses import cross_entropy
-from timm_robust.attacks.pgd import PGDSearch
-from timm_robust.attacks.rays import RaySSearch
-from timm_robust.attacks.search import Search, run_search, wrong_classes
-from timm_robust.attacks.square import SquareSearch
+from timm_robust.attacks import (
+    APGD,
+    APGDT,
+    CWL2,
+    FABT,
+    FGSM,
+    L2,
+    PGD,
+    Attack,
+    AttackResult,
+    AutoAttack,
+    InputSpace,
+    Linf,
+    RayS,
+    Square,
+    loop,
+    make_fast_model,
+    noise,
+    wrong_classes,
+)
 from timm_robust.errors import InputError
 from timm_robust.layers import fold_for_inference, set_bn_mode
-from timm_robust.models.search_copy import make_search_model
 
-LINF = ThreatModel('linf', 0.02)
+LINF = Linf(0.02)
+PIXELS = InputSpace()
 
 
 class Counting(nn.Module):
@@ -70,13 +80,8 @@ def test_noise_is_uniform_and_depends_on_seed_stream_and_place_alone():
 
 
 @pytest.mark.parametrize('attack', [
-    lambda *a, **k: pgd(*a, steps=5, restarts=3, **k),
-    lambda *a, **k: apgd_ce(*a, steps=20, restarts=2, **k),
-    lambda *a, **k: apgd_t(*a, steps=10, **k),
-    lambda *a, **k: fab_t(*a, steps=10, **k),
-    lambda *a, **k: square(*a, query_limit=60, **k),
-    lambda *a, **k: rays(*a, query_limit=150, **k),
-], ids=['pgd', 'apgd_ce', 'apgd_t', 'fab_t', 'square', 'rays'])
+    PGD(steps=5, restarts=3), APGD(steps=20, restarts=2), APGDT(steps=10), FABT(steps=10), Square(query_limit=60),
+    RayS(query_limit=150)], ids=str)
 def test_the_batch_an_image_is_in_changes_nothing(problem, attack):
     model, x, y = problem
     whole = attack(model, x, y, LINF, seed=list(range(40)))
@@ -88,35 +93,48 @@ def test_the_batch_an_image_is_in_changes_nothing(problem, attack):
     torch.testing.assert_close(pooled[fooled[0]], whole[fooled[0]], rtol=0, atol=1e-6)
 
 
-class LookingSeldom(Search):
-    """A search that is asked which images are done once in 25 steps, as on a GPU once in 8."""
-
-    def __init__(self, search):
-        self.start, self.search = search.start, search
-
-    def step(self, model, state):
-        for _ in range(25):
-            self.search.step(model, state)
-
-
-@pytest.mark.parametrize('search', [
-    PGDSearch(LINF, 2, .005, True, cross_entropy, 0.),
-    APGDSearch(LINF, 'ce', 3),
-    FABSearch(LINF, 2),
-    CWL2Search(ThreatModel('l2', .15), 8, .01, 1, 1., 0., True),
-], ids=['pgd', 'apgd', 'fab', 'cw_l2'])
-def test_steps_after_an_image_is_done_change_nothing(problem, search):
+@pytest.mark.parametrize('attack', [
+    PGD(steps=20, step_size=.002), APGD(steps=20), FABT(steps=12, num_targets=2), Square(query_limit=30),
+    CWL2(steps=20, binary_search_steps=2, initial_const=1.),
+], ids=str)
+def test_looking_seldom_changes_nothing(problem, attack, monkeypatch):
+    """As on a GPU, where to ask which images are done makes the host wait."""
     model, x, y = problem
-    prompt, late = (run_search(s, model, x, y, batch_size=7) for s in (search, LookingSeldom(search)))
-    assert 0 < prompt.fooled.sum() < 40
+    threat = L2(.15) if attack.norms == ('L2',) else LINF
+    prompt = attack.run(model, x, y, threat, batch_size=7)
+    asked = []
+    monkeypatch.setattr(loop, 'longest_gap', lambda device: asked.append(device) or 8)
+    late = attack.run(model, x, y, threat, batch_size=7)
+    assert asked and 0 < prompt.fooled.sum() < 40
     assert torch.equal(prompt.fooled, late.fooled)
-    torch.testing.assert_close(prompt.adv, late.adv, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prompt.adversarial, late.adversarial, rtol=0, atol=1e-6)
+    runs = getattr(attack, 'num_targets', None) or 1
+    assert late.queries.max() <= runs * attack.run_length, 'went beyond the number of steps'
+    assert (late.queries >= prompt.queries).all()
+
+
+def test_a_gpu_is_asked_after_1_2_4_and_8_steps_and_then_every_8(problem, monkeypatch):
+    model, x, y = problem
+    monkeypatch.setattr(loop, 'longest_gap', lambda device: 8)
+    looks = []
+    original = loop._Pool._advance
+
+    def advance(self, model, state, steps):
+        looks.append(steps)
+        return original(self, model, state, steps)
+
+    monkeypatch.setattr(loop._Pool, '_advance', advance)
+    PGD(steps=28)(model, x, y, Linf(0.))  # which nothing is fooled by
+    assert looks == [1, 2, 4, 8, 8, 6] and sum(looks) == 29
+    looks.clear()
+    FGSM()(model, x, y, Linf(0.))
+    assert looks == [1, 1]
 
 
 def test_the_batch_stays_full_until_the_queue_is_empty(problem):
     model, x, y = problem
     counting = Counting(model)
-    found = run_search(APGDSearch(LINF, 'ce', 20), counting, x, y, batch_size=8, restarts=2)
+    found = APGD(steps=20, restarts=2).run(counting, x, y, LINF, batch_size=8)
     assert 0 < found.fooled.sum() < 40
     shrinking = next(i for i, n in enumerate(counting.sizes) if n < 8)
     assert all(n == 8 for n in counting.sizes[:shrinking]) and sum(counting.sizes[:shrinking]) > 40 * 8
@@ -126,15 +144,14 @@ def test_the_batch_stays_full_until_the_queue_is_empty(problem):
     assert (found.queries[~found.fooled] == 42).all() and (found.queries[found.fooled] < 42).any()
 
 
-@pytest.mark.parametrize('name', ['square', 'rays'])
-def test_queries_are_counted_truly_and_limited(problem, name):
+@pytest.mark.parametrize('cls', [Square, RayS])
+def test_queries_are_counted_truly_and_limited(problem, cls):
     model, x, y = problem
-    make = {'square': SquareSearch, 'rays': RaySSearch}[name]
     counting = Counting(model)
-    found = run_search(make(LINF, 37), counting, x, y, batch_size=16)
+    found = cls(query_limit=37).run(counting, x, y, LINF, batch_size=16)
     assert found.queries.sum() == sum(counting.sizes) and found.queries.max() == 37
     assert (found.queries[~found.fooled] == 37).all() and found.fooled.any()
-    more = run_search(make(LINF, 400), model, x, y)
+    more = cls(query_limit=400).run(model, x, y, LINF)
     assert more.fooled.sum() > found.fooled.sum() and (more.fooled | ~found.fooled).all()
 
 
@@ -145,7 +162,7 @@ def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
     with torch.no_grad():
         robust[1].bias[:] = torch.arange(10., 0, -1)
     y = torch.zeros(40, dtype=torch.int64)
-    for attack, most in ((apgd_ce, 101), (fab_t, 9 * 101 + 1)):
+    for attack, most in ((APGD(), 101), (FABT(), 9 * 101 + 1)):
         counting = Counting(robust)
         attack(counting, x, y, LINF)
         assert sum(counting.sizes) / 40 == most, 'nothing can be fooled here, so every evaluation is made'
@@ -153,9 +170,9 @@ def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
 
 def test_progress_tells_every_image_once(problem):
     model, x, y = problem
-    for attack in (apgd_t, pgd):
+    for attack in (APGDT(steps=5), PGD(steps=5), AutoAttack(version='rand')):
         told = []
-        attack(model, x, y, LINF, steps=5, batch_size=7, progress=told.append)
+        attack(model, x, y, LINF, batch_size=7, progress=told.append)
         assert sum(told) == 40 and len(told) > 2
 
 
@@ -173,11 +190,34 @@ class Liar(nn.Module):
 
 def test_what_fools_only_the_copy_does_not_count(problem):
     model, x, y = problem
-    for name in ('pgd', 'apgd_ce'):
-        attack = partial(ATTACKS[name], model, x, y, LINF, steps=10)
-        expected = accuracy(model, attack(), y)
+    for attack in (PGD(steps=10), APGD(steps=10)):
+        expected = accuracy(model, attack(model, x, y, LINF), y)
         assert 0 < expected < 1
-        assert accuracy(model, attack(search_model=Liar(model)), y) == expected
+        assert accuracy(model, attack(model, x, y, LINF, fast_model=Liar(model)), y) == expected
+
+
+class Blind(nn.Module):
+    """The network, but on bright images, on which it sees nothing."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        bright = x.mean((1, 2, 3), keepdim=True) > .5
+        return self.model(torch.where(bright, x.detach() * 0 + .5, x))
+
+
+@pytest.mark.parametrize('attack', [PGD(steps=10), APGD(steps=10), Square(query_limit=60)], ids=str)
+def test_what_a_copy_cannot_fool_is_looked_at_too(problem, attack):
+    """A copy that is wrong on some images, as of a network that decides by the image what it does, hides nothing."""
+    model, x, y = problem
+    expected = attack.run(model, x, y, LINF, seed=list(range(40)))
+    found = attack.run(model, x, y, LINF, seed=list(range(40)), fast_model=Blind(model))
+    bright = x.mean((1, 2, 3)) > .5
+    assert 5 < bright.sum() < 35 and 3 < expected.fooled[bright].sum()
+    assert torch.equal(found.fooled, expected.fooled)
+    assert not attack.counts_queries or found.queries.max() <= 60
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar', 'nofrost_resnet26',
@@ -197,7 +237,7 @@ def test_folded_copies_compute_the_same(name):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     folded = fold_for_inference(model, x)
     with torch.no_grad():
-        wanted, got = model(x), make_search_model(model, x)(x)
+        wanted, got = model(x), make_fast_model(model, x)(x)
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     if 'vit' in name:
@@ -213,7 +253,7 @@ def test_folded_copies_compute_the_same(name):
 
 def test_no_copy_of_a_network_that_normalizes_by_the_batch():
     model = set_bn_mode(timm.create_model('robustnorm_resnet20_cifar').eval(), 'batch')
-    assert make_search_model(model, torch.rand(2, 3, 32, 32)) is None
+    assert make_fast_model(model, torch.rand(2, 3, 32, 32)) is None
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -225,29 +265,32 @@ def test_searching_on_a_copy_leaves_the_answer(dtype):
     with torch.no_grad():
         model.fc.bias -= model(x).mean(0)
         y = model(x).argmax(1)
-    threat = ThreatModel('linf', 0.002)
-    faster = make_search_model(model, x[:4], dtype)
-    left = [accuracy(model, pgd(model, x, y, threat, steps=10, search_model=m), y) for m in (None, faster)]
+    threat = Linf(0.002)
+    faster = make_fast_model(model, x[:4], dtype)
+    left = [accuracy(model, PGD(steps=10)(model, x, y, threat, space=PIXELS, fast_model=m), y) for m in (None, faster)]
     assert 0 < left[0] < 1 and abs(left[0] - left[1]) <= 1 / 24
 
 
 def test_the_copy_is_what_is_searched(problem):
     model, x, y = problem
     own, faster = Counting(model), Counting(model)
-    found = run_search(APGDSearch(LINF, 'ce', 5), own, x, y, search_model=faster)
-    assert sum(faster.sizes) == found.queries.sum() and sum(own.sizes) == found.fooled.sum(), 'a last look at each find'
+    found = APGD(steps=5).run(own, x, y, LINF, fast_model=faster)
+    resists = (~found.fooled).sum()
+    assert sum(own.sizes) == 40, 'a last look at each image'
+    assert sum(faster.sizes) == found.queries.sum() + resists, 'and at those it could not fool'
 
 
-@pytest.mark.parametrize('name', ['square', 'rays'])
-def test_a_copy_that_lies_costs_no_more_queries_than_allowed(problem, name):
+@pytest.mark.parametrize('cls', [Square, RayS])
+def test_a_copy_that_lies_costs_no_more_queries_than_allowed(problem, cls):
     model, x, y = problem
-    make = {'square': SquareSearch, 'rays': RaySSearch}[name]
     liar = Counting(Liar(model, after=25))
-    found = run_search(make(LINF, 40), model, x, y, search_model=liar)
+    found = cls(query_limit=40).run(model, x, y, LINF, fast_model=liar)
     assert found.queries.max() == 40 and sum(liar.sizes) < 40 * 40
     with torch.no_grad():
-        assert torch.equal(found.fooled, model(found.adv).argmax(1) != y) and not found.fooled.all()
-    twice = run_search(make(LINF, 40), model, x, y, search_model=Liar(model, after=25), restarts=2)
+        assert torch.equal(found.fooled, model(found.adversarial).argmax(1) != y) and not found.fooled.all()
+    if cls is RayS:
+        return  # draws nothing, so it is not run twice
+    twice = Square(query_limit=40, restarts=2).run(model, x, y, LINF, fast_model=Liar(model, after=25))
     spent = twice.queries[~twice.fooled]
     assert 80 <= spent.min() and spent.max() <= 81, 'both runs may stand in one batch, and end with it'
     assert (twice.fooled | ~found.fooled).all()
@@ -260,10 +303,10 @@ def test_target_classes_go_by_descending_logit():
 
 
 PARTS = {  # attacks, restarts and passes a gradient, as the authors publish them
-    'standard': [('apgd_ce', 1, 1), ('apgd_t', 1, 1), ('fab_t', 1, 1), ('square', 1, 1)],
-    'plus': [('apgd_ce', 5, 1), ('apgd_dlr', 5, 1), ('fab', 5, 1), ('square', 1, 1), ('apgd_t', 1, 1),
-             ('fab_t', 1, 1)],
-    'rand': [('apgd_ce', 1, 20), ('apgd_dlr', 1, 20)],
+    'standard': [('apgd-ce', 1, 1), ('apgd-t', 1, 1), ('fab-t', 1, 1), ('square', 1, 1)],
+    'plus': [('apgd-ce', 5, 1), ('apgd-dlr', 5, 1), ('fab', 5, 1), ('square', 1, 1), ('apgd-t', 1, 1),
+             ('fab-t', 1, 1)],
+    'rand': [('apgd-ce', 1, 20), ('apgd-dlr', 1, 20)],
 }
 
 
@@ -281,23 +324,22 @@ def test_versions_of_autoattack(version, monkeypatch):
     x = torch.ones(20, 1, 2, 2)
     made, sizes = [], []
 
-    def darkens_three(name):
-        def attack(model, x, y, threat, *, restarts=1, eot_iter=1, **kwargs):
-            made.append((name, restarts, eot_iter))
-            sizes.append(len(x))
-            return torch.cat([torch.zeros_like(x[:3]), x[3:]])
-        return attack
+    def darken_three(self, model, x, y, threat, **how):
+        made.append((str(self), getattr(self, 'restarts', 1), self.queries))
+        sizes.append(len(x))
+        adv = torch.cat([torch.zeros_like(x[:3]), x[3:]])
+        return AttackResult(adv, adv.amax((1, 2, 3)) == 0, torch.ones(len(x), dtype=torch.int64))
 
-    for name in ATTACKS:
-        monkeypatch.setitem(ATTACKS, name, darkens_three(name))
-    adv = autoattack(Brightness().eval(), x, torch.zeros(20, dtype=torch.int64), LINF, version=version)
+    monkeypatch.setattr(Attack, 'run', darken_three)
+    attack = AutoAttack(version=version)
+    adv = attack(Brightness().eval(), x, torch.zeros(20, dtype=torch.int64), LINF)
     assert made == PARTS[version] and sizes == [20 - 3 * k for k in range(len(made))]
+    assert [str(member) for member in attack.members(10)] == [name for name, _, _ in made]
     assert (adv == 0).all((1, 2, 3)).sum() == 3 * len(made)
 
 
 @pytest.mark.parametrize('attack', [
-    partial(fab_t, steps=5, num_targets=2), partial(square, query_limit=40), partial(rays, query_limit=60),
-], ids=['fab_t', 'square', 'rays'])
+    FABT(steps=5, num_targets=2), Square(query_limit=40), RayS(query_limit=60)], ids=str)
 def test_what_takes_more_digits_is_not_searched_in_bfloat16(attack):
     torch.manual_seed(0)
     model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d', num_classes=10).eval()
@@ -305,9 +347,9 @@ def test_what_takes_more_digits_is_not_searched_in_bfloat16(attack):
     with torch.no_grad():
         model.fc.bias -= model(x).mean(0)
         y = model(x).argmax(1)
-    faster = make_search_model(model, x, torch.bfloat16)
-    threat = ThreatModel('linf', 0.02)
-    low, full = (attack(model, x, y, threat, search_model=m) for m in (faster, faster.float32()))
+    faster = make_fast_model(model, x, torch.bfloat16)
+    threat = Linf(0.02)
+    low, full = (attack(model, x, y, threat, space=PIXELS, fast_model=m) for m in (faster, faster.float32()))
     assert torch.equal(low, full) and not torch.equal(low, x)
 
 
@@ -319,34 +361,17 @@ def test_autoattack_on_a_network_left_in_train_mode():
         model.fc.bias -= model(x).mean(0)
         y = model(x).argmax(1)
     before = copy.deepcopy(model).state_dict()
-    expected = autoattack(model, x, y, LINF, version='rand')
+    attack = AutoAttack(version='rand')
+    expected = attack(model, x, y, LINF)
     assert 0 < accuracy(model, expected, y) < 1
-    assert torch.equal(autoattack(model.train(), x, y, LINF, version='rand'), expected) and model.training
+    assert torch.equal(attack(model.train(), x, y, LINF), expected) and model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_autoattack_is_at_least_as_strong_as_each_part(problem):
     model, x, y = problem
-    alone = [accuracy(model, ATTACKS[name](model, x, y, LINF), y) for name in ('apgd_ce', 'apgd_t', 'fab_t')]
-    assert accuracy(model, autoattack(model, x, y, LINF), y) <= min(alone) < 1
+    alone = [accuracy(model, attack(model, x, y, LINF), y) for attack in (APGD(), APGDT(), FABT())]
+    assert accuracy(model, AutoAttack()(model, x, y, LINF), y) <= min(alone) < 1
     two = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).eval()
-    with pytest.raises(InputError, match='needs 4 classes for apgd_t, the model has 2'):
-        autoattack(two, x, torch.zeros(40, dtype=torch.int64), LINF)
-
-
-def test_bad_input(problem):
-    model, x, y = problem
-    with pytest.raises(InputError, match='untargeted Linf'):
-        rays(model, x, y, LINF, targets=y)
-    with pytest.raises(InputError, match="norm='l2'.*untargeted Linf"):
-        rays(model, x, y, ThreatModel('l2', 1.))
-    with pytest.raises(InputError, match="norm='linf'.*L2 attack"):
-        ATTACKS['cw_l2'](model, x, y, LINF)
-    with pytest.raises(InputError, match='num_targets=4 must be between 1 and 3'):
-        apgd_t(model, x, y, LINF, num_targets=4)
-    with pytest.raises(InputError, match='query_limit=0'):
-        square(model, x, y, LINF, query_limit=0)
-    with pytest.raises(InputError, match='tuple'):
-        apgd_t(lambda x: (model(x),), x, y, LINF)
-    with pytest.raises(InputError, match='not finite'):
-        apgd_t(lambda x: model(x) * float('nan'), x, y, LINF)
+    with pytest.raises(InputError, match='needs 4 classes for apgd-t, the model has 2'):
+        AutoAttack()(two, x, torch.zeros(40, dtype=torch.int64), LINF)

@@ -1,4 +1,4 @@
-"""A faster stand-in for a network, to search with: what it finds is checked on the network itself."""
+"""A faster stand-in for a network, to search with: what it decides is verified on the network itself."""
 import contextlib
 import copy
 from typing import Optional
@@ -8,10 +8,15 @@ import torch.nn as nn
 
 from ..layers import fold_for_inference, has_batch_statistics
 
-__all__ = ['SearchModel', 'make_search_model']
+__all__ = ['FastModel', 'make_fast_model']
+
+# Largest difference of the logits from the network's, as a share of the largest, above which an image is attacked again
+# with the network. Folding reorders sums of float32; on a GPU convolutions may round to ten bits.
+_TOLERANCE = {'cpu': 1e-5, 'cuda': 2e-3}
+_LOW_PRECISION = 5e-2
 
 
-class SearchModel(nn.Module):
+class FastModel(nn.Module):
     """A network in channels_last layout and maybe in bfloat16; logits come out in float32.
 
     Args:
@@ -21,12 +26,18 @@ class SearchModel(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
 
-    def float32(self) -> 'SearchModel':
+    @property
+    def tolerance(self) -> float:
+        """Share of the largest logit by which its logits may differ from the network's."""
+        device = next((p.device.type for p in self.parameters()), 'cpu')
+        return _TOLERANCE.get(device, 2e-3) if self.dtype == torch.float32 else _LOW_PRECISION
+
+    def float32(self) -> 'FastModel':
         """The same in float32, with the same weights."""
-        return SearchModel(self.model).eval()
+        return FastModel(self.model).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low_precision = self.dtype != torch.float32
@@ -35,11 +46,11 @@ class SearchModel(nn.Module):
             return self.model(x.contiguous(memory_format=torch.channels_last)).float()
 
 
-def make_search_model(
+def make_fast_model(
         model: nn.Module,
         x: torch.Tensor,
         dtype: torch.dtype = torch.float32,
-) -> Optional[SearchModel]:
+) -> Optional[FastModel]:
     """Fold, lay out and cast a copy of a network.
 
     Args:
@@ -55,4 +66,4 @@ def make_search_model(
     folded = fold_for_inference(model, x)
     if folded is None:
         folded = copy.deepcopy(model).requires_grad_(False)
-    return SearchModel(folded, dtype).eval()
+    return FastModel(folded, dtype).eval()

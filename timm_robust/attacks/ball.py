@@ -1,0 +1,166 @@
+"""The images an attack may show: around clean ones, within a threat model and within valid pixels.
+
+`ThreatModel` speaks of pixels in [0, 1]. Networks in timm's train loop see normalized images; `InputSpace` knows how
+the two relate, and `Ball` is the set of allowed images in the network's own space.
+"""
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Dict, Tuple
+
+import torch
+from timm.utils import unwrap_model
+
+from ..errors import InputError
+from . import noise
+from .threat import Seed, ThreatModel
+
+__all__ = ['Ball', 'InputSpace']
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: Tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    # kept on the device: a copy from the CPU would make it wait in every pass
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """The space a network's input lives in: x = (pixel - mean) / std per channel. The default is pixel space itself.
+
+    Args:
+        mean: Mean of each channel, or one value for all.
+        std: Standard deviation of each channel, or one value for all; positive.
+
+    Raises:
+        InputError: If a std is not positive.
+    """
+    mean: Tuple[float, ...] = (0.,)
+    std: Tuple[float, ...] = (1.,)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'mean', tuple(float(m) for m in self.mean))
+        object.__setattr__(self, 'std', tuple(float(s) for s in self.std))
+        if not all(s > 0 for s in self.std):
+            raise InputError('must be positive in every channel', argument='std', value=self.std)
+
+    @classmethod
+    def of(cls, model: Any) -> 'InputSpace':
+        """The space a timm model was made for, by its `pretrained_cfg`; pixel space for other networks."""
+        cfg = getattr(unwrap_model(model), 'pretrained_cfg', None) or {}
+        mean, std = cfg.get('mean'), cfg.get('std')
+        return cls() if mean is None or std is None else cls(tuple(mean), tuple(std))
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether this is pixel space."""
+        return not any(self.mean) and all(s == 1 for s in self.std)
+
+    def tensors(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std as tensors of shape (1, C, 1, 1) that fit x of shape (N, C, H, W)."""
+        for values in (self.mean, self.std):
+            if len(values) not in (1, x.shape[1]):
+                raise InputError(
+                    f'images have {x.shape[1]} channels and {self} {len(values)}', 'give a value for each',
+                    argument='space')
+        return _per_channel(self.mean, x.dtype, x.device), _per_channel(self.std, x.dtype, x.device)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels in [0, 1] to the network's input, shape (N, C, H, W)."""
+        mean, std = self.tensors(pixels)
+        return (pixels - mean) / std
+
+    def to_pixels(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's input to pixels, shape (N, C, H, W)."""
+        mean, std = self.tensors(x)
+        return x * std + mean
+
+
+PIXELS = InputSpace()
+
+
+class Ball:
+    """The allowed images around clean ones, in the network's input space.
+
+    An allowed image is within eps of the clean one and its pixels are in [0, 1]. Where a clean pixel itself lies
+    outside [0, 1] (random erasing in training), the range is widened to that pixel, so that no perturbation is forced
+    upon it.
+
+    Args:
+        x: Clean images in the network's input space, shape (N, C, H, W).
+        threat: The threat model.
+        space: The network's input space.
+    """
+
+    def __init__(self, x: torch.Tensor, threat: ThreatModel, space: InputSpace = PIXELS):
+        self.x = x.detach()
+        self.threat, self.space = threat, space
+        mean, std = space.tensors(x)
+        self.std = None if space == PIXELS else std
+        self.lower = torch.minimum(self.x, -mean / std)
+        self.upper = torch.maximum(self.x, (1 - mean) / std)
+        if threat.box:
+            self.lower = torch.maximum(self.lower, self.x - threat.eps / std)
+            self.upper = torch.minimum(self.upper, self.x + threat.eps / std)
+
+    @classmethod
+    def of_rows(cls, rows: Dict[str, torch.Tensor], threat: ThreatModel) -> 'Ball':
+        """The ball in pixel space whose `rows()` these are, or were before rows were exchanged."""
+        ball = cls.__new__(cls)
+        ball.threat, ball.space, ball.std = threat, PIXELS, None
+        ball.x, ball.lower, ball.upper = rows['x'], rows['lower'], rows['upper']
+        return ball
+
+    def rows(self) -> Dict[str, torch.Tensor]:
+        """What the ball is made of, one row per image."""
+        return {'x': self.x, 'lower': self.lower, 'upper': self.upper}
+
+    def take(self, index: torch.Tensor) -> 'Ball':
+        """The ball of some of the images."""
+        ball = Ball.of_rows({name: rows[index] for name, rows in self.rows().items()}, self.threat)
+        ball.space, ball.std = self.space, self.std
+        return ball
+
+    def to_input(self, delta: torch.Tensor) -> torch.Tensor:
+        """A perturbation of pixels as a perturbation of the network's input."""
+        return delta if self.std is None else delta / self.std
+
+    def project(self, adv: torch.Tensor) -> torch.Tensor:
+        """Allowed images near these: within eps by `ThreatModel.project`, then clamped, which only shortens."""
+        if not self.threat.box:
+            delta = adv - self.x
+            pixels = delta if self.std is None else delta * self.std
+            if type(self.threat).project is ThreatModel.project:
+                adv = self.x + delta * self.threat.shrink(pixels)  # a factor needs no change of units
+            else:
+                adv = self.x + self.to_input(self.threat.project(pixels))
+        return torch.clamp(adv, self.lower, self.upper)
+
+    def random(self, seed: Seed = None) -> torch.Tensor:
+        """Random allowed images: from the eps ball, then clamped to valid pixels.
+
+        Args:
+            seed: One seed for the batch, one per image, or None to draw one from torch's global generator.
+        """
+        return self._moved(self.threat.random(self._seeds(seed), self.x[0].numel()))
+
+    def jittered(self, std: float, seed: Seed = None) -> torch.Tensor:
+        """The clean images under Gaussian noise of `std` in pixel units, projected; `seed` as in `random`."""
+        count = self.x[0].numel()
+        return self._moved(noise.normal(self._seeds(seed), count, count) * std)
+
+    def _seeds(self, seed: Seed) -> torch.Tensor:
+        return noise.image_seeds(seed, len(self.x), self.x.device)
+
+    def _moved(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.project(self.x + self.to_input(pixels.to(self.x.dtype).view(self.x.shape)))
+
+    def ascend(self, adv: torch.Tensor, pixel_direction: torch.Tensor, step_size: float) -> torch.Tensor:
+        """Steepest ascent under the norm, then projection.
+
+        Args:
+            adv: Current images in the network's input space, shape (N, C, H, W).
+            pixel_direction: Direction in pixel space, a gradient for example.
+            step_size: Length of the step in pixel units.
+        """
+        return self.project(adv + self.to_input(self.threat.steepest(pixel_direction) * step_size))

@@ -1,0 +1,203 @@
+"""An attack as an object: its fields are its settings, its class attributes say what it is for.
+
+An attack of one's own is one class: `start` makes the first state of some images, `step` advances each of them by one
+evaluation of the network. Batches, restarts, targets, seeds and bookkeeping are those of loop.py.
+
+    @register_attack
+    class Noise(Attack):
+        name = 'noise'
+        budget = 'tries'
+        tries: int = setting(10, 'random images to try')
+
+        @property
+        def run_length(self):
+            return self.tries
+
+        def start(self, batch, threat):
+            return batch.state()
+
+        def step(self, model, state, threat):
+            noise = threat.random(state['seed'] + state['step'], state['x'][0].numel())
+            point = (state['x'] + noise.view_as(state['x'])).clamp(0, 1)
+            with torch.no_grad():
+                logits = model(point)
+            keep_best(state, point, logits.argmax(1) != state['y'], logit_gap(logits, state['y']))
+            state['step'] = state['step'] + 1
+            state['done'] = (state['score'] == math.inf) | (state['step'] >= self.tries)
+"""
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple, Union
+
+import torch
+
+from ..errors import InputError
+from ..settings import check_types
+from .ball import InputSpace
+from .loop import run_attack
+from .state import AttackResult, Batch, State
+from .threat import Seed, ThreatModel, parse_eps, parse_threat
+
+__all__ = ['Attack']
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Base of all attacks.
+
+    Attributes:
+        name: Name in lists of attacks, with hyphens.
+        aliases: Further names.
+        variants: Names that imply settings: 'apgd-dlr' is APGD with loss='dlr'.
+        norms: Norms it is defined for, None for all.
+        budget: The field that a number after the name sets ('pgd20'), None if it takes no number.
+        shows_budget: Print that number even if it is the default.
+        min_classes: Fewest classes it is defined for.
+        targeted: Steers towards the likeliest wrong classes, `num_targets` of them.
+        steerable: Can steer towards a class, by `targets` of a call.
+        counts_queries: Evaluations of the network are its budget.
+        needs_float32: A faster copy in lower precision would make it weaker.
+        image_by_image: Attacks each image alone, whatever its neighbours.
+        whole_batch: Can move a batch as one, by `craft`: for networks that normalize by the batch.
+        transfers: Its whole-batch images are of use on another network than they were crafted on.
+    """
+    name: ClassVar[str] = ''
+    aliases: ClassVar[Tuple[str, ...]] = ()
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    norms: ClassVar[Optional[Tuple[str, ...]]] = None
+    budget: ClassVar[Optional[str]] = 'steps'
+    shows_budget: ClassVar[bool] = False
+    min_classes: ClassVar[int] = 2
+    targeted: ClassVar[bool] = False
+    steerable: ClassVar[bool] = False
+    counts_queries: ClassVar[bool] = False
+    needs_float32: ClassVar[bool] = False
+    image_by_image: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = False
+    transfers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(getattr(self, 'step_size', None), (str, int, float)):
+            self._read_step_size()
+        check_types(self)
+
+    def _read_step_size(self) -> None:
+        size = self.step_size  # type: ignore[attr-defined]
+        try:
+            number = parse_eps(size)
+        except InputError as error:
+            raise error.about('step_size', size) from error
+        if isinstance(size, bool) or not 0 < number < float('inf'):
+            raise InputError(
+                'must be positive, in pixel units on [0, 1]', 'write it as 2/255 or 0.01', argument='step_size',
+                value=size)
+        object.__setattr__(self, 'step_size', number)
+
+    @property
+    def classes_needed(self) -> int:
+        """Fewest classes for these settings."""
+        return self.min_classes
+
+    @property
+    def queries(self) -> int:
+        """Evaluations of the network per image in one step."""
+        return 1
+
+    @property
+    def run_length(self) -> Optional[int]:
+        """Largest number of steps of a run; None if unknown."""
+        return None
+
+    def start(self, batch: Batch, threat: ThreatModel) -> State:
+        """State of images that have not been advanced yet."""
+        raise NotImplementedError
+
+    def step(self, model: Callable[[torch.Tensor], torch.Tensor], state: State, threat: ThreatModel) -> None:
+        """Advance every image by one evaluation, in place; `model` maps pixels to logits."""
+        raise NotImplementedError
+
+    def __call__(self, model: Any, images: torch.Tensor, labels: Any, threat: Union[str, ThreatModel],
+                 **how: Any) -> torch.Tensor:
+        """Adversarial images like `images`; arguments of `run`."""
+        return self.run(model, images, labels, threat, **how).adversarial
+
+    def run(
+            self,
+            model: Any,
+            images: torch.Tensor,
+            labels: Any,
+            threat: Union[str, ThreatModel],
+            *,
+            seed: Seed = 0,
+            space: Optional[InputSpace] = None,
+            targets: Any = None,
+            batch_size: Optional[int] = None,
+            fast_model: Optional[Callable] = None,
+            progress: Optional[Callable[[int], None]] = None,
+    ) -> AttackResult:
+        """Attack each image.
+
+        Args:
+            model: Maps images to logits. A module is frozen in eval mode meanwhile, and left as it was.
+            images: Clean images, shape (N, C, H, W), pixels in [0, 1] or in `space`.
+            labels: True classes (N,), of any integer type, or soft targets (N, K).
+            threat: Threat model, or how it is printed: 'Linf 8/255'.
+            seed: One seed for all images, or one per image: then neither batch size nor order changes an outcome. None
+                draws one from torch's global generator.
+            space: Input space of the network if it does not take pixels.
+            targets: Classes to steer towards instead of away from the label, shape (N,) or (N, T); one run for each.
+            batch_size: Images in the network at once, all by default.
+            fast_model: A faster network to search with (`make_fast_model`). What it decides is verified on `model`,
+                image by image, and where the two disagree the attack is run again with `model`.
+            progress: Called with the number of images that have come to their end since it was last called.
+
+        Raises:
+            InputError: On bad arguments, see `check_images` and `check_batch`; on a norm or a number of classes the
+                attack is not defined for; on logits that are not finite or not (N, K).
+        """
+        return run_attack(
+            self, model, images, labels, parse_threat(threat), seed=seed, space=space, targets=targets,
+            batch_size=batch_size, fast_model=fast_model, progress=progress)
+
+    def members(self, num_classes: int) -> Tuple['Attack', ...]:
+        """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble.
+
+        Raises:
+            InputError: If one of them is not defined for so few classes.
+        """
+        return (self,)
+
+    def check(self, threat: ThreatModel, num_classes: Optional[int] = None) -> None:
+        """Refuse a norm or a number of classes the attack is not defined for.
+
+        Raises:
+            InputError: Naming the attack.
+        """
+        norms = self.norms
+        if norms is not None and threat.norm not in norms:
+            raise InputError(
+                f"is for {' and '.join(norms)} alone, not {threat.norm}", argument='attack', value=str(self))
+        if num_classes is None:
+            return
+        if num_classes < self.classes_needed:
+            raise InputError(
+                f'needs at least {self.classes_needed} classes, the model has {num_classes}', argument='attack',
+                value=str(self))
+        asked = getattr(self, 'num_targets', None)
+        if asked is not None and not 1 <= asked < num_classes:
+            raise InputError(
+                f'must be between 1 and {num_classes - 1}, the number of wrong classes', argument='num_targets',
+                value=asked)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Name and settings, for JSON; `attack_from_dict` reads it."""
+        return {'attack': self.name, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+
+    def __str__(self) -> str:
+        names = (n for n, settings in self.variants.items() if all(getattr(self, k) == v for k, v in settings.items()))
+        name = next(names, self.name)
+        if self.budget is None:
+            return name
+        number = getattr(self, self.budget)
+        default = next(f.default for f in dataclasses.fields(self) if f.name == self.budget)
+        return f'{name}{number}' if self.shows_budget or number != default else name

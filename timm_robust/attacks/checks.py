@@ -1,0 +1,243 @@
+"""What every attack asks of images, labels and logits, checked and converted once for all of them."""
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+
+from ..errors import InputError
+from ..models.normalized import NormalizedModel
+from .ball import PIXELS, InputSpace
+from .losses import hard_labels, precise
+
+__all__ = ['Checked', 'Classifier', 'as_logits', 'check_batch', 'check_images', 'logits_of', 'wrong_classes']
+
+_COPY_TOLERANCE = 1e-3
+_PIXEL_SLACK = 1e-5
+_SPACE_SLACK = 1e-2  # half and bfloat16 cannot undo a normalization to the last digit
+
+
+def as_logits(output: Any, count: int) -> torch.Tensor:
+    """What a network returns for `count` images as logits (N, K): a single output z is two classes, [0, z].
+
+    Raises:
+        InputError: If it is no tensor of shape (N, K), (N, 1) or (N,).
+    """
+    if not isinstance(output, torch.Tensor) or output.ndim not in (1, 2) or len(output) != count:
+        got = f'a tensor of shape {tuple(output.shape)}' if isinstance(output, torch.Tensor) else type(output).__name__
+        raise InputError(f'returns {got}', 'it must return logits of shape (N, K) for N images', argument='model')
+    logits = output if output.ndim == 2 else output[:, None]
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def logits_of(model: Callable, x: torch.Tensor, batch_size: Optional[int] = None) -> torch.Tensor:
+    """Logits without gradients, shape (N, K), in batches.
+
+    Raises:
+        InputError: If the network returns no logits, or values that are not finite.
+    """
+    with torch.no_grad():
+        logits = torch.cat([as_logits(model(part), len(part)) for part in x.split(batch_size or max(len(x), 1))])
+    if not torch.isfinite(logits).all():
+        raise InputError('returns logits that are not finite', 'its weights are broken', argument='model')
+    return logits
+
+
+class Classifier:
+    """A network as an attack sees it: pixels in [0, 1] in float32 or better go in, logits (N, K) come out.
+
+    Args:
+        model: The network.
+        space: Its input space.
+        dtype: What it takes.
+        check: Called with the number of classes once it is known.
+
+    Attributes:
+        tolerance: For a copy to search with: largest difference from the network's logits, as a share of the largest.
+    """
+
+    def __init__(
+            self,
+            model: Callable,
+            space: InputSpace = PIXELS,
+            dtype: torch.dtype = torch.float32,
+            check: Callable[[int], None] = lambda num_classes: None,
+    ):
+        self.model = model
+        self.space = space
+        self.dtype = dtype
+        self.check = check
+        self.num_classes = 0
+        self.tolerance: float = getattr(model, 'tolerance', _COPY_TOLERANCE)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = pixels if self.space == PIXELS else self.space.normalize(pixels)
+        logits = as_logits(self.model(x.to(self.dtype)), len(x))
+        if logits.shape[1] != self.num_classes:
+            self.num_classes = logits.shape[1]
+            self.check(self.num_classes)
+        return logits
+
+
+def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = None) -> None:
+    """Refuse what is no batch of images, or is not in the space that it should be in.
+
+    Raises:
+        InputError: On another shape or type; if `images` are not in [0, 1], or the network is a timm model that expects
+            normalized images, although no `space` is given; if a network that normalizes by itself gets a `space`.
+    """
+    if not isinstance(images, torch.Tensor) or images.ndim != 4:
+        got = f'shape {tuple(images.shape)}' if isinstance(images, torch.Tensor) else f'type {type(images).__name__}'
+        raise InputError(f'have {got}', 'images must be a tensor of shape (N, C, H, W)', argument='images')
+    if not images.is_floating_point():
+        raise InputError(f'are {images.dtype}', 'divide by 255: pixels must be numbers in [0, 1]', argument='images')
+    if space is not None:
+        if isinstance(model, NormalizedModel) and not space.is_pixels:
+            raise InputError(
+                'the network normalizes by itself, images would be normalized twice', 'leave `space` out and give it '
+                'pixels', argument='space', value=space)
+        return
+    if not InputSpace.of(model).is_pixels:
+        raise InputError(
+            f'a timm model expects normalized images, and no `space` is given: {InputSpace.of(model)}',
+            'wrap it in NormalizedModel and give it pixels, or pass the space that its images are in '
+            '(`space=InputSpace()` if it was trained on pixels)', argument='model')
+    if not len(images):
+        return
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+    if not (low >= -_PIXEL_SLACK and high <= 1 + _PIXEL_SLACK):
+        raise InputError(
+            f'span [{low:.3g}, {high:.3g}] but pixels in [0, 1] are expected', 'for normalized images pass '
+            '`space=InputSpace(mean, std)`, or wrap the network in NormalizedModel and give it pixels',
+            argument='images')
+
+
+def usable(x: torch.Tensor) -> torch.Tensor:
+    """Detached, and outside of `torch.inference_mode` of use to autograd."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+def pixels_of(images: torch.Tensor, space: Optional[InputSpace]) -> torch.Tensor:
+    """Pixels in [0, 1] of checked images, in float32 or better.
+
+    Raises:
+        InputError: If images in `space` are no valid pixels.
+    """
+    x = precise(usable(images))  # in half precision steps are lost to rounding
+    if space is None or not len(x):
+        return x
+    pixels = space.to_pixels(x)
+    low, high = torch.stack(torch.aminmax(pixels)).tolist()
+    if not (low > -_SPACE_SLACK and high < 1 + _SPACE_SLACK):
+        raise InputError(
+            f'span [{low:.3g}, {high:.3g}] in pixels of space={space}', 'images to evaluate must be in [0, 1], without '
+            'random erasing', argument='images')
+    return pixels.clamp(0, 1)
+
+
+class Checked(NamedTuple):
+    """Labels as attacks take them.
+
+    Attributes:
+        labels: True classes, int64, shape (N,).
+        soft: Soft targets (N, K), if those were given.
+        num_classes: Fewest classes a network must have for these labels.
+    """
+    labels: torch.Tensor
+    soft: Optional[torch.Tensor]
+    num_classes: int
+
+    @property
+    def given(self) -> torch.Tensor:
+        """Soft targets if there are any, else labels."""
+        return self.labels if self.soft is None else self.soft
+
+
+def _class_indices(values: Any, images: torch.Tensor, argument: str) -> torch.Tensor:
+    try:
+        values = usable(torch.as_tensor(values, device=images.device))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f'are no class indices: {error}', 'give a tensor of shape (N,)', argument=argument) from error
+    if len(values.shape) < 1 or len(values) != len(images):
+        raise InputError(
+            f'{len(values) if values.ndim else "a single number"} for {len(images)} images', 'give one for each',
+            argument=argument)
+    return values
+
+
+def _check_range(values: torch.Tensor, argument: str, look: bool) -> int:
+    """The largest class index plus one; 0 where looking would make a GPU wait and is not asked for."""
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(f'are {values.dtype}', 'class indices must be whole numbers', argument=argument)
+    if not (look or values.device.type == 'cpu') or not values.numel():
+        return 0
+    low, high = torch.stack(torch.aminmax(values)).tolist()
+    if low < 0:
+        raise InputError(f'hold {low}', 'class indices must be at least 0', argument=argument)
+    return high + 1
+
+
+def check_batch(images: torch.Tensor, labels: Any, *, look: bool = True) -> Checked:
+    """Convert labels.
+
+    Args:
+        images: Images that were checked.
+        labels: Class indices (N,) of any integer type, as tensor, array or list; or soft targets (N, K).
+        look: Look at values, for which a GPU has to be waited for; on a CPU that is always done.
+
+    Raises:
+        InputError: On another shape or type, and on negative labels.
+    """
+    values = _class_indices(labels, images, 'labels')
+    if values.ndim == 2 and values.is_floating_point() and values.shape[1] > 1:
+        return Checked(hard_labels(values), values, values.shape[1])
+    if values.ndim != 1:
+        raise InputError(
+            f'have shape {tuple(values.shape)}', 'give class indices of shape (N,), or soft targets of shape (N, K)',
+            argument='labels')
+    num_classes = _check_range(values, 'labels', look)
+    return Checked(values.long(), None, num_classes)
+
+
+def check_targets(images: torch.Tensor, targets: Any) -> torch.Tensor:
+    """Classes to steer towards as int64, shape (N, T), from (N,) or (N, T).
+
+    Raises:
+        InputError: On another shape or type, and on negative targets.
+    """
+    values = _class_indices(targets, images, 'targets')
+    if values.ndim > 2:
+        raise InputError(f'have shape {tuple(values.shape)}', 'give (N,) or (N, T) class indices', argument='targets')
+    _check_range(values, 'targets', look=True)
+    return values.long().view(len(images), -1) if len(images) else values.long().view(0, 1)
+
+
+def check_classes(checked: Checked, num_classes: int) -> None:
+    """Refuse labels that the network has no class for.
+
+    Raises:
+        InputError: Naming the number of classes.
+    """
+    if checked.soft is not None and checked.num_classes != num_classes:
+        raise InputError(
+            f'are soft targets of {checked.num_classes} classes, the model has {num_classes}', argument='labels')
+    if checked.num_classes > num_classes:
+        raise InputError(
+            f'hold class {checked.num_classes - 1}, the model has {num_classes} classes', argument='labels')
+
+
+def wrong_classes(logits: torch.Tensor, y: torch.Tensor, num_targets: Optional[int]) -> torch.Tensor:
+    """The likeliest wrong classes by descending logit, shape (N, num_targets).
+
+    Args:
+        logits: Of the clean images, shape (N, K).
+        y: True classes, shape (N,).
+        num_targets: Number of target classes; by default 9, or all wrong classes if there are fewer.
+
+    Raises:
+        InputError: If there are fewer than `num_targets` wrong classes.
+    """
+    available = logits.shape[1] - 1
+    count = min(9, available) if num_targets is None else num_targets
+    if not 1 <= count <= available:
+        raise InputError(
+            f'must be between 1 and {available}, the number of wrong classes', argument='num_targets', value=count)
+    return logits.scatter(1, y[:, None], float('-inf')).topk(count, dim=1).indices

@@ -1,0 +1,183 @@
+"""What attacks that step along the input gradient share.
+
+`run` attacks each image alone: an image that fools the network leaves, each restart attacks only what resists, and
+images that resist to the end have the highest loss of any run. Where it stops is the decision boundary: in low
+precision another pass may classify such an image correctly. `craft` moves whole batches, see there.
+"""
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Optional, Union
+
+import torch
+
+from ..errors import InputError, check_at_least, check_choice
+from ..settings import setting
+from .ball import Ball, InputSpace
+from .base import Attack
+from .context import input_gradient
+from .losses import cross_entropy
+from .state import Batch, State, keep_best
+from .threat import Seed, ThreatModel, madry_step_size, parse_threat
+from .whole_batch import KEEP, Ascent, craft_batch
+
+__all__ = ['GradientAttack', 'IterativeAttack']
+
+LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAttack(Attack):
+    """One step of length eps along the gradient; subclasses change number, length, start and loss."""
+    budget: ClassVar[Optional[str]] = None
+    steerable = True
+    whole_batch = True
+    transfers = True
+
+    @property
+    def num_steps(self) -> int:
+        """Number of gradient steps."""
+        return 1
+
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether it starts from a random point of the ball."""
+        return False
+
+    @property
+    def momentum(self) -> float:
+        """Decay of the momentum over L1-normalized gradients; 0 for none."""
+        return 0.
+
+    def step_length(self, threat: ThreatModel) -> float:
+        """Length of a step in pixel units."""
+        return threat.eps
+
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """What to ascend: one value per image, from logits (N, K) and labels (N,) or (N, K)."""
+        return cross_entropy(logits, target)
+
+    @property
+    def run_length(self) -> int:
+        return self.num_steps + 1
+
+    def _ascent(self, threat: ThreatModel) -> Ascent:
+        return Ascent(self.step_length(threat) or 1., self.momentum)  # eps 0 leaves nothing to step
+
+    def reach(self, threat: ThreatModel) -> ThreatModel:
+        """The threat model that the images of `craft` are within."""
+        return threat
+
+    def start_point(self, ball: Ball, seeds: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
+        """Where in the ball to start, one seed per image."""
+        return ball.random(seeds) if self.starts_at_random else ball.x
+
+    def start(self, batch: Batch, threat: ThreatModel) -> State:
+        ball = Ball(batch.x, threat)
+        point = self.start_point(ball, batch.seeds, threat)
+        state = batch.state(**ball.rows(), point=point)
+        if self.momentum > 0:
+            state['velocity'] = torch.zeros_like(point)
+        return state
+
+    def step(self, model: Callable, state: State, threat: ThreatModel) -> None:
+        def loss_fn(logits: torch.Tensor) -> torch.Tensor:
+            if 'target' in state:
+                return -self.loss(logits, state['target'])
+            return self.loss(logits, state.get('soft', state['y']))
+
+        point = state['point']
+        if state.ends:
+            with torch.no_grad():
+                logits = model(point)
+                loss = loss_fn(logits)
+        else:
+            gradient, logits, loss = input_gradient(model, point, loss_fn)
+        keep_best(state, point, logits.argmax(1) != state['y'], loss)
+        state['done'] = (state['score'] == float('inf')) | (state['step'] >= self.num_steps)
+        state['step'] = state['step'] + 1
+        if not state.ends:
+            self._ascent(threat).move(Ball.of_rows(state, threat), state, gradient)
+
+    def craft(
+            self,
+            model: Any,
+            images: torch.Tensor,
+            labels: Any,
+            threat: Union[str, ThreatModel],
+            *,
+            space: Optional[InputSpace] = None,
+            seed: Seed = 0,
+            bn_mode: str = 'eval',
+            start_std: Optional[float] = None,
+            tau: Optional[int] = None,
+            reference: Optional[torch.Tensor] = None,
+            targets: Optional[torch.Tensor] = None,
+            loss_fn: Optional[LossFn] = None,
+            keep: Optional[str] = None,
+    ) -> torch.Tensor:
+        """Move a whole batch: for training, for another network, for a network that normalizes by the batch.
+
+        Args:
+            model, images, labels, threat, space, seed: See `run`.
+            bn_mode: 'eval' or 'train', see `attack_mode`.
+            start_std: Start from the images under Gaussian noise of this standard deviation in pixel units (TRADES:
+                0.001).
+            tau: Stop each image this many steps after it first fools the network (friendly adversarial training:
+                Zhang et al. 2020, https://arxiv.org/abs/2002.11242, algorithm 1).
+            reference: Soft targets (N, K) whose cross-entropy is ascended instead of that of the labels (TRADES).
+            targets: Classes (N,) to steer towards.
+            loss_fn: What to ascend instead of `loss`: maps logits and labels to one value per image.
+            keep: 'last', the last iterate, by default. 'most_fooled': of all iterates of all restarts the batch in
+                which most images fool the network at once, for a network that normalizes by the batch, where an image's
+                best iterate means nothing without its neighbours'.
+
+        Returns:
+            Images like `images`, detached, within eps of them and within valid pixels.
+
+        Raises:
+            InputError: On bad arguments.
+        """
+        keep = keep or 'last'
+        check_choice('keep', keep, KEEP)
+        restarts = getattr(self, 'restarts', 1)
+        if keep == 'last' and restarts > 1:
+            raise InputError(
+                'of the last iterates of several runs none is better', "leave it out, or pass `keep='most_fooled'`",
+                argument='restarts', value=restarts)
+        if keep != 'last' and (start_std is not None or tau is not None):
+            raise InputError("`start_std` and `tau` need `keep='last'`", argument='keep', value=keep)
+        if tau is not None:
+            check_at_least('tau', tau, 0)
+        if not self.whole_batch:
+            raise InputError(
+                'attacks single images alone', 'pass `targets` to `PGD().craft`' if self.targeted else '',
+                argument='attack', value=str(self))
+        asked = parse_threat(threat)
+        self.check(asked)
+
+        def start_fn(ball: Ball, seeds: torch.Tensor) -> torch.Tensor:
+            return self.start_point(ball, seeds, asked) if start_std is None else ball.jittered(start_std, seeds)
+
+        return craft_batch(
+            model, images, labels, self.reach(asked), loss_fn=loss_fn or self.loss, steps=self.num_steps,
+            ascent=self._ascent(asked), start_fn=start_fn, restarts=restarts, space=space, seed=seed, bn_mode=bn_mode,
+            tau=tau, reference=reference, targets=targets, keep=keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeAttack(GradientAttack):
+    """Several steps."""
+    budget = 'steps'
+    shows_budget = True
+    steps: int = setting(20, 'number of gradient steps')
+    step_size: Optional[float] = setting(None, 'length of a step in pixel units, 2/255 for example (default: by steps)')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least('steps', self.steps)
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps
+
+    def step_length(self, threat: ThreatModel) -> float:
+        return self.step_size or madry_step_size(threat, self.steps)

@@ -1,0 +1,295 @@
+"""The engine of attacks on single images: a pool of which every image advances on its own.
+
+A batch is kept full of images at whatever step each of them is: an image that is fooled leaves at once, and the next
+image, the next restart or the next target class takes its place. No image's outcome depends on its neighbours.
+"""
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
+
+import torch
+
+from ..errors import InputError, check_at_least
+from .ball import PIXELS, InputSpace
+from .checks import (
+    Checked,
+    Classifier,
+    check_batch,
+    check_classes,
+    check_images,
+    check_targets,
+    logits_of,
+    pixels_of,
+    wrong_classes,
+)
+from .context import attack_mode
+from .noise import image_seeds
+from .state import AttackResult, Batch, State
+from .threat import Seed, ThreatModel
+
+if TYPE_CHECKING:
+    from .base import Attack
+
+__all__ = ['RUN_STRIDE', 'longest_gap', 'run_attack']
+
+RUN_STRIDE = 1_000_003  # keeps the seeds of runs apart from those of neighbouring images
+_INF = float('inf')
+
+
+def longest_gap(device: torch.device) -> int:
+    """Steps between two looks at which images are done: asking a GPU makes the host wait for it."""
+    return 1 if device.type == 'cpu' else 8
+
+
+class _Pool:
+    """Images under attack: a queue of runs, and a batch that works them off.
+
+    Args:
+        attack, threat: What is done to them.
+        x, labels, seeds: The images.
+        runs: Restarts, or restarts times targets; a run starts only while its image resists.
+        targets: Target classes, shape (N, T); run r steers towards column r modulo T.
+        batch_size: Images in the network at once, all by default.
+        budget: Evaluations each image may spend, if the attack's own limit is not to hold.
+        progress: See `Attack.run`.
+    """
+
+    def __init__(
+            self,
+            attack: 'Attack',
+            threat: ThreatModel,
+            x: torch.Tensor,
+            labels: Checked,
+            seeds: torch.Tensor,
+            *,
+            runs: int,
+            targets: Optional[torch.Tensor],
+            batch_size: Optional[int],
+            budget: Optional[List[int]] = None,
+            progress: Optional[Callable[[int], None]] = None,
+    ):
+        self.attack, self.threat = attack, threat
+        self.x, self.labels, self.seeds, self.targets = x, labels, seeds, targets
+        self.batch_size, self.budget, self.progress = batch_size or len(x), budget, progress
+        self.runs = runs
+        self.queue = ((run, image) for run in range(runs) for image in range(len(x)))
+        self.best, self.score = x.clone(), [-_INF] * len(x)
+        self.queries, self.runs_left = [0] * len(x), [runs] * len(x)
+        # of each slot of the batch: the image it holds, and its steps so far
+        self.owners: List[int] = []
+        self.ages: List[int] = []
+
+    def _index(self, places: List[int]) -> torch.Tensor:
+        return torch.tensor(places, dtype=torch.int64, device=self.x.device)
+
+    def _take(self, count: int) -> List[Tuple[int, int]]:
+        """The next runs whose images still resist and may spend something."""
+        items: List[Tuple[int, int]] = []
+        while len(items) < count and (item := next(self.queue, None)) is not None:
+            image = item[1]
+            if self.score[image] < _INF and (self.budget is None or self.queries[image] < self.budget[image]):
+                items.append(item)
+        return items
+
+    def _start(self, items: List[Tuple[int, int]]) -> State:
+        run, image = torch.tensor(items, device=self.x.device).T
+        batch = Batch(self.x[image], self.labels.labels[image], self.seeds[image] + run * RUN_STRIDE, run)
+        if self.labels.soft is not None:
+            batch.soft = self.labels.soft[image]
+        if self.targets is not None:
+            count = self.targets.shape[1]
+            batch.restart, batch.target = run // count, self.targets[image, run % count]
+        return self.attack.start(batch, self.threat)
+
+    def _steps_to_next_look(self, gap: int) -> int:
+        """At most `gap`, and not beyond the end of a run or of a budget."""
+        length, cost = self.attack.run_length, self.attack.queries
+        if length is not None:
+            gap = min(gap, *(length - age for age in self.ages))
+        if self.budget is not None:
+            gap = min(gap, *(-(-(self.budget[i] - self.queries[i]) // cost) for i in self.owners))
+        return max(gap, 1)
+
+    def _advance(self, model: Callable, state: State, steps: int) -> None:
+        length = self.attack.run_length
+        for k in range(1, steps + 1):
+            state.ends = length is not None and all(age + k == length for age in self.ages)
+            self.attack.step(model, state, self.threat)
+        self.ages = [age + steps for age in self.ages]
+        for image in self.owners:
+            self.queries[image] += steps * self.attack.queries
+
+    def _finish(self, state: State, slots: List[int], scores: List[float]) -> None:
+        """Keep what the runs in these slots found."""
+        winners, ended = {}, 0
+        for slot in slots:
+            image, score = self.owners[slot], scores[slot]
+            self.runs_left[image] -= 1
+            if self.score[image] < _INF:
+                ended += score == _INF or not self.runs_left[image]
+            if score > self.score[image]:
+                self.score[image], winners[image] = score, slot
+        if winners:
+            self.best[self._index(list(winners))] = state['best'][self._index(list(winners.values()))]
+        if self.progress is not None and ended:
+            self.progress(ended)
+
+    def _replace(self, state: State, finished: List[int]) -> State:
+        """Give slots to the next runs, or up if there are none."""
+        items = self._take(len(finished))
+        refilled, left = finished[:len(items)], set(finished[len(items):])
+        if items:
+            fresh, index = self._start(items), self._index(refilled)
+            for slot, (_, image) in zip(refilled, items):
+                self.owners[slot], self.ages[slot] = image, 0
+            for name, rows in fresh.items():
+                state[name].index_copy_(0, index, rows.to(state[name].dtype))
+        if left:
+            kept = [slot for slot in range(len(self.owners)) if slot not in left]
+            self.owners, self.ages = [self.owners[s] for s in kept], [self.ages[s] for s in kept]
+            index = self._index(kept)
+            state = State((name, rows[index]) for name, rows in state.items())
+        return state
+
+    def run(self, model: Callable) -> AttackResult:
+        """Work off the queue."""
+        longest, gap = longest_gap(self.x.device), 1
+        items = self._take(self.batch_size)
+        self.owners, self.ages = [image for _, image in items], [0] * len(items)
+        state = self._start(items) if items else State()
+        while self.owners:
+            self._advance(model, state, self._steps_to_next_look(gap))
+            # a new image is fooled in its first steps most often
+            gap = min(2 * gap, longest)
+            done, scores = torch.stack((state['done'].to(state['score'].dtype), state['score'])).tolist()
+            if self.budget is not None:
+                done = [flag or self.queries[i] >= self.budget[i] for flag, i in zip(done, self.owners)]
+            finished = [slot for slot, flag in enumerate(done) if flag]
+            self._finish(state, finished, scores)
+            if self.runs > 1:
+                # another run of the same image may have made this one pointless
+                finished = [s for s, flag in enumerate(done) if flag or self.score[self.owners[s]] == _INF]
+            if finished:
+                state, gap = self._replace(state, finished), 1
+        return AttackResult(
+            self.best, self._index([score == _INF for score in self.score]).bool(), self._index(self.queries))
+
+
+def _verify(
+        found: AttackResult,
+        model: Classifier,
+        fast_model: Classifier,
+        labels: torch.Tensor,
+        batch_size: Optional[int],
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Look at all that a faster copy decided: what fools it must fool the network, and elsewhere both must agree.
+
+    Returns:
+        Images that fool the copy alone, and images on which the copy is not the network.
+    """
+    with torch.no_grad():
+        claimed, resists = (flags.nonzero().squeeze(1) for flags in (found.fooled, ~found.fooled))
+        holds = logits_of(model, found.adversarial[claimed], batch_size).argmax(1) == labels[claimed]
+        found.fooled[claimed] = ~holds
+        own, copied = (logits_of(m, found.adversarial[resists], batch_size) for m in (model, fast_model))
+        agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)
+        fooled = own.argmax(1) != labels[resists]
+        found.fooled[resists] = fooled
+        return claimed[holds], resists[~agree & ~fooled]
+
+
+def _search(
+        attack: 'Attack',
+        model: Classifier,
+        fast_model: Optional[Classifier],
+        threat: ThreatModel,
+        x: torch.Tensor,
+        labels: Checked,
+        seeds: torch.Tensor,
+        targets: Optional[torch.Tensor],
+        runs: int,
+        batch_size: Optional[int],
+        progress: Optional[Callable[[int], None]],
+) -> AttackResult:
+    """Run the attack on a copy if there is one, and again with the network where the copy was no guide."""
+    found = _Pool(
+        attack, threat, x, labels, seeds, runs=runs, targets=targets, batch_size=batch_size, progress=progress,
+    ).run(fast_model or model)
+    if fast_model is None or not len(x):
+        return found
+    misled, strange = _verify(found, model, fast_model, labels.labels, batch_size)
+    found.queries[strange] = 0
+    again, _ = torch.cat([misled, strange]).sort()
+    budget = None
+    if attack.counts_queries and attack.run_length is not None:
+        limit = runs * attack.run_length
+        again = again[found.queries[again] < limit]
+        budget = (limit - found.queries[again]).tolist()
+    if len(again):
+        soft = None if labels.soft is None else labels.soft[again]
+        second = _Pool(
+            attack, threat, x[again], Checked(labels.labels[again], soft, labels.num_classes), seeds[again], runs=runs,
+            targets=None if targets is None else targets[again], batch_size=batch_size, budget=budget).run(model)
+        found.adversarial[again], found.fooled[again] = second.adversarial, second.fooled
+        found.queries[again] += second.queries
+    return found
+
+
+def run_attack(
+        attack: 'Attack',
+        model: Any,
+        images: torch.Tensor,
+        labels: Any,
+        threat: ThreatModel,
+        *,
+        seed: Seed = 0,
+        space: Optional[InputSpace] = None,
+        targets: Any = None,
+        batch_size: Optional[int] = None,
+        fast_model: Optional[Callable] = None,
+        progress: Optional[Callable[[int], None]] = None,
+) -> AttackResult:
+    """What `Attack.run` does; arguments are its."""
+    attack.check(threat)
+    if not attack.image_by_image:
+        raise InputError(
+            'moves whole batches and does not attack single images', f'call {type(attack).__name__}().craft',
+            argument='attack', value=str(attack))
+    if batch_size is not None:
+        check_at_least('batch_size', batch_size)
+    if targets is not None and not attack.steerable:
+        raise InputError(f'{attack} does not steer towards a class', 'leave it out, or use pgd', argument='targets')
+    highest = 0
+
+    def check(num_classes: int) -> None:
+        attack.check(threat, num_classes)
+        check_classes(checked, num_classes)
+        if highest >= num_classes:
+            raise InputError(f'hold class {highest}, the model has {num_classes} classes', argument='targets')
+
+    with attack_mode(model), attack_mode(fast_model):
+        check_images(images, space, model)
+        checked = check_batch(images, labels)
+        x = pixels_of(images, space)
+        classifier = Classifier(model, space or PIXELS, images.dtype, check)
+        fast: Optional[Classifier] = None
+        if fast_model is not None:
+            low = attack.needs_float32 and hasattr(fast_model, 'float32')
+            fast_model = fast_model.float32() if low else fast_model  # type: ignore[attr-defined]
+            fast = Classifier(fast_model, space or PIXELS, images.dtype, check)
+        if targets is not None:
+            targets = check_targets(images, targets)
+            highest = int(targets.max()) if targets.numel() else 0
+        elif attack.targeted and len(x):
+            targets = wrong_classes(
+                logits_of(classifier, x, batch_size), checked.labels, getattr(attack, 'num_targets', None))
+        runs = getattr(attack, 'restarts', 1) * (1 if targets is None else targets.shape[1])
+        seeds = image_seeds(seed, len(x), x.device)
+        if len(seeds) != len(x):
+            raise InputError(f'{len(seeds)} for {len(x)} images', 'give one for all or one for each', argument='seed')
+        found = _search(
+            attack, classifier, fast, threat, x, checked, seeds, targets, runs, batch_size, progress)
+        if attack.queries > 1 and len(x):
+            # one noisy pass does not say whether an image fools, so the loop never did
+            found.fooled = logits_of(classifier, found.adversarial, batch_size).argmax(1) != checked.labels
+        adversarial = found.adversarial if space is None else space.normalize(found.adversarial)
+        found.adversarial = adversarial.to(images.dtype)
+    return found

@@ -1,0 +1,130 @@
+"""Attacks by name: 'clean,pgd20,apgd-ce,autoattack'. The names, numbers and settings are what the classes say."""
+import dataclasses
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type, TypeVar, Union
+
+from typing_extensions import dataclass_transform
+
+from ..errors import InputError
+from ..settings import from_mapping
+from .base import Attack
+
+__all__ = ['ATTACKS', 'attack_from_dict', 'parse_attack', 'parse_attacks', 'register_attack']
+
+ATTACKS: Dict[str, Type[Attack]] = {}
+_NAMES: Dict[str, Tuple[Type[Attack], Mapping[str, Any]]] = {}  # every name that is read, with the settings it implies
+
+_Class = TypeVar('_Class', bound=Type[Attack])
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def register_attack(attack: _Class) -> _Class:
+    """Class decorator: make a frozen dataclass of an attack and make it known by its names.
+
+    Raises:
+        InputError: If the class has no name, or another attack has one of its names.
+    """
+    cls = attack
+    if '__dataclass_fields__' not in cls.__dict__:
+        cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # type: ignore[assignment]
+    names: Dict[str, Mapping[str, Any]] = {cls.name: {}, **dict.fromkeys(cls.aliases, {}), **cls.variants}
+    for name in names:
+        if not name or name != _normal(name) or ',' in name:
+            raise InputError(
+                'is no name for an attack', "small letters, digits and hyphens, for example 'pgd-targeted'",
+                argument='name', value=name)
+        taken = _NAMES.get(name, (cls,))[0]
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(f'is taken by {taken.__module__}.{taken.__qualname__}', argument='name', value=name)
+    ATTACKS[cls.name] = cls
+    _NAMES.update((name, (cls, settings)) for name, settings in names.items())
+    return cls
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower().replace('_', '-')
+
+
+def _split(name: str) -> Tuple[str, str]:
+    """Attack and number of 'pgd20': the longest name that fits, since 'cw-l2' ends in a digit itself."""
+    normal = _normal(name)
+    fits = [n for n in _NAMES if normal.startswith(n) and (normal == n or normal[len(n):].isdecimal())]
+    if not fits:
+        raise InputError(
+            'unknown attack', f"choose from {', '.join(_NAMES)}, with steps as in pgd20", argument='attacks',
+            value=name)
+    longest = max(fits, key=len)
+    return longest, normal[len(longest):]
+
+
+def parse_attack(attack: Union[str, Attack], **settings: Any) -> Attack:
+    """Read an attack such as 'pgd20': a name, in any case, with '_' or '-', and a number of steps or queries.
+
+    Args:
+        attack: Name, or an attack, which is returned as it is.
+        **settings: Fields of the attack.
+
+    Raises:
+        InputError: On an unknown name, and on a number or a setting that the attack does not take.
+    """
+    if isinstance(attack, Attack):
+        return attack
+    if not isinstance(attack, str):
+        raise InputError('is neither a name nor an attack', argument='attacks', value=attack)
+    name, number = _split(attack)
+    cls, implied = _NAMES[name]
+    values = {**implied, **settings}
+    if number:
+        if cls.budget is None:
+            raise InputError('takes no number', f'write {name}', argument='attacks', value=attack)
+        if int(number) < 1:
+            raise InputError(f'the number of {cls.budget} must be at least 1', argument='attacks', value=attack)
+        values[cls.budget] = int(number)
+    return from_mapping(cls, values)
+
+
+def parse_attacks(attacks: Union[str, Attack, Sequence[Union[str, Attack]]], **settings: Any) -> List[Attack]:
+    """Read a list such as 'clean,fgsm,pgd20,apgd-ce,square1000,autoattack'.
+
+    A number is the number of steps, or of queries for square and rays. Without one it is 20 for PGD and its like, and
+    the publication's for the others.
+
+    Args:
+        attacks: Names, separated by commas or as a list, in which attacks may stand too.
+        **settings: Settings that go to every attack named which has such a field: restarts, step_size, num_targets.
+            None stands for none. Attacks given as objects keep theirs.
+
+    Raises:
+        InputError: On an unknown name, a number an attack does not take, and a setting that no attack takes.
+    """
+    listed = [attacks] if isinstance(attacks, Attack) else attacks
+    items = listed.split(',') if isinstance(listed, str) else list(listed)
+    parsed, unused = [], {name: value for name, value in settings.items() if value is not None}
+    shared = dict(unused)
+    for item in items:
+        if isinstance(item, Attack) or not isinstance(item, str):
+            parsed.append(parse_attack(item))
+        elif item.strip():
+            known = {field.name for field in dataclasses.fields(_NAMES[_split(item)[0]][0])}
+            parsed.append(parse_attack(item.strip(), **{k: v for k, v in shared.items() if k in known}))
+            unused = {k: v for k, v in unused.items() if k not in known}
+    if not parsed:
+        raise InputError('names none', 'for example clean,fgsm,pgd20', argument='attacks', value=attacks)
+    for name, value in unused.items():
+        takers = [n for n, cls in ATTACKS.items() if name in {f.name for f in dataclasses.fields(cls)}]
+        raise InputError(
+            f"{', '.join(map(str, parsed))} {'have' if len(parsed) > 1 else 'has'} no such setting",
+            f"{', '.join(takers)} {'have' if len(takers) > 1 else 'has'}" if takers else 'no attack has', argument=name,
+            value=value)
+    return parsed
+
+
+def attack_from_dict(content: Mapping[str, Any]) -> Attack:
+    """The attack that `Attack.to_dict` described.
+
+    Raises:
+        InputError: On an unknown attack or setting.
+    """
+    name = content.get('attack')
+    if name not in ATTACKS:
+        raise InputError('unknown attack', f"choose from {', '.join(ATTACKS)}", argument='attack', value=name)
+    return from_mapping(ATTACKS[name], {k: v for k, v in content.items() if k != 'attack'})

@@ -1,0 +1,88 @@
+"""What an attack keeps of each image it works on."""
+from dataclasses import dataclass
+from typing import Dict, Optional
+
+import torch
+
+__all__ = ['AttackResult', 'Batch', 'State', 'keep_best']
+
+
+class State(Dict[str, torch.Tensor]):
+    """Tensors whose first dimension is the batch, by name.
+
+    Every state holds `x` (clean images in [0, 1]), `y` (true classes), `seed`, `step` (evaluations so far, counted by
+    the attack), `best` (the image to return, frozen once it fools), `score` (how good `best` is, infinite once it fools
+    and is allowed) and `done`; and `soft` (soft targets) and `target` (class to steer towards) where there are any.
+
+    Attributes:
+        ends: No image of the batch is advanced any further: its gradient is of no use.
+    """
+    ends = False
+
+
+@dataclass
+class Batch:
+    """Images to start on.
+
+    Attributes:
+        x: Clean images, shape (N, C, H, W), pixels in [0, 1], float32 or better.
+        y: True classes, shape (N,).
+        seeds: One seed per image and run, int64.
+        restart: Number of the restart, 0 for the first run, shape (N,).
+        target: Class to steer towards, shape (N,), or None.
+        soft: Soft targets, shape (N, K), or None.
+    """
+    x: torch.Tensor
+    y: torch.Tensor
+    seeds: torch.Tensor
+    restart: torch.Tensor
+    target: Optional[torch.Tensor] = None
+    soft: Optional[torch.Tensor] = None
+
+    def full(self, value: float, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
+        """A value for each image, shape (N,), by default in the images' precision."""
+        return torch.full((len(self.x),), value, dtype=dtype or self.x.dtype, device=self.x.device)
+
+    def state(self, **rows: torch.Tensor) -> State:
+        """A new state: what every attack has, and `rows`."""
+        state = State(
+            x=self.x,
+            y=self.y,
+            seed=self.seeds,
+            best=self.x.clone(),
+            score=self.full(float('-inf')),
+            step=self.full(0, torch.int64),
+            done=self.full(False, torch.bool),
+        )
+        state.update(rows)
+        if self.target is not None:
+            state['target'] = self.target
+        if self.soft is not None:
+            state['soft'] = self.soft
+        return state
+
+
+def keep_best(state: State, point: torch.Tensor, fooled: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """Keep points that fool, from the first on, and otherwise those of the highest score; returns what was better.
+
+    Steps after an image is done are ignored.
+    """
+    score = torch.where(fooled, float('inf'), score.to(state['score'].dtype))
+    better = (score > state['score']) & ~state['done']
+    state['best'] = torch.where(better.view(-1, 1, 1, 1), point, state['best'])
+    state['score'] = torch.where(better, score, state['score'])
+    return better
+
+
+@dataclass
+class AttackResult:
+    """What an attack found.
+
+    Attributes:
+        adversarial: Best image of each clean one, like the images that were attacked, detached.
+        fooled: Whether it fools the network, shape (N,).
+        queries: Evaluations of the network spent on each image, shape (N,); a last look at a finding is not counted.
+    """
+    adversarial: torch.Tensor
+    fooled: torch.Tensor
+    queries: torch.Tensor

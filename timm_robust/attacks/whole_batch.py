@@ -1,0 +1,181 @@
+"""The engine that moves a whole batch in step: for training, surrogates and networks with batch statistics."""
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+
+from .ball import PIXELS, Ball, InputSpace
+from .checks import Classifier, check_batch, check_classes, check_images, check_targets, usable
+from .context import attack_mode, input_gradient
+from .loop import RUN_STRIDE, longest_gap
+from .losses import precise
+from .noise import image_seeds
+from .threat import Seed, ThreatModel
+
+__all__ = ['KEEP', 'Ascent', 'craft_batch']
+
+KEEP = ('last', 'most_fooled')
+_ROWS = 32  # on a GPU a friendly batch shrinks by so many images at once: each new shape has its cost
+
+Rows = Dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """The step all gradient attacks share.
+
+    Args:
+        step_size: Length in pixel units.
+        decay: Decay of the momentum over L1-normalized gradients, 0 for none.
+    """
+    step_size: float
+    decay: float = 0.
+
+    def move(self, ball: Ball, rows: Rows, gradient: torch.Tensor) -> None:
+        """Move `point` along the gradient for the network's input, and `velocity` with it."""
+        direction = ball.to_input(gradient)
+        if self.decay > 0:
+            unit = direction / direction.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
+            direction = rows['velocity'] = self.decay * rows.get('velocity', torch.zeros_like(unit)) + unit
+        rows['point'] = ball.ascend(rows['point'], direction, self.step_size)
+
+
+class _Friendly:
+    """Which images go on: each stops `tau` steps after it first fools the network.
+
+    Stopped images leave the batch: at once on a CPU. A GPU would have to be waited for, there they stand still until
+    the next look.
+    """
+
+    def __init__(self, start: torch.Tensor, tau: int):
+        self.adv = start.clone()
+        self.left = torch.full((len(start),), tau, device=start.device)
+        self.stopped = torch.zeros_like(self.left, dtype=torch.bool)
+        self.longest_gap = longest_gap(start.device)
+        self.multiple = 1 if self.longest_gap == 1 else _ROWS
+        self.gap, self.next_look = 1, 0
+
+    def stop(self, fooled: torch.Tensor, step: int) -> Optional[torch.Tensor]:
+        """Note what fools; the places to keep in the batch, or None if all stay."""
+        self.stopped = self.stopped | (fooled & (self.left <= 0))
+        self.left = self.left - fooled.long()
+        if step < self.next_look:
+            return None
+        self.next_look, self.gap = step + self.gap, min(2 * self.gap, self.longest_gap)
+        going = len(self.stopped) - int(self.stopped.sum())
+        count = min(-(-going // self.multiple) * self.multiple, len(self.stopped))
+        return None if count == len(self.stopped) else self.stopped.long().argsort(stable=True)[:count].sort().values
+
+    def put_aside(self, rows: Rows) -> None:
+        """Write the images of a batch to their places."""
+        self.adv[rows['place']] = rows['point']
+
+    def take(self, index: torch.Tensor) -> None:
+        """Keep these places."""
+        self.left, self.stopped = self.left[index], self.stopped[index]
+
+
+def _last_iterate(
+        model: Callable,
+        ball: Ball,
+        rows: Rows,
+        loss_fn: Callable[[Rows, torch.Tensor], torch.Tensor],
+        steps: int,
+        ascent: Ascent,
+        tau: Optional[int],
+) -> torch.Tensor:
+    friendly = None if tau is None else _Friendly(rows['point'], tau)
+    if friendly is not None:
+        rows['place'] = torch.arange(len(rows['point']), device=rows['point'].device)
+    for step in range(steps):
+        gradient, logits, _ = input_gradient(model, rows['point'], partial(loss_fn, rows))
+        if friendly is not None:
+            index = friendly.stop(logits.argmax(1) != rows['y'], step)
+            if index is not None:
+                friendly.put_aside(rows)
+                friendly.take(index)
+                rows = {name: values[index] for name, values in rows.items()}
+                gradient, ball = gradient[index], ball.take(index)
+                if not len(index):
+                    break
+        before = rows['point']
+        ascent.move(ball, rows, gradient)
+        if friendly is not None and friendly.longest_gap > 1:
+            rows['point'] = torch.where(friendly.stopped.view(-1, 1, 1, 1), before, rows['point'])
+    if friendly is None:
+        return rows['point']
+    friendly.put_aside(rows)
+    return friendly.adv
+
+
+def _most_fooled(
+        model: Callable,
+        ball: Ball,
+        rows: Rows,
+        loss_fn: Callable[[Rows, torch.Tensor], torch.Tensor],
+        steps: int,
+        ascent: Ascent,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The iterate in which most images fool the network at once, and their number, as a tensor."""
+    best, most = rows['point'], torch.full((), -1, device=rows['point'].device)
+
+    def look(logits: torch.Tensor) -> None:
+        nonlocal best, most
+        count = (logits.argmax(1) != rows['y']).sum()
+        # without asking which: a GPU would have to be waited for
+        best, most = torch.where(count > most, rows['point'], best), torch.maximum(count, most)
+
+    for _ in range(steps):
+        gradient, logits, _ = input_gradient(model, rows['point'], partial(loss_fn, rows))
+        look(logits)
+        ascent.move(ball, rows, gradient)
+    with torch.no_grad():
+        look(model(rows['point']))
+    return best, most
+
+
+def craft_batch(
+        model: Any,
+        images: torch.Tensor,
+        labels: Any,
+        threat: ThreatModel,
+        *,
+        loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        steps: int,
+        ascent: Ascent,
+        start_fn: Callable[[Ball, torch.Tensor], torch.Tensor],
+        restarts: int = 1,
+        space: Optional[InputSpace] = None,
+        seed: Seed = 0,
+        bn_mode: str = 'eval',
+        tau: Optional[int] = None,
+        reference: Optional[torch.Tensor] = None,
+        targets: Any = None,
+        keep: str = 'last',
+) -> torch.Tensor:
+    """What `GradientAttack.craft` does; arguments are its, and what it knows of itself."""
+    with attack_mode(model, bn_mode):
+        check_images(images, space, model)
+        checked = check_batch(images, labels, look=False)
+        x = precise(usable(images))
+        rows = {'y': checked.labels, 'aim': checked.given if reference is None else usable(reference)}
+        sign = 1.
+        if targets is not None:
+            rows['aim'], sign = check_targets(images, targets)[:, 0], -1.
+
+        def ascended(rows: Rows, logits: torch.Tensor) -> torch.Tensor:
+            return sign * loss_fn(logits, rows['aim'])
+
+        classifier = Classifier(model, PIXELS, images.dtype, lambda num_classes: check_classes(checked, num_classes))
+        ball = Ball(x, threat, space or PIXELS)
+        seeds = image_seeds(seed, len(x), x.device)
+        best, most = ball.x, torch.full((), -1, device=x.device)
+        for restart in range(restarts if len(x) else 0):
+            start = start_fn(ball, seeds + restart * RUN_STRIDE)
+            if keep == 'last':
+                best = _last_iterate(classifier, ball, {**rows, 'point': start}, ascended, steps, ascent, tau)
+            else:
+                adv, count = _most_fooled(classifier, ball, {**rows, 'point': start}, ascended, steps, ascent)
+                best, most = torch.where(count > most, adv, best), torch.maximum(count, most)
+    return best.to(images.dtype)
