@@ -1,18 +1,29 @@
 """Adversarially robust models, training objectives and honest evaluation for timm. Importing registers the models."""
-from .attacks import L2, InputSpace, Linf, ThreatModel
+from . import attacks, tasks
+from .attacks import L2, Attack, InputSpace, Linf, ThreatModel, register_attack, register_norm
+from .errors import InputError
 from .layers import RobustNorm2d, replace_norm, set_bn_mode, sync_norm_statistics
 from .models import NormalizedModel
+from .tasks import Objective, register_objective
 from .version import __version__
 
 __all__ = [
+    'Attack',
+    'InputError',
     'InputSpace',
     'L2',
     'Linf',
     'NormalizedModel',
+    'Objective',
     'RobustNorm2d',
     'ThreatModel',
     '__version__',
+    'attacks',
+    'register_attack',
+    'register_norm',
+    'register_objective',
     'replace_norm',
     'set_bn_mode',
     'sync_norm_statistics',
+    'tasks',
 ]
