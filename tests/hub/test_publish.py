@@ -1,4 +1,5 @@
 """Cards, publishing and loading, with huggingface_hub and timm as they are against a Hub on this machine."""
+import dataclasses
 import json
 import os
 import re
@@ -21,11 +22,13 @@ from timm_robust.evaluation import (
     AttackOutcome,
     DataFacts,
     EvaluationReport,
+    Finding,
     ModelFacts,
     RunFacts,
     ThreatFacts,
     read_reports,
 )
+from timm_robust.hub import Card, build_card_folder, card_text
 from timm_robust.hub.card import result_rows
 from timm_robust.hub.papers import citations
 from timm_robust.inputs import weights_sha256
@@ -57,9 +60,9 @@ def measured(tmp_path_factory):
     return root
 
 
-def card(measured, output, *more, results=('first', 'second')):
+def card(measured, output, *more, name=NAME, results=('first', 'second')):
     return main([
-        'card', NAME, '--checkpoint', str(measured / 'weights.safetensors'), '--num-classes', '4', '--in-chans', '3',
+        'card', name, '--checkpoint', str(measured / 'weights.safetensors'), '--num-classes', '4', '--in-chans', '3',
         '--results', *(str(measured / r / 'results.json') for r in results), '--data-name', *['Squares'] * len(results),
         '--train-args', str(measured / 'args.yaml'), '--repo-id', REPO, '--output', str(output), *more])
 
@@ -125,8 +128,7 @@ def test_what_a_card_says(folder, measured, tmp_path, monkeypatch):
     assert '--initial-checkpoint start.safetensors' in text
     assert '@inproceedings{wang2022removing' in text and 'license: apache-2.0' in text
     assert f"timm.create_model('hf-hub:{REPO}', pretrained=True)" in text and 'import timm, timm_robust' in text
-    names, reports = zip(*read_reports(folder / 'results.json'))
-    rows = result_rows(reports, names)
+    rows = result_rows(read_reports(folder / 'results.json'))
     assert [r[3] for r in rows][2] == 'clean' and rows[0][2] == 'Linf 8/255' and rows[0][0] == 'Squares'
 
 
@@ -144,7 +146,6 @@ def test_an_objective_is_cited_whatever_the_network(objective):
 
 
 def test_networks_of_timm_are_named_as_timm_does(tmp_path):
-    from timm_robust.hub.card import build_card_folder
     model = timm.create_model('nofrost_resnet26', num_classes=3).eval()
     EvaluationReport(
         model=ModelFacts(
@@ -156,9 +157,10 @@ def test_networks_of_timm_are_named_as_timm_does(tmp_path):
         attacks=[AttackOutcome('clean', {'attack': 'clean'}, None, '', [True, False, False, False])],
     ).save(tmp_path)
     build_card_folder(
-        tmp_path / 'card', 'nofrost_resnet26.some_tag', model, [str(tmp_path / 'results.json')], data_names=['Squares'],
-        repo_id='a/b', license='apache-2.0', origin='nowhere')
-    assert 'Plain timm loads it too, as its own `nf_resnet26`' in (tmp_path / 'card' / 'README.md').read_text()
+        tmp_path / 'card', Card(name='nofrost_resnet26.some_tag', repo_id='a/b', origin='nowhere'), model,
+        [str(tmp_path / 'results.json')], ['Squares'])
+    text = (tmp_path / 'card' / 'README.md').read_text()
+    assert 'Plain timm loads it too, as its own `nf_resnet26`' in text and 'transformers' in ModelCard(text).data.tags
     script = (
         'import sys, timm, torch; m = timm.create_model(sys.argv[1], pretrained=True); '
         'assert "timm_robust" not in sys.modules; print(type(m).__name__, m.num_classes)')
@@ -176,12 +178,45 @@ def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
     assert not (tmp_path / NAME / 'README.md').exists()
     assert main(['card', 'resnet99', '--checkpoint', 'x', '--results', 'y', '--data-name', 'z']) == 2
     one_line(capsys, 'must be MODEL.TAG')
+    weights = ['--checkpoint', str(other), '--results', 'y', '--data-name', 'z']
+    assert main(['card', NAME, *weights, '--repo-id', REPO]) == 2
+    one_line(capsys, 'say where the weights are from; give --train-args or --origin')
+    assert main(['card', NAME, *weights, '--origin', 'nowhere']) == 2
+    one_line(capsys, f'{NAME}: say with --repo-id where it will be published')
+    assert main(['card', NAME, *weights, '--origin', 'nowhere', '--repo-id', 'a/b/c']) == 2
+    one_line(capsys, '--repo-id a/b/c: ')
     assert card(measured, tmp_path, '--model', 'resnet18') == 2
     one_line(capsys, 'unrecognized arguments: --model resnet18')
     assert card(measured, tmp_path, '--pretrained') == 2
     one_line(capsys, 'unrecognized arguments: --pretrained')
     assert card(measured, tmp_path, '--results', str(measured / 'args.yaml'), '--data-name', 'x') == 2
-    one_line(capsys, 'cannot be read as JSON')
+    one_line(capsys, '--results', 'args.yaml: cannot be read as JSON')
+
+
+EVIL = '`` | *x* <script>alert(1)</script>\n# Heading [a](b)'
+
+
+def test_all_text_of_a_card_is_shown_as_it_is(measured):
+    report = read_reports(measured / 'first' / 'results.json')[0][1]
+    attacks = [dataclasses.replace(a, name=a.name + EVIL if i else a.name) for i, a in enumerate(report.attacks)]
+    evil = dataclasses.replace(
+        report, attacks=tuple(attacks), findings=(Finding('odd_' + EVIL, 'alarm', EVIL, {}),),
+        settings=dataclasses.replace(report.settings, command='timm-robust eval ```\n# Heading', surrogate=EVIL))
+    card = Card(
+        name=NAME, repo_id=REPO, origin=EVIL, objective='', command='train ```` \n```\n# Heading', selection=EVIL,
+        base_model=EVIL, model_args={'act_layer': EVIL})
+    text = card_text(card, [(EVIL, evil)])
+    body = text.split('\n---\n', 1)[1]
+    outside = re.sub(r'^(`{3,})\w*\n.*?^\1$', '', body, flags=re.M | re.S)  # blocks of code end where they should
+    assert [line for line in outside.splitlines() if line.startswith('#')] == [
+        f'# {NAME}'.replace('_', r'\_'), '## Accuracy', '## Use', '## Training', '## Measured by', '## Citation']
+    in_line = re.sub(r'(`+) ?[^`].*?[^`] ?\1(?!`)', '', re.sub(r'\\`', '', outside))
+    assert '<script' not in in_line and '[a](b)' not in in_line and '*x*' not in in_line.replace(r'\*x\*', '')
+    rows = [line for line in outside.splitlines() if line.startswith('|')]
+    assert {len(re.findall(r'(?<!\\)\|', row)) for row in rows} == {8}, 'a cell broke its row'
+    assert len(ModelCard(text).data.eval_results) == 3  # and the metadata is read back
+    assert '<https://example.org/a_b>' in card_text(
+        dataclasses.replace(card, origin='https://example.org/a_b', command=''), [('x', report)])
 
 
 def publish(folder, *more, token=WRITER, monkeypatch=None):
@@ -226,18 +261,16 @@ def test_public_dry_run_and_organization(hub, measured, folder, tmp_path, monkey
     assert not hub.repos and not hub.log
     monkeypatch.setenv('HF_TOKEN', WRITER)
     assert main(['push', str(folder), '--org', 'team', '--public']) == 2
-    one_line(capsys, f'--repo-id team/{NAME}: the card says to load the model from another repository')
+    one_line(capsys, f'--repo-id team/{NAME}: its card says to load the model from {REPO}')
     assert not hub.repos and card(measured, tmp_path, '--repo-id', f'team/{NAME}') == 0
     assert main(['push', str(tmp_path / NAME), '--org', 'team', '--public']) == 0
     assert list(hub.repos) == [f'team/{NAME}'] and not hub.repos[f'team/{NAME}'].private
 
 
-def test_another_models_repository_is_left_alone(hub, folder, monkeypatch, capsys):
+def test_another_models_repository_is_left_alone(hub, folder, measured, tmp_path, monkeypatch, capsys):
     assert publish(folder, monkeypatch=monkeypatch) == 0
-    other = shutil.copytree(folder, folder.parent / 'other' / NAME, dirs_exist_ok=True)
-    config = json.loads((other / 'config.json').read_text())
-    config['pretrained_cfg']['tag'] = 'another'
-    (other / 'config.json').write_text(json.dumps(config))
+    other = tmp_path / 'nofrost_resnet11_mnist.another'
+    assert card(measured, tmp_path, name=other.name) == 0
     before = len(hub.repos[REPO].commits)
     capsys.readouterr()
     assert publish(other, monkeypatch=monkeypatch) == 2
@@ -252,24 +285,29 @@ def test_another_models_repository_is_left_alone(hub, folder, monkeypatch, capsy
     assert len(repo.commits) == before
 
 
+EMPTY = 'nothing was committed, but the empty repository was made'
+UNKNOWN = 'whether the commit arrived is not known'
 FAULTS = [
-    (('POST', 'preupload', 403), 'the token may not write there'),
-    (('POST', 'objects/batch', 500), 'the Hub answered 500'),
-    (('PUT', 'storage', 'cut'), 'repeat the command'),
-    (('POST', '/commit/', 500), 'the Hub answered 500'),
-    (('POST', '/commit/', 429), 'too many requests'),
-    (('POST', '/commit/', 'cut'), 'the Hub cannot be reached'),
-    (('POST', 'repos/create', 401), 'the token is missing or not valid'),
+    (('POST', 'preupload', 403), 'the token may not write there', EMPTY),
+    (('POST', 'objects/batch', 500), 'the Hub answered 500', EMPTY),
+    (('PUT', 'storage', 'cut'), 'repeat the command', EMPTY),
+    (('POST', '/commit/', 500), 'the Hub answered 500', UNKNOWN),
+    (('POST', '/commit/', 429), 'too many requests', EMPTY),
+    (('POST', '/commit/', 'cut'), 'the Hub did not answer', UNKNOWN),
+    (('POST', 'repos/create', 401), 'the token is missing or not valid', 'nothing on the Hub was changed'),
+    (('POST', 'repos/create', 'cut'), 'the Hub did not answer', 'whether the repository was made is not known'),
+    (('GET', 'api/models', 'cut'), 'the Hub did not answer', 'nothing on the Hub was changed'),
 ]
 
 
-@pytest.mark.parametrize('fault, message', FAULTS, ids=lambda v: '-'.join(map(str, v)) if isinstance(v, tuple) else '')
-def test_an_upload_that_fails_leaves_the_repository_as_it_was(hub, folder, monkeypatch, capsys, fault, message):
+@pytest.mark.parametrize(
+    'fault, message, state', FAULTS, ids=lambda v: '-'.join(map(str, v)) if isinstance(v, tuple) else '')
+def test_an_upload_that_fails_says_what_is_known(hub, folder, monkeypatch, capsys, fault, message, state):
     monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)  # between its retries
     hub.faults += [fault] * 50
     assert publish(folder, monkeypatch=monkeypatch) == 2
-    one_line(capsys, f'--repo-id {REPO}: ', message, 'the repository is as it was')
-    assert REPO not in hub.repos or names(hub) == set()
+    one_line(capsys, f'--repo-id {REPO}: ', message, state)
+    assert names(hub) == set() if 'empty' in state else REPO not in hub.repos or not names(hub)
     hub.faults.clear()
     assert publish(folder, monkeypatch=monkeypatch) == 0
     assert names(hub) == {p.name for p in folder.iterdir()}
@@ -282,18 +320,67 @@ def test_tokens_that_do_not_do(hub, folder, monkeypatch, capsys):
     assert not hub.repos
 
 
+def linked(path, target):
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def edit(folder, name, pattern, new):
+    text = (folder / name).read_text()
+    changed = re.sub(pattern, lambda match: new, text, count=1)
+    assert changed != text
+    (folder / name).write_text(changed)
+
+
+def other_weights(folder):
+    """Weights and config of another network, right by themselves."""
+    weights = {k: v + 1 for k, v in load_file(folder / 'model.safetensors').items()}
+    save_file(weights, folder / 'model.safetensors')
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'weights_sha256': weights_sha256(weights)}))
+
+
 @pytest.mark.parametrize('spoil, message', [
     (lambda f: (f / 'results.json').unlink(), 'has no results.json'),
-    (lambda f: (f / 'model.safetensors').write_bytes(b'x'), 'is broken'),
-    (lambda f: save_file({'a': torch.zeros(1)}, f / 'model.safetensors'), 'of different networks'),
+    (lambda f: (f / 'README.md').unlink(), 'has no README.md'),
+    (lambda f: (f / 'images.png').unlink(), 'has no images.png'),
+    (lambda f: (f / 'model.safetensors').write_bytes(b'x'), 'header'),
+    (lambda f: save_file({'a': torch.zeros(1)}, f / 'model.safetensors'), 'Missing key'),
+    (lambda f: save_file({k: v + 1 for k, v in load_file(f / 'model.safetensors').items()}, f / 'model.safetensors'),
+     'its weights are not those of its config'),
+    (lambda f: other_weights(f), 'results and weights are of different networks'),
+    (lambda f: linked(f / 'images.png', '/etc/passwd'), 'images.png is a link or no file'),
+    (lambda f: linked(f / 'README.md', f / 'config.json'), 'README.md is a link or no file'),
+    (lambda f: (f / 'images.png').write_text('root:x:0:0'), 'images.png is no figure'),
+    (lambda f: edit(f, 'results.json', r'"correct": \[', '"correct": [null, '), 'results.json'),
+    (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": 99.9'), 'says 99.9 % where its outcomes'),
+    (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": NaN'), 'says nan % where its outcomes'),
+    (lambda f: edit(f, 'results.json', '"card": {', '"cards": {'), 'results.json holds no card'),
+    (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'), 'README.md is not the card'),
+    (lambda f: edit(f, 'results.json', '"images.png"', '"../secret.png"'), 'is no figure of an evaluation'),
+    (lambda f: edit(f, 'README.md', r'\| [\d.]+ \|\n', '| 99.90 |\n'), 'README.md is not the card'),
+    (lambda f: edit(f, 'README.md', r'value: [\d.]+', 'value: 99.9'), 'README.md is not the card'),
+    (lambda f: edit(f, 'README.md', r'> \*\*NOT CHECKED.*\n', ''), 'README.md is not the card'),
+    (lambda f: edit(f, 'config.json', 'bicubic', 'nearest'), 'prepares images otherwise than they were when'),
+    (lambda f: (f / 'README.md').write_bytes(b'\xff'), 'README.md is no text'),
+    (lambda f: (f / 'config.json').write_text('null'), 'must hold a JSON mapping'),
 ])
-def test_a_folder_that_is_not_whole(hub, folder, tmp_path, monkeypatch, capsys, spoil, message):
+def test_a_folder_that_is_not_whole_or_was_changed(hub, folder, tmp_path, monkeypatch, capsys, spoil, message):
     own = shutil.copytree(folder, tmp_path / NAME)
     spoil(own)
     (own / 'notes.pkl').write_bytes(b'never sent')
     assert publish(own, monkeypatch=monkeypatch) == 2
     one_line(capsys, message)
     assert not hub.repos
+
+
+def test_what_else_lies_in_a_folder_is_not_sent(hub, folder, tmp_path, monkeypatch):
+    own = shutil.copytree(folder, tmp_path / NAME)
+    linked(own / 'link_images.png', '/etc/passwd')
+    for name in ('notes.pkl', 'my_images.png', '2_images.png'):
+        (own / name).write_bytes(b'\x89PNG\r\n\x1a\n')
+    assert publish(own, monkeypatch=monkeypatch) == 0
+    assert names(hub) == {p.name for p in folder.iterdir()}
 
 
 def evaluate(measured, model, output):

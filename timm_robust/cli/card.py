@@ -1,15 +1,15 @@
 """`timm-robust card`: the folder of a model as it goes to the Hub, every number of its card measured."""
 import argparse
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List
 
 import yaml
-from timm.models import is_model
+from timm.models import get_pretrained_cfg, is_model, list_pretrained, split_model_name_tag
 
 from ..errors import InputError
-from ..hub.card import build_card_folder
-from ..models._build import HUB_ORG
+from ..hub import Card, build_card_folder
 from . import train
 from .arguments import Parser, add_model_arguments
 from .inputs import open_converted
@@ -39,7 +39,7 @@ def build_parser() -> Parser:
                              'the best robust accuracy on 500 test images"')
     parser.add_argument('--license', default='apache-2.0', metavar='ID', help='of the weights (default: %(default)s)')
     parser.add_argument('--repo-id', default='', metavar='ORG/NAME',
-                        help=f'where it will be published (default: {HUB_ORG}/MODEL.TAG)')
+                        help='where it will be published (default: that of the tag, if timm knows it)')
     parser.add_argument('--output', default='hub_cards', metavar='DIR', help='folder of folders (default: %(default)s)')
     add_model_arguments(parser, model=False, pretrained=False)
     return parser
@@ -64,27 +64,44 @@ def training_command(args: Dict[str, Any]) -> str:
 def run(argv: List[str]) -> None:
     """Build the folder."""
     args = build_parser().parse_args(argv)
-    args.model, _, tag = args.name.partition('.')
-    if not tag or not is_model(args.model):
-        raise InputError(f'{args.name}: must be MODEL.TAG with a model timm knows (timm.list_models())')
-    if len(args.data_name) != len(args.results):
-        raise InputError(
-            f'--data-name: names {len(args.data_name)} data sets for {len(args.results)} of --results, give one each')
-    if not args.train_args and not args.origin:
-        raise InputError('--train-args: give the args.yaml of the run, or say with --origin where the weights are from')
-    objective = command = ''
-    if args.train_args:
-        try:
-            training = yaml.safe_load(Path(args.train_args).read_text())
-            objective, command = training['objective'], training_command(training)
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-            raise InputError(
-                f'--train-args {args.train_args}: is no args.yaml of timm-robust train '
-                f'({type(error).__name__})') from error
+    args.model = args.name.partition('.')[0]
+    repo_id = args.repo_id or (get_pretrained_cfg(args.name).hf_hub_id if args.name in list_pretrained() else '')
+    if not repo_id and is_model(args.model):
+        raise InputError(f'{args.name}: say with --repo-id where it will be published')
+    try:
+        card = Card(
+            name=args.name, repo_id=repo_id or args.name, license=args.license, origin=args.origin,
+            selection=args.selection.rstrip('.'), **_training(args.train_args))
+    except InputError as error:
+        # the one argument that is no flag
+        positional = error.argument == 'name'
+        raise (InputError(f'{args.name}: {error.problem}', error.remedy) if positional else error.renamed(
+            {'command': 'train_args'})) from error
     network = open_converted(args, args.checkpoint)
-    folder = Path(args.output) / args.name
-    written = build_card_folder(
-        folder, args.name, network.model, args.results, model_args=network.config.model_kwargs,
-        data_names=args.data_name, repo_id=args.repo_id or f'{HUB_ORG}/{args.name}', license=args.license,
-        objective=objective, command=command, origin=args.origin, selection=args.selection)
+    card = dataclasses.replace(card, model_args=network.config.model_kwargs)
+    written = build_card_folder(Path(args.output) / args.name, card, network.model, args.results, args.data_name)
     print('Written: ' + ', '.join(map(str, written)))
+
+
+def _on_hub(model: str) -> str:
+    """Where the Hub has the pretrained weights of a model, '' if it is not known."""
+    if model.startswith('hf-hub:'):
+        return model.removeprefix('hf-hub:').partition('@')[0]
+    tagged = split_model_name_tag(model)[1] and model in list_pretrained()
+    cfg = get_pretrained_cfg(model) if tagged or is_model(model) else None
+    return cfg.hf_hub_id or '' if cfg else ''
+
+
+def _training(path: str) -> Dict[str, str]:
+    """What a card says of the run whose args.yaml this is; nothing without one."""
+    if not path:
+        return {}
+    try:
+        training = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        found = {'objective': str(training['objective']), 'command': training_command(training)}
+        if training.get('pretrained'):
+            found['base_model'] = _on_hub(str(training['model']))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f'--train-args {path}: is no args.yaml of timm-robust train ({type(error).__name__})') from error
+    return found

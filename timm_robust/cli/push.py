@@ -30,9 +30,12 @@ def run(argv: List[str]) -> None:
     """Publish."""
     args = build_parser().parse_args(argv)
     folder = Path(args.folder)
-    if not folder.is_dir():
-        raise InputError(f'{folder}: no such folder, build it with timm-robust card')
-    plan = plan_push(folder, args.repo_id or f'{args.org}/{folder.resolve().name}')
+    try:
+        plan = plan_push(folder, args.repo_id or f'{args.org}/{folder.resolve().name}')
+    except InputError as error:
+        # the one argument that is no flag
+        known = InputError(f'{folder}: {error.problem}', error.remedy) if error.argument == 'folder' else error
+        raise known from error
     print(plan)
     if args.dry_run:
         print('Nothing was sent (--dry-run).')

@@ -1,23 +1,117 @@
-"""A model card whose every number comes from results.json of the same weights."""
+"""A model card whose every number is computed from the outcomes in results.json, of the same weights."""
+import re
 import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple, cast
 
 import torch.nn as nn
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from timm.models import is_model, save_for_hf
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from markupsafe import Markup
+from timm.models import is_model
 
 from ..errors import InputError
-from ..evaluation import AttackOutcome, EvaluationReport
-from ..evaluation.render import words
-from ..inputs import weights_sha256, write_json
+from ..evaluation import AttackOutcome, EvaluationReport, read_reports
+from ..evaluation.render import markdown_environment, words
+from ..inputs import (
+    Preprocessing,
+    export_model,
+    read_json,
+    weights_sha256,
+    write_json,
+    write_text,
+    written_whole,
+)
 from ..models._build import WEIGHTS_DIR
+from ..settings import check_types, from_mapping, to_mapping
 from .papers import citations
 
-__all__ = ['FIGURES', 'build_card_folder', 'card_text', 'read_results', 'result_rows']
+__all__ = ['FIGURES', 'Card', 'Evaluations', 'build_card_folder', 'card_text', 'read_card', 'result_rows']
 
 FIGURES = ('eps_sweep.png', 'gamma_sweep.png', 'loss_surface.png', 'images.png')
 _HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %')
+_TEMPLATE = markdown_environment(Path(__file__).parent / 'templates').get_template('card.md')
+_PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+
+Evaluations = Sequence[Tuple[str, EvaluationReport]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card says of a model beside its measurements.
+
+    Attributes:
+        name: Model and tag, 'nofrost_resnet50.nofrost_linf8_in1k'.
+        repo_id: Where the model is published.
+        license: Identifier of the licence of the weights.
+        model_args: Arguments of the model.
+        objective: What the model was trained with by this package.
+        command: Command of that training.
+        base_model: Pretrained weights that training began with.
+        origin: Where weights come from that were not trained by this package.
+        selection: Which weights of the run these are and by what they were chosen.
+        figures: Names of figures in the folder.
+
+    Raises:
+        InputError: If the name has no tag or is of no model, or the repository's name is none.
+    """
+    name: str
+    repo_id: str
+    license: str = 'apache-2.0'
+    model_args: Dict[str, object] = field(default_factory=dict)
+    objective: str = ''
+    command: str = ''
+    base_model: str = ''
+    origin: str = ''
+    selection: str = ''
+    figures: Tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not (self.tag and is_model(self.model)):
+            raise InputError('must be MODEL.TAG with a model timm knows', 'timm.list_models() lists them',
+                             argument='name', value=self.name)
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise InputError(str(error), argument='repo_id', value=self.repo_id) from error
+        if not (self.command or self.origin):
+            raise InputError('say where the weights are from', 'give `command` or `origin`')
+        for figure in self.figures:
+            if re.sub(r'^\d+_', '', figure) not in FIGURES:
+                raise InputError('is no figure of an evaluation', argument='figures', value=figure)
+
+    @property
+    def model(self) -> str:
+        """Name of the model, without its tag."""
+        return self.name.partition('.')[0]
+
+    @property
+    def tag(self) -> str:
+        """Name of the weights."""
+        return self.name.partition('.')[2]
+
+    @property
+    def architecture(self) -> str:
+        """Name it is published under: timm's own for a network that is timm's own, else the name it has here."""
+        own = self.model.replace('nofrost', 'nf', 1)
+        return own if self.model.startswith('nofrost') and is_model(own) else self.model
+
+    @property
+    def in_plain_timm(self) -> bool:
+        """Whether timm loads it without this package."""
+        return self.architecture != self.model or not self.model.startswith(('nofrost', 'robustnorm'))
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the weights ship with this package."""
+        return (WEIGHTS_DIR / f'{self.name}.safetensors').is_file()
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of the model as text."""
+        return ', '.join(f'{k}={v}' for k, v in self.model_args.items())
 
 
 def _order(report: EvaluationReport) -> List[AttackOutcome]:
@@ -25,19 +119,19 @@ def _order(report: EvaluationReport) -> List[AttackOutcome]:
     return sorted(report.attacks, key=lambda a: (a.is_clean, not a.is_autoattack, report.accuracy(a.name)))
 
 
-def result_rows(evaluations: Sequence[EvaluationReport], data_names: Sequence[str]) -> List[Tuple[str, ...]]:
+def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
     """Rows of the card's table, each with all an accuracy depends on."""
     return [
         (name, f'{report.data.num_examples:,}', str(outcome.threat or '-'),
          outcome.name + ('' if outcome.complete else ' after those above it'), outcome.effort or '-',
          str(report.settings.seed), f'{report.accuracy(outcome.name):.2f}')
-        for report, name in zip(evaluations, data_names) for outcome in _order(report)]
+        for name, report in evaluations for outcome in _order(report)]
 
 
-def _eval_results(evaluations: Sequence[EvaluationReport], data_names: Sequence[str]) -> List[EvalResult]:
+def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
     """The same numbers as metadata."""
     found = []
-    for report, name in zip(evaluations, data_names):
+    for name, report in evaluations:
         for outcome in _order(report):
             threat = outcome.threat
             of_attack = {'attack': outcome.name, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
@@ -56,181 +150,154 @@ def _eval_results(evaluations: Sequence[EvaluationReport], data_names: Sequence[
     return found
 
 
-def _warnings(evaluations: Sequence[EvaluationReport]) -> str:
+def _has_autoattack(evaluations: Evaluations) -> bool:
+    return any(outcome.is_autoattack for _, report in evaluations for outcome in report.attacks)
+
+
+def _warnings(evaluations: Evaluations) -> List[Tuple[str, str]]:
     """What casts doubt on the numbers, and whether anybody looked."""
-    lines = [f'> **{verdict.upper()}** {text}' for report in evaluations for verdict, text in words.warnings(report)]
-    looked = any(report.findings for report in evaluations)
-    if not looked:
-        lines.append('> **NOT CHECKED** Nobody ran `timm-robust diagnose` on these weights: gradients may be masked.')
-    elif not lines:
-        lines.append('The checks for masked gradients and dependence on the batch found nothing.')
+    lines = [warning for _, report in evaluations for warning in words.warnings(report)]
+    if not any(report.findings for _, report in evaluations):
+        lines.append(('not checked', 'Nobody ran timm-robust diagnose on these weights: gradients may be masked.'))
     if not _has_autoattack(evaluations):
-        lines.append('> **NO AUTOATTACK** These numbers bound robustness from above; AutoAttack leaves less.')
-    return '\n>\n'.join(dict.fromkeys(lines))
+        lines.append(('no AutoAttack', 'These numbers bound robustness from above; AutoAttack leaves less.'))
+    return list(dict.fromkeys(lines))
 
 
-def _has_autoattack(evaluations: Sequence[EvaluationReport]) -> bool:
-    return any(outcome.is_autoattack for report in evaluations for outcome in report.attacks)
+def _link(text: str) -> str:
+    """An address as a link, other text as it is."""
+    return Markup(f'<{text}>') if re.fullmatch(r'https?://[^\s<>]+', text) else text
 
 
-def _code(text: str, language: str = '') -> str:
-    return f'```{language}\n{text}\n```'
-
-
-def card_text(
-        name: str,
-        evaluations: Sequence[EvaluationReport],
-        data_names: Sequence[str],
-        *,
-        repo_id: str,
-        license: str,
-        architecture: str,
-        model_args: Dict[str, Any],
-        objective: str = '',
-        command: str = '',
-        origin: str = '',
-        selection: str = '',
-        figures: Sequence[str] = (),
-) -> str:
+def card_text(card: Card, evaluations: Evaluations) -> str:
     """The card as Markdown with metadata.
 
     Args:
-        name: Model and tag, 'nofrost_resnet50.nofrost_linf8_in1k'.
-        evaluations: All of these weights.
-        data_names: How to call the data of each.
-        repo_id: Where the model is published.
-        license: Identifier of the licence of the weights.
-        architecture: Name by which the config asks for the network.
-        model_args: Arguments of the model.
-        objective: What the model was trained with by this package.
-        command: Command of that training.
-        origin: Where weights come from that were not trained by this package.
-        selection: Which weights of the run these are and by what they were chosen.
-        figures: Names of figures in the folder.
+        card: What it says beside measurements.
+        evaluations: Measurements of these weights, each with the name of its data.
     """
-    model = name.split('.')[0]
     data = ModelCardData(
-        model_name=name,
+        model_name=card.name,
         library_name='timm',
-        license=license,
-        tags=['image-classification', 'timm', 'adversarial-robustness', 'timm-robust'],
+        license=card.license,
+        base_model=card.base_model or None,
+        tags=['image-classification', 'timm', *(['transformers'] if card.in_plain_timm else []),
+              'adversarial-robustness', 'timm-robust'],
         pipeline_tag='image-classification',
-        eval_results=_eval_results(evaluations, data_names),
+        eval_results=_eval_results(evaluations),
     )
-    rows = result_rows(evaluations, data_names)
-    table = '\n'.join(f"| {' | '.join(cells)} |" for cells in [_HEADER, ['---'] * len(_HEADER), *rows])
-    plain = architecture != model or not model.startswith(('nofrost', 'robustnorm'))
-    load = f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()"
-    how = _code(f'import timm, timm_robust  # pip install timm-robust\n\n{load}', 'python')
-    if plain:
-        how += f'\n\nPlain timm loads it too, as its own `{architecture}`:\n\n'
-        how += _code(f'import timm\n\n{load}', 'python')
-    else:
-        how += f'\n\nWithout the package timm does not know `{architecture}`: the import registers it.'
-    if (WEIGHTS_DIR / f'{name}.safetensors').is_file():
-        how += f" These weights travel in it: `timm.create_model('{name}', pretrained=True)` needs no network."
-    blocks = [
-        f'# {name}',
-        f"A `{model}`{f' ({_arguments(model_args)})' if model_args else ''} "
-        + (f'trained with the objective `{objective}` of timm_robust.' if objective else f'from {origin}.'),
-        '## Accuracy', table, _warnings(evaluations),
-        'Each attack ran on the images classified correctly, within its threat model in pixel units on [0, 1]. '
-        '`results.json` holds the outcome of every image and the commands.',
-        *(f'![{figure.removesuffix(".png")}]({figure})' for figure in figures),
-        '## Use', how,
-        '## Training', _code(command) if command else f'See {origin}.', *([f'{selection}.'] if selection else []),
-        '## Measured by', _code('\n'.join(report.settings.command for report in evaluations)),
-        '## Citation', _code('\n\n'.join(citations(model, objective, _has_autoattack(evaluations))), 'bibtex'),
-    ]
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(blocks) + '\n').content
+    body = _TEMPLATE.render(
+        card=card,
+        header=_HEADER,
+        rows=result_rows(evaluations),
+        warnings=_warnings(evaluations),
+        commands='\n'.join(report.settings.command for _, report in evaluations),
+        citations='\n\n'.join(citations(card.model, card.objective, _has_autoattack(evaluations))),
+        link=_link,
+    )
+    return f'---\n{data.to_yaml()}\n---\n\n{body}'
 
 
-def _arguments(model_args: Dict[str, Any]) -> str:
-    return ', '.join(f'{k}={v}' for k, v in model_args.items())
+def read_card(folder: Path) -> Tuple[Card, Evaluations, Dict[str, Any]]:
+    """What the results.json of a card folder holds: the card, its measurements, and all of it.
+
+    Raises:
+        InputError: If it is none, or an accuracy in it is not that of its outcomes.
+    """
+    path = folder / 'results.json'
+    try:
+        content = read_json(path)
+        evaluations = read_reports(path)
+        if not isinstance(content.get('card'), dict):
+            raise InputError('holds no card', 'build the folder again')
+        return from_mapping(Card, content['card']), evaluations, content
+    except InputError as error:
+        inner = str(error) if error.argument not in ('', 'path') else error.explanation
+        raise InputError(f'results.json {inner}', argument='folder', value=str(folder)) from error
 
 
-def _plain_architecture(name: str) -> str:
-    """timm's own name of a network that is timm's own, else the name it has here."""
-    own = name.replace('nofrost', 'nf', 1)
-    return own if name.startswith('nofrost') and is_model(own) else name
-
-
-def _check(evaluations: Sequence[EvaluationReport], paths: Sequence[str], digest: str) -> None:
-    for path, report in zip(paths, evaluations):
-        measured = report.model.weights_sha256
-        if measured != digest:
-            raise InputError(
-                f'--results {path}: was measured on other weights ({measured[:12]}) than these ({digest[:12]}), '
-                'evaluate these')
-
-
-def read_results(path: str) -> EvaluationReport:
-    """The report in a results.json of `timm-robust eval`."""
+def _read_results(path: str) -> EvaluationReport:
     try:
         report = EvaluationReport.load(path)
     except InputError as error:
         raise error.about('results', path) from error
     if not report.attacks:
-        raise InputError('holds no attack', 'evaluate again', argument='results', value=path)
+        raise InputError('was measured without attacks', 'evaluate clean accuracy and attacks', argument='results',
+                         value=path)
     return report
+
+
+def measured_preprocessing(evaluations: Evaluations) -> Preprocessing:
+    """How images were prepared, the same in all measurements.
+
+    Raises:
+        InputError: If it was not the same, or is not known.
+    """
+    found = [{k: getattr(report.model, k) for k in _PREPROCESSING} for _, report in evaluations]
+    if any(f != found[0] for f in found) or None in found[0].values():
+        raise InputError('were measured with images prepared in different ways', 'evaluate again', argument='results')
+    return cast(Preprocessing, found[0])
+
+
+def _figures(results: Sequence[str]) -> Dict[str, Path]:
+    """Figures beside results, by the names they get in the folder."""
+    return {
+        f'{index}_{figure}' if index else figure: Path(path).parent / figure
+        for index, path in enumerate(results) for figure in FIGURES if (Path(path).parent / figure).is_file()}
 
 
 def build_card_folder(
         folder: Path,
-        name: str,
+        card: Card,
         model: nn.Module,
         results: Sequence[str],
-        *,
-        model_args: Optional[Dict[str, Any]] = None,
-        **facts: Any,
+        data_names: Sequence[str],
 ) -> List[Path]:
     """Write everything a Hub repository of a model holds; the same input gives the same bytes.
 
     Args:
         folder: Where to.
-        name: Model and tag.
+        card: What the card says; its figures are those beside the results.
         model: The network with its weights.
-        results: Paths of results.json; figures beside them are taken along.
-        model_args: Arguments the model was built with.
-        **facts: Arguments of `card_text`.
+        results: Paths of results.json.
+        data_names: How to call the data of each.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: If a results.json was measured on other weights.
+        InputError: If a results.json was measured on other weights, or its accuracies are not those of its outcomes.
     """
-    architecture, tag = name.split('.', 1)
+    if len(data_names) != len(results):
+        raise InputError(f'names {len(data_names)} data sets for {len(results)} results', 'give one each',
+                         argument='data_name')
+    evaluations = [(name, _read_results(path)) for name, path in zip(data_names, results)]
     digest = weights_sha256(model)
-    evaluations = [read_results(path) for path in results]
-    _check(evaluations, results, digest)
-    seen = evaluations[0].model
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {}
-    for index, path in enumerate(results):
-        for figure in FIGURES:
-            if (Path(path).parent / figure).exists():
-                figures[f'{index}_{figure}' if index else figure] = Path(path).parent / figure
-    for target, source in figures.items():
-        shutil.copyfile(source, folder / target)
-    published_as = _plain_architecture(architecture)
-    save_for_hf(
+    for path, (_, report) in zip(results, evaluations):
+        if report.model.weights_sha256 != digest:
+            raise InputError(
+                f'was measured on other weights ({report.model.weights_sha256[:12]}) than these ({digest[:12]})',
+                'evaluate these', argument='results', value=path)
+    preprocessing, figures = measured_preprocessing(evaluations), _figures(results)
+    card = replace(card, figures=tuple(figures))
+    names = [report.data.class_names for _, report in evaluations if not report.data.mismatch]
+    export_model(
         model,
-        str(folder),
-        safe_serialization=True,
-        model_config={
-            'architecture': published_as,
-            'weights_sha256': digest,
-            'pretrained_cfg': {'tag': tag, 'license': facts['license']},
-        },
-        model_args=model_args or None,
-        data_config={
-            k: getattr(seen, k) for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+        folder,
+        preprocessing=preprocessing,
+        class_names=next(filter(None, names), None),
+        pretrained_cfg={'tag': card.tag, 'license': card.license},
+        model_args=card.model_args,
+        architecture=card.architecture,
     )
+    for target, source in figures.items():
+        with written_whole(folder / target) as part:
+            shutil.copyfile(source, part)
     write_json(folder / 'results.json', {
-        'weights_sha256': digest, 'data_names': list(facts['data_names']),
-        'evaluations': [report.to_dict() for report in evaluations]})
-    text = card_text(
-        name, evaluations, architecture=published_as, model_args=model_args or {}, figures=list(figures), **facts)
-    (folder / 'README.md').write_text(text)
-    return sorted(folder.iterdir())
+        'weights_sha256': digest,
+        'card': to_mapping(card),
+        'data_names': list(data_names),
+        'evaluations': [report.to_dict() for _, report in evaluations],
+    })
+    write_text(folder / 'README.md', card_text(card, evaluations))
+    return sorted(folder / name for name in ('README.md', 'config.json', 'model.safetensors', 'results.json', *figures))

@@ -1,20 +1,21 @@
 """A card folder to the Hugging Face Hub: one commit, or nothing."""
-import json
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors.torch import load_file
 
 from ..errors import InputError
-from ..inputs import weights_sha256
-from .card import FIGURES
+from ..inputs import NetworkConfig, build_network, read_json
+from .card import card_text, measured_preprocessing, read_card
 
 __all__ = ['Plan', 'plan_push', 'push']
 
 _REQUIRED = ('README.md', 'config.json', 'results.json', 'model.safetensors')
+_COMMIT = 'the commit arrived'
+_PNG = b'\x89PNG\r\n\x1a\n'
 
 
 @dataclass
@@ -24,12 +25,12 @@ class Plan:
     Attributes:
         repo_id: Repository.
         files: What goes there, from the card folder.
-        config: Content of config.json.
+        name: Architecture and tag of the model.
         message: Commit message.
     """
     repo_id: str
     files: List[Path]
-    config: Dict[str, Any]
+    name: str
     message: str
 
     def __str__(self) -> str:
@@ -37,33 +38,67 @@ class Plan:
         return '\n'.join([f'{self.repo_id}: {self.message}', *sizes])
 
 
+def _check_file(path: Path) -> None:
+    """Refuse what is no file of its own: links lead out of the folder."""
+    try:
+        kind = path.lstat().st_mode
+    except OSError as error:
+        raise InputError(f'has no {path.name}', 'build it with timm-robust card') from error
+    if not stat.S_ISREG(kind):
+        raise InputError(f'{path.name} is a link or no file', 'build the folder again')
+    with open(path, 'rb') as file:
+        if path.suffix == '.png' and file.read(len(_PNG)) != _PNG:
+            raise InputError(f'{path.name} is no figure', 'build the folder again')
+
+
+def _check_folder(folder: Path, repo_id: str) -> Plan:
+    for name in _REQUIRED:
+        _check_file(folder / name)
+    card, evaluations, content = read_card(folder)
+    files = [folder / name for name in (*_REQUIRED, *card.figures)]
+    for path in files[len(_REQUIRED):]:
+        _check_file(path)
+    if card.repo_id != repo_id:
+        raise InputError(f'its card says to load the model from {card.repo_id}', 'build it again with this `repo_id`',
+                         argument='repo_id', value=repo_id)
+    network = build_network(NetworkConfig(model=str(folder.resolve()), device='cpu'))
+    hashes = {content.get('weights_sha256'), *(report.model.weights_sha256 for _, report in evaluations)}
+    if hashes != {network.weights_sha256}:
+        raise InputError('results and weights are of different networks', 'build it again')
+    if network.preprocessing != measured_preprocessing(evaluations):
+        raise InputError('its config.json prepares images otherwise than they were when it was measured',
+                         'build it again')
+    if not (folder / 'README.md').read_text(encoding='utf-8').startswith(card_text(card, evaluations)):
+        raise InputError('README.md is not the card of its results.json: somebody changed one of them',
+                         'build it again, and add text of your own at the end')
+    name = f'{card.architecture}.{card.tag}'
+    if _name(read_json(folder / 'config.json')) != name:
+        raise InputError(f'its config.json is not that of {name}', 'build it again')
+    return Plan(repo_id, files, name, f'Upload {card.name}')
+
+
 def plan_push(folder: Path, repo_id: str) -> Plan:
-    """Check a card folder and say what of it would be sent: nothing but card, config, results, weights and figures.
+    """Check a card folder and say what of it would be sent: card, config, results, weights, the card's figures.
+
+    Every accuracy is computed again from the outcomes of the images, and the card from the results.
 
     Raises:
-        InputError: If a file is missing or card, config and weights are not of one model.
+        InputError: If a file is missing, a link or broken, or card, config, results and weights do not agree.
     """
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f'{folder}: has no {missing[0]}, build the folder with timm-robust card')
+    if not folder.is_dir():
+        raise InputError('no such folder', 'build it with timm-robust card', argument='folder', value=str(folder))
     try:
-        config = json.loads((folder / 'config.json').read_text())
-        results = json.loads((folder / 'results.json').read_text())
-        of_file = weights_sha256(load_file(folder / 'model.safetensors'))
-    except Exception as error:  # safetensors has an exception class of its own
-        raise InputError(f'{folder}: is broken ({type(error).__name__}), build it again') from error
-    hashes = {config.get('weights_sha256'), results.get('weights_sha256'), of_file}
-    if len(hashes) != 1:
-        raise InputError(f'{folder}: config, results and weights are of different networks, build it again')
-    if f"'hf-hub:{repo_id}'" not in (folder / 'README.md').read_text():
-        raise InputError(f'--repo-id {repo_id}: the card says to load the model from another repository, build it anew '
-                         'with this --repo-id')
-    figures = [p for p in sorted(folder.iterdir()) if p.name.endswith(FIGURES)]
-    return Plan(repo_id, [folder / name for name in _REQUIRED] + figures, config, f'Upload {folder.name}')
+        return _check_folder(folder, repo_id)
+    except UnicodeDecodeError as error:
+        raise InputError('README.md is no text', 'build it again', argument='folder', value=str(folder)) from error
+    except InputError as error:
+        if error.argument in ('folder', 'repo_id'):
+            raise
+        raise error.about('folder', str(folder)) from error
 
 
 def _name(config: Dict[str, Any]) -> str:
-    return f"{config['architecture']}.{config['pretrained_cfg']['tag']}"
+    return f"{config['architecture']}.{config['pretrained_cfg'].get('tag')}"
 
 
 def _refuse_other(api: HfApi, plan: Plan, revision: Optional[str]) -> bool:
@@ -77,17 +112,35 @@ def _refuse_other(api: HfApi, plan: Plan, revision: Optional[str]) -> bool:
     if {f.rfilename for f in info.siblings or []} <= {'.gitattributes'}:
         return True
     try:
-        path = api.hf_hub_download(plan.repo_id, 'config.json', revision=revision)
-        theirs = _name(json.loads(Path(path).read_text()))
-    except (EntryNotFoundError, ValueError, KeyError, TypeError):
+        theirs = _name(read_json(api.hf_hub_download(plan.repo_id, 'config.json', revision=revision)))
+    except (EntryNotFoundError, InputError, KeyError, TypeError, AttributeError):
         theirs = 'no model of this package'
-    if theirs != _name(plan.config):
-        raise InputError(
-            f'--repo-id {plan.repo_id}: holds {theirs}, not {_name(plan.config)}: choose another name')
+    if theirs != plan.name:
+        raise InputError(f'holds {theirs}, not {plan.name}', 'choose another name', argument='repo_id',
+                         value=plan.repo_id)
     return True
 
 
-def _explain(error: Exception, plan: Plan) -> InputError:
+@dataclass
+class _Progress:
+    """What is known to have happened on the Hub.
+
+    Attributes:
+        made: What was made there before the commit.
+        asked: What was asked for last, without an answer yet.
+    """
+    made: List[str] = field(default_factory=list)
+    asked: str = ''
+
+    def state(self, refused: bool) -> str:
+        """What a reader may rely on, whether or not the Hub refused what was asked for."""
+        found = [f"nothing was committed, but {' and '.join(self.made)} made"] if self.made else []
+        if self.asked and not refused:
+            found = [*found[:self.asked != _COMMIT], f'whether {self.asked} is not known']
+        return ', '.join(found) or 'nothing on the Hub was changed'
+
+
+def _explain(error: Exception, plan: Plan, progress: _Progress) -> InputError:
     cause: Optional[BaseException] = error
     while cause is not None and getattr(cause, 'response', None) is None:
         cause = cause.__cause__
@@ -95,14 +148,15 @@ def _explain(error: Exception, plan: Plan) -> InputError:
     status = response.status_code if response is not None else None
     reasons = {
         401: 'the token is missing or not valid: log in with `hf auth login` or set HF_TOKEN',
-        403: 'the token may not write there: use one with write access, or another --org',
+        403: 'the token may not write there: use one with write access, or another repository',
         404: 'no such repository or branch',
         429: 'too many requests: wait and repeat the command',
     }
-    why = reasons.get(status) or (
-        f'the Hub answered {status}: repeat the command' if status else
-        f'the Hub cannot be reached ({type(error).__name__}): repeat the command')
-    return InputError(f'--repo-id {plan.repo_id}: {why}; the repository is as it was')
+    why = reasons.get(status or 0) or (
+        f'the Hub answered {status}' if status else f'the Hub did not answer ({type(error).__name__})')
+    state = progress.state(refused=status is not None and status < 500)
+    return InputError(f'{why}; {state}', 'repeat the command: what is there already stays as it is',
+                      argument='repo_id', value=plan.repo_id)
 
 
 def push(
@@ -114,8 +168,7 @@ def push(
 ) -> str:
     """Send a card folder as one commit, with the token of the environment or of `hf auth login`.
 
-    Files go up first and become visible with the commit alone, so an upload that breaks off leaves the repository as it
-    was and can be repeated.
+    Files go up first and become visible with the commit alone, so an upload that breaks off can be repeated.
 
     Args:
         plan: Of `plan_push`.
@@ -127,24 +180,28 @@ def push(
         Address of the commit or the pull request.
 
     Raises:
-        InputError: If the repository holds another model, or the Hub refuses or cannot be reached.
+        InputError: If the repository holds another model, or the Hub refuses or does not answer; it says what is known
+            of the state that leaves.
     """
-    api = HfApi(library_name='timm_robust')
+    api, progress = HfApi(library_name='timm_robust'), _Progress()
     try:
-        exists = _refuse_other(api, plan, revision)
-        if not exists:
+        if not _refuse_other(api, plan, revision):
+            progress.asked = 'the repository was made'
             api.create_repo(plan.repo_id, private=private, exist_ok=True)
+            progress.made.append('the empty repository was')
         if revision and not create_pr:
+            progress.asked = f'the branch {revision} was made'
             api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
+            progress.made.append(f'the branch {revision} was')
+        progress.asked = ''
+        operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in plan.files]
+        # uploads come before, so that a fault from here on is one of the commit
+        api.preupload_lfs_files(plan.repo_id, operations, revision=revision, create_pr=create_pr)
+        progress.asked = _COMMIT
         commit = api.create_commit(
-            plan.repo_id,
-            [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in plan.files],
-            commit_message=plan.message,
-            revision=revision,
-            create_pr=create_pr,
-        )
+            plan.repo_id, operations, commit_message=plan.message, revision=revision, create_pr=create_pr)
     except InputError:
         raise
     except Exception as error:  # the client's HTTP library, and what the client wraps it in, change with its version
-        raise _explain(error, plan) from error
+        raise _explain(error, plan, progress) from error
     return commit.pr_url or commit.commit_url

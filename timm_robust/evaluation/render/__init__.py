@@ -5,13 +5,22 @@ from typing import List
 from ...inputs import write_bytes
 from ..report import EvaluationReport
 from .figures import draw_figures, plot_bars, plot_eps_sweep, plot_images, plot_loss_surface, plot_radar
-from .pages import findings_text, html_report, html_table, markdown_report, text_report, text_table
+from .pages import (
+    findings_text,
+    html_report,
+    html_table,
+    markdown_environment,
+    markdown_report,
+    text_report,
+    text_table,
+)
 
 __all__ = [
     'draw_figures',
     'findings_text',
     'html_report',
     'html_table',
+    'markdown_environment',
     'markdown_report',
     'plot_bars',
     'plot_eps_sweep',

@@ -15,7 +15,15 @@ from ..report import EvaluationReport, percent
 from . import words
 from .figures import panels, to_png
 
-__all__ = ['findings_text', 'html_report', 'html_table', 'markdown_report', 'text_report', 'text_table']
+__all__ = [
+    'findings_text',
+    'html_report',
+    'html_table',
+    'markdown_environment',
+    'markdown_report',
+    'text_report',
+    'text_table',
+]
 
 
 def _markdown(value: Any) -> Markup:
@@ -26,10 +34,22 @@ def _markdown(value: Any) -> Markup:
     return Markup(re.sub(r'([\\`*_\[\]|~$#])', r'\\\1', text))
 
 
-def _fenced(text: str) -> Markup:
-    """A block of code, fenced by more backticks than the code has in a row."""
-    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
-    return Markup(f'{fence}\n{text}\n{fence}')
+def _backticks(text: str, least: int) -> str:
+    """More backticks than a text has in a row."""
+    return '`' * max(least, 1 + max(map(len, re.findall('`+', text)), default=0))
+
+
+def _fenced(text: str, language: str = '') -> Markup:
+    """A block of code."""
+    fence = _backticks(text, 3)
+    return Markup(f'{fence}{language}\n{text}\n{fence}')
+
+
+def _code(value: Any) -> Markup:
+    """Code within a line."""
+    text = ' '.join(str(value).split())
+    fence, space = _backticks(text, 1), ' ' if '`' in text else ''
+    return Markup(f'{fence}{space}{text}{space}{fence}')
 
 
 def _alignment(rows: Sequence[Sequence[str]]) -> List[Markup]:
@@ -39,18 +59,32 @@ def _alignment(rows: Sequence[Sequence[str]]) -> List[Markup]:
         for column in zip(*rows)]
 
 
-def _environment(**kwargs: Any) -> Environment:
+_TEMPLATES = Path(__file__).parent / 'templates'
+
+
+def _environment(folder: Path, **kwargs: Any) -> Environment:
     found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / 'templates'), undefined=StrictUndefined, autoescape=True,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, **kwargs)
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, **kwargs)
     found.globals['words'] = words
     return found
 
 
-_HTML = _environment()
+def markdown_environment(folder: Path) -> Environment:
+    """Markdown templates in a folder: text in them is shown as it is, `code` and `fenced` show it as code.
+
+    Args:
+        folder: Where they are.
+    """
+    found = _environment(folder, finalize=_markdown)
+    found.filters.update(cell=_markdown, code=_code, fenced=_fenced)
+    found.globals['alignment'] = _alignment
+    return found
+
+
+_HTML = _environment(_TEMPLATES)
 _HTML.filters['base64'] = lambda png: base64.b64encode(png).decode()
-_MARKDOWN = _environment(finalize=_markdown)
-_MARKDOWN.filters.update(cell=_markdown, fenced=_fenced)
+_MARKDOWN = markdown_environment(_TEMPLATES)
 
 
 def html_report(report: EvaluationReport, figures: Mapping[str, bytes]) -> str:
@@ -83,7 +117,7 @@ def markdown_report(report: EvaluationReport, figures: Mapping[str, bytes]) -> s
         report: The report.
         figures: Of `draw_figures`.
     """
-    return _MARKDOWN.get_template('report.md').render(report=report, figures=figures, alignment=_alignment)
+    return _MARKDOWN.get_template('report.md').render(report=report, figures=figures)
 
 
 def text_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
