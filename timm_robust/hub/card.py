@@ -287,7 +287,6 @@ def build_card_folder(
         preprocessing=preprocessing,
         class_names=next(filter(None, names), None),
         pretrained_cfg={'tag': card.tag, 'license': card.license},
-        model_args=card.model_args,
         architecture=card.architecture,
     )
     for target, source in figures.items():

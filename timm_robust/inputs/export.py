@@ -20,7 +20,6 @@ def export_model(
         preprocessing: Preprocessing,
         class_names: Optional[Sequence[str]] = None,
         pretrained_cfg: Optional[Mapping[str, Any]] = None,
-        model_args: Optional[Mapping[str, Any]] = None,
         architecture: str = '',
 ) -> None:
     """Write model.safetensors and, when that is whole, config.json.
@@ -28,12 +27,11 @@ def export_model(
     The config holds the hash of the weights, which every way in compares, and the names of the classes.
 
     Args:
-        model: A timm model.
+        model: A timm model, which knows the arguments that `timm.create_model` built it with.
         folder: Where to; made if it is not there.
         preprocessing: How its images are prepared.
         class_names: Names of its classes by index; those of the weights it began with are not kept.
         pretrained_cfg: What else the config says of the weights, such as their tag and licence.
-        model_args: Arguments the model was built with.
         architecture: Name to publish it under, by default its own.
     """
     with TemporaryDirectory() as scratch:
@@ -42,7 +40,6 @@ def export_model(
             scratch,
             safe_serialization=True,
             model_config={'pretrained_cfg': dict(pretrained_cfg or {})},
-            model_args=dict(model_args or {}) or None,
             data_config=dict(preprocessing),
         )
         config = read_json(Path(scratch) / 'config.json')

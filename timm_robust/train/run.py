@@ -91,7 +91,6 @@ def _save(model: nn.Module, directory: Path, args, data_config: Dict[str, Any]) 
         class_names=args.class_names,
         # these are not the weights of the tag the architecture came with
         pretrained_cfg={'tag': args.objective, 'description': f'trained with {args.objective}'},
-        model_args=args.model_kwargs,
     )
 
 
