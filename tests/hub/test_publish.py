@@ -29,7 +29,7 @@ from timm_robust.evaluation import (
     read_reports,
 )
 from timm_robust.hub import Card, build_card_folder, card_text
-from timm_robust.hub.card import result_rows
+from timm_robust.hub.card import read_card, result_rows
 from timm_robust.hub.papers import citations
 from timm_robust.inputs import weights_sha256
 from timm_robust.inputs.weights import logits_of_fixed_input
@@ -106,6 +106,8 @@ def test_every_number_of_a_card_was_measured(folder):
 @pytest.mark.parametrize('path', sorted(CARDS.glob('*/README.md')), ids=lambda p: p.parent.name)
 def test_every_number_of_every_card(path):
     check_numbers(path.parent)
+    card, evaluations, _ = read_card(path.parent)
+    assert card.name == path.parent.name and path.read_text() == card_text(card, evaluations)
 
 
 @pytest.mark.parametrize('path', sorted(CARDS.glob('*/README.md')), ids=lambda p: p.parent.name)
