@@ -24,9 +24,9 @@ from timm.utils import NativeScaler
 import timm_robust  # noqa: F401
 from timm_robust.attacks import InputSpace, make_fast_model, make_threat
 from timm_robust.evaluation import AttackSpec, plan_attacks
-from timm_robust.inputs import float32_proper
 from timm_robust.layers import RobustNorm2d, set_bn_mode
 from timm_robust.models import NormalizedModel
+from timm_robust.precision import float32_proper
 from timm_robust.tasks import AWP, OBJECTIVES, Madry, TrainingAttack, create_task
 
 from .common import memory, seconds

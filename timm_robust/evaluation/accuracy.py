@@ -15,19 +15,13 @@ from tqdm import tqdm
 
 from ..attacks import Clean, logits_of
 from ..errors import InputError
-from ..inputs import float32_proper
 from ..layers import at_gamma, has_batch_statistics
+from ..precision import float32_proper
 from .journal import Journal
 from .outcome import AttackResult, AttackSpec, Evaluation, assemble, check_specs, keyed_steps
 from .report import EpsPoint, GammaPoint
 
-__all__ = [
-    'MBNAT_GAMMAS',
-    'evaluate_attacks',
-    'image_seeds',
-    'sweep_eps',
-    'sweep_mbnat_gamma',
-]
+__all__ = ['MBNAT_GAMMAS', 'evaluate_attacks', 'image_seeds', 'sweep_eps', 'sweep_mbnat_gamma']
 
 MBNAT_GAMMAS = tuple(i / 10 for i in range(11))
 

@@ -1,5 +1,5 @@
 """What every command needs before it begins: a network with its weights, images, a device, and files that are whole."""
-from .device import Process, check_seed, float32_proper, init_process, resolve_device
+from .device import Process, check_seed, init_process, resolve_device
 from .export import export_model
 from .files import read_json, write_bytes, write_json, write_text, written_whole
 from .images import DatasetConfig, Images, ImagesConfig, choose_images, open_dataset, open_images, pixel_loader
@@ -46,7 +46,6 @@ __all__ = [
     'create_network',
     'export_model',
     'fit_weights',
-    'float32_proper',
     'init_process',
     'load_weights',
     'open_dataset',

@@ -1,18 +1,13 @@
-"""Where the work is done: the device, the processes, and float32 where a verdict hangs on it."""
-from contextlib import ExitStack, contextmanager
+"""Where the work is done: the device and the processes."""
 from dataclasses import dataclass
-from typing import Any, Iterator, Optional, Tuple
+from typing import Optional
 
 import torch
 from timm.utils.distributed import init_distributed_device_so
 
 from ..errors import InputError
 
-__all__ = ['Process', 'check_seed', 'float32_proper', 'init_process', 'resolve_device']
-
-# torch's newer flags, which raise where the older ones are read after these were set
-_CUDNN: Any = torch.backends.cudnn
-_NEWER: Tuple[Any, ...] = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
+__all__ = ['Process', 'check_seed', 'init_process', 'resolve_device']
 
 
 def check_seed(seed: int) -> None:
@@ -76,41 +71,3 @@ def init_process(device: Optional[str] = None) -> Process:
     """
     found = init_distributed_device_so(resolve_device(device))
     return Process(torch.device(found['device']), found['global_rank'], found['local_rank'], found['world_size'])
-
-
-def _older_flags() -> Optional[Tuple[str, bool]]:
-    """Precision of matrix products and whether cuDNN takes TF32, None where torch's newer flags were set."""
-    try:
-        flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        return torch.get_float32_matmul_precision(), flags[0]
-    except RuntimeError:
-        return None
-
-
-@contextmanager
-def float32_proper() -> Iterator[None]:
-    """Convolutions and matrix products in float32 as it is, and no autocast; torch's settings come back afterwards.
-
-    With the ten bits of TF32, which a GPU may put in its place, images count as fooled that float32 classifies
-    correctly.
-    """
-    older, newer = _older_flags(), [place.fp32_precision for place in _NEWER]
-    with ExitStack() as stack:
-        for kind in ('cpu', 'cuda'):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            if older is not None:
-                torch.set_float32_matmul_precision('highest')
-                torch.backends.cudnn.allow_tf32 = False
-            else:
-                for place in _NEWER:
-                    place.fp32_precision = 'ieee'
-            yield
-        finally:
-            if older is not None:
-                torch.set_float32_matmul_precision(older[0])
-                torch.backends.cudnn.allow_tf32 = older[1]
-            else:
-                for place, precision in zip(_NEWER, newer):
-                    place.fp32_precision = precision
