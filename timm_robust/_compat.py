@@ -1,4 +1,5 @@
-"""Names timm keeps in private modules, gathered so that a move in timm is mended in one place."""
+"""Private names of timm and torch, gathered so that a move there is repaired in one place."""
 from timm.models._features import feature_take_indices
+from torch._C import _are_functorch_transforms_active as are_functorch_transforms_active
 
-__all__ = ['feature_take_indices']
+__all__ = ['are_functorch_transforms_active', 'feature_take_indices']

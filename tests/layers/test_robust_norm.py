@@ -1,11 +1,14 @@
+import copy
+
 import pytest
 import timm
 import torch
 import torch.nn as nn
-from helpers import run_distributed
+from helpers import run_distributed, state_equal
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
 
-from timm_robust.layers import RobustNorm2d, RobustNormAct2d, set_bn_mode
+from timm_robust.errors import InputError
+from timm_robust.layers import RobustNorm2d, RobustNormAct2d, replace_norm, set_bn_mode
 
 
 def reference(x, weight, bias, power=0.2, eps=1e-5, mean=None, value_range=None):
@@ -160,26 +163,111 @@ def test_low_precision_keeps_dtype_and_statistics(dtype):
     torch.testing.assert_close(layer.running_mean, 0.1 * x.to(dtype).float().mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
-def test_meta_device_script_and_compile():
+def test_meta_device():
     meta = RobustNorm2d(3, device='meta')
     assert meta(torch.empty(2, 3, 4, 4, device='meta')).shape == (2, 3, 4, 4)
-    x = torch.randn(4, 3, 5, 5)
-    for bn_mode in ('batch', 'mean', 'population'):
-        layer = RobustNorm2d(3, bn_mode=bn_mode).eval()
-        torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
-        compiled = torch.compile(layer, backend='eager', fullgraph=True)
-        torch.testing.assert_close(compiled(x), layer(x))
 
 
-def test_single_image_warns_once_and_single_value_is_refused():
+LAYERS = pytest.mark.parametrize('norm', [RobustNorm2d, RobustNormAct2d])
+MODES = pytest.mark.parametrize('bn_mode', ['training', 'batch', 'mean', 'population'])
+
+
+def layer_in(bn_mode, norm=RobustNorm2d):
+    layer = norm(3, **({} if bn_mode == 'training' else {'bn_mode': bn_mode})).train(bn_mode == 'training')
+    for tensor in layer.state_dict().values():
+        tensor.uniform_(.5, 2)
+    return layer
+
+
+@MODES
+@LAYERS
+@pytest.mark.parametrize('convert', [
+    torch.jit.script,
+    lambda layer: torch.fx.symbolic_trace(nn.Sequential(layer)),
+    lambda layer: torch.compile(layer, backend='eager', fullgraph=True),
+], ids=['script', 'fx', 'compile'])
+def test_script_plain_trace_and_compile(convert, norm, bn_mode):
+    layer = layer_in(bn_mode, norm)
+    converted = convert(copy.deepcopy(layer))
+    for _ in range(2):
+        x = torch.randn(4, 3, 5, 5)
+        torch.testing.assert_close(converted(x), layer(x))
+        for own, other in zip(layer.buffers(), converted.buffers()):
+            torch.testing.assert_close(own, other)
+
+
+def test_a_whole_network_is_traced():
+    model = replace_norm(timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d')).eval()
+    x = torch.randn(2, 3, 32, 32)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), model(x))
+    assert sum('robust_norm' in str(node.target) for node in traced.graph.nodes) > 15
+
+
+@MODES
+@LAYERS
+@pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_nothing_comes_of_nothing(norm, bn_mode, shape):
+    layer, x = layer_in(bn_mode, norm), torch.empty(shape, requires_grad=True)
+    before = copy.deepcopy(layer)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape and state_equal(layer, before)
+    assert all(torch.equal(p.grad, torch.zeros(3)) for p in layer.parameters())
+
+
+@MODES
+def test_transforms_of_torch_func(bn_mode):
+    layer = layer_in(bn_mode)
+    x, tangent = torch.randn(2, 4, 3, 5, 5)
+    point = x.clone().requires_grad_()
+    wanted = torch.autograd.grad(copy.deepcopy(layer)(point).pow(3).sum(), point)
+
+    def loss(parameters, buffers, x):
+        return torch.func.functional_call(layer, (parameters, buffers), (x,)).pow(3).sum()
+
+    state = dict(layer.named_parameters()), {n: b.clone() for n, b in layer.named_buffers()}
+    of_parameters, of_input = torch.func.grad(loss, argnums=(0, 2))(*state, x)
+    torch.testing.assert_close(of_input, wanted[0])
+    if bn_mode == 'training':
+        layer(x)
+        for name, value in state[1].items():
+            torch.testing.assert_close(value, layer.get_buffer(name))
+        return
+    _, along = torch.func.jvp(lambda x: layer(x).pow(3).sum(), (x,), (tangent,))
+    torch.testing.assert_close(along, (wanted[0] * tangent).sum())
+    both = torch.func.vmap(layer)(torch.stack([x, tangent]))
+    torch.testing.assert_close(both, torch.stack([layer(x), layer(tangent)]))
+
+
+@MODES
+@pytest.mark.parametrize('shape', [(4, 3, 5, 6), (4, 3, 1, 1), (4, 1, 5, 5)])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+def test_gradients_on_a_gpu_are_those_on_the_cpu(memory_format, shape, bn_mode):
+    layer = layer_in(bn_mode)
+    layer = RobustNorm2d(shape[1], bn_mode=layer.bn_mode).train(layer.training)
+    x, upstream = torch.randn(2, *shape)
+    results = []
+    for device in ('cpu', 'cuda'):
+        own = copy.deepcopy(layer).to(device)
+        point = x.to(device).contiguous(memory_format=memory_format).requires_grad_()
+        y = own(point)
+        results.append([y, *torch.autograd.grad((y * upstream.to(device)).sum(), [point, *own.parameters()])])
+    for on_cpu, on_gpu in zip(*results):
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4)
+
+
+def test_single_image_warns_and_single_value_is_refused():
     layer = RobustNorm2d(3, bn_mode='batch').eval()
     with pytest.warns(UserWarning, match='batch of one image'):
         layer(torch.randn(1, 3, 4, 4))
-    with pytest.raises(ValueError, match='more than 1 value per channel'):
-        RobustNorm2d(3).train()(torch.randn(1, 3, 1, 1))
-    with pytest.raises(ValueError, match='bn_mode'):
+    for layer in (RobustNorm2d(3).train(), torch.jit.script(RobustNorm2d(3).train())):
+        with pytest.raises((InputError, torch.jit.Error), match='more than 1 value per channel'):
+            layer(torch.randn(1, 3, 1, 1))
+    with pytest.raises(InputError, match="bn_mode='sample': unknown; choose one of"):
         RobustNorm2d(3, bn_mode='sample')
-    with pytest.raises(ValueError, match='power'):
+    with pytest.raises(InputError, match='power=2.0: must be a number in'):
         RobustNorm2d(3, power=2.)
 
 
@@ -215,7 +303,9 @@ def test_predictions_depend_on_the_batch_only_in_batch_modes():
 
 
 SYNC_SCRIPT = """
+import copy, warnings
 import torch, torch.distributed as dist
+warnings.simplefilter('error', FutureWarning)
 from timm.utils import distribute_bn
 from timm_robust.layers import RobustNorm2d, sync_norm_statistics
 dist.init_process_group('gloo')
@@ -234,11 +324,35 @@ y = layer(x_own)
 torch.testing.assert_close(y, whole(x)[own])
 torch.testing.assert_close(x_own.grad, x_whole.grad[own])
 torch.testing.assert_close(layer.running_range, 0.9 + 0.1 * (x.amax((0, 2, 3)) - x.amin((0, 2, 3))))
+# a process without images takes part, and so does one with a single value per channel
+for sizes in ((0, 6), (6, 0)):
+    whole, layer = (copy.deepcopy(n) for n in (RobustNorm2d(3, dtype=torch.float64).train(), layer))
+    layer.load_state_dict(whole.state_dict())
+    own = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], 6)
+    x_whole, x_own = x.clone().requires_grad_(), x[own].clone().requires_grad_()
+    torch.testing.assert_close(layer(x_own), whole(x_whole)[own])
+    (whole(x_whole) * upstream).sum().backward()
+    (layer(x_own) * upstream[own]).sum().backward()
+    torch.testing.assert_close(x_own.grad, x_whole.grad[own])
+    torch.testing.assert_close(layer.running_range, whole.running_range)
+layer(x[rank:rank + 1, :, :1, :1])
+# the gradient can be differentiated again
+own = slice(0, 2) if rank == 0 else slice(2, 6)
+def penalty(layer, x):
+    x = x.clone().requires_grad_()
+    gradient, = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), x)[0]
+torch.testing.assert_close(penalty(layer, x[own]), penalty(whole, x)[own])
+# one process's infinity is an infinite range for all, as in one batch
+x_inf = x.clone(); x_inf[0, 1, 0, 0] = float('inf')
+whole.load_state_dict(layer.state_dict())
+layer(x_inf[own]), whole(x_inf)
+assert torch.isinf(layer.running_range[1]) and torch.equal(layer.running_range, whole.running_range)
 plain = RobustNorm2d(3).train()
 plain(torch.full((2, 3, 4, 4), float(rank)))
 distribute_bn(plain, 2, reduce=True)
 torch.testing.assert_close(plain.running_mean, torch.full((3,), 0.05))
-del y  # its graph holds the process group, which must not outlive itself
+del y, x_own  # graphs hold the process group, which must not outlive itself
 dist.barrier()
 dist.destroy_process_group()
 print('fine', rank)

@@ -4,6 +4,8 @@ from typing import Optional, Tuple
 
 import torch
 
+from .._compat import are_functorch_transforms_active
+
 __all__ = ['batch_mean_and_extrema', 'normalize_by', 'normalize_by_batch', 'statistics_dtype']
 
 # BatchNorm's backward kernel subtracts (x - mean) / spread^2 times a reduction; with this spread nothing is left of
@@ -37,6 +39,14 @@ def _inverse_and_slope(value_range: torch.Tensor, power: float, eps: float) -> T
     return inverse, inverse * inverse * raised * power / safe
 
 
+def _is_transformed() -> bool:
+    """Whether torch.func may take the derivative of a mean, unseen."""
+    if torch.jit.is_scripting():
+        return False
+    else:
+        return not torch.compiler.is_compiling() and are_functorch_transforms_active()
+
+
 def _affine(
         x: torch.Tensor,
         mean: torch.Tensor,
@@ -63,7 +73,7 @@ def normalize_by(
         scale = scale * weight
     bias = None if bias is None else bias.to(dtype)
     mean = mean.to(dtype)
-    if mean.requires_grad:
+    if mean.requires_grad or _is_transformed():
         shift = -mean * scale if bias is None else bias - mean * scale
         return _affine(x, torch.zeros_like(scale), scale, shift)
     return _affine(x, mean, scale, bias)
@@ -124,21 +134,24 @@ class _NormalizeByBatch(torch.autograd.Function):
         power, eps, tracked, channels_last, bias_dtype = ctx.settings
         if torch.is_grad_enabled():
             return _differentiable_backward(dy, x, weight, mean if tracked else None, power, eps, bias_dtype)
-        dy = dy.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        dy = dy.contiguous(memory_format=memory_format)
         scale = inverse if weight is None else inverse * weight
         if tracked:
-            dx = (dy * scale[:, None, None]).to(x.dtype)
-            dotted = (dy * (x - mean[:, None, None])).sum((0, 2, 3), dtype=mean.dtype)
-            dbias = dy.sum((0, 2, 3), dtype=mean.dtype)
+            per_channel = (1, -1, 1, 1)
+            dx = (dy * scale.view(per_channel)).to(dy.dtype)
+            dbias = dy.sum((0, 2, 3), dtype=mean.dtype) if ctx.needs_input_grad[2] else None
+            dotted = (x - mean.view(per_channel)).mul_(dy).sum((0, 2, 3))
         else:
             dx, dotted, dbias = torch.ops.aten.native_batch_norm_backward(
                 dy, x, scale * _SPREAD, None, None, mean, torch.full_like(mean, 1 / _SPREAD), True, 0.,
                 [True, True, True])
             dotted = dotted * _SPREAD
+        dx = dx.contiguous(memory_format=memory_format)  # as the places below are counted
         of_range = dotted * slope if weight is None else dotted * slope * weight
         dx.as_strided((dx.numel(),), (1,)).index_add_(0, places, torch.cat([-of_range, of_range]).to(dx.dtype))
         dweight = None if weight is None else (dotted * inverse).to(weight.dtype)
-        return dx, dweight, None if bias_dtype is None else dbias.to(bias_dtype), None, None, None
+        return dx, dweight, None if bias_dtype is None or dbias is None else dbias.to(bias_dtype), None, None, None
 
 
 def _differentiable_backward(dy, x, weight, tracked_mean, power, eps, bias_dtype):
@@ -151,6 +164,20 @@ def _differentiable_backward(dy, x, weight, tracked_mean, power, eps, bias_dtype
     gradients = iter(torch.autograd.grad(y, inputs, dy, create_graph=True) if inputs else ())
     dx, dweight = (next(gradients) if any(t is i for i in inputs) else None for t in (x, weight))
     return dx, dweight, None if bias_dtype is None else dy.sum((0, 2, 3), dtype=bias_dtype), None, None, None
+
+
+def _normalize_plainly(
+        x: torch.Tensor,
+        weight: Optional[torch.Tensor],
+        bias: Optional[torch.Tensor],
+        tracked_mean: Optional[torch.Tensor],
+        power: float,
+        eps: float,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`normalize_by_batch` left to autograd."""
+    mean, high, low = batch_mean_and_extrema(x)
+    y = normalize_by(x, mean if tracked_mean is None else tracked_mean, high - low, weight, bias, power, eps)
+    return y, mean, high - low
 
 
 def normalize_by_batch(
@@ -173,4 +200,10 @@ def normalize_by_batch(
         The output, mean and range of the batch (C,), which have no gradient. Where a channel has several largest or
         smallest elements, the gradient of its range goes to the first in the order (N, H, W).
     """
-    return _NormalizeByBatch.apply(x, weight, bias, tracked_mean, power, eps)
+    if torch.jit.is_scripting():
+        return _normalize_plainly(x, weight, bias, tracked_mean, power, eps)
+    else:
+        # compilers fuse better what they can see, and transforms of torch.func take it apart
+        if torch.compiler.is_compiling() or are_functorch_transforms_active():
+            return _normalize_plainly(x, weight, bias, tracked_mean, power, eps)
+        return _NormalizeByBatch.apply(x, weight, bias, tracked_mean, power, eps)

@@ -5,18 +5,99 @@ Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.
 Written from the paper's equations.
 """
 import warnings
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from timm.layers import create_act_layer, register_notrace_module
 
-from .range_norm import batch_mean_and_extrema, normalize_by, normalize_by_batch
+from ..errors import InputError, check_choice, check_range
+from .range_norm import batch_mean_and_extrema, normalize_by, normalize_by_batch, statistics_dtype
 
-__all__ = ['RobustNorm2d', 'RobustNormAct2d', 'BN_MODES']
+__all__ = ['BN_MODES', 'RobustNorm2d', 'RobustNormAct2d']
 
 BN_MODES = ('batch', 'mean', 'population')
+
+
+def _warn_single_image(bn_mode: str) -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            f"RobustNorm2d normalizes by bn_mode={bn_mode!r} of a batch of one image; "
+            "use a larger batch or set_bn_mode(model, 'population')",
+            stacklevel=2,
+        )
+
+
+@torch.fx.wrap  # a plain tracer keeps it as one call, as it does with batch_norm
+def robust_norm(
+        x: torch.Tensor,
+        running_mean: torch.Tensor,
+        running_range: torch.Tensor,
+        weight: Optional[torch.Tensor],
+        bias: Optional[torch.Tensor],
+        training: bool,
+        momentum: float,
+        power: float,
+        eps: float,
+        bn_mode: str,
+) -> torch.Tensor:
+    """The function behind `RobustNorm2d`, as `torch.nn.functional.batch_norm` is behind BatchNorm.
+
+    Args:
+        x: Input (N, C, H, W). An empty one gives an empty output and leaves the running averages alone.
+        running_mean, running_range: Tracked statistics (C,), updated in place in training.
+        weight, bias: Scale and shift (C,), or None.
+        training: Normalize by the batch and update the running averages.
+        momentum, power, eps, bn_mode: See `RobustNorm2d`.
+
+    Returns:
+        The normalized input, in its type.
+
+    Raises:
+        InputError: In training on one value per channel.
+    """
+    if (not training and bn_mode == 'population') or x.numel() == 0:
+        return normalize_by(x, running_mean, running_range, weight, bias, power, eps)
+    if training and x.numel() == x.shape[1]:
+        raise InputError(
+            f'Expected more than 1 value per channel when training, got input size {list(x.shape)}',
+            'use a larger batch')
+    tracked_mean = running_mean if not training and bn_mode == 'mean' else None
+    if not torch.jit.is_scripting():
+        if not training and x.shape[0] == 1:
+            _warn_single_image(bn_mode)
+    y, mean, value_range = normalize_by_batch(x, weight, bias, tracked_mean, power, eps)
+    if training:
+        _track(running_mean, running_range, mean, value_range, momentum)
+    return y
+
+
+def _track(
+        running_mean: torch.Tensor,
+        running_range: torch.Tensor,
+        mean: torch.Tensor,
+        value_range: torch.Tensor,
+        momentum: float,
+) -> None:
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_range.lerp_(value_range.to(running_range.dtype), momentum)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over processes. It is its own adjoint, so its backward pass can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        total = tensor.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Tuple[torch.Tensor, None]:
+        return _SumOverProcesses.apply(gradient.contiguous(), ctx.group), None
 
 
 @register_notrace_module
@@ -49,8 +130,10 @@ class RobustNorm2d(nn.Module):
         bn_mode: What normalizes at inference, one of 'batch', 'mean', 'population'.
 
     Raises:
-        ValueError: On an unknown `bn_mode`, a `power` outside [0, 1], and in training on one value per channel.
+        InputError: On an unknown `bn_mode`, a `power` outside [0, 1], and in training on one value per channel.
     """
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
 
     def __init__(
             self,
@@ -64,10 +147,8 @@ class RobustNorm2d(nn.Module):
             dtype=None,
     ):
         super().__init__()
-        if bn_mode not in BN_MODES:
-            raise ValueError(f"bn_mode={bn_mode!r}: choose one of {', '.join(BN_MODES)}")
-        if not 0 <= power <= 1:
-            raise ValueError(f'power={power}: choose a value in [0, 1], the paper uses 0.2')
+        check_choice('bn_mode', bn_mode, BN_MODES)
+        check_range('power', power, 0, 1, note='the paper uses 0.2')
         dd = {'device': device, 'dtype': dtype}
         self.num_features = num_features
         self.eps = eps
@@ -76,8 +157,7 @@ class RobustNorm2d(nn.Module):
         self.power = power
         self.bn_mode = bn_mode
         self.sync = False
-        self.process_group = None
-        self._warned = False
+        self.process_group: Any = None
         if affine:
             self.weight = nn.Parameter(torch.empty(num_features, **dd))
             self.bias = nn.Parameter(torch.empty(num_features, **dd))
@@ -102,71 +182,44 @@ class RobustNorm2d(nn.Module):
         return self.running_var
 
     @torch.jit.unused
-    def _synchronize(
-            self,
-            mean: torch.Tensor,
-            high: torch.Tensor,
-            low: torch.Tensor,
-            count: int,
-    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _is_shared(self) -> bool:
+        return self.sync and dist.is_available() and dist.is_initialized() and (
+            dist.get_world_size(self.process_group) > 1)
+
+    @torch.jit.unused
+    def _normalize_together(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize by the statistics of all processes' batches and track them."""
+        dtype = statistics_dtype(x.dtype)
+        if x.numel():
+            mean, high, low = batch_mean_and_extrema(x)
+        else:  # it takes part all the same, in the backward pass too
+            mean = x.sum(dtype=dtype).expand(x.shape[1])
+            high, low = mean - float('inf'), mean + float('inf')
+        count = x.numel() // x.shape[1]
+        own = torch.stack([mean * count, high, low, torch.full_like(mean, count)])
         # Each process fills its own row and one differentiable sum shares all rows: the gradient of a shared extremum
         # returns to the process that holds it.
-        from torch.distributed.nn.functional import all_reduce
-        world_size = dist.get_world_size(self.process_group)
-        slot = torch.zeros(world_size, 1, 1, dtype=mean.dtype, device=mean.device)
-        slot[dist.get_rank(self.process_group)] = 1
-        own = torch.stack([mean * count, high, low, torch.full_like(mean, count)])
-        total, high, low, counts = all_reduce(slot * own, group=self.process_group or dist.group.WORLD).unbind(1)
-        return total.sum(0) / counts.sum(0), high.max(dim=0)[0], low.min(dim=0)[0]
+        rank = dist.get_rank(self.process_group)
+        rows = own.new_zeros(dist.get_world_size(self.process_group), *own.shape)
+        rows = rows.index_copy(0, torch.tensor([rank], device=x.device), own[None])
+        total, highs, lows, counts = _SumOverProcesses.apply(rows, self.process_group).unbind(1)
+        mean = total.sum(0) / counts.sum(0)
+        value_range = highs.max(dim=0)[0] - lows.min(dim=0)[0]
+        _track(self.running_mean, self.running_var, mean, value_range, self.momentum)
+        return normalize_by(x, mean, value_range, self.weight, self.bias, self.power, self.eps)
 
-    @torch.jit.unused
-    def _warn_single_image(self) -> None:
-        if not self._warned and not torch.compiler.is_compiling():
-            self._warned = True
-            warnings.warn(
-                f"RobustNorm2d normalizes by bn_mode={self.bn_mode!r} of a batch of one image; "
-                "use a larger batch or set_bn_mode(model, 'population')",
-                stacklevel=3,
-            )
-
-    @torch.jit.unused
-    def _shared(self) -> bool:
-        return self.sync and dist.is_available() and dist.is_initialized()
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """The normalized input, without what a subclass does after."""
+        if not torch.jit.is_scripting():
+            if self.training and self._is_shared():
+                return self._normalize_together(x)
+        return robust_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.power,
+            self.eps, self.bn_mode)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            raise ValueError(f'Expected more than 1 value per channel when training, got input size {list(x.shape)}')
-        if not self.training and self.bn_mode == 'population':
-            return normalize_by(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.power, self.eps)
-        if torch.jit.is_scripting() or self._needs_plain_autograd():
-            y, mean, value_range = self._plainly(x)
-        else:
-            if not self.training and x.shape[0] == 1:
-                self._warn_single_image()
-            tracked_mean = self.running_mean if not self.training and self.bn_mode == 'mean' else None
-            y, mean, value_range = normalize_by_batch(
-                x, self.weight, self.bias, tracked_mean, self.power, self.eps)
-        if self.training:
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(value_range.to(self.running_var.dtype), self.momentum)
-        return y
-
-    def _plainly(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        mean, high, low = batch_mean_and_extrema(x)
-        if not torch.jit.is_scripting():
-            if self.training and self._shared():
-                mean, high, low = self._synchronize(mean, high, low, x.numel() // x.shape[1])
-        if not self.training and self.bn_mode == 'mean':
-            mean = self.running_mean.to(mean.dtype)
-        y = normalize_by(x, mean, high - low, self.weight, self.bias, self.power, self.eps)
-        return y, mean, high - low
-
-    @torch.jit.unused
-    def _needs_plain_autograd(self) -> bool:
-        # statistics of several processes are gathered by autograd; compilers fuse better what they can see
-        return torch.compiler.is_compiling() or (self.training and self._shared())
+        """Normalize (N, C, H, W)."""
+        return self.normalize(x)
 
     def extra_repr(self) -> str:
         return (
@@ -205,4 +258,4 @@ class RobustNormAct2d(RobustNorm2d):
         self.act = act if act is not None else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.drop(super().forward(x)))
+        return self.act(self.drop(self.normalize(x)))
