@@ -74,12 +74,92 @@ def test_no_weight_is_stale(model, change):
     other = spoil(model)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad(), cached_weights(model):
-        before = model(x)
+        before = [model(x) for _ in range(3)][-1]
         CHANGES[change](model, other)
         x = x.to(next(model.parameters()).dtype)
         after = model(x)
         torch.testing.assert_close(after, other(x))
     assert not torch.allclose(before.double(), after.double())
+
+
+def noise_in_place(model):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * .1)
+
+
+def noise_by_assignment(model):
+    for p in model.parameters():
+        p.data = p.data + torch.randn_like(p) * .1
+
+
+def noise_behind_the_back(model):
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p) * .1)
+
+
+def noise_as_other_parameters(model):
+    for m in convs(model):
+        m.weight = nn.Parameter(m.weight + torch.randn_like(m.weight) * .1, requires_grad=False)
+
+
+@pytest.mark.parametrize('noise', [
+    noise_in_place, noise_by_assignment, noise_behind_the_back, noise_as_other_parameters])
+def test_a_defence_by_weight_noise_computes_what_it_does_outside(model, noise):
+    class Defence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model.requires_grad_(False)
+
+        def forward(self, x):
+            state = copy.deepcopy(self.net.state_dict())
+            noise(self.net)
+            y = self.net(x)
+            for name, p in self.net.named_parameters():
+                p.data.copy_(state[name])
+            return y
+
+    defence, x = Defence(), torch.randn(2, 3, 32, 32)
+    torch.manual_seed(1)
+    wanted = [defence(x) for _ in range(4)]
+    torch.manual_seed(1)
+    with cached_weights(defence):
+        assert all(torch.equal(defence(x), w) for w in wanted)
+    assert not torch.allclose(wanted[0], wanted[1])
+
+
+def test_weights_called_with_are_those_used(model):
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), cached_weights(model):
+        for _ in range(6):  # fresh tensors, at addresses of earlier ones
+            state = {n: p + torch.randn_like(p) * .1 for n, p in model.named_parameters()}
+            got = torch.func.functional_call(model, state, (x,))
+            other = copy.deepcopy(model)
+            other.load_state_dict(state, strict=False)
+            assert torch.equal(got, other(x))
+            del state
+
+
+def test_transforms_of_torch_func_pass_through(model, count):
+    x = torch.randn(2, 3, 32, 32)
+    state = {n: p.detach() for n, p in model.named_parameters()}
+
+    def loss(state):
+        return torch.func.functional_call(model, state, (x,)).logsumexp(1).sum()
+
+    wanted = torch.func.grad(loss)(state)
+    with cached_weights(model):
+        got = torch.func.grad(loss)(state)
+    assert all(torch.equal(got[n], wanted[n]) for n in wanted) and not count
+
+
+def test_weights_made_in_inference_mode(count):
+    with torch.inference_mode():
+        model = timm.create_model('nofrost_resnet20_cifar', num_classes=4).eval()
+        x = torch.randn(2, 3, 32, 32)
+        wanted = model(x)
+        with cached_weights(model):
+            assert torch.equal(model(x), wanted) and torch.equal(model(x), wanted)
 
 
 def test_an_average_is_cached_by_itself(model):
