@@ -12,7 +12,6 @@ from timm_robust.attacks import PGD, InputSpace, Linf
 from timm_robust.errors import InputError
 from timm_robust.layers import (
     at_gamma,
-    branch_state_dict,
     convert_aux_norm,
     fold_for_inference,
     has_aux_norm,
@@ -49,7 +48,7 @@ def test_loss_gradients_and_statistics_are_those_of_two_networks_that_share_all_
     plain = {
         branch: TinyNet(norm=True).double().train() for branch in ('main', 'aux')}
     for branch, network in plain.items():
-        network.load_state_dict(branch_state_dict(model.state_dict(), branch))
+        network.load_state_dict(plain_branch(model, branch).state_dict())
     x, y = batch()
     result = make_task(model, weight=.3)(x, y)
     result['loss'].backward()
@@ -80,7 +79,7 @@ def test_branches_are_plain_networks_and_mix_between(name):
     x = torch.rand(2, *plain.pretrained_cfg['input_size'], dtype=torch.float64)
     outputs = {}
     for branch, gamma in (('main', 0), ('aux', 1)):
-        plain.load_state_dict(branch_state_dict(model.state_dict(), branch))
+        plain.load_state_dict(plain_branch(model, branch).state_dict())
         with at_gamma(model, gamma), torch.no_grad():
             outputs[gamma] = model(x)
             torch.testing.assert_close(outputs[gamma], plain(x), rtol=1e-12, atol=1e-12)
@@ -115,7 +114,7 @@ def test_a_mixture_is_of_the_normalized_features():
     main, aux, mixed = (set_gamma(model, b)(x) for b in (0, 1, .25))
     torch.testing.assert_close(mixed, .75 * main + .25 * aux)
     model.train()
-    with pytest.raises(RuntimeError, match='in training one branch'):
+    with pytest.raises(InputError, match='in training one of two BatchNorms'):
         model(x)
 
 
@@ -141,12 +140,12 @@ def test_bad_input():
         make_task(TinyNet(norm=True))
     with pytest.raises(InputError, match='weight=1: leaves one'):
         make_task(convert_aux_norm(TinyNet(norm=True)), weight=1)
-    with pytest.raises(ValueError, match='TinyNet has no BatchNorm'):
+    with pytest.raises(InputError, match='TinyNet has no BatchNorm'):
         convert_aux_norm(TinyNet())
-    with pytest.raises(ValueError, match='gamma=2 must be in'):
+    with pytest.raises(InputError, match='gamma=2: must be a number in'):
         set_gamma(convert_aux_norm(TinyNet(norm=True)), 2)
-    with pytest.raises(ValueError, match="choose 'main' or 'aux'"):
-        branch_state_dict({}, 'both')
+    with pytest.raises(InputError, match="branch='both': unknown; choose one of main, aux"):
+        plain_branch(convert_aux_norm(TinyNet(norm=True)), 'both')
 
 
 def test_plain_networks_out_of_both_branches():

@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 
 from ..attacks import APGD, PGD, Adaptive, ThreatModel, image_seeds, logits_of
+from ..errors import InputError
 from ..layers import has_batch_statistics, set_bn_mode
 
 __all__ = [
@@ -127,8 +128,11 @@ def adaptive_accuracy(
         population statistics: `population_clean` and `population_apgd_ce`. The last three are None for a network that
         tracks no statistics.
     """
-    population = set_bn_mode(copy.deepcopy(model), 'population')
-    tracked = not has_batch_statistics(population)
+    try:
+        population = set_bn_mode(copy.deepcopy(model), 'population')
+    except InputError:  # no statistics are tracked
+        population = None
+    tracked = population is not None and not has_batch_statistics(population)
     seeds = image_seeds(seed, len(x), x.device)
     count: Dict[str, int] = {}
     for part, labels, own_seeds in zip(*(t.split(batch_size) for t in (x, y, seeds))):

@@ -1,16 +1,12 @@
-from .aux_norm import at_gamma, branch_state_dict, convert_aux_norm, has_aux_norm, plain_branch, set_gamma
+from .aux_norm import at_gamma, convert_aux_norm, has_aux_norm, plain_branch, set_gamma
+from .batch_statistics import has_batch_statistics
+from .bn_mode import set_bn_mode
 from .fold import fold_for_inference
+from .norms import is_norm, tracking_norms
 from .perturbed_norm import NormPerturbation
 from .replace import replace_norm
-from .robust_norm import RobustNorm2d, RobustNormAct2d
-from .statistics import (
-    BN_MODES,
-    has_batch_statistics,
-    is_norm,
-    set_bn_mode,
-    sync_norm_statistics,
-    tracking_norms,
-)
+from .robust_norm import BN_MODES, RobustNorm2d, RobustNormAct2d
+from .sync_norm import sync_norm_statistics
 from .weight_standardization import cached_weights
 
 __all__ = [
@@ -19,7 +15,6 @@ __all__ = [
     'RobustNorm2d',
     'RobustNormAct2d',
     'at_gamma',
-    'branch_state_dict',
     'cached_weights',
     'convert_aux_norm',
     'fold_for_inference',

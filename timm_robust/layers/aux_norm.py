@@ -5,85 +5,132 @@ Xie et al. 2020, `Adversarial Examples Improve Image Recognition` - https://arxi
 """
 import copy
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Dict, Iterator, List, Type
+from typing import Any, Dict, Iterator, List
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 
-__all__ = [
-    'convert_aux_norm',
-    'has_aux_norm',
-    'at_gamma',
-    'plain_branch',
-    'set_gamma',
-    'branch_state_dict',
-]
+from ..errors import InputError, check_choice, check_range
+from .conversion import recast, replace_modules
+from .norms import BatchNormMode, Norm, is_batch_norm, plain_class, run_fused
 
-_AUX = '.aux.'
+__all__ = ['AUX_CLASSES', 'AuxNorm', 'at_gamma', 'convert_aux_norm', 'has_aux_norm', 'plain_branch', 'set_gamma']
 
 
-class _Branches:
-    """Mixin over a BatchNorm class: `gamma` 0 is the layer itself, 1 its auxiliary twin, between they are mixed."""
-    gamma = 0.
+class AuxNorm(BatchNormMode):
+    """Mixin over a BatchNorm class: at `gamma` 0 the layer itself, at 1 its auxiliary twin, between they are mixed.
+
+    Attributes:
+        aux: The twin, a layer of the class without the mixin.
+        gamma: Weight of the twin, in [0, 1].
+    """
+    aux: Norm
+    gamma: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """BatchNorm by the layer, its twin, or at inference a mixture of both."""
         if self.gamma == 0:
             return super().forward(x)
         if self.gamma == 1:
             return self.aux(x)
         if self.training:
-            raise RuntimeError(f'gamma={self.gamma}: in training one branch normalizes, 0 or 1')
+            raise InputError(
+                'in training one of two BatchNorms normalizes', 'choose 0 or 1', argument='gamma', value=self.gamma)
         main, aux = (
             F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False, 0., n.eps)
             for n in (self, self.aux))
         x = torch.lerp(main, aux, self.gamma)
-        # timm's fused layers have more to do, plain and synchronized
-        return self.act(self.drop(x)) if hasattr(self, 'act') else x
+        return run_fused(self, x)
+
+    def extra_repr(self) -> str:
+        """Settings, gamma last."""
+        return f'{super().extra_repr()}, gamma={self.gamma:g}'
 
 
-@cache
-def _with_branches(norm_class: Type[nn.Module]) -> Type[nn.Module]:
-    return type(f'Branches{norm_class.__name__}', (_Branches, norm_class), {})
+class AuxBatchNorm1d(AuxNorm, nn.BatchNorm1d):
+    """BatchNorm1d with an auxiliary twin."""
 
 
-def _branched(model: nn.Module) -> List[nn.Module]:
-    return [m for m in model.modules() if isinstance(m, _Branches)]
+class AuxBatchNorm2d(AuxNorm, nn.BatchNorm2d):
+    """BatchNorm2d with an auxiliary twin."""
+
+
+class AuxBatchNorm3d(AuxNorm, nn.BatchNorm3d):
+    """BatchNorm3d with an auxiliary twin."""
+
+
+class AuxSyncBatchNorm(AuxNorm, nn.SyncBatchNorm):
+    """SyncBatchNorm with an auxiliary twin."""
+
+
+class AuxBatchNormAct2d(AuxNorm, BatchNormAct2d):
+    """BatchNormAct2d with an auxiliary twin."""
+
+
+class AuxSyncBatchNormAct(AuxNorm, SyncBatchNormAct):
+    """SyncBatchNormAct with an auxiliary twin."""
+
+
+AUX_CLASSES: Dict[Any, Any] = {c.__bases__[1]: c for c in AuxNorm.__subclasses__()}
+
+
+def _aux_norms(model: nn.Module) -> List[AuxNorm]:
+    """Layers with a twin.
+
+    Raises:
+        InputError: If there is none.
+    """
+    norms = [m for m in model.modules() if isinstance(m, AuxNorm)]
+    if not norms:
+        raise InputError(f'{type(model).__name__} has no auxiliary normalization', 'call convert_aux_norm before')
+    return norms
 
 
 def has_aux_norm(model: nn.Module) -> bool:
     """Whether a model has auxiliary normalization."""
-    return bool(_branched(model))
+    return any(isinstance(m, AuxNorm) for m in model.modules())
+
+
+def _with_twin(norm: Norm) -> nn.Module:
+    """A layer with a twin in the place of a BatchNorm."""
+    name = type(norm).__name__
+    if isinstance(norm, BatchNormMode):
+        raise InputError(
+            f'{name} normalizes by the batch, auxiliary BatchNorm by tracked statistics',
+            "call set_bn_mode(model, 'population') before")
+    if type(norm) not in AUX_CLASSES or norm.running_mean is None:
+        raise InputError(
+            f'{name} tracks no statistics or is a BatchNorm of its own kind, and can have no twin',
+            'put a BatchNorm of torch or timm in its place')
+    new = recast(norm, AUX_CLASSES[type(norm)])
+    new.aux = copy.deepcopy(norm)
+    new.gamma = 0.
+    return new
 
 
 def convert_aux_norm(model: nn.Module) -> nn.Module:
     """Give every BatchNorm of a model an auxiliary twin with statistics and affine parameters of its own.
 
-    The twin starts as a copy. Names in the state dict stay, the twin's are added under `aux.`. Convert to synchronized
-    BatchNorm before, not after: timm's conversion makes new layers.
+    The twin starts as a copy. Names in the state dict stay, the twin's are added under `aux.`.
 
     Args:
-        model: A built model, changed in place.
+        model: A built model, changed in place (a bare BatchNorm is not, use the return value).
 
     Returns:
-        The model.
+        The converted model.
 
     Raises:
-        ValueError: If the model has no BatchNorm with tracked statistics.
+        InputError: If the model has no BatchNorm, or one that tracks no statistics, normalizes by the batch at
+            inference or is of its own kind.
     """
     if has_aux_norm(model):
         return model
-    norms = [
-        m for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    norms = [m for m in model.modules() if is_batch_norm(m)]
     if not norms:
-        raise ValueError(f'{type(model).__name__} has no BatchNorm to give an auxiliary twin')
-    for norm in norms:
-        twin = copy.deepcopy(norm)
-        norm.__class__ = _with_branches(type(norm))
-        norm.aux = twin
-    return model
+        raise InputError(f'{type(model).__name__} has no BatchNorm to give an auxiliary twin')
+    return replace_modules(model, {norm: _with_twin(norm) for norm in norms})
 
 
 def set_gamma(model: nn.Module, gamma: float) -> nn.Module:
@@ -97,13 +144,10 @@ def set_gamma(model: nn.Module, gamma: float) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: If `gamma` is outside [0, 1] or the model has no auxiliary normalization.
+        InputError: If `gamma` is outside [0, 1] or the model has no auxiliary normalization.
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f'gamma={gamma} must be in [0, 1]: 0 is the main BatchNorm, 1 the auxiliary one')
-    if not has_aux_norm(model):
-        raise ValueError(f'gamma={gamma}: {type(model).__name__} has no auxiliary normalization')
-    for norm in _branched(model):
+    check_range('gamma', gamma, 0, 1, note='0 is the main BatchNorm, 1 the auxiliary one')
+    for norm in _aux_norms(model):
         norm.gamma = gamma
     return model
 
@@ -111,7 +155,7 @@ def set_gamma(model: nn.Module, gamma: float) -> nn.Module:
 @contextmanager
 def at_gamma(model: nn.Module, gamma: float) -> Iterator[None]:
     """`set_gamma` for a while."""
-    before = [(norm, norm.gamma) for norm in _branched(model)]
+    before = [(norm, norm.gamma) for norm in _aux_norms(model)]
     set_gamma(model, gamma)
     try:
         yield
@@ -120,36 +164,23 @@ def at_gamma(model: nn.Module, gamma: float) -> Iterator[None]:
             norm.gamma = value
 
 
+def _main_branch(norm: AuxNorm) -> nn.Module:
+    plain = recast(norm, plain_class(norm))
+    del plain.aux, plain.gamma
+    return plain
+
+
 def plain_branch(model: nn.Module, branch: str) -> nn.Module:
     """A copy of a model with auxiliary normalization as the plain model it was, with one branch.
 
     Args:
         model: A model of `convert_aux_norm`.
         branch: 'main' or 'aux'.
-    """
-    weights = branch_state_dict(model.state_dict(), branch)
-    plain = copy.deepcopy(model)
-    for norm in _branched(plain):
-        del norm.aux
-        norm.__dict__.pop('gamma', None)
-        norm.__class__ = type(norm).__mro__[2]
-    plain.load_state_dict(weights)
-    return plain
-
-
-def branch_state_dict(state_dict: Dict[str, Any], branch: str) -> Dict[str, Any]:
-    """A state dict for the plain model out of one with auxiliary normalization.
-
-    Args:
-        state_dict: Of a model of `convert_aux_norm`.
-        branch: 'main' or 'aux'.
 
     Raises:
-        ValueError: On another branch.
+        InputError: On another branch, and if the model has no auxiliary normalization.
     """
-    if branch not in ('main', 'aux'):
-        raise ValueError(f"branch={branch!r}: choose 'main' or 'aux'")
-    plain = {k: v for k, v in state_dict.items() if _AUX not in k}
-    if branch == 'aux':
-        plain.update({k.replace(_AUX, '.'): v for k, v in state_dict.items() if _AUX in k})
-    return plain
+    check_choice('branch', branch, ('main', 'aux'))
+    plain = copy.deepcopy(model)
+    return replace_modules(
+        plain, {norm: norm.aux if branch == 'aux' else _main_branch(norm) for norm in _aux_norms(plain)})

@@ -10,15 +10,20 @@ from typing import Dict, Iterator, List, Tuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 
+from ..errors import InputError, check_at_least
+from .norms import Norm, run_fused, tracking_norms
 from .robust_norm import RobustNorm2d
-from .statistics import tracking_norms
 
 __all__ = ['NormPerturbation']
 
+# SyncBatchNorm and RobustNorm have one statistic for the whole batch
+_DIVISIBLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+
 
 def _forward_by_groups(
-        norm: nn.Module,
+        norm: Norm,
         scale: torch.Tensor,
         shift: torch.Tensor,
         first: bool,
@@ -27,7 +32,7 @@ def _forward_by_groups(
     """BatchNorm with scale and shift (groups, C); in the second pass with statistics of each group."""
     groups, channels = scale.shape
     if len(x) % groups:
-        raise ValueError(f'groups={groups} must divide the {len(x)} images of a pass')
+        raise InputError(f'must divide the {len(x)} images of a pass', argument='groups', value=groups)
     # images of one group side by side become channels of one image
     grouped = (len(x) // groups, groups * channels, *x.shape[2:])
     scale, shift = scale.flatten().to(x.dtype), shift.flatten().to(x.dtype)
@@ -42,7 +47,7 @@ def _forward_by_groups(
         one = (1, -1, *[1] * (x.ndim - 2))
         y = y.reshape(grouped) * scale.view(one) + shift.view(one)
     y = y.reshape(x.shape)
-    return norm.act(norm.drop(y)) if hasattr(norm, 'act') else y
+    return run_fused(norm, y)
 
 
 class NormPerturbation:
@@ -61,21 +66,29 @@ class NormPerturbation:
         groups: Number of groups; more than one for BatchNorm alone, and not synchronized.
 
     Raises:
-        ValueError: If there is no layer to perturb, or one that cannot be taken apart into groups.
+        InputError: If there is no layer to perturb, or one that cannot be taken apart into groups; here, and in
+            `clean_pass` if the layers have been exchanged.
     """
 
     def __init__(self, model: nn.Module, groups: int = 1):
-        self.tracking = list(tracking_norms(model).values())
+        check_at_least('groups', groups)
+        self.model = model
+        self.groups = groups
+        self.d: Dict[Norm, Tuple[torch.Tensor, torch.Tensor]] = {}
+        self._find()
+
+    def _find(self) -> None:
+        """The layers, which conversions of the model exchange."""
+        self.tracking = list(tracking_norms(self.model).values())
         self.norms = [m for m in self.tracking if m.weight is not None]
         if not self.norms:
-            raise ValueError(f'{type(model).__name__} has no BatchNorm or RobustNorm layer with affine parameters')
-        if groups < 1:
-            raise ValueError(f'groups={groups} must be at least 1')
-        for norm in self.norms if groups > 1 else ():
-            if isinstance(norm, (RobustNorm2d, nn.SyncBatchNorm)):
-                raise ValueError(f'groups={groups}: {type(norm).__name__} has one statistic for the whole batch')
-        self.groups = groups
-        self.d: Dict[nn.Module, Tuple[torch.Tensor, torch.Tensor]] = {}
+            raise InputError(
+                f'{type(self.model).__name__} has no BatchNorm or RobustNorm layer with affine parameters')
+        for norm in self.norms if self.groups > 1 else ():
+            if type(norm) not in _DIVISIBLE:
+                raise InputError(
+                    f'{type(norm).__name__} cannot be taken apart into groups, only a plain BatchNorm can',
+                    'leave it at 1', argument='groups', value=self.groups)
 
     @property
     def tensors(self) -> List[torch.Tensor]:
@@ -83,12 +96,18 @@ class NormPerturbation:
         return [t for pair in self.d.values() for t in pair]
 
     def ascend(self, gradients: List[torch.Tensor], epsilon: float) -> None:
-        """d = epsilon · sign(gradient), for gradients in the order of `tensors`; None for a layer without a part."""
+        """d = epsilon · sign(gradient), 0 where a loss that overflowed gives no number.
+
+        Args:
+            gradients: In the order of `tensors`; None for a layer without a part.
+            epsilon: Size of the step.
+        """
         steps = iter([
-            torch.zeros_like(d) if g is None else epsilon * g.sign() for d, g in zip(self.tensors, gradients)])
+            torch.zeros_like(d) if g is None else epsilon * torch.nan_to_num(g, nan=0.).sign()
+            for d, g in zip(self.tensors, gradients)])
         self.d = {norm: (next(steps), next(steps)) for norm in self.norms}
 
-    def _affine(self, norm: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _affine(self, norm: Norm) -> Tuple[torch.Tensor, torch.Tensor]:
         """Scale and shift with d in them, shape (groups, C)."""
         d_mean, d_var = self.d[norm]
         if isinstance(norm, RobustNorm2d):
@@ -101,6 +120,7 @@ class NormPerturbation:
     @contextmanager
     def clean_pass(self) -> Iterator[None]:
         """The first pass: d is zero and waits for its gradient; running statistics are updated as ever."""
+        self._find()
         self.d = {
             norm: tuple(norm.weight.new_zeros(self.groups, norm.num_features, requires_grad=True) for _ in range(2))
             for norm in self.norms}

@@ -1,34 +1,66 @@
 """Exchange the normalization layers of a built model."""
-from typing import Callable, Tuple, Type
+from typing import Any, Callable, Dict, Tuple, Type
 
 import torch
 import torch.nn as nn
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 
+from ..errors import InputError
+from .aux_norm import AuxNorm
+from .bn_mode import bn_mode_of, set_bn_mode
+from .conversion import replace_modules
+from .norms import Norm, is_norm
 from .robust_norm import RobustNorm2d, RobustNormAct2d
+from .sync_norm import sync_norm_statistics
 
 __all__ = ['replace_norm']
 
 _CARRIED = ('weight', 'bias', 'running_mean')
+_FUSED: Dict[Any, Any] = {RobustNorm2d: RobustNormAct2d, nn.BatchNorm2d: BatchNormAct2d}
 
 
-def _convert(module: nn.Module, norm_layer: Callable[..., nn.Module], norm_kwargs: dict) -> nn.Module:
-    fused = isinstance(module, (BatchNormAct2d, RobustNormAct2d))
+def _check(module: nn.Module, norm_layer: Callable[..., nn.Module]) -> None:
+    name = type(module).__name__
+    if isinstance(module, AuxNorm):
+        raise InputError(f'{name} holds two BatchNorms', 'choose one by plain_branch before')
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d)) and norm_layer in _FUSED:
+        raise InputError(
+            f'{name} does not normalize (N, C, H, W), which is all that {norm_layer.__name__} does',
+            'name the classes to replace, for example `source=(torch.nn.BatchNorm2d,)`')
+
+
+def _carry_modes(old: Norm, new: nn.Module, norm_kwargs: Dict[str, Any]) -> nn.Module:
+    """The new layer in the mode of the old one, and synchronized as it is."""
+    if not is_norm(new):
+        return new
+    if is_norm(old) and 'bn_mode' not in norm_kwargs:
+        new = set_bn_mode(new, bn_mode_of(old))
+    if isinstance(old, nn.SyncBatchNorm) or getattr(old, 'sync', False):
+        new = sync_norm_statistics(new, old.process_group)
+    return new
+
+
+def _convert(module: Norm, norm_layer: Callable[..., nn.Module], norm_kwargs: Dict[str, Any]) -> nn.Module:
+    _check(module, norm_layer)
+    fused = isinstance(module, (BatchNormAct2d, SyncBatchNormAct, RobustNormAct2d))
     if fused:
-        norm_layer = {RobustNorm2d: RobustNormAct2d, nn.BatchNorm2d: BatchNormAct2d}.get(norm_layer, norm_layer)
-    reference = module.running_mean if module.running_mean is not None else module.weight
+        norm_layer = _FUSED.get(norm_layer, norm_layer)
+    tensors = [t for t in (module.running_mean, module.weight) if t is not None]
     new = norm_layer(
         module.num_features,
         **{
             'eps': module.eps,
             'momentum': 0.1 if module.momentum is None else module.momentum,  # None: BatchNorm's cumulative average
             'affine': module.affine,
-            'device': reference.device,
-            'dtype': reference.dtype,
+            **({'device': tensors[0].device, 'dtype': tensors[0].dtype} if tensors else {}),
             **norm_kwargs,
         },
     )
     if fused:
+        if not hasattr(new, 'act'):
+            raise InputError(
+                f'{type(module).__name__} has an activation, which {type(new).__name__} would drop',
+                'choose a layer with `act` and `drop`', argument='norm_layer', value=type(new).__name__)
         new.drop, new.act = module.drop, module.act
     with torch.no_grad():
         for name in _CARRIED:
@@ -36,7 +68,7 @@ def _convert(module: nn.Module, norm_layer: Callable[..., nn.Module], norm_kwarg
             if old_value is not None and new_value is not None:
                 new_value.copy_(old_value)
                 new_value.requires_grad_(old_value.requires_grad)
-    return new.train(module.training)
+    return _carry_modes(module, new, norm_kwargs).train(module.training)
 
 
 def replace_norm(
@@ -47,9 +79,10 @@ def replace_norm(
 ) -> nn.Module:
     """Replace every BatchNorm of a model by RobustNorm (or the reverse), keeping its weights.
 
-    Scale, shift and running mean are carried over. The running range has no counterpart in BatchNorm: it starts at 1
-    and is learned in training, so train or recalibrate before inference with population statistics. Parameter names,
-    activations fused into timm's BatchNormAct2d, device, dtype, mode and `requires_grad` are kept.
+    Scale, shift and running mean are carried over, and the mode of `set_bn_mode` and synchronization where the new
+    layer has them. The running range has no counterpart in BatchNorm: it starts at 1 and is learned in training, so
+    train or recalibrate before inference with population statistics. Parameter names, activations fused into timm's
+    BatchNormAct2d, device, dtype, mode and `requires_grad` are kept.
 
     Args:
         model: A built timm model, changed in place (a bare norm layer is not, use the return value).
@@ -61,7 +94,9 @@ def replace_norm(
         The converted model.
 
     Raises:
-        ValueError: If the model has no layer of the `source` classes.
+        InputError: If the model has no layer of the `source` classes, or one of which `norm_layer` cannot take the
+            place: with auxiliary BatchNorm, with an activation that would be lost, not for images, in a mode that the
+            new layer does not have. The model is then as it was.
 
     Examples:
 
@@ -69,14 +104,8 @@ def replace_norm(
         model = replace_norm(timm.create_model('efficientnet_b0'), power=0.2)
         ```
     """
-    if isinstance(model, source):
-        return _convert(model, norm_layer, norm_kwargs)
-    names = [name for name, module in model.named_modules() if isinstance(module, source)]
-    if not names:
+    norms = [m for m in model.modules() if isinstance(m, source)]
+    if not norms:
         classes = ', '.join(s.__name__.lstrip('_') for s in source)
-        raise ValueError(f'model={type(model).__name__}: no layer of {classes} to replace')
-    for name in names:
-        parent_name, _, child_name = name.rpartition('.')
-        parent = model.get_submodule(parent_name)
-        setattr(parent, child_name, _convert(getattr(parent, child_name), norm_layer, norm_kwargs))
-    return model
+        raise InputError(f'{type(model).__name__} has no layer of {classes} to replace')
+    return replace_modules(model, {norm: _convert(norm, norm_layer, norm_kwargs) for norm in norms})

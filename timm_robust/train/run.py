@@ -12,7 +12,6 @@ from typing import Any, Dict, Iterator, Optional
 import torch
 import torch.nn as nn
 import yaml
-from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
@@ -211,7 +210,7 @@ def run_training(args: argparse.Namespace) -> Dict[str, Any]:
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.distributed and args.sync_bn:
         args.dist_bn = ''
-        model = sync_norm_statistics(convert_sync_batchnorm(model))
+        model = sync_norm_statistics(model)
     model = options.objective.prepare_model(model)
     autocast, loss_scaler = mixed_precision(args, device)
     loader_train, loader_eval, loader_robust, mixup_fn = create_loaders(

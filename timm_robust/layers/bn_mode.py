@@ -1,0 +1,117 @@
+"""Which statistics normalize at inference, for every layer that has a choice.
+
+The switch behind Tables 1 and 2 of `Towards an Adversarially Robust Normalization Approach`
+(https://arxiv.org/abs/2006.11007): population (P) or batch (B) statistics.
+"""
+from typing import Any, Dict
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
+from ..errors import InputError, check_choice
+from .aux_norm import AuxNorm
+from .conversion import recast, replace_modules
+from .norms import BatchNormMode, Norm, is_batch_norm, is_norm, plain_class, run_fused
+from .robust_norm import BN_MODES, RobustNorm2d
+
+__all__ = ['BATCH_MODE_CLASSES', 'BatchModeNorm', 'bn_mode_of', 'set_bn_mode']
+
+
+class BatchModeNorm(BatchNormMode):
+    """Mixin over a BatchNorm class: in eval mode the batch normalizes and the running averages stay untouched."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """BatchNorm by the statistics of the batch."""
+        if self.training:
+            return super().forward(x)
+        x = F.batch_norm(x, None, None, self.weight, self.bias, True, 0., self.eps)
+        return run_fused(self, x)
+
+
+class BatchModeBatchNorm1d(BatchModeNorm, nn.BatchNorm1d):
+    """BatchNorm1d that normalizes by the batch at inference too."""
+
+
+class BatchModeBatchNorm2d(BatchModeNorm, nn.BatchNorm2d):
+    """BatchNorm2d that normalizes by the batch at inference too."""
+
+
+class BatchModeBatchNorm3d(BatchModeNorm, nn.BatchNorm3d):
+    """BatchNorm3d that normalizes by the batch at inference too."""
+
+
+class BatchModeSyncBatchNorm(BatchModeNorm, nn.SyncBatchNorm):
+    """SyncBatchNorm that normalizes by the batch of its process at inference."""
+
+
+class BatchModeBatchNormAct2d(BatchModeNorm, BatchNormAct2d):
+    """BatchNormAct2d that normalizes by the batch at inference too."""
+
+
+class BatchModeSyncBatchNormAct(BatchModeNorm, SyncBatchNormAct):
+    """SyncBatchNormAct that normalizes by the batch of its process at inference."""
+
+
+BATCH_MODE_CLASSES: Dict[Any, Any] = {c.__bases__[1]: c for c in BatchModeNorm.__subclasses__()}
+
+
+def bn_mode_of(norm: Norm) -> str:
+    """Which statistics normalize at inference in a BatchNorm or RobustNorm layer, one of `BN_MODES`."""
+    if isinstance(norm, RobustNorm2d):
+        return norm.bn_mode
+    return 'batch' if isinstance(norm, BatchModeNorm) or norm.running_mean is None else 'population'
+
+
+def _in_mode(norm: Norm, mode: str) -> nn.Module:
+    """A BatchNorm layer in a mode: itself or a new one."""
+    name = type(norm).__name__
+    if mode == 'mean':
+        raise InputError('BatchNorm has no such mode', "choose 'batch' or 'population'", argument='mode', value=mode)
+    if mode == bn_mode_of(norm):
+        return norm
+    if mode == 'population':
+        if not isinstance(norm, BatchModeNorm):
+            raise InputError(f'{name} tracks no statistics', "choose 'batch'", argument='mode', value=mode)
+        return recast(norm, plain_class(norm))
+    if isinstance(norm, AuxNorm):
+        raise InputError(
+            'two BatchNorms are mixed by tracked statistics', "choose 'population', or one of the two by plain_branch",
+            argument='mode', value=mode)
+    if type(norm) not in BATCH_MODE_CLASSES:
+        raise InputError(
+            f'{name} is a BatchNorm of its own kind, which cannot be switched',
+            'put a BatchNorm of torch or timm in its place', argument='mode', value=mode)
+    return recast(norm, BATCH_MODE_CLASSES[type(norm)])
+
+
+def set_bn_mode(model: nn.Module, mode: str) -> nn.Module:
+    """Choose which statistics normalize at inference in every BatchNorm and RobustNorm layer of a model.
+
+    Training mode and the state dict are unaffected. BatchNorm layers are exchanged for others with the same tensors, as
+    `convert_sync_batchnorm` does: the model pickles and copies in every mode.
+
+    Args:
+        model: A built model, changed in place (a bare BatchNorm is not, use the return value).
+        mode: 'population' (tracked in training), 'batch' (those of the batch) or, for RobustNorm alone, 'mean' (tracked
+            mean, range of the batch).
+
+    Returns:
+        The converted model.
+
+    Raises:
+        InputError: On an unknown mode, on 'mean' for a model with BatchNorm, on 'batch' for one with auxiliary
+            BatchNorm, on 'population' for one that tracks no statistics, and if no layer has a choice. The model is
+            then as it was.
+    """
+    check_choice('mode', mode, BN_MODES)
+    norms = [m for m in model.modules() if is_norm(m)]
+    if not norms:
+        raise InputError(
+            f'{type(model).__name__} has no BatchNorm or RobustNorm layer to switch', argument='mode', value=mode)
+    replacements = {norm: _in_mode(norm, mode) for norm in norms if is_batch_norm(norm)}
+    for norm in norms:
+        if isinstance(norm, RobustNorm2d):
+            norm.bn_mode = mode
+    return replace_modules(model, replacements)

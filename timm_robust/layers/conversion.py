@@ -1,0 +1,40 @@
+"""Layers as layers of another class: how modes of normalization are made and undone, as in convert_sync_batchnorm."""
+import copy
+from typing import Dict, Type, TypeVar
+
+import torch.nn as nn
+
+__all__ = ['recast', 'replace_modules']
+
+_Module = TypeVar('_Module', bound=nn.Module)
+
+
+def recast(module: nn.Module, new_class: Type[_Module]) -> _Module:
+    """A new layer of another class, with the tensors, children, hooks and settings of a module.
+
+    Args:
+        module: Stays as it is; both layers share their tensors.
+        new_class: Its `__init__` is not called.
+    """
+    new = new_class.__new__(new_class)
+    new.__dict__.update(module.__dict__)
+    for name in ('_parameters', '_buffers', '_modules'):
+        new.__dict__[name] = copy.copy(module.__dict__[name])
+    return new
+
+
+def replace_modules(model: nn.Module, replacements: Dict[nn.Module, nn.Module]) -> nn.Module:
+    """Put modules in the place of others, wherever a model has them.
+
+    Args:
+        model: Changed in place, unless it is itself replaced.
+        replacements: New modules by old ones.
+
+    Returns:
+        The model, or what replaces it.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return replacements.get(model, model)

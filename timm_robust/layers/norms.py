@@ -1,0 +1,69 @@
+"""Which layers normalize by statistics of a batch, and the frame of their modes."""
+from typing import Any, Dict, Tuple, Type
+
+import torch
+import torch.nn as nn
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
+from ..errors import InputError
+from .robust_norm import RobustNorm2d
+
+__all__ = [
+    'PLAIN_BATCH_NORMS',
+    'BatchNormMode',
+    'Norm',
+    'is_batch_norm',
+    'is_norm',
+    'plain_class',
+    'run_fused',
+    'tracking_norms',
+]
+
+# a BatchNorm or RobustNorm layer; torch types what such layers hold as Tensor | Module
+Norm = Any
+
+# each mode has a class on top of each of these
+PLAIN_BATCH_NORMS: Tuple[Type[nn.Module], ...] = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)
+
+
+class BatchNormMode(nn.Module):
+    """Base of the mixins that are modes: a mode's class has its mixin first and one of `PLAIN_BATCH_NORMS` second."""
+    weight: Any
+    bias: Any
+    running_mean: Any
+    running_var: Any
+    eps: float
+    __jit_unused_properties__ = ['qconfig']
+
+    @property
+    def qconfig(self) -> Any:
+        """Looked for by the converters of torch and timm, which would make a plain layer of this one, unnoticed."""
+        raise InputError(
+            f'{type(self).__name__} would lose its mode in a conversion',
+            'synchronize it by sync_norm_statistics; or make it plain first, by set_bn_mode or plain_branch')
+
+
+def plain_class(norm: BatchNormMode) -> Type[nn.Module]:
+    """The class without its mode."""
+    return type(norm).__bases__[1]
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm of any kind, in any mode."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm or RobustNorm layer."""
+    return is_batch_norm(module) or isinstance(module, RobustNorm2d)
+
+
+def run_fused(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+    """What timm's fused layers do with normalized features: dropout and activation."""
+    return norm.act(norm.drop(x)) if hasattr(norm, 'act') else x
+
+
+def tracking_norms(model: nn.Module) -> Dict[str, Norm]:
+    """BatchNorm and RobustNorm layers that track statistics, by name."""
+    return {name: m for name, m in model.named_modules() if is_norm(m) and m.running_mean is not None}
