@@ -324,13 +324,13 @@ def test_versions_of_autoattack(version, monkeypatch):
     x = torch.ones(20, 1, 2, 2)
     made, sizes = [], []
 
-    def darken_three(self, model, x, y, threat, **how):
+    def darken_three(self, model, x, y, threat, call):
         made.append((str(self), getattr(self, 'restarts', 1), self.queries))
         sizes.append(len(x))
         adv = torch.cat([torch.zeros_like(x[:3]), x[3:]])
         return AttackResult(adv, adv.amax((1, 2, 3)) == 0, torch.ones(len(x), dtype=torch.int64))
 
-    monkeypatch.setattr(Attack, 'run', darken_three)
+    monkeypatch.setattr(Attack, 'attack_images', darken_three)
     attack = AutoAttack(version=version)
     adv = attack(Brightness().eval(), x, torch.zeros(20, dtype=torch.int64), LINF)
     assert made == PARTS[version] and sizes == [20 - 3 * k for k in range(len(made))]

@@ -1,5 +1,5 @@
 """The attack for networks that normalize by the current batch: the whole batch moves, and its statistics with it."""
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 
@@ -12,7 +12,7 @@ from .context import attack_mode
 from .losses import cross_entropy, logit_gap
 from .pgd import PGD
 from .registry import register_attack
-from .state import AttackResult
+from .state import AttackResult, Call
 from .threat import Seed, ThreatModel
 
 __all__ = ['Adaptive']
@@ -64,35 +64,30 @@ class Adaptive(Attack):
                 best, most = adv, fooled
         return best
 
-    def run(
+    def attack_images(
             self,
             model: Any,
             images: torch.Tensor,
             labels: Any,
-            threat: Union[str, ThreatModel],
-            *,
-            seed: Seed = 0,
-            space: Optional[InputSpace] = None,
-            targets: Any = None,
-            batch_size: Optional[int] = None,
-            fast_model: Optional[Callable] = None,
-            progress: Optional[Callable[[int], None]] = None,
+            threat: ThreatModel,
+            call: Call,
     ) -> AttackResult:
-        """Attack the images as one batch; arguments of `Attack.run`, of which a batch has no use for some.
+        """Attack the images as one batch. A `fast_model` has statistics of its own and is not used.
 
         Raises:
-            InputError: On bad arguments, and on `targets` and a `batch_size` other than the number of images. A
-                `fast_model` has statistics of its own and is not used.
+            InputError: On bad arguments, and on `targets` and a `batch_size` other than the number of images.
         """
-        if targets is not None or batch_size not in (None, len(images)):
-            name, value = ('targets', targets) if targets is not None else ('batch_size', batch_size)
-            raise InputError('all images are one batch, and move away from their labels', 'leave it out', argument=name,
-                             value=value)
-        adv = self.craft(model, images, labels, threat, space=space, seed=seed)
+        if call.targets is not None:
+            raise InputError(f'{self} does not steer towards a class', 'leave it out', argument='targets')
+        if call.batch_size not in (None, len(images)):
+            raise InputError(
+                f'{self} moves all {len(images)} images as one batch', 'leave it out', argument='batch_size',
+                value=call.batch_size)
+        adv = self.craft(model, images, labels, threat, space=call.space, seed=call.seed)
         with attack_mode(model):
             fooled = logits_of(model, adv).argmax(1) != check_batch(images, labels).labels
-        if progress is not None:
-            progress(len(images))
+        if call.progress is not None:
+            call.progress(len(images))
         # for each loss and restart every step and a last look, and a look at the outcome
         spent = 2 * (self.restarts * (self.steps + 1) + 1)
         return AttackResult(adv, fooled, torch.full_like(fooled, spent, dtype=torch.int64))

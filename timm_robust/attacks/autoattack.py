@@ -3,24 +3,24 @@
 Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks` -
 https://arxiv.org/abs/2003.01690, section 5; the versions and their parameters are those of the authors' code.
 """
-from dataclasses import dataclass
-from typing import Any, Callable, Optional, Tuple, Union
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Optional, Tuple
 
 import torch
 
 from ..errors import InputError, check_choice
 from ..settings import setting
 from .apgd import APGD, APGDT
-from .ball import InputSpace
 from .base import Attack
-from .checks import Classifier, check_batch, check_images, logits_of
+from .checks import Classifier, check_batch, check_classes, check_images, logits_of
 from .context import attack_mode
 from .fab import FAB, FABT
 from .noise import image_seeds
 from .registry import register_attack
 from .square import Square
-from .state import AttackResult
-from .threat import Seed, ThreatModel, parse_threat
+from .state import AttackResult, Call
+from .threat import ThreatModel
 
 __all__ = ['AutoAttack', 'Ensemble']
 
@@ -51,21 +51,15 @@ class Ensemble(Attack):
         for member in self.all_members():
             member.check(threat, num_classes)
 
-    def run(
+    def attack_images(
             self,
             model: Any,
             images: torch.Tensor,
             labels: Any,
-            threat: Union[str, ThreatModel],
-            *,
-            seed: Seed = 0,
-            space: Optional[InputSpace] = None,
-            targets: Any = None,
-            batch_size: Optional[int] = None,
-            fast_model: Optional[Callable] = None,
-            progress: Optional[Callable[[int], None]] = None,
+            threat: ThreatModel,
+            call: Call,
     ) -> AttackResult:
-        """Attack each image until one attack succeeds; arguments of `Attack.run`.
+        """Attack each image until one attack succeeds.
 
         Returns:
             An image that fools for each clean one, the clean image itself where none was found.
@@ -73,37 +67,33 @@ class Ensemble(Attack):
         Raises:
             InputError: See `Attack.run`; on `targets`, and on too few classes for one of the attacks.
         """
-        threat = parse_threat(threat)
         self.check(threat)
-        if targets is not None:
+        if call.targets is not None:
             raise InputError(f'{self} chooses its own', 'leave it out', argument='targets')
+        tell = call.progress or (lambda count: None)
         with attack_mode(model):
-            check_images(images, space, model)
+            check_images(images, call.space, model)
             checked = check_batch(images, labels)
-            y, x = checked.labels, images.clone() if images.is_inference() else images.detach().clone()
+            y, x = checked.labels, images.detach().clone()
             if not len(x):
                 return AttackResult(x, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y))
-            seeds = image_seeds(seed, len(x), x.device)
-            classifier = Classifier(model, dtype=images.dtype)
-            holds = logits_of(classifier, x, batch_size).argmax(1) == y
-            found = AttackResult(x, ~holds, torch.ones_like(y))
-            told = int(found.fooled.sum())
+            seeds = image_seeds(call.seed, len(x), x.device)
+            classifier = Classifier(model, dtype=images.dtype, check=partial(check_classes, checked))
+            wrong = logits_of(classifier, x, call.batch_size).argmax(1) != y
+            found = AttackResult(x, wrong, torch.ones_like(y))
+            tell(int(wrong.sum()))
             for member in self.members(classifier.num_classes):
                 left = (~found.fooled).nonzero().squeeze(1)
                 if not len(left):
                     break
-                result = member.run(
-                    model, images[left], y[left], threat, seed=seeds[left], space=space, batch_size=batch_size,
-                    fast_model=fast_model)
-                fooled = logits_of(classifier, result.adversarial, batch_size).argmax(1) != y[left]
+                result = member.attack_images(
+                    model, images[left], y[left], threat, replace(call, seed=seeds[left], progress=None))
+                fooled = logits_of(classifier, result.adversarial, call.batch_size).argmax(1) != y[left]
                 found.queries[left] += result.queries
                 fallen = left[fooled]
                 x[fallen], found.fooled[fallen] = result.adversarial[fooled], True
-                if progress is not None:
-                    progress(len(fallen) + told)
-                    told = 0
-            if progress is not None:
-                progress(told + int((~found.fooled).sum()))
+                tell(len(fallen))
+            tell(int((~found.fooled).sum()))
         return found
 
 

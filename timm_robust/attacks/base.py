@@ -35,7 +35,7 @@ from ..errors import InputError
 from ..settings import check_types
 from .ball import InputSpace
 from .loop import run_attack
-from .state import AttackResult, Batch, State
+from .state import AttackResult, Batch, Call, State
 from .threat import Seed, ThreatModel, parse_eps, parse_threat
 
 __all__ = ['Attack']
@@ -155,9 +155,19 @@ class Attack:
             InputError: On bad arguments, see `check_images` and `check_batch`; on a norm or a number of classes the
                 attack is not defined for; on logits that are not finite or not (N, K).
         """
-        return run_attack(
-            self, model, images, labels, parse_threat(threat), seed=seed, space=space, targets=targets,
-            batch_size=batch_size, fast_model=fast_model, progress=progress)
+        call = Call(seed, space, targets, batch_size, fast_model, progress)
+        return self.attack_images(model, images, labels, parse_threat(threat), call)
+
+    def attack_images(
+            self,
+            model: Any,
+            images: torch.Tensor,
+            labels: Any,
+            threat: ThreatModel,
+            call: Call,
+    ) -> AttackResult:
+        """What `run` does; here each image alone, by `start` and `step`."""
+        return run_attack(self, model, images, labels, threat, call)
 
     def members(self, num_classes: int) -> Tuple['Attack', ...]:
         """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble.

@@ -145,11 +145,6 @@ class Checked(NamedTuple):
     soft: Optional[torch.Tensor]
     num_classes: int
 
-    @property
-    def given(self) -> torch.Tensor:
-        """Soft targets if there are any, else labels."""
-        return self.labels if self.soft is None else self.soft
-
 
 def _class_indices(values: Any, images: torch.Tensor, argument: str) -> torch.Tensor:
     try:

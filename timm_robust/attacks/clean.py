@@ -1,15 +1,15 @@
 """No attack: clean images, so that they can stand in a list of attacks."""
-from typing import Any, Callable, Optional, Tuple, Union
+from functools import partial
+from typing import Any, Tuple
 
 import torch
 
-from .ball import PIXELS, InputSpace
 from .base import Attack
-from .checks import Classifier, check_batch, check_images, logits_of
+from .checks import Classifier, check_batch, check_classes, check_images, logits_of
 from .context import attack_mode
 from .registry import register_attack
-from .state import AttackResult
-from .threat import Seed, ThreatModel
+from .state import AttackResult, Call
+from .threat import ThreatModel
 
 __all__ = ['Clean']
 
@@ -24,27 +24,22 @@ class Clean(Attack):
     def members(self, num_classes: int) -> Tuple[Attack, ...]:
         return ()
 
-    def run(
+    def attack_images(
             self,
             model: Any,
             images: torch.Tensor,
             labels: Any,
-            threat: Union[str, ThreatModel, None] = None,
-            *,
-            seed: Seed = 0,
-            space: Optional[InputSpace] = None,
-            targets: Any = None,
-            batch_size: Optional[int] = None,
-            fast_model: Optional[Callable] = None,
-            progress: Optional[Callable[[int], None]] = None,
+            threat: ThreatModel,
+            call: Call,
     ) -> AttackResult:
-        """Which images are misclassified; arguments of `Attack.run`."""
+        """Which images are misclassified."""
         with attack_mode(model):
-            check_images(images, space, model)
+            check_images(images, call.space, model)
             checked = check_batch(images, labels)
-            wrong = logits_of(Classifier(model, PIXELS, images.dtype), images, batch_size).argmax(1) != checked.labels
-        if progress is not None:
-            progress(len(images))
+            classifier = Classifier(model, dtype=images.dtype, check=partial(check_classes, checked))
+            wrong = logits_of(classifier, images, call.batch_size).argmax(1) != checked.labels
+        if call.progress is not None:
+            call.progress(len(images))
         return AttackResult(images.detach(), wrong, torch.ones_like(checked.labels))
 
     def craft(self, model: Any, images: torch.Tensor, labels: Any, threat: Any = None, **how: Any) -> torch.Tensor:

@@ -72,9 +72,13 @@ class CWL2(Attack):
         point = (tanh + 1) / 2
 
         def hinge(logits: torch.Tensor) -> torch.Tensor:
-            return state['const'] * F.relu(self.confidence - logit_gap(logits, state['y']))
+            loss = F.relu(self.confidence - logit_gap(logits, state['y']))
+            return loss if logits.dtype == torch.float16 else state['const'] * loss
 
         gradient, logits, penalty = input_gradient(model, point, hinge)
+        if logits.dtype == torch.float16:
+            # a large weight would overflow on its way through the network
+            gradient, penalty = gradient * state['const'].view(-1, 1, 1, 1), penalty * state['const']
         delta = point - state['x']
         distance = l2_norm(delta).flatten()
         fools = logit_gap(logits, state['y']) > max(self.confidence, 0)

@@ -5,19 +5,23 @@ images that resist to the end have the highest loss of any run. Where it stops i
 precision another pass may classify such an image correctly. `craft` moves whole batches, see there.
 """
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Optional, Union
+from functools import partial
+from typing import Any, Callable, ClassVar, Dict, Optional, Union
 
 import torch
 
 from ..errors import InputError, check_at_least, check_choice
 from ..settings import setting
-from .ball import Ball, InputSpace
+from .ball import PIXELS, Ball, InputSpace
 from .base import Attack
-from .context import input_gradient
-from .losses import cross_entropy
+from .checks import Classifier, check_batch, check_classes, check_images, check_targets, usable
+from .context import attack_mode, input_gradient
+from .loop import RUN_STRIDE
+from .losses import cross_entropy, precise
+from .noise import image_seeds
 from .state import Batch, State, keep_best
 from .threat import Seed, ThreatModel, madry_step_size, parse_threat
-from .whole_batch import KEEP, Ascent, craft_batch
+from .whole_batch import KEEP, Ascent, last_iterate, most_fooled
 
 __all__ = ['GradientAttack', 'IterativeAttack']
 
@@ -151,16 +155,35 @@ class GradientAttack(Attack):
             raise InputError(
                 'attacks single images alone', 'pass `targets` to `PGD().craft`' if self.targeted else '',
                 argument='attack', value=str(self))
-        asked = parse_threat(threat)
-        self.check(asked)
+        threat = parse_threat(threat)
+        self.check(threat)
+        ascent, sign, loss_fn = self._ascent(threat), 1. if targets is None else -1., loss_fn or self.loss
+        with attack_mode(model, bn_mode):
+            check_images(images, space, model)
+            checked = check_batch(images, labels, look=False)
+            aim = checked.labels if checked.soft is None else checked.soft
+            if targets is not None:
+                aim = check_targets(images, targets)[:, 0]
+            elif reference is not None:
+                aim = usable(reference)
 
-        def start_fn(ball: Ball, seeds: torch.Tensor) -> torch.Tensor:
-            return self.start_point(ball, seeds, asked) if start_std is None else ball.jittered(start_std, seeds)
+            def ascended(rows: Dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+                return sign * loss_fn(logits, rows['aim'])
 
-        return craft_batch(
-            model, images, labels, self.reach(asked), loss_fn=loss_fn or self.loss, steps=self.num_steps,
-            ascent=self._ascent(asked), start_fn=start_fn, restarts=restarts, space=space, seed=seed, bn_mode=bn_mode,
-            tau=tau, reference=reference, targets=targets, keep=keep)
+            classifier = Classifier(model, PIXELS, images.dtype, partial(check_classes, checked))
+            ball = Ball(precise(usable(images)), self.reach(threat), space or PIXELS)
+            seeds = image_seeds(seed, len(images), images.device)
+            best, most = ball.x, torch.full((), -1, device=images.device)
+            for restart in range(restarts if len(images) else 0):
+                own = seeds + restart * RUN_STRIDE
+                start = self.start_point(ball, own, threat) if start_std is None else ball.jittered(start_std, own)
+                rows = {'point': start, 'y': checked.labels, 'aim': aim}
+                if keep == 'last':
+                    best = last_iterate(classifier, ball, rows, ascended, self.num_steps, ascent, tau)
+                else:
+                    adv, count = most_fooled(classifier, ball, rows, ascended, self.num_steps, ascent)
+                    best, most = torch.where(count > most, adv, best), torch.maximum(count, most)
+        return best.to(images.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

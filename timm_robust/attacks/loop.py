@@ -3,14 +3,14 @@
 A batch is kept full of images at whatever step each of them is: an image that is fooled leaves at once, and the next
 image, the next restart or the next target class takes its place. No image's outcome depends on its neighbours.
 """
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
 import torch
 
 from ..errors import InputError, check_at_least
-from .ball import PIXELS, InputSpace
+from .ball import PIXELS
 from .checks import (
-    Checked,
     Classifier,
     check_batch,
     check_classes,
@@ -22,8 +22,8 @@ from .checks import (
 )
 from .context import attack_mode
 from .noise import image_seeds
-from .state import AttackResult, Batch, State
-from .threat import Seed, ThreatModel
+from .state import AttackResult, Batch, Call, State
+from .threat import ThreatModel
 
 if TYPE_CHECKING:
     from .base import Attack
@@ -39,40 +39,51 @@ def longest_gap(device: torch.device) -> int:
     return 1 if device.type == 'cpu' else 8
 
 
-class _Pool:
-    """Images under attack: a queue of runs, and a batch that works them off.
+@dataclass
+class _Work:
+    """Images to attack.
 
-    Args:
-        attack, threat: What is done to them.
-        x, labels, seeds: The images.
+    Attributes:
+        x, y, soft, seeds: See `Batch`; one row per image.
         runs: Restarts, or restarts times targets; a run starts only while its image resists.
-        targets: Target classes, shape (N, T); run r steers towards column r modulo T.
-        batch_size: Images in the network at once, all by default.
+        targets: Target classes, shape (N, T), or None; run r steers towards column r modulo T.
         budget: Evaluations each image may spend, if the attack's own limit is not to hold.
-        progress: See `Attack.run`.
     """
+    x: torch.Tensor
+    y: torch.Tensor
+    soft: Optional[torch.Tensor]
+    seeds: torch.Tensor
+    runs: int
+    targets: Optional[torch.Tensor]
+    budget: Optional[List[int]] = None
 
-    def __init__(
-            self,
-            attack: 'Attack',
-            threat: ThreatModel,
-            x: torch.Tensor,
-            labels: Checked,
-            seeds: torch.Tensor,
-            *,
-            runs: int,
-            targets: Optional[torch.Tensor],
-            batch_size: Optional[int],
-            budget: Optional[List[int]] = None,
-            progress: Optional[Callable[[int], None]] = None,
-    ):
-        self.attack, self.threat = attack, threat
-        self.x, self.labels, self.seeds, self.targets = x, labels, seeds, targets
-        self.batch_size, self.budget, self.progress = batch_size or len(x), budget, progress
-        self.runs = runs
-        self.queue = ((run, image) for run in range(runs) for image in range(len(x)))
-        self.best, self.score = x.clone(), [-_INF] * len(x)
-        self.queries, self.runs_left = [0] * len(x), [runs] * len(x)
+    def take(self, index: torch.Tensor, budget: Optional[List[int]]) -> '_Work':
+        """Some of the images."""
+        soft, targets = (None if t is None else t[index] for t in (self.soft, self.targets))
+        return _Work(self.x[index], self.y[index], soft, self.seeds[index], self.runs, targets, budget)
+
+    def batch(self, items: List[Tuple[int, int]]) -> Batch:
+        """The images of some runs, given as pairs of run and image."""
+        run, image = torch.tensor(items, device=self.x.device).T
+        batch = Batch(self.x[image], self.y[image], self.seeds[image] + run * RUN_STRIDE, run)
+        if self.soft is not None:
+            batch.soft = self.soft[image]
+        if self.targets is not None:
+            count = self.targets.shape[1]
+            batch.restart, batch.target = run // count, self.targets[image, run % count]
+        return batch
+
+
+class _Pool:
+    """Images under attack: a queue of runs, and a batch that works them off."""
+
+    def __init__(self, attack: 'Attack', threat: ThreatModel, work: _Work, call: Call):
+        count = len(work.x)
+        self.attack, self.threat, self.x, self.work, self.budget = attack, threat, work.x, work, work.budget
+        self.batch_size, self.progress = call.batch_size or count, call.progress
+        self.queue = ((run, image) for run in range(work.runs) for image in range(count))
+        self.best, self.score = work.x.clone(), [-_INF] * count
+        self.queries, self.runs_left = [0] * count, [work.runs] * count
         # of each slot of the batch: the image it holds, and its steps so far
         self.owners: List[int] = []
         self.ages: List[int] = []
@@ -90,14 +101,7 @@ class _Pool:
         return items
 
     def _start(self, items: List[Tuple[int, int]]) -> State:
-        run, image = torch.tensor(items, device=self.x.device).T
-        batch = Batch(self.x[image], self.labels.labels[image], self.seeds[image] + run * RUN_STRIDE, run)
-        if self.labels.soft is not None:
-            batch.soft = self.labels.soft[image]
-        if self.targets is not None:
-            count = self.targets.shape[1]
-            batch.restart, batch.target = run // count, self.targets[image, run % count]
-        return self.attack.start(batch, self.threat)
+        return self.attack.start(self.work.batch(items), self.threat)
 
     def _steps_to_next_look(self, gap: int) -> int:
         """At most `gap`, and not beyond the end of a run or of a budget."""
@@ -164,7 +168,7 @@ class _Pool:
                 done = [flag or self.queries[i] >= self.budget[i] for flag, i in zip(done, self.owners)]
             finished = [slot for slot, flag in enumerate(done) if flag]
             self._finish(state, finished, scores)
-            if self.runs > 1:
+            if self.work.runs > 1:
                 # another run of the same image may have made this one pointless
                 finished = [s for s, flag in enumerate(done) if flag or self.score[self.owners[s]] == _INF]
             if finished:
@@ -177,7 +181,7 @@ def _verify(
         found: AttackResult,
         model: Classifier,
         fast_model: Classifier,
-        labels: torch.Tensor,
+        y: torch.Tensor,
         batch_size: Optional[int],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Look at all that a faster copy decided: what fools it must fool the network, and elsewhere both must agree.
@@ -185,15 +189,13 @@ def _verify(
     Returns:
         Images that fool the copy alone, and images on which the copy is not the network.
     """
-    with torch.no_grad():
-        claimed, resists = (flags.nonzero().squeeze(1) for flags in (found.fooled, ~found.fooled))
-        holds = logits_of(model, found.adversarial[claimed], batch_size).argmax(1) == labels[claimed]
-        found.fooled[claimed] = ~holds
-        own, copied = (logits_of(m, found.adversarial[resists], batch_size) for m in (model, fast_model))
-        agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)
-        fooled = own.argmax(1) != labels[resists]
-        found.fooled[resists] = fooled
-        return claimed[holds], resists[~agree & ~fooled]
+    claimed, resists = (flags.nonzero().squeeze(1) for flags in (found.fooled, ~found.fooled))
+    holds = logits_of(model, found.adversarial[claimed], batch_size).argmax(1) == y[claimed]
+    found.fooled[claimed] = ~holds
+    own, copied = (logits_of(m, found.adversarial[resists], batch_size) for m in (model, fast_model))
+    agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)
+    found.fooled[resists] = own.argmax(1) != y[resists]
+    return claimed[holds], resists[~agree & ~found.fooled[resists]]
 
 
 def _search(
@@ -201,33 +203,22 @@ def _search(
         model: Classifier,
         fast_model: Optional[Classifier],
         threat: ThreatModel,
-        x: torch.Tensor,
-        labels: Checked,
-        seeds: torch.Tensor,
-        targets: Optional[torch.Tensor],
-        runs: int,
-        batch_size: Optional[int],
-        progress: Optional[Callable[[int], None]],
+        work: _Work,
+        call: Call,
 ) -> AttackResult:
     """Run the attack on a copy if there is one, and again with the network where the copy was no guide."""
-    found = _Pool(
-        attack, threat, x, labels, seeds, runs=runs, targets=targets, batch_size=batch_size, progress=progress,
-    ).run(fast_model or model)
-    if fast_model is None or not len(x):
+    found = _Pool(attack, threat, work, call).run(fast_model or model)
+    if fast_model is None or not len(work.x):
         return found
-    misled, strange = _verify(found, model, fast_model, labels.labels, batch_size)
+    misled, strange = _verify(found, model, fast_model, work.y, call.batch_size)
     found.queries[strange] = 0
-    again, _ = torch.cat([misled, strange]).sort()
-    budget = None
+    again, budget = torch.cat([misled, strange]).sort().values, None
     if attack.counts_queries and attack.run_length is not None:
-        limit = runs * attack.run_length
+        limit = work.runs * attack.run_length
         again = again[found.queries[again] < limit]
         budget = (limit - found.queries[again]).tolist()
     if len(again):
-        soft = None if labels.soft is None else labels.soft[again]
-        second = _Pool(
-            attack, threat, x[again], Checked(labels.labels[again], soft, labels.num_classes), seeds[again], runs=runs,
-            targets=None if targets is None else targets[again], batch_size=batch_size, budget=budget).run(model)
+        second = _Pool(attack, threat, work.take(again, budget), replace(call, progress=None)).run(model)
         found.adversarial[again], found.fooled[again] = second.adversarial, second.fooled
         found.queries[again] += second.queries
     return found
@@ -239,22 +230,17 @@ def run_attack(
         images: torch.Tensor,
         labels: Any,
         threat: ThreatModel,
-        *,
-        seed: Seed = 0,
-        space: Optional[InputSpace] = None,
-        targets: Any = None,
-        batch_size: Optional[int] = None,
-        fast_model: Optional[Callable] = None,
-        progress: Optional[Callable[[int], None]] = None,
+        call: Call,
 ) -> AttackResult:
-    """What `Attack.run` does; arguments are its."""
+    """What `Attack.run` does for an attack on single images."""
     attack.check(threat)
     if not attack.image_by_image:
         raise InputError(
             'moves whole batches and does not attack single images', f'call {type(attack).__name__}().craft',
             argument='attack', value=str(attack))
-    if batch_size is not None:
-        check_at_least('batch_size', batch_size)
+    targets, fast_model, space = call.targets, call.fast_model, call.space or PIXELS
+    if call.batch_size is not None:
+        check_at_least('batch_size', call.batch_size)
     if targets is not None and not attack.steerable:
         raise InputError(f'{attack} does not steer towards a class', 'leave it out, or use pgd', argument='targets')
     highest = 0
@@ -266,30 +252,30 @@ def run_attack(
             raise InputError(f'hold class {highest}, the model has {num_classes} classes', argument='targets')
 
     with attack_mode(model), attack_mode(fast_model):
-        check_images(images, space, model)
+        check_images(images, call.space, model)
         checked = check_batch(images, labels)
-        x = pixels_of(images, space)
-        classifier = Classifier(model, space or PIXELS, images.dtype, check)
+        x = pixels_of(images, call.space)
+        classifier = Classifier(model, space, images.dtype, check)
         fast: Optional[Classifier] = None
         if fast_model is not None:
             low = attack.needs_float32 and hasattr(fast_model, 'float32')
             fast_model = fast_model.float32() if low else fast_model  # type: ignore[attr-defined]
-            fast = Classifier(fast_model, space or PIXELS, images.dtype, check)
+            fast = Classifier(fast_model, space, images.dtype, check)
         if targets is not None:
             targets = check_targets(images, targets)
             highest = int(targets.max()) if targets.numel() else 0
         elif attack.targeted and len(x):
             targets = wrong_classes(
-                logits_of(classifier, x, batch_size), checked.labels, getattr(attack, 'num_targets', None))
+                logits_of(classifier, x, call.batch_size), checked.labels, getattr(attack, 'num_targets', None))
         runs = getattr(attack, 'restarts', 1) * (1 if targets is None else targets.shape[1])
-        seeds = image_seeds(seed, len(x), x.device)
+        seeds = image_seeds(call.seed, len(x), x.device)
         if len(seeds) != len(x):
             raise InputError(f'{len(seeds)} for {len(x)} images', 'give one for all or one for each', argument='seed')
-        found = _search(
-            attack, classifier, fast, threat, x, checked, seeds, targets, runs, batch_size, progress)
+        work = _Work(x, checked.labels, checked.soft, seeds, runs, targets)
+        found = _search(attack, classifier, fast, threat, work, call)
         if attack.queries > 1 and len(x):
             # one noisy pass does not say whether an image fools, so the loop never did
-            found.fooled = logits_of(classifier, found.adversarial, batch_size).argmax(1) != checked.labels
-        adversarial = found.adversarial if space is None else space.normalize(found.adversarial)
+            found.fooled = logits_of(classifier, found.adversarial, call.batch_size).argmax(1) != checked.labels
+        adversarial = found.adversarial if call.space is None else space.normalize(found.adversarial)
         found.adversarial = adversarial.to(images.dtype)
     return found

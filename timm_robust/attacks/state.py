@@ -1,10 +1,24 @@
 """What an attack keeps of each image it works on."""
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 
-__all__ = ['AttackResult', 'Batch', 'State', 'keep_best']
+from .ball import InputSpace
+from .threat import Seed
+
+__all__ = ['AttackResult', 'Batch', 'Call', 'State', 'keep_best']
+
+
+@dataclass(frozen=True)
+class Call:
+    """How an attack is called; the fields are the keywords of `Attack.run`."""
+    seed: Seed = 0
+    space: Optional[InputSpace] = None
+    targets: Any = None
+    batch_size: Optional[int] = None
+    fast_model: Optional[Callable] = None
+    progress: Optional[Callable[[int], None]] = None
 
 
 class State(Dict[str, torch.Tensor]):

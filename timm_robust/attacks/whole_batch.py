@@ -1,19 +1,15 @@
 """The engine that moves a whole batch in step: for training, surrogates and networks with batch statistics."""
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 
-from .ball import PIXELS, Ball, InputSpace
-from .checks import Classifier, check_batch, check_classes, check_images, check_targets, usable
-from .context import attack_mode, input_gradient
-from .loop import RUN_STRIDE, longest_gap
-from .losses import precise
-from .noise import image_seeds
-from .threat import Seed, ThreatModel
+from .ball import Ball
+from .context import input_gradient
+from .loop import longest_gap
 
-__all__ = ['KEEP', 'Ascent', 'craft_batch']
+__all__ = ['KEEP', 'Ascent', 'last_iterate', 'most_fooled']
 
 KEEP = ('last', 'most_fooled')
 _ROWS = 32  # on a GPU a friendly batch shrinks by so many images at once: each new shape has its cost
@@ -76,7 +72,7 @@ class _Friendly:
         self.left, self.stopped = self.left[index], self.stopped[index]
 
 
-def _last_iterate(
+def last_iterate(
         model: Callable,
         ball: Ball,
         rows: Rows,
@@ -85,6 +81,15 @@ def _last_iterate(
         ascent: Ascent,
         tau: Optional[int],
 ) -> torch.Tensor:
+    """The batch after all steps.
+
+    Args:
+        model: Maps the batch to logits.
+        ball: The allowed images.
+        rows: `point`, where to start, `y`, the true classes, and what `loss_fn` needs, one row per image.
+        loss_fn: Maps rows and logits to what to ascend.
+        steps, ascent, tau: See `GradientAttack`.
+    """
     friendly = None if tau is None else _Friendly(rows['point'], tau)
     if friendly is not None:
         rows['place'] = torch.arange(len(rows['point']), device=rows['point'].device)
@@ -109,7 +114,7 @@ def _last_iterate(
     return friendly.adv
 
 
-def _most_fooled(
+def most_fooled(
         model: Callable,
         ball: Ball,
         rows: Rows,
@@ -133,49 +138,3 @@ def _most_fooled(
     with torch.no_grad():
         look(model(rows['point']))
     return best, most
-
-
-def craft_batch(
-        model: Any,
-        images: torch.Tensor,
-        labels: Any,
-        threat: ThreatModel,
-        *,
-        loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        steps: int,
-        ascent: Ascent,
-        start_fn: Callable[[Ball, torch.Tensor], torch.Tensor],
-        restarts: int = 1,
-        space: Optional[InputSpace] = None,
-        seed: Seed = 0,
-        bn_mode: str = 'eval',
-        tau: Optional[int] = None,
-        reference: Optional[torch.Tensor] = None,
-        targets: Any = None,
-        keep: str = 'last',
-) -> torch.Tensor:
-    """What `GradientAttack.craft` does; arguments are its, and what it knows of itself."""
-    with attack_mode(model, bn_mode):
-        check_images(images, space, model)
-        checked = check_batch(images, labels, look=False)
-        x = precise(usable(images))
-        rows = {'y': checked.labels, 'aim': checked.given if reference is None else usable(reference)}
-        sign = 1.
-        if targets is not None:
-            rows['aim'], sign = check_targets(images, targets)[:, 0], -1.
-
-        def ascended(rows: Rows, logits: torch.Tensor) -> torch.Tensor:
-            return sign * loss_fn(logits, rows['aim'])
-
-        classifier = Classifier(model, PIXELS, images.dtype, lambda num_classes: check_classes(checked, num_classes))
-        ball = Ball(x, threat, space or PIXELS)
-        seeds = image_seeds(seed, len(x), x.device)
-        best, most = ball.x, torch.full((), -1, device=x.device)
-        for restart in range(restarts if len(x) else 0):
-            start = start_fn(ball, seeds + restart * RUN_STRIDE)
-            if keep == 'last':
-                best = _last_iterate(classifier, ball, {**rows, 'point': start}, ascended, steps, ascent, tau)
-            else:
-                adv, count = _most_fooled(classifier, ball, {**rows, 'point': start}, ascended, steps, ascent)
-                best, most = torch.where(count > most, adv, best), torch.maximum(count, most)
-    return best.to(images.dtype)
