@@ -422,7 +422,7 @@ def test_loading_that_fails_says_so_in_a_line_and_works_after(
     spoil(hub)
     capsys.readouterr()
     assert evaluate(measured, f'hf-hub:{REPO}', tmp_path / 'first') == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    error, = capsys.readouterr().err.strip().splitlines()
     assert error.startswith('timm-robust eval: error: ') and all(w in error for w in (REPO, *words))
     assert not (tmp_path / 'first' / 'results.json').exists()
     hub.faults.clear()

@@ -1,5 +1,7 @@
 """`timm-robust COMMAND ...`: bad input ends in one line on standard error and exit code 2."""
 import importlib
+import logging
+import os
 import sys
 from typing import List, Optional
 
@@ -33,6 +35,9 @@ def _usage() -> str:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command; returns the exit code."""
+    # of the Hub's client the error alone, not a line for each retry, whether it is imported already or not
+    os.environ.setdefault('HF_HUB_VERBOSITY', 'error')
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ('-h', '--help'):
         print(_usage())

@@ -129,9 +129,6 @@ def _compare(dataset: Any, num_classes: int, names: Optional[Sequence[str]]) -> 
     own, labels, samples = class_names(dataset), dataset_labels(dataset), _samples(dataset)
     mapping = 'give the same class folders, or the index of each class in `class_map`'
     if samples and own is not None:
-        root = _root(dataset)
-        if any(os.path.dirname(path) == root for path, _ in samples):
-            return f'{root} holds images itself', 'give the folder above, with one folder for each class'
         empty = _empty_class(dataset, own)
         if empty:
             kinds = ', '.join(get_img_extensions())
@@ -174,7 +171,11 @@ def check_classes(
     Raises:
         InputError: Naming the first class that differs.
     """
-    labels = dataset_labels(dataset)
+    labels, samples = dataset_labels(dataset), _samples(dataset)
+    if samples and any(os.path.dirname(path) == _root(dataset) for path, _ in samples):
+        raise InputError(
+            f'{_root(dataset)} holds images itself', 'give the folder above, with one folder for each class',
+            argument=argument)
     if labels is not None and len(labels) and labels.min() < 0:
         raise InputError(f'the data has the label {labels.min()}', 'give each image the index of a class',
                          argument=argument)

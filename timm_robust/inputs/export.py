@@ -4,7 +4,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Mapping, Optional, Sequence
 
 import torch.nn as nn
-from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 
 from .files import read_json, write_json
 from .network import Preprocessing
@@ -34,15 +34,16 @@ def export_model(
         pretrained_cfg: What else the config says of the weights, such as their tag and licence.
         architecture: Name to publish it under, by default its own.
     """
-    with TemporaryDirectory() as scratch:
-        save_for_hf(
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch) / 'config.json'
+        save_config_for_hf(
             model,
-            scratch,
-            safe_serialization=True,
+            str(path),
             model_config={'pretrained_cfg': dict(pretrained_cfg or {})},
             data_config=dict(preprocessing),
         )
-        config = read_json(Path(scratch) / 'config.json')
+        config = read_json(path)
     # of the classes of other weights, and what transformers would pass to timm twice
     config['pretrained_cfg'].pop('label_names', None)
     config['pretrained_cfg'].pop('label_descriptions', None)
@@ -52,6 +53,5 @@ def export_model(
     if architecture:
         config['architecture'] = architecture
     config['weights_sha256'] = weights_sha256(model)
-    folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder / 'model.safetensors', model.state_dict())
     write_json(folder / 'config.json', config)

@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from timm.data import resolve_input_data_config
 
+from ..attacks.checks import as_logits
 from ..errors import InputError, check_choice, check_range
 from ..layers import BN_MODES, convert_aux_norm, has_batch_statistics, set_bn_mode, set_gamma
 from ..models import NormalizedModel
@@ -110,8 +111,7 @@ class _TwoClasses(nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.model(x).reshape(len(x), 1)
-        return torch.cat([torch.zeros_like(z), z], dim=1)
+        return as_logits(self.model(x), len(x))
 
 
 @dataclass
