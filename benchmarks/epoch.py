@@ -19,8 +19,8 @@ from timm.task import TrainingTask
 
 from timm_robust.cli import quickstart
 from timm_robust.cli.main import main as command
-from timm_robust.train import run
-from timm_robust.train.checkpoint import AtomicCheckpointSaver
+from timm_robust.training import run
+from timm_robust.training.checkpoint import AtomicCheckpointSaver
 
 SPENT = defaultdict(float)
 _OPEN = []

@@ -5,6 +5,7 @@ from .errors import InputError
 from .layers import RobustNorm2d, replace_norm, set_bn_mode, sync_norm_statistics
 from .models import NormalizedModel
 from .tasks import Objective, register_objective
+from .training import TrainConfig, TrainResult, train
 from .version import __version__
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     'Objective',
     'RobustNorm2d',
     'ThreatModel',
+    'TrainConfig',
+    'TrainResult',
     '__version__',
     'attacks',
     'register_attack',
@@ -26,4 +29,5 @@ __all__ = [
     'set_bn_mode',
     'sync_norm_statistics',
     'tasks',
+    'train',
 ]

@@ -133,7 +133,9 @@ def to_mapping(settings: Any) -> Dict[str, Any]:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return to_mapping(value)
-        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     return {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
 
@@ -145,14 +147,14 @@ def flat_names(cls: Any, prefix: str = '') -> Dict[str, str]:
 
 
 def from_flat(cls: Type[T], values: Mapping[str, Any], prefix: str = '') -> T:
-    """A settings object from the flat names among `values`; None counts as not given, other names are left alone.
+    """A settings object from the flat names among `values`; other names are left alone.
 
     Raises:
         InputError: On bad values, naming the flat name.
     """
     names = flat_names(cls, prefix)
     try:
-        return cls(**{name: values[flat] for name, flat in names.items() if values.get(flat) is not None})
+        return cls(**{name: values[flat] for name, flat in names.items() if flat in values})
     except InputError as error:
         raise error.renamed(names) from error
 

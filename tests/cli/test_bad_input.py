@@ -60,7 +60,7 @@ def fails(capsys, tmp_path, monkeypatch):
     (['--attack-steps', '-1'], ['--attack-steps -1', 'at least 1']),
     (['--attack-steps', '0'], ['--attack-steps 0']),
     (['--attack-steps', 'many'], ['--attack-steps', 'many']),
-    (['--attack-eps-warmup-epochs', '9', '--epochs', '3'], ['--attack-eps-warmup-epochs 9', '--epochs 3']),
+    (['--attack-eps-warmup-epochs', '9', '--epochs', '6'], ['--attack-eps-warmup-epochs 9', '--epochs 6']),
     (['--objective', 'sat', '--adv-weight', '1.2'], ['--adv-weight 1.2', '[0, 1]']),
     (['--adv-weight', '.2'], ['--adv-weight 0.2', 'is for --objective sat, nofrost']),
     (['--attack-eps-warmup-epochs', 'nan'], ['--attack-eps-warmup-epochs nan', 'at least 0']),
@@ -227,7 +227,7 @@ def test_finished_runs_are_not_overwritten(fails, folder, tmp_path_factory):
 def test_config_files(fails, folder, tmp_path_factory):
     files = tmp_path_factory.mktemp('configs')
     (files / 'unknown.yaml').write_text('objectve: sat\n')
-    fails('train', '-c', files / 'unknown.yaml', mentions=['--config', "'objectve' is no flag"])
+    fails('train', '-c', files / 'unknown.yaml', mentions=['--config', "'objectve' is no setting"])
     (files / 'list.yaml').write_text('- a\n')
     fails('train', '-c', files / 'list.yaml', mentions=['--config'])
     (files / 'broken.yaml').write_text('a: [\n')

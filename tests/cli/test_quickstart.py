@@ -12,6 +12,7 @@ from timm_robust.cli import quickstart
 from timm_robust.cli.main import main
 from timm_robust.data.samples import load_digits
 from timm_robust.tasks import NoFrost
+from timm_robust.training import TrainConfig
 
 README = Path(__file__).resolve().parents[2] / 'README.md'
 
@@ -86,21 +87,17 @@ def test_readme_snippets_run():
 
 
 def test_recipes_are_valid():
-    from timm_robust.cli.arguments import apply_config
-    from timm_robust.cli.train import build_parser
-    from timm_robust.train.build import check_arguments
     recipes = sorted((README.parent / 'train_scripts' / 'recipes').rglob('*.yaml'))
     assert len(recipes) > 30
     for recipe in recipes:
-        parser = build_parser()
-        args = parser.parse_args(apply_config(parser, ['-c', str(recipe)]))
-        options = check_arguments(args)
+        config = TrainConfig.from_yaml(str(recipe))
         # no network of millions of weights is needed to see whether the objective has what it needs
         with torch.device('meta'):
             model = timm.create_model(
-                args.model, in_chans=args.in_chans, num_classes=args.num_classes, **args.model_kwargs)
-            size = (args.img_size or model.default_cfg['input_size'][-1],) * 2
-            assert model.eval()(torch.zeros(2, args.in_chans or 3, *size)).shape == (2, model.num_classes), recipe
-        assert options.objective.prepare_model(model) is model, recipe
+                config.model, in_chans=config.in_chans, num_classes=config.num_classes, **config.model_kwargs)
+            size = (config.img_size or model.default_cfg['input_size'][-1],) * 2
+            assert model.eval()(torch.zeros(2, config.in_chans or 3, *size)).shape == (2, model.num_classes), recipe
+        assert config.objective.prepare_model(model) is model, recipe
         source = ' '.join(recipe.read_text().split('\nmodel:')[0].split())
-        assert recipe.parent.name in ('recipes', 'weights') or ('https://' in source and '--data-dir' in source), recipe
+        assert recipe.parent.name in ('recipes', 'weights', 'gpu') or (
+            'https://' in source and '--data-dir' in source), recipe

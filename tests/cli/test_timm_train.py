@@ -14,7 +14,9 @@ from helpers import make_image_folder, run_cli
 from timm.task import ClassificationTask
 
 from timm_robust.cli.main import main
-from timm_robust.cli.timm_train import Driver, load_script
+from timm_robust.cli.timm_train import _add_flags
+from timm_robust.tasks import OBJECTIVES
+from timm_robust.training.timm_script import TimmScript, load_script
 
 STAND_IN = Path(__file__).parent / 'stand_in_train.py'
 REAL = os.environ.get('TIMM_TRAIN_SCRIPT', '')
@@ -88,7 +90,7 @@ def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):
     argv = [str(STAND_IN), *flags(folder, tmp_path, '--robust-eval-steps', '3', '--robust-eval-samples', '16',
                                   '--attack-eps', '64/255')]
     monkeypatch.setattr(sys, 'argv', argv)
-    driver = Driver(load_script(argv[0]))
+    driver = TimmScript(load_script(argv[0]), _add_flags)
     driver.script.main()
     driver.task = ClassificationTask(Dot(driver.space), verbose=False)
     metrics = driver.validate(
@@ -106,24 +108,26 @@ def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):
 def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', sys.argv)
     losses = set()
-    for objective in ('standard', 'sat', 'nofrost_star', 'trades', 'fat', 'trades_fat', 'mbnat', 'apart'):
+    for objective in OBJECTIVES:
         argv = flags(folder, tmp_path / objective, '--objective', objective, '--attack-steps', '2')
+        argv += ['--adv-weight', '.4'] if objective == 'nofrost' else []
+        argv += ['--adv-weight', '.9'] if objective == 'fat' else []
         argv += ['--model', 'test_efficientnet'] if objective in ('mbnat', 'apart') else []
         if objective == 'nofrost_star':
             argv.remove('--no-prefetcher')
         assert main(['timm-train', str(STAND_IN), *argv]) == 0
         losses.add(summary(tmp_path / objective)[0]['train_loss'])
-    assert len(losses) == 8
+    assert len(losses) == len(OBJECTIVES)
 
 
 @pytest.mark.parametrize('more,message', [
     (['--objective', 'trade'], '--objective trade: unknown'),
-    (['--eval-metric', 'robust_top1'], '--eval-metric robust_top1: needs --val-split and robust validation'),
+    (['--eval-metric', 'robust_top1'], '--eval-metric robust_top1: needs robust validation; pass --robust-eval-steps'),
     (['--objective', 'fat', '--mixup', '.2'], 'leave out --mixup'),
-    (['--objective', 'sat', '--jsd-loss'], '--jsd-loss True: does not go with --objective sat'),
+    (['--objective', 'sat', '--jsd-loss'], '--jsd-loss: does not go with --objective sat'),
     (['--objective', 'sat', '--kd-model-name', 'resnet18'], '--kd-model-name resnet18: does not go with'),
     (['--objective', 'apart', '--opt', 'adahessian'], '--opt adahessian: takes second derivatives'),
-    (['--objective', 'sat', '--torchscript'], '--torchscript True: does not go with --objective sat'),
+    (['--objective', 'sat', '--torchscript'], '--torchscript: does not go with --objective sat'),
     (['--kd-model-name', 'resnet18', '--robust-eval-steps', '2'],
      '--kd-model-name resnet18: does not go with --robust-eval-steps 2'),
 ])

@@ -54,7 +54,8 @@ def measured(tmp_path_factory):
     assert main([*common, '--attacks', 'clean,fgsm,pgd2', '--output', str(root / 'first')]) == 0
     assert main([*common, '--attacks', 'square20', '--save-images', '0', '--output', str(root / 'second')]) == 0
     (root / 'args.yaml').write_text(yaml.safe_dump({
-        'objective': 'nofrost', 'model': 'nofrost_resnet11_mnist', 'epochs': 3, 'lr': .005, 'data_dir': '/secret/place',
+        'objective': 'nofrost', 'model': 'nofrost_resnet11_mnist', 'epochs': 3, 'warmup_epochs': 0, 'lr': .005,
+        'data_dir': '/secret/place',
         'initial_checkpoint': 'start.safetensors',
         'attack_steps': 2, 'model_ema': True, 'scale': [.7, 1.]}))
     return root

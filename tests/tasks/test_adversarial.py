@@ -23,6 +23,7 @@ from timm_robust.tasks import (
     Standard,
     TrainingAttack,
     create_task,
+    training_attacks,
 )
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -206,15 +207,17 @@ def test_nofrost_on_batch_norm_is_called_by_its_name(caplog):
     assert 'is SAT' in caplog.text
 
 
-@pytest.mark.parametrize('attack', ['fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf'])
+@pytest.mark.parametrize('attack', training_attacks())
 @pytest.mark.parametrize('norm,eps', [('Linf', '8/255'), ('L2', '0.5')])
 def test_every_training_attack_of_the_flags(attack, norm, eps):
-    attack = TrainingAttack(attack=attack, norm=norm, eps=eps, steps=3)
+    steps = {'steps': 3} if 'steps' in training_attacks()[attack].__dataclass_fields__ else {}
+    attack = TrainingAttack(attack=attack, norm=norm, eps=eps, **steps)
     task = SatTask(TinyNet(), attack=attack, space=SPACE, verbose=False)
     x, y = batch(dtype=torch.float32)
     delta = SPACE.to_pixels(task.craft(x, y)) - SPACE.to_pixels(x)
     size = delta.abs().max() if norm == 'Linf' else delta.flatten(1).norm(dim=1).max()
-    assert 0.2 * attack.threat.eps < size <= attack.threat.eps * (1 + 1e-4)
+    reach = attack.built(attack.threat).reach(attack.threat).eps  # n-fgsm goes beyond eps
+    assert 0.2 * attack.threat.eps < size <= reach * (1 + 1e-4)
 
 
 def test_single_step_takes_the_step_size_of_the_flag():
@@ -271,11 +274,12 @@ def test_batch_norm_while_crafting():
     (dict(steps=-1), 'steps=-1'),
     (dict(steps='many'), "steps='many': must be a whole number"),
     (dict(step_size='0'), 'step_size=0.0: must be a number above 0'),
-    (dict(attack='fgsm', step_size='2/255'), "step_size='2/255': the step of fgsm is eps"),
+    (dict(attack='fgsm', step_size='2/255'), "step_size='2/255': fixed by `attack='fgsm'`"),
     (dict(eps_warmup_epochs=-1), 'eps_warmup_epochs=-1'),
     (dict(eps_warmup_epochs=float('nan')), 'eps_warmup_epochs=nan'),
     (dict(bn_mode='test'), "bn_mode='test'"),
-    (dict(attack='fgsm', random_start=True), "random_start=True: is fixed by `attack='fgsm'`"),
+    (dict(attack='fgsm', steps=3), "steps=3: fixed by `attack='fgsm'`"),
+    (dict(attack='fgsm', random_start=True), "random_start=True: fixed by `attack='fgsm'`"),
 ])
 def test_bad_attacks(kwargs, message):
     with pytest.raises(InputError, match=message):
@@ -284,6 +288,18 @@ def test_bad_attacks(kwargs, message):
 
 def test_an_attack_is_the_same_however_it_is_written():
     assert TrainingAttack(eps='8/255', step_size='2/255') == TrainingAttack(eps=8 / 255, step_size=2 / 255)
+    assert TrainingAttack(attack='CW_Linf', norm='linf') == TrainingAttack(attack='cw-linf', norm='Linf')
+
+
+def test_images_of_another_space_are_noticed():
+    pixels, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    with pytest.raises(InputError, match='are pixels in'):
+        make_task(TinyNet())(pixels, y)
+    with pytest.raises(InputError, match='`space` says that they are pixels'):
+        SatTask(TinyNet(), verbose=False)(SPACE.normalize(pixels), y)
+    noisy = pixels.clone()
+    noisy[:, :, :4, :4] = 5.  # random erasing
+    SatTask(TinyNet(), verbose=False)(noisy, y)
 
 
 @pytest.mark.parametrize('weight', [1.5, -.1, float('nan')])

@@ -205,6 +205,6 @@ def test_bad_switches(folders, capsys, flags, text):
 def test_batches_must_hold_whole_views():
     task = create_task(NoFrostStar(), TinyNet(), torch.nn.CrossEntropyLoss(), space=SPACE, verbose=False)
     with pytest.raises(InputError, match='views=2 does not divide a batch of 7'):
-        task(torch.rand(7, 3, 8, 8), torch.zeros(7, dtype=torch.long))
+        task(SPACE.normalize(torch.rand(7, 3, 8, 8)), torch.zeros(7, dtype=torch.long))
     with pytest.raises(InputError, match="terms=5: must be 3, the paper's, or 4"):
         make_task(TinyNet(), terms=5)

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_robust.cli.arguments import apply_config
-from timm_robust.cli.train import build_parser
+from timm_robust.cli.train import read_config
 from timm_robust.data.samples import load_digits
 from timm_robust.evaluation import AttackOutcome, DataFacts, EvaluationReport, ModelFacts, RunFacts, ThreatFacts
 from timm_robust.evaluation.report import EpsPoint, GammaPoint
@@ -32,8 +32,10 @@ def scripts(tmp_path, monkeypatch):
     calls = []
 
     def pretend(argv):
-        parser = importlib.import_module(f'timm_robust.cli.{argv[0]}').build_parser()
-        args = parser.parse_args(apply_config(parser, argv[1:]))  # flags that are none, or values that are none, end it
+        # flags that are none, or values that are none, end it
+        if argv[0] != 'train':
+            parser = importlib.import_module(f'timm_robust.cli.{argv[0]}').build_parser()
+            parser.parse_args(apply_config(parser, argv[1:]))
         calls.append(argv)
         flag = dict(zip(argv, argv[1:]))
         settings = {'seed': 0, 'command': shlex.join(['timm-robust', *argv])}
@@ -41,7 +43,7 @@ def scripts(tmp_path, monkeypatch):
             run = Path(flag['--output'], flag['--experiment'])
             (run / 'export').mkdir(parents=True)
             (run / 'export' / 'config.json').touch()
-            (run / 'args.yaml').write_text(yaml.safe_dump(vars(args)))
+            (run / 'args.yaml').write_text(read_config(argv[1:]).to_yaml())
             top1 = 70 + 2 * (flag.get('--objective') == 'apart') + int(flag.get('--seed', 0))
             (run / 'summary.csv').write_text(f'epoch,eval_top1\n0,1\n1,{top1}\n')
             return 0
@@ -170,8 +172,8 @@ def test_networks_beside_each_other_have_convolutions_of_the_same_shapes(scripts
     script, _ = scripts('nofrost')
 
     def convolutions(flags):
-        args = build_parser().parse_args([*flags, '--data-dir', 'D'])
-        model = timm.create_model(args.model, in_chans=1, **args.model_kwargs)
+        config = read_config([*flags, '--data-dir', 'D'])
+        model = timm.create_model(config.model, in_chans=1, **config.model_kwargs)
         x, sizes = torch.zeros(1, 1, 28, 28), []
         for m in model.modules():
             if isinstance(m, nn.Conv2d):

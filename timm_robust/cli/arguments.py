@@ -10,13 +10,10 @@ from timm.utils.log import FormatterNoInfo
 from ..errors import InputError
 from .plugins import HELP
 
-_FACTS = {'config', 'distributed', 'world_size', 'rank', 'local_rank', 'val_images'}  # in args.yaml, and no flags
-
 __all__ = [
     'Parser',
     'add_data_arguments',
     'add_model_arguments',
-    'add_robust_eval_arguments',
     'apply_config',
     'start_logging',
 ]
@@ -64,7 +61,7 @@ def apply_config(parser: argparse.ArgumentParser, argv: List[str]) -> List[str]:
     if not isinstance(config, dict):
         raise InputError(f'--config {known.config}: must hold "flag: value" lines')
     flags = {action.dest for action in parser._actions}
-    unknown = sorted(set(config) - flags - _FACTS)
+    unknown = sorted(set(config) - flags - {'config'})
     if unknown:
         raise InputError(f'--config {known.config}: {unknown[0]!r} is no flag of this command ({parser.prog} --help)')
     parser.set_defaults(**{k: v for k, v in config.items() if k in flags})
@@ -118,12 +115,3 @@ def add_model_arguments(
     group.add_argument('--device', default=None, help='device (default: cuda if there is one, else cpu)')
     parser.set_defaults(**defaults)
     return group
-
-
-def add_robust_eval_arguments(group: argparse._ArgumentGroup) -> None:
-    """Flags of robust validation."""
-    group.add_argument('--robust-eval-steps', type=int, default=0, metavar='N',
-                       help='PGD steps of robust validation after each epoch, under the threat model of training; '
-                            'gives robust_top1 for --eval-metric (default: 0, none)')
-    group.add_argument('--robust-eval-samples', type=int, default=1000, metavar='N',
-                       help='validation images to attack, class-balanced (default: 1000)')

@@ -1,5 +1,4 @@
 """`timm-robust card`: the folder of a model as it goes to the Hub, every number of its card measured."""
-import argparse
 import dataclasses
 import shlex
 from pathlib import Path
@@ -10,15 +9,18 @@ from timm.models import get_pretrained_cfg, is_model, list_pretrained, split_mod
 
 from ..errors import InputError
 from ..hub import Card, build_card_folder
+from ..tasks.objective import objective_to_flat
+from ..training import TrainConfig
 from . import train
 from .arguments import Parser, add_model_arguments
+from .flags import as_flags
 from .inputs import open_converted
 
 __all__ = ['OF_THE_MACHINE', 'build_parser', 'run', 'training_command']
 
 OF_THE_MACHINE = (  # left out of commands
-    'data_dir', 'output', 'experiment', 'config', 'resume', 'workers', 'device', 'pin_mem', 'distributed', 'world_size',
-    'rank', 'local_rank', 'log_interval', 'checkpoint_hist', 'dataset_download')
+    'data_dir', 'output', 'experiment', 'resume', 'workers', 'device', 'pin_mem', 'log_interval', 'checkpoint_hist',
+    'dataset_download')
 
 
 def build_parser() -> Parser:
@@ -47,18 +49,12 @@ def build_parser() -> Parser:
 
 def training_command(args: Dict[str, Any]) -> str:
     """The command of a run from its args.yaml, without what belongs to the machine it ran on."""
-    words = ['timm-robust', 'train']
-    for action in train.build_parser()._actions:
-        value = args.get(action.dest)
-        unset = value in (action.default, None, []) or str(value).lower() == str(action.default).lower()
-        if action.dest in OF_THE_MACHINE or unset:
-            continue
-        words.append(action.option_strings[0 if isinstance(action, argparse.BooleanOptionalAction) and value else -1])
-        if isinstance(value, dict):
-            words += [f'{k}={v}' for k, v in value.items()]
-        elif not isinstance(value, bool):
-            words += map(str, value if isinstance(value, (list, tuple)) else [value])
-    return shlex.join([*words, '--data-dir', 'DIR'])
+    known = TrainConfig.all_flat_names()
+    config = TrainConfig.from_flat({k: v for k, v in args.items() if k in known and v is not None})
+    defaults = {**objective_to_flat(type(config.objective)()), **TrainConfig().to_flat()}
+    own = {name: value for name, value in config.to_flat().items()
+           if name not in OF_THE_MACHINE and value != defaults[name]}
+    return shlex.join(['timm-robust', 'train', *as_flags(train.build_parser(), own), '--data-dir', 'DIR'])
 
 
 def run(argv: List[str]) -> None:

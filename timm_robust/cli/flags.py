@@ -8,7 +8,7 @@ from timm.utils import ParseKwargs
 from ..settings import default_of, flat_names
 from ..tasks import AWP, OBJECTIVES, TrainingAttack
 
-__all__ = ['add_flags', 'add_objective_flags', 'given']
+__all__ = ['add_flags', 'add_objective_flags', 'as_flags', 'given']
 
 Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
 
@@ -46,6 +46,11 @@ def _shown(default: Any) -> str:
     return '' if default is None or isinstance(default, (bool, dict)) else str(default)
 
 
+def _group(parser: argparse.ArgumentParser, title: str) -> Flags:
+    """The group of this heading, the one there is if there is one."""
+    return next((g for g in parser._action_groups if g.title == title), None) or parser.add_argument_group(title)
+
+
 def add_flags(parser: argparse.ArgumentParser, cls: Any, prefix: str = '', title: str = '') -> None:
     """Add a flag for each field of a settings class that `setting` made.
 
@@ -55,13 +60,13 @@ def add_flags(parser: argparse.ArgumentParser, cls: Any, prefix: str = '', title
         prefix: Prefix of the flags.
         title: Heading in help texts, for fields that name no group.
     """
-    group: Flags = parser.add_argument_group(title) if title else parser
+    group: Flags = _group(parser, title) if title else parser
     hints, names = get_type_hints(cls), flat_names(cls, prefix)
     for field in dataclasses.fields(cls):
         if 'help' not in field.metadata or field.name not in names:
             continue
         if field.metadata['group']:
-            group = parser.add_argument_group(field.metadata['group'])
+            group = _group(parser, field.metadata['group'])
         default = default_of(field)
         shown = _shown(default)
         _add(group, field, hints[field.name], names[field.name], default, f'default: {shown}' if shown else '')
@@ -94,6 +99,27 @@ def _add_union(group: Flags, classes: Iterable[Type[Any]]) -> None:
         if len(by_default) == 1:
             note = next(iter(by_default))
         _add(group, field, get_type_hints(cls)[field.name], flat, default, f'default: {note}' if note else '')
+
+
+def as_flags(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> List[str]:
+    """The words of a command line that gives these values by flat name, in the order of the help text."""
+    words: List[str] = []
+    for action in (a for group in parser._action_groups for a in group._group_actions):
+        if action.dest not in values or not action.option_strings:
+            continue
+        value = values[action.dest]
+        negative = isinstance(action, argparse.BooleanOptionalAction) and not value
+        words.append(action.option_strings[-1] if negative else next(
+            o for o in action.option_strings if o.startswith('--')))
+        if isinstance(value, dict):
+            words += [f'{k}={v}' for k, v in value.items()]
+        elif not isinstance(value, bool):
+            words += map(_word, value if isinstance(value, (list, tuple)) else [value])
+    return words
+
+
+def _word(value: Any) -> str:
+    return f'{value:g}' if isinstance(value, float) and float(f'{value:g}') == value else str(value)
 
 
 def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Mapping[str, Any]:

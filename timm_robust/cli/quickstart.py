@@ -25,7 +25,7 @@ from ..evaluation.outcome import Evaluation
 from ..evaluation.render import plot_eps_sweep, plot_images, text_table
 from ..models import NormalizedModel
 from ..tasks import NoFrost, Objective, Standard, TrainingAttack, create_task
-from ..train.loop import train_one_epoch
+from ..training.loop import train_one_epoch
 from .arguments import Parser, start_logging
 
 __all__ = ['run', 'train_digits']

@@ -1,7 +1,7 @@
 """Training objectives: for each, a dataclass of settings and a timm task."""
 from .adversarial import SAT, Madry, MadryTask, NoFrost, NoFrostTask, SatTask
 from .apart import APART, ApartTask
-from .attack import TRAINING_ATTACKS, TrainingAttack
+from .attack import TrainingAttack, training_attacks
 from .awp import AWP
 from .base import RobustTask, TwoPassTask
 from .fat import FAT, FatTask, TradesFAT, TradesFatTask
@@ -32,7 +32,6 @@ __all__ = [
     'SatTask',
     'Standard',
     'TRADES',
-    'TRAINING_ATTACKS',
     'TradesFAT',
     'TradesFatTask',
     'TradesTask',
@@ -41,4 +40,5 @@ __all__ = [
     'create_task',
     'objective_from_dict',
     'register_objective',
+    'training_attacks',
 ]

@@ -1,12 +1,14 @@
 """The attack that objectives craft images with."""
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Optional, Union
+from typing import Any, ClassVar, Dict, Optional, Set, Type, Union
 
 import torch
 import torch.nn as nn
 
 from ..attacks import (
     ATTACK_BN_MODES,
+    ATTACKS,
     NORMS,
     GradientAttack,
     InputSpace,
@@ -19,9 +21,20 @@ from ..attacks import (
 from ..errors import InputError, check_at_least, check_choice, check_range
 from ..settings import check_types, setting
 
-__all__ = ['TRAINING_ATTACKS', 'TrainingAttack']
+__all__ = ['TrainingAttack', 'training_attacks']
 
-TRAINING_ATTACKS = ('fgsm', 'fgsm_rs', 'bim', 'pgd', 'mim', 'cw_linf')
+_STEPS = 10
+
+
+def training_attacks() -> Dict[str, Type[GradientAttack]]:
+    """The registered attacks that objectives can craft by: those along a gradient that move a batch as one."""
+    return {name: cls for name, cls in ATTACKS.items() if issubclass(cls, GradientAttack) and cls.whole_batch}
+
+
+def _as_written(size: float) -> Union[float, str]:
+    """A size as people write it, 8/255 or 0.2, so that equal settings are equal however they were given."""
+    in_255 = round(size * 255)
+    return f'{in_255}/255' if 1 <= in_255 <= 32 and size == in_255 / 255 else size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,52 +44,74 @@ class TrainingAttack:
     eps and step size are numbers or strings such as '8/255', in pixel units on [0, 1].
 
     Raises:
-        InputError: On bad values.
+        InputError: On bad values, and on settings that the attack does not have.
     """
     prefix: ClassVar[str] = 'attack'
 
     attack: str = setting(
-        'pgd', f"attack in training, one of {', '.join(TRAINING_ATTACKS)}", metavar='NAME', flat='attack')
+        'pgd', 'attack in training: pgd, fgsm, fgsm-rs, n-fgsm, bim, mim, cw-linf or a gradient attack of a plugin',
+        metavar='NAME', flat='attack')
     norm: str = setting('Linf', 'norm of the perturbation, Linf or L2', metavar='NORM')
     eps: Union[float, str] = setting('8/255', 'size of the perturbation in pixel units on [0, 1]', metavar='EPS')
     eps_warmup_epochs: float = setting(0., 'epochs over which eps rises to its full size', metavar='N')
-    steps: int = setting(10, 'attack steps in training', metavar='N')
+    steps: int = setting(_STEPS, 'attack steps in training', metavar='N')
     step_size: Optional[Union[float, str]] = setting(
-        None, 'attack step in pixel units (default: min(1.25 eps, eps + 4/255) / steps; 1.25 eps in fgsm_rs)',
-        metavar='SIZE')
-    random_start: Optional[bool] = setting(None, 'start pgd and cw_linf from a random point of the ball (default: yes)')
+        None, 'attack step in pixel units (default: min(1.25 eps, eps + 4/255) / steps, 1.25 eps in fgsm-rs, eps in '
+        'n-fgsm)', metavar='SIZE')
+    random_start: Optional[bool] = setting(None, 'start pgd and cw-linf from a random point of the ball (default: yes)')
     bn_mode: str = setting('eval', 'normalization layers while crafting, eval or train', metavar='MODE')
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice('attack', self.attack, TRAINING_ATTACKS)
+        known, name = training_attacks(), self.attack.strip().lower().replace('_', '-')
+        name = next((n for n, cls in known.items() if name in (n, *cls.aliases)), self.attack)
+        check_choice('attack', name, known)
+        object.__setattr__(self, 'attack', name)
         check_choice('norm', self.norm.lower(), NORMS)
+        object.__setattr__(self, 'norm', NORMS[self.norm.lower()].norm)
         check_choice('bn_mode', self.bn_mode, ATTACK_BN_MODES)
         check_at_least('steps', self.steps)
         check_range('eps_warmup_epochs', self.eps_warmup_epochs, 0)
-        try:
-            object.__setattr__(self, 'eps', self.threat.eps)
-        except InputError as error:
-            raise error.about('eps', self.eps) from error
+        object.__setattr__(self, 'eps', _as_written(self.threat.eps))
         if self.step_size is not None:
-            self._check_step_size(self.step_size)
-        if self.random_start is not None and self.attack not in ('pgd', 'cw_linf'):
-            raise InputError(f'is fixed by `attack={self.attack!r}`', 'leave it out, or choose pgd or cw_linf',
-                             argument='random_start', value=self.random_start)
+            self._read_step_size(self.step_size)
+        for field, given in (('steps', self.steps != _STEPS), ('step_size', self.step_size is not None),
+                             ('random_start', self.random_start is not None)):
+            if given and field not in self._fields:
+                raise InputError(f'fixed by `attack={name!r}`', 'leave it out', argument=field,
+                                 value=getattr(self, field))
+        self.built(self.threat).check(self.threat)
 
-    def _check_step_size(self, given: Union[float, str]) -> None:
+    def _read_step_size(self, given: Union[float, str]) -> None:
         try:
-            object.__setattr__(self, 'step_size', parse_eps(given))
+            size = parse_eps(given)
         except InputError as error:
             raise error.about('step_size', given) from error
-        check_range('step_size', self.step_size, 0, open_low=True, note='for example 2/255')
-        if self.attack == 'fgsm':
-            raise InputError('the step of fgsm is eps', 'leave it out', argument='step_size', value=given)
+        check_range('step_size', size, 0, open_low=True, note='for example 2/255')
+        object.__setattr__(self, 'step_size', _as_written(size))
 
     @property
     def threat(self) -> ThreatModel:
         """The perturbations allowed, at full size."""
         return make_threat(self.norm, self.eps)
+
+    @property
+    def _fields(self) -> Set[str]:
+        return {field.name for field in dataclasses.fields(training_attacks()[self.attack])}
+
+    def _step_size(self, threat: ThreatModel) -> Optional[float]:
+        if self.step_size is not None:
+            return parse_eps(self.step_size) * (threat.eps / self.threat.eps if self.threat.eps else 1.)
+        return nofrost_step_size(threat, self.steps) if 'steps' in self._fields else None
+
+    def built(self, threat: ThreatModel) -> GradientAttack:
+        """The attack under a threat model of warm-up: a step size given by hand keeps its ratio to eps."""
+        values: Dict[str, Any] = {
+            'steps': self.steps, 'step_size': self._step_size(threat) or None, 'random_start': self.random_start}
+        attack = parse_attack(
+            self.attack, **{k: v for k, v in values.items() if k in self._fields and v is not None})
+        assert isinstance(attack, GradientAttack)
+        return attack
 
     def craft(
             self,
@@ -97,27 +132,13 @@ class TrainingAttack:
             model: The network, which is left as it was.
             images: Clean images in `space`, shape (N, C, H, W).
             target: Class indices (N,) or soft targets (N, K).
-            threat: Threat model of this step; a step size given by hand keeps its ratio to eps during warm-up.
+            threat: Threat model of this step.
             space: Input space of the network.
             seed: Seed of the noise.
             start_std: Start from the images under Gaussian noise of this standard deviation, in pixel units.
             tau: Stop each image this many steps after it first fools the network.
             reference: Soft targets (N, K) to ascend the cross-entropy of, while `target` decides what fools.
         """
-        settings: dict = {}
-        if self.random_start is not None:
-            settings['random_start'] = self.random_start
-        if self.attack != 'fgsm':
-            settings['step_size'] = self._step_size(threat) or None
-        if self.attack not in ('fgsm', 'fgsm_rs'):
-            settings['steps'] = self.steps
-        attack = parse_attack(self.attack, **settings)
-        assert isinstance(attack, GradientAttack)
-        return attack.craft(
+        return self.built(threat).craft(
             model, images, target, threat, space=space, seed=seed, bn_mode=self.bn_mode, start_std=start_std, tau=tau,
             reference=reference)
-
-    def _step_size(self, threat: ThreatModel) -> Optional[float]:
-        if self.step_size is not None:
-            return parse_eps(self.step_size) * (threat.eps / self.threat.eps if self.threat.eps else 1.)
-        return None if self.attack == 'fgsm_rs' else nofrost_step_size(threat, self.steps)

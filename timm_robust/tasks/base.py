@@ -14,7 +14,7 @@ from ..layers import has_batch_statistics
 from .attack import TrainingAttack
 from .awp import AWP, perturbed
 
-__all__ = ['RobustTask', 'TwoPassTask', 'input_space', 'top1']
+__all__ = ['RobustTask', 'TwoPassTask', 'top1']
 
 _logger = logging.getLogger(__name__)
 
@@ -22,12 +22,6 @@ _logger = logging.getLogger(__name__)
 def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Accuracy in percent, detached."""
     return 100. * (output.detach().argmax(dim=1) == hard_labels(target)).float().mean()
-
-
-def input_space(model: nn.Module) -> InputSpace:
-    """Mean and std of a timm model's `pretrained_cfg`; pixels for a network without one."""
-    cfg = getattr(unwrap_model(model), 'pretrained_cfg', None) or {}
-    return InputSpace(cfg['mean'], cfg['std']) if 'mean' in cfg and 'std' in cfg else InputSpace()
 
 
 class TwoPassTask(ClassificationTask):
@@ -99,8 +93,8 @@ class RobustTask(TwoPassTask):
         **kwargs: Further arguments of `ClassificationTask`.
 
     Raises:
-        InputError: If the objective cannot use the attack; in `forward`, if weights are perturbed under gradient
-            checkpointing.
+        InputError: If the objective cannot use the attack; in `forward`, if the first images are not in `space`, or
+            weights are perturbed under gradient checkpointing.
     """
     state_names: Tuple[str, ...] = ('step',)  # from which warm-up, noise and schedules follow
 
@@ -120,12 +114,13 @@ class RobustTask(TwoPassTask):
         self.attack = attack or TrainingAttack()
         self.check_attack(self.attack)
         self.awp = awp or AWP()
-        self.space = space or input_space(model)
+        self.space = space or InputSpace.of(model)
         self.steps_per_epoch = steps_per_epoch
         self.eps_warmup_steps = round(self.attack.eps_warmup_epochs * steps_per_epoch)
         self.awp_start_step = round(self.awp.start_epoch * steps_per_epoch)
         self.seed = seed
         self.step = 0
+        self._looked = False
 
     @classmethod
     def check_attack(cls, attack: TrainingAttack) -> None:
@@ -134,6 +129,20 @@ class RobustTask(TwoPassTask):
         Raises:
             InputError: Naming the setting as `attack.field`.
         """
+
+    def _check_space(self, input: torch.Tensor) -> None:
+        """Refuse images of another space: eps would be another size in them. Looks at the first batch alone."""
+        self._looked = True
+        low, high = torch.stack(torch.aminmax(input.detach().float())).tolist()
+        if not self.space.is_pixels and 0 <= low < high - .5 and high <= 1:
+            raise InputError('are pixels in [0, 1], and the network expects them normalized', 'normalize them, or pass '
+                             '`space=InputSpace()` for a network that takes pixels', argument='input')
+        outside = ((input < -.01) | (input > 1.01)).float().mean().item()
+        # random erasing puts noise outside of valid pixels, but not into half of the images
+        if self.space.is_pixels and outside > .3:
+            raise InputError(
+                f'are outside of [0, 1] by {outside:.0%}, and `space` says that they are pixels',
+                'pass `space=InputSpace(mean, std)`', argument='input')
 
     def current_threat(self) -> ThreatModel:
         """The threat model of this step, with eps on its way up during warm-up."""
@@ -179,6 +188,8 @@ class RobustTask(TwoPassTask):
         Returns:
             What `loss` returns.
         """
+        if not self._looked:
+            self._check_space(input)
         adv = self.craft(input, target)
         if self.awp.gamma and self.step >= self.awp_start_step:
             self.refuse_checkpointing()

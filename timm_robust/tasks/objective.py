@@ -42,15 +42,24 @@ __all__ = [
 
 class RunSettings(Protocol):
     """What an objective may ask of a training run; names and meanings are those of timm's train.py."""
-    epochs: int
-    batch_size: int
-    opt: str
-    mixup: float
-    cutmix: float
-    cutmix_minmax: Optional[Sequence[float]]
-    grad_checkpointing: bool
-    no_prefetcher: bool
-    eval_metric: str
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def opt(self) -> str: ...
+    @property
+    def mixup(self) -> float: ...
+    @property
+    def cutmix(self) -> float: ...
+    @property
+    def cutmix_minmax(self) -> Optional[Sequence[float]]: ...
+    @property
+    def grad_checkpointing(self) -> bool: ...
+    @property
+    def no_prefetcher(self) -> bool: ...
+    @property
+    def eval_metric(self) -> str: ...
 
 
 def mixes_images(run: RunSettings) -> bool:
@@ -210,14 +219,14 @@ def objective_from_flat(values: Mapping[str, Any]) -> Objective:
     """The objective of flags or of a flat YAML file: `{'objective': 'trades', 'trades_beta': 3.}`.
 
     Args:
-        values: Flat names with their values; other names are left alone, None and defaults count as not given.
+        values: Flat names with their values; other names are left alone. Defaults may be there for other objectives.
 
     Raises:
         InputError: On an unknown objective, a setting of another objective, and bad values.
     """
-    cls = _class_of(values.get('objective') or 'standard')
+    cls = _class_of(values.get('objective', 'standard'))
     own = flat_names(cls, cls.flat_prefix()).values()
-    for flat, owners in _settings_of_all().items():
+    for flat, owners in flat_names_of_objectives().items():
         value = values.get(flat)
         if flat not in own and value not in (None, (), [], *owners.values()):
             raise InputError(
@@ -230,7 +239,7 @@ def objective_to_flat(objective: Objective) -> Dict[str, Any]:
     return {'objective': objective.name, **to_flat(objective, objective.flat_prefix())}
 
 
-def _settings_of_all() -> Dict[str, Dict[str, Any]]:
+def flat_names_of_objectives() -> Dict[str, Dict[str, Any]]:
     """Flat names of the settings of all objectives: the objectives that have it, with its default there."""
     found: Dict[str, Dict[str, Any]] = {}
     for cls in OBJECTIVES.values():

@@ -10,13 +10,13 @@ import yaml
 from torchvision.transforms.functional import to_pil_image
 
 from timm_robust.cli import train
-from timm_robust.cli.arguments import apply_config
 from timm_robust.cli.card import OF_THE_MACHINE
 from timm_robust.cli.main import main as timm_robust
 from timm_robust.data.samples import load_digits
 from timm_robust.errors import InputError
 from timm_robust.evaluation import EvaluationReport
 from timm_robust.inputs import write_json
+from timm_robust.training import TrainConfig
 
 HERE = Path(__file__).parent
 WEIGHT_RECIPES = HERE.parent / 'recipes' / 'weights'
@@ -66,13 +66,12 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
 
 def _must_be_of(run: Path, argv: Sequence[str]) -> None:
     """Exits if a run was trained with other flags; those it had not yet had their defaults."""
-    parser = train.build_parser()
-    defaults = vars(parser.parse_args([]))
-    asked = yaml.safe_load(yaml.safe_dump(vars(parser.parse_args(apply_config(parser, list(argv))))))
-    made = {**defaults, **(yaml.safe_load((run / 'args.yaml').read_text()) or {})}
+    asked = train.read_config(list(argv)).to_flat()
+    logged, known = yaml.safe_load((run / 'args.yaml').read_text()), TrainConfig.all_flat_names()
+    made = TrainConfig.from_flat({k: v for k, v in logged.items() if k in known and v is not None}).to_flat()
     for name in sorted(asked.keys() - {*OF_THE_MACHINE}):
-        if made[name] != asked[name]:
-            sys.exit(f'{run}: was trained with {name} {made[name]}, not {asked[name]}: remove it')
+        if name not in made or made[name] != asked[name]:
+            sys.exit(f'{run}: was trained with {name} {made.get(name)}, not {asked[name]}: remove it')
 
 
 def trained(run: Path, recipe: Path, *flags: str) -> Path:

@@ -16,11 +16,12 @@ from timm.task import ClassificationTask
 
 from timm_robust.attacks import InputSpace, Linf
 from timm_robust.cli.main import main
-from timm_robust.cli.train import build_parser
+from timm_robust.cli.train import read_config
 from timm_robust.errors import InputError
-from timm_robust.train.checkpoint import AtomicCheckpointSaver
-from timm_robust.train.datasets import create_datasets
-from timm_robust.train.loop import validate_robust
+from timm_robust.inputs import Process
+from timm_robust.training.checkpoint import AtomicCheckpointSaver
+from timm_robust.training.data import open_training_data
+from timm_robust.training.loop import validate_robust
 
 TINY = ['--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '2', '-b', '8',
         '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', '0', '-j', '0', '--attack-steps', '2', '--device', 'cpu']
@@ -36,9 +37,7 @@ def train(folder, output, *extra):
 
 
 def checkpoint(path):
-    import argparse
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True)
 
 
 def equal(a, b):
@@ -85,7 +84,7 @@ def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
     run = tmp_path / 'run'
     files = {name: (run / 'export' / name).read_bytes() for name in ('config.json', 'model.safetensors')}
     resumed = [*flags, '--resume', str(run / 'last.pth.tar')]
-    assert train(folder, tmp_path, *resumed) == 2 and 'has 1 already, give more' in capsys.readouterr().err
+    assert train(folder, tmp_path, *resumed) == 2 and 'has 1 already; give more' in capsys.readouterr().err
     (run / 'export' / 'config.json').unlink()
     assert train(folder, tmp_path, *resumed) == 0
     assert {name: (run / 'export' / name).read_bytes() for name in files} == files
@@ -123,12 +122,11 @@ def test_what_was_validated_is_exported(folder, tmp_path):
 
 
 def test_every_process_needs_a_batch(folder):
-    args = build_parser().parse_args([*TINY, '--data-dir', str(folder), '-b', '32'])
-    args.world_size = 1
-    assert len(create_datasets(args, 3, 2)[0]) == 32
-    args.world_size = 2
-    with pytest.raises(InputError, match='--batch-size 32: .* 32 images for 2 process.*, choose at most 16'):
-        create_datasets(args, 3, 2)
+    config = read_config([*TINY, str(folder), '-b', '32'])
+    cpu = torch.device('cpu')
+    assert len(open_training_data(config, 3, 2, Process(cpu)).train) == 32
+    with pytest.raises(InputError, match='batch_size=32: .* 32 images for 2 process.*; choose at most 16'):
+        open_training_data(config, 3, 2, Process(cpu, world_size=2))
 
 
 def test_standard_objective_learns(folder, tmp_path):
@@ -191,8 +189,9 @@ def test_robust_validation_does_not_stop_at_the_boundary():
 
 def test_saver_never_leaves_a_gap(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
-    saver = AtomicCheckpointSaver(model, torch.optim.SGD(model.parameters(), 0.1), checkpoint_dir=str(tmp_path),
-                                  recovery_dir=str(tmp_path))
+    task = ClassificationTask(model, verbose=False)
+    saver = AtomicCheckpointSaver(task, {'model': 'linear'}, optimizer=torch.optim.SGD(model.parameters(), 0.1),
+                                  checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
     saver.save_checkpoint(0, metric=1.)
     names = ('last.pth.tar', 'model_best.pth.tar')
     real_link, real_replace = os.link, os.replace
@@ -218,7 +217,7 @@ def test_saver_never_leaves_a_gap(tmp_path, monkeypatch):
 
 
 def test_diverging_run_stops_and_keeps_the_last_good_checkpoint(folder, tmp_path, capsys, monkeypatch):
-    import timm_robust.train.run as run_module
+    import timm_robust.training.run as run_module
     real, calls = run_module.train_one_epoch, []
 
     def poisoned(task, *args, **kwargs):

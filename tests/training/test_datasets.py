@@ -2,15 +2,14 @@
 import numpy as np
 import pytest
 import torch
-import yaml
 from helpers import make_image_folder
 from PIL import Image
 
 from timm_robust.cli.main import main
-from timm_robust.cli.train import build_parser
+from timm_robust.cli.train import read_config
 from timm_robust.errors import InputError
-from timm_robust.train.build import check_arguments
-from timm_robust.train.datasets import create_datasets, create_loaders
+from timm_robust.inputs import Process
+from timm_robust.training.data import create_loaders, open_training_data
 
 TINY = ['--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '3', '-b', '4',
         '--warmup-epochs', '0', '-j', '0', '--device', 'cpu']
@@ -23,17 +22,16 @@ def folder(tmp_path_factory):
     return make_image_folder(tmp_path_factory.mktemp('images'), classes=('a', 'b', 'c'), per_class=20)
 
 
-def parse(folder, *extra):
-    args = build_parser().parse_args([*TINY, '--data-dir', str(folder), *extra])
-    check_arguments(args)
-    args.distributed, args.world_size = False, 1
-    return args
+PROCESS = Process(torch.device('cpu'))
+
+
+def opened(folder, *extra):
+    return open_training_data(read_config([*TINY, str(folder), *extra]), 3, 3, PROCESS)
 
 
 def loaders(folder, *extra):
-    args = parse(folder, *extra)
-    train, validation = create_datasets(args, 3, 3)
-    return create_loaders(args, train, validation, CONFIG, torch.device('cpu'), 3)
+    config = read_config([*TINY, str(folder), *extra])
+    return create_loaders(config, open_training_data(config, 3, 3, PROCESS), CONFIG, PROCESS, 3)
 
 
 def files(part):
@@ -41,24 +39,26 @@ def files(part):
 
 
 def test_training_never_sees_a_held_out_image(folder):
-    args = parse(folder, '--val-fraction', '0.2')
-    train, validation = create_datasets(args, 3, 3)
+    data = opened(folder, '--val-fraction', '0.2')
+    train, validation = data.train, data.validation
     assert (len(train), len(validation)) == (48, 12)
     assert not files(train) & files(validation) and len(files(train) | files(validation)) == 60
     assert np.bincount(validation.targets).tolist() == [4, 4, 4]
     for part in (train, validation):
         for i in range(len(part)):
             assert part[i][1] == part.targets[i] == 'abc'.index(part.filename(i).split('/')[0])
-    again = parse(folder, '--val-fraction', '0.2')
-    assert files(create_datasets(again, 3, 3)[1]) == files(validation) and again.val_images == args.val_images
-    other = parse(folder, '--val-fraction', '0.2', '--seed', '7')
-    assert files(create_datasets(other, 3, 3)[1]) != files(validation) and other.val_images != args.val_images
+    again = opened(folder, '--val-fraction', '0.2')
+    assert files(again.validation) == files(validation) and again.fingerprint == data.fingerprint
+    other = opened(folder, '--val-fraction', '0.2', '--seed', '7')
+    assert files(other.validation) != files(validation) and other.fingerprint != data.fingerprint
+    assert data.class_names == ['a', 'b', 'c']
 
 
 def test_held_out_images_are_not_augmented(folder):
-    _, loader, robust, _ = loaders(
+    made = loaders(
         folder, '--val-fraction', '0.2', '--val-split', '', '--crop-padding', '4', '--robust-eval-steps', '1',
         '--robust-eval-samples', '6')
+    loader, robust = made.validation, made.robust
     dataset = loader.dataset
     for i in range(3):
         pixels = np.asarray(Image.open(dataset.filename(i, absolute=True))).transpose(2, 0, 1)
@@ -71,19 +71,17 @@ def test_a_run_goes_on_with_the_images_it_held_out_alone(folder, tmp_path, capsy
     run = ['train', *TINY, '--data-dir', str(folder), '--output', str(tmp_path), '--experiment', 'run',
            '--val-fraction', '0.2', '--crop-padding', '4']
     assert main([*run, '--epochs', '1']) == 0
-    kept = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
-    assert kept['val_images'].split()[0] == '12' and len(kept['val_images'].split()[1]) == 64
     last = str(tmp_path / 'run' / 'last.pth.tar')
     for other in (['--seed', '3'], ['--val-fraction', '0.3'], ['--val-fraction', '0']):
         assert main([*run, '--epochs', '2', '--resume', last, *other]) == 2
-        assert 'held other images out' in capsys.readouterr().err
+        assert 'that run had other training data' in capsys.readouterr().err
     assert main([*run, '--epochs', '2', '--resume', last]) == 0
     assert main(['train', '-c', str(tmp_path / 'run' / 'args.yaml'), '--resume', '', '--output',
                  str(tmp_path / 'again')]) == 0
 
 
 def test_padded_crop_shifts_by_whole_pixels_over_black(folder):
-    loader, _, _, _ = loaders(folder, '--crop-padding', '4', '--hflip', '0', '--color-jitter', '0')
+    loader = loaders(folder, '--crop-padding', '4', '--hflip', '0', '--color-jitter', '0').train
     dataset, shifts = loader.dataset, set()
     torch.manual_seed(0)
     for _ in range(60):

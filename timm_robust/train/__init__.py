@@ -1,3 +1,0 @@
-from .run import run_training
-
-__all__ = ['run_training']

@@ -1,0 +1,73 @@
+"""The parts of a run, built from its settings by timm's factories."""
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Callable, Tuple
+
+import torch
+import torch.nn as nn
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import NativeScaler
+
+from ..errors import InputError
+from ..inputs import create_network, load_weights
+from ..layers import has_batch_statistics
+from ..tasks.objective import mixes_images
+from .config import TrainConfig
+
+__all__ = ['build_criterion', 'build_network', 'mixed_precision', 'resolve_lr']
+
+
+def build_network(config: TrainConfig) -> nn.Module:
+    """The network with its first weights and memory options, on the CPU.
+
+    Raises:
+        InputError: If there is no such network, or it does not go with the settings.
+    """
+    model = create_network(
+        config, pretrained=config.pretrained, adapt=True, drop_rate=config.drop, drop_path_rate=config.drop_path)
+    if config.initial_checkpoint:
+        load_weights(model, config.initial_checkpoint, argument='initial_checkpoint')
+    if config.batch_size == 1 and has_batch_statistics(model, training=True):
+        raise InputError(f'{config.model} normalizes by the statistics of the batch', 'choose at least 2',
+                         argument='batch_size', value=1)
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except AssertionError as error:
+            raise InputError(
+                f'{config.model} does not support it', 'leave it out', argument='grad_checkpointing', value=True
+            ) from error
+    return model
+
+
+def build_criterion(config: TrainConfig) -> nn.Module:
+    """timm's choice of training criterion."""
+    if config.bce_loss:
+        return BinaryCrossEntropy(
+            smoothing=0. if mixes_images(config) else config.smoothing,
+            target_threshold=config.bce_target_thresh,
+            sum_classes=config.bce_sum,
+            pos_weight=config.bce_pos_weight,
+        )
+    if mixes_images(config):
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing=config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
+
+
+def resolve_lr(config: TrainConfig, world_size: int) -> float:
+    """The learning rate: the given one, or by timm's rule from `lr_base` and the global batch size."""
+    if config.lr is not None:
+        return config.lr
+    ratio = config.batch_size * world_size * config.grad_accum_steps / config.lr_base_size
+    adaptive = any(o in config.opt.lower() for o in ('ada', 'lamb'))
+    scale = config.lr_base_scale or ('sqrt' if adaptive else 'linear')
+    return config.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+
+
+def mixed_precision(config: TrainConfig, device: torch.device) -> Tuple[Callable[[], Any], Any]:
+    """Autocast context and loss scaler."""
+    if not config.amp:
+        return nullcontext, None
+    low = torch.bfloat16 if config.amp_dtype == 'bfloat16' or device.type == 'cpu' else torch.float16
+    scaler = NativeScaler(device=device.type) if low == torch.float16 else None
+    return partial(torch.autocast, device_type=device.type, dtype=low), scaler

@@ -1,0 +1,176 @@
+"""Training states that are written whole or not at all, say what run they are of, and are compared when resumed."""
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+import torch
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver
+
+from ..errors import InputError
+from ..inputs import Checkpoint, convert_state_dict, read_checkpoint
+from .config import TrainConfig
+
+__all__ = ['AtomicCheckpointSaver', 'is_resuming', 'resume', 'resume_ema']
+
+_logger = logging.getLogger(__name__)
+
+# of where and how long a run goes on, not of what it trains
+_MAY_CHANGE = {
+    'resume', 'output', 'experiment', 'epochs', 'workers', 'pin_mem', 'log_interval', 'checkpoint_hist', 'data_dir',
+    'device', 'val_interval', 'validation_batch_size'}
+
+
+class _Described:
+    """A task whose checkpoints say what run they are of."""
+
+    def __init__(self, task: TrainingTask, run: Mapping[str, Any]):
+        self.task, self.run = task, run
+
+    def get_checkpoint_state(self, **kwargs: Any) -> Dict[str, Any]:
+        """The task's state, and `args`."""
+        return {**self.task.get_checkpoint_state(**kwargs), 'arch': self.run['model'], 'args': dict(self.run)}
+
+
+class AtomicCheckpointSaver(CheckpointSaver):
+    """timm's saver, without the moment in which the old file is gone and the new one is not there yet.
+
+    Args:
+        task: The task.
+        run: What checkpoints say of their run under `args`: its settings by flat name, and what it was trained on.
+        **kwargs: Further arguments of timm's saver.
+    """
+
+    def __init__(self, task: TrainingTask, run: Mapping[str, Any], **kwargs: Any):
+        super().__init__(model=task.get_trainable_module(), task=_Described(task, run), **kwargs)
+
+    def _replace(self, src: str, dst: str) -> None:
+        with open(src, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.replace(src, dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        part = f'{dst}.part'
+        Path(part).unlink(missing_ok=True)
+        try:
+            os.link(src, part)
+        except (OSError, NotImplementedError):
+            shutil.copy2(src, part)
+        os.replace(part, dst)
+
+
+def is_resuming(config: TrainConfig, run: Path) -> bool:
+    """Whether `resume` is of the run in this folder."""
+    return bool(config.resume) and Path(config.resume).resolve().parent == run.resolve()
+
+
+def _check_run(config: TrainConfig, read: Checkpoint, training_data: str) -> None:
+    """Refuse other training data; say what other settings are not those of the run."""
+    before = read.run.get('training_data', '')
+    if before and training_data and before != training_data:
+        raise InputError(
+            'that run had other training data: images, labels or those held out have changed',
+            'give the data, `seed` and `val_fraction` it had')
+    changed = [
+        f'{name} {value!r} (was {read.run[name]!r})' for name, value in config.to_flat().items()
+        if name not in _MAY_CHANGE and name in read.run and read.run[name] != value]
+    if changed:
+        _logger.warning(f"Resumed with other settings: {', '.join(changed)}")
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> List[Dict[str, Any]]:
+    """What each parameter group was given; a schedule moves `lr` and keeps where it began in `initial_lr`."""
+    return [{'lr': g.get('initial_lr', g['lr']), **{k: v for k, v in g.items() if k not in (
+        'params', 'lr', 'initial_lr')}} for g in optimizer.param_groups]
+
+
+def _check_optimizer(asked: List[Dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse settings of the optimizer that resuming would silently put back to those of the run."""
+    for own, restored in zip(asked, _hyperparameters(optimizer)):
+        for name, value in own.items():
+            if name in restored and restored[name] != value:
+                raise InputError(
+                    f'that run had {name} {restored[name]!r}, which it keeps; these settings give {value!r}',
+                    f'give what makes it {restored[name]!r}')
+
+
+def resume(
+        config: TrainConfig,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        loss_scaler: Any = None,
+        *,
+        training_data: str = '',
+        log_info: bool = True,
+) -> int:
+    """Restore the training state of `config.resume`.
+
+    Args:
+        config: Settings of the run.
+        task, optimizer, loss_scaler: Where to.
+        training_data: Fingerprint of the training data, compared where the checkpoint has one.
+        log_info: Log what is restored.
+
+    Returns:
+        The epoch to go on with.
+
+    Raises:
+        InputError: If the file is missing, broken, holds code or weights alone, or is of other data or settings.
+    """
+    path = config.resume
+    read = read_checkpoint(path, use_ema=False, argument='resume')
+    asked = _hyperparameters(optimizer)
+    try:
+        convert_state_dict(read.state_dict, task.get_trainable_module())
+        if 'optimizer' not in read.keys:
+            raise InputError('holds weights alone, no training state', 'start from them by `initial_checkpoint`')
+        _check_run(config, read, training_data)
+        epoch: Optional[int] = resume_task_checkpoint(
+            task, path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=log_info)
+        _check_optimizer(asked, optimizer)
+    except InputError as error:
+        raise error.about('resume', path) from error
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = ' '.join(str(error).split())[:160]
+        raise InputError(
+            f'its training state is of other settings ({reason})', 'give the optimizer and objective of its run',
+            argument='resume', value=path) from error
+    return epoch or 0
+
+
+def resume_ema(task: TrainingTask, path: str) -> None:
+    """Restore the averaged weights of a training state that `resume` has read."""
+    load_task_ema_checkpoint(task, path)
+
+
+def open_saver(
+        config: TrainConfig,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        loss_scaler: Any,
+        run: Mapping[str, Any],
+        folder: Path,
+        metric: str,
+) -> AtomicCheckpointSaver:
+    """The saver of a run, with the history of the run it resumes if that was ranked by the same metric.
+
+    Args:
+        config: Settings of the run.
+        task, optimizer, loss_scaler: What is saved.
+        run: See `AtomicCheckpointSaver`.
+        folder: Where to.
+        metric: Name of the metric that ranks checkpoints.
+    """
+    saver = AtomicCheckpointSaver(
+        task, {**run, 'ranked_by': metric}, optimizer=optimizer, amp_scaler=loss_scaler, checkpoint_dir=str(folder),
+        recovery_dir=str(folder), decreasing=metric == 'loss', max_history=config.checkpoint_hist)
+    if not is_resuming(config, folder):
+        return saver
+    before = read_checkpoint(config.resume, argument='resume').run
+    if before.get('ranked_by', before.get('eval_metric')) == metric:
+        saver.load_state_dict_from_checkpoint(config.resume)
+    else:
+        _logger.warning(f'The best epoch is chosen anew, by {metric}: that run went by {before.get("ranked_by")}.')
+    return saver

@@ -1,0 +1,267 @@
+"""The settings of a training run: one object for Python, command line and YAML, checked in one place."""
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import yaml
+
+from ..errors import InputError, check_at_least, check_choice, check_range
+from ..inputs import DatasetConfig, ModelConfig, check_seed, resolve_device
+from ..settings import setting
+from ..tasks import NoFrostStar
+from .robust import RobustConfig
+
+__all__ = ['TrainConfig', 'read_yaml']
+
+_CHOICES: Dict[str, Tuple[str, ...]] = {
+    'eval_metric': ('top1', 'top5', 'loss', 'robust_top1'),
+    'amp_dtype': ('float16', 'bfloat16'),
+    'clip_mode': ('norm', 'value', 'agc'),
+    'dist_bn': ('broadcast', 'reduce', ''),
+    'lr_base_scale': ('linear', 'sqrt', ''),
+}
+_SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no name stands twice and 1e-3 is a number, as in YAML 1.2."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f'{name} stands there more than once')
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    'tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'), list('-+0123456789'))
+
+
+def read_yaml(path: str, argument: str = 'config') -> Dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: The file.
+        argument: By which name errors call it.
+
+    Raises:
+        InputError: If it cannot be read, is no mapping, or has a name twice.
+    """
+    try:
+        content = yaml.load(Path(path).read_bytes().decode(), _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:200]
+        raise InputError(f'cannot be read as YAML ({reason})', argument=argument, value=str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError('must hold "name: value" lines', argument=argument, value=str(path))
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
+    """Settings of `train`, with the names, meanings and defaults of timm's train.py.
+
+    Left to timm's own script: augmentation splits (AugMix, JSD loss, split BN), scheduled resolutions, NaFlex loading,
+    distillation and wandb.
+
+    Raises:
+        InputError: On a value of another type, out of range, or that contradicts another; it names the argument.
+
+    Examples:
+
+        ```python
+        TrainConfig(model='resnet18', data_dir='my data', objective=TRADES(beta=3.), attack=TrainingAttack(eps='4/255'))
+        ```
+    """
+    train_split: str = setting('train', 'train split', metavar='NAME', group='Dataset parameters')
+    val_split: str = setting('validation', "validation split, '' for none", metavar='NAME')
+    val_fraction: float = setting(
+        0., 'hold this share of the train split out of training and validate on it, class-balanced and by --seed, '
+        'instead of --val-split', metavar='F')
+    train_num_samples: Optional[int] = setting(None, 'samples in the train split, for iterable datasets', metavar='N')
+    val_num_samples: Optional[int] = setting(
+        None, 'samples in the validation split, for iterable datasets', metavar='N')
+    no_prefetcher: bool = setting(False, 'disable fast prefetcher')
+    worker_seeding: str = setting('all', 'worker seed mode')
+
+    initial_checkpoint: str = setting(
+        '', 'load this checkpoint into the model', metavar='PATH', group='Model parameters')
+    resume: str = setting('', 'resume full training state from a checkpoint', metavar='PATH')
+    batch_size: int = setting(128, 'batch size', short='-b', metavar='N')
+    validation_batch_size: Optional[int] = setting(None, 'validation batch size override', short='-vb', metavar='N')
+    grad_accum_steps: int = setting(1, 'gradient accumulation steps', metavar='N')
+    grad_checkpointing: bool = setting(False, 'gradient checkpointing')
+    torchcompile: Optional[str] = setting(None, 'compile with this backend', metavar='BACKEND', const='inductor')
+    torchcompile_mode: Optional[str] = setting(None, 'torch.compile mode')
+    amp: bool = setting(False, 'mixed precision training (bfloat16 on a CPU)')
+    amp_dtype: str = setting('float16', 'AMP dtype, float16 or bfloat16')
+    no_ddp_bb: bool = setting(False, 'no broadcast of buffers in DDP')
+
+    opt: str = setting('sgd', 'optimizer', metavar='OPTIMIZER', group='Optimizer parameters')
+    opt_eps: Optional[float] = setting(None, 'optimizer epsilon (default: of the optimizer)', metavar='EPSILON')
+    opt_betas: Optional[Tuple[float, ...]] = setting(
+        None, 'optimizer betas (default: of the optimizer)', metavar='BETA')
+    momentum: float = setting(0.9, 'momentum', metavar='M')
+    weight_decay: float = setting(2e-5, 'weight decay')
+    clip_grad: Optional[float] = setting(None, 'clip gradients at this value (default: no clipping)', metavar='NORM')
+    clip_mode: str = setting('norm', 'gradient clipping mode: norm, value or agc')
+    layer_decay: Optional[float] = setting(None, 'layer-wise learning rate decay (default: none)')
+    layer_decay_min_scale: float = setting(0., 'smallest scale of layer-wise decay')
+    layer_decay_no_opt_scale: Optional[float] = setting(None, 'freeze layers below this scale (default: none)')
+    opt_kwargs: Dict[str, Any] = setting({}, 'further arguments of the optimizer', metavar='KEY=VALUE')
+
+    sched: str = setting('cosine', 'LR scheduler', metavar='SCHEDULER', group='Learning rate schedule parameters')
+    sched_on_updates: bool = setting(False, 'step the scheduler on updates, not epochs')
+    lr: Optional[float] = setting(
+        None, 'learning rate (default: lr_base * global_batch_size / lr_base_size)', metavar='LR')
+    lr_base: float = setting(0.1, 'learning rate of a batch of lr_base_size', metavar='LR')
+    lr_base_size: int = setting(256, 'batch size of lr_base', metavar='DIV')
+    lr_base_scale: str = setting('', 'linear or sqrt scaling of lr_base (default: by optimizer)', metavar='SCALE')
+    lr_noise: Optional[Tuple[float, ...]] = setting(
+        None, 'LR noise on/off epoch percentages (default: no noise)', metavar='PCT')
+    lr_noise_pct: float = setting(0.67, 'LR noise limit percent', metavar='PERCENT')
+    lr_noise_std: float = setting(1.0, 'LR noise std-dev', metavar='STDDEV')
+    lr_cycle_mul: float = setting(1.0, 'LR cycle length multiplier', metavar='MULT')
+    lr_cycle_decay: float = setting(0.5, 'amount to decay each LR cycle', metavar='MULT')
+    lr_cycle_limit: int = setting(1, 'LR cycle limit', metavar='N')
+    lr_k_decay: float = setting(1.0, 'LR k-decay for cosine and poly')
+    warmup_lr: float = setting(1e-5, 'warmup lr', metavar='LR')
+    min_lr: float = setting(0., 'lower lr bound', metavar='LR')
+    epochs: int = setting(300, 'epochs to train', metavar='N')
+    epoch_repeats: float = setting(0., 'repeats of the data set in an epoch', metavar='N')
+    decay_milestones: Tuple[int, ...] = setting(
+        (90, 180, 270), 'decay epochs of the multistep schedule', metavar='MILESTONES')
+    decay_epochs: float = setting(90., 'epoch interval to decay LR', metavar='N')
+    warmup_epochs: int = setting(5, 'lr warmup epochs', metavar='N')
+    warmup_prefix: bool = setting(False, 'exclude warmup from the decay schedule')
+    cooldown_epochs: int = setting(0, 'epochs to cool down LR at min_lr', metavar='N')
+    patience_epochs: int = setting(10, 'patience epochs of the plateau schedule', metavar='N')
+    decay_rate: float = setting(0.1, 'LR decay rate', short='--dr', metavar='RATE')
+
+    no_aug: bool = setting(
+        False, 'disable all training augmentation', group='Augmentation and regularization parameters')
+    train_crop_mode: Optional[str] = setting(None, 'crop mode in train')
+    crop_padding: int = setting(
+        0, 'pad images by N black pixels and cut their size out at random, the custom for 32x32 images, instead of a '
+        'random resized crop (4 for CIFAR)', metavar='N')
+    scale: Tuple[float, float] = setting(_SCALE, 'random resize scale', metavar='PCT')
+    ratio: Tuple[float, float] = setting(_RATIO, 'random resize aspect ratio', metavar='RATIO')
+    hflip: float = setting(0.5, 'horizontal flip probability')
+    vflip: float = setting(0., 'vertical flip probability')
+    color_jitter: float = setting(0.4, 'color jitter', metavar='PCT')
+    color_jitter_prob: Optional[float] = setting(None, 'probability of color jitter (default: always)', metavar='PCT')
+    grayscale_prob: Optional[float] = setting(None, 'probability of grayscale (default: never)', metavar='PCT')
+    gaussian_blur_prob: Optional[float] = setting(None, 'probability of gaussian blur (default: never)', metavar='PCT')
+    aa: Optional[str] = setting(None, 'AutoAugment policy (default: none)', metavar='NAME')
+    aug_repeats: float = setting(0., 'augmentation repetitions (distributed only)')
+    reprob: float = setting(0., 'random erase probability', metavar='PCT')
+    remode: str = setting('pixel', 'random erase mode')
+    recount: int = setting(1, 'random erase count')
+    mixup: float = setting(0., 'mixup alpha, enabled if > 0')
+    cutmix: float = setting(0., 'cutmix alpha, enabled if > 0')
+    cutmix_minmax: Optional[Tuple[float, float]] = setting(
+        None, 'cutmix min/max ratio, overrides alpha and enables cutmix (default: none)')
+    mixup_prob: float = setting(1., 'probability of mixup or cutmix')
+    mixup_switch_prob: float = setting(0.5, 'probability of cutmix where both are enabled')
+    mixup_mode: str = setting('batch', 'batch, pair or elem')
+    mixup_off_epoch: int = setting(0, 'turn mixup off after this epoch, never if 0', metavar='N')
+    smoothing: float = setting(0.1, 'label smoothing')
+    bce_loss: bool = setting(False, 'BCE loss')
+    bce_sum: bool = setting(False, 'sum over classes in the BCE loss')
+    bce_target_thresh: Optional[float] = setting(None, 'threshold of softened BCE targets (default: none)')
+    bce_pos_weight: Optional[float] = setting(None, 'positive weighting of the BCE loss (default: none)')
+    train_interpolation: str = setting('random', 'training interpolation')
+    drop: float = setting(0., 'dropout rate', metavar='PCT')
+    drop_path: Optional[float] = setting(None, 'drop path rate (default: of the model)', metavar='PCT')
+    sync_bn: bool = setting(False, 'synchronize BatchNorm and RobustNorm')
+    dist_bn: str = setting('reduce', "running statistics after each epoch: broadcast, reduce, '' for neither")
+
+    model_ema: bool = setting(
+        False, 'track a moving average of the weights', group='Model exponential moving average parameters')
+    model_ema_force_cpu: bool = setting(False, 'track it on the CPU; it is neither validated nor exported')
+    model_ema_decay: float = setting(0.9998, 'decay factor')
+    model_ema_warmup: bool = setting(False, 'warm the decay up')
+
+    seed: int = setting(42, 'random seed', metavar='S', group='Miscellaneous parameters')
+    log_interval: int = setting(50, 'batches between log lines', metavar='N')
+    val_interval: int = setting(1, 'epochs between validations', metavar='N')
+    checkpoint_hist: int = setting(10, 'checkpoints to keep', metavar='N')
+    output: str = setting('', 'output folder (default: ./output/train)', metavar='PATH')
+    experiment: str = setting('', 'name of the sub-folder for output (default: time and model)', metavar='NAME')
+    eval_metric: str = setting(
+        'top1', 'metric of the best checkpoint: top1, top5, loss or robust_top1', metavar='METRIC')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ('batch_size', 'epochs', 'grad_accum_steps', 'val_interval', 'log_interval', 'checkpoint_hist',
+                     'lr_base_size'):
+            check_at_least(name, getattr(self, name))
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name in ('hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'mixup_prob', 'mixup_switch_prob'):
+            check_range(name, getattr(self, name), 0, 1)
+        if self.validation_batch_size is not None:
+            check_at_least('validation_batch_size', self.validation_batch_size)
+        check_seed(self.seed)
+        resolve_device(self.device)
+        self._check_schedule()
+        self._check_data()
+        self.check_run(self)
+        if self.eval_metric == 'robust_top1' and not self.validates:
+            raise InputError('needs validation data', 'name its split in `val_split`', argument='eval_metric',
+                             value='robust_top1')
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is validation data."""
+        return bool(self.val_split or self.val_fraction)
+
+    def _check_schedule(self) -> None:
+        for name in ('lr', 'lr_base'):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, open_low=True)
+        check_at_least('warmup_epochs', self.warmup_epochs, 0)
+        if self.sched != 'none' and not self.warmup_prefix and self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f'the learning rate would be on its way up to the end, after `epochs={self.epochs}`',
+                f'choose less than {self.epochs}', argument='warmup_epochs', value=self.warmup_epochs)
+
+    def _check_data(self) -> None:
+        check_range('val_fraction', self.val_fraction, 0, 0.5)
+        if self.val_fraction and self.val_split not in ('', 'validation', self.train_split):
+            raise InputError('holds images out of the training data, and `val_split` names other ones',
+                             'leave one of them out', argument='val_fraction', value=self.val_fraction)
+        check_at_least('crop_padding', self.crop_padding, 0)
+        if not self.crop_padding:
+            return
+        for name, default in (('train_crop_mode', None), ('no_aug', False), ('scale', _SCALE), ('ratio', _RATIO)):
+            if getattr(self, name) != default:
+                raise InputError(f'shifts the image as it is, and `{name}` crops otherwise', 'leave one of them out',
+                                 argument='crop_padding', value=self.crop_padding)
+        if isinstance(self.objective, NoFrostStar):
+            raise InputError('the views of nofrost_star have crops of their own', 'leave it out',
+                             argument='crop_padding', value=self.crop_padding)
+
+    @classmethod
+    def from_yaml(cls, path: str) -> 'TrainConfig':
+        """Settings from a YAML file of flat names, such as the args.yaml of a run.
+
+        Raises:
+            InputError: If the file cannot be read, has a name twice or one that is no setting, and on bad values.
+        """
+        return cls.from_flat(cls.read_yaml(path))
+
+    @classmethod
+    def read_yaml(cls, path: str) -> Dict[str, Any]:
+        """The content of such a file, whose values are still to be checked."""
+        content = read_yaml(path)
+        for name in content:
+            if name not in cls.all_flat_names():
+                raise InputError(f'{name!r} is no setting of training', argument='config', value=str(path))
+        return content
+
+    def to_yaml(self) -> str:
+        """All settings as YAML that `from_yaml` reads back."""
+        return yaml.safe_dump(self.to_flat(), default_flow_style=False)

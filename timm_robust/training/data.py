@@ -1,0 +1,266 @@
+"""Training and validation data, by timm's factories."""
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, List, Optional, Tuple
+
+import numpy as np
+import torch
+from timm.data import FastCollateMixup, Mixup, create_loader
+from torch.utils.data import Dataset, IterableDataset, Subset
+from torchvision.transforms import RandomCrop
+
+from ..data import balanced_indices, check_images, check_labels, class_names, dataset_labels
+from ..errors import InputError
+from ..inputs import Preprocessing, Process, open_dataset
+from ..tasks.objective import mixes_images
+from .config import TrainConfig
+
+__all__ = ['Loaders', 'TrainingData', 'create_loaders', 'open_training_data']
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of a run.
+
+    Attributes:
+        train: Training data set.
+        validation: Validation data set, None without.
+        class_names: Names of the classes by index, where the data set knows them.
+        fingerprint: Hash of training images, labels, and which of them are held out; '' for streaming data and on other
+            than the primary process.
+    """
+    train: Any
+    validation: Any
+    class_names: Optional[List[str]]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The loaders of a run; `robust` and `validation` are None without such validation.
+
+    Attributes:
+        mixup_fn: Mixup on the device, where the loader does not do it.
+    """
+    train: Any
+    validation: Any
+    robust: Any
+    mixup_fn: Optional[Mixup]
+
+
+class _Part(Subset):
+    """Some images of a data set, behind what timm's loader and our checks ask a data set for."""
+
+    @property
+    def transform(self) -> Any:
+        """The transform of the data set, which timm's loader sets."""
+        return self.dataset.transform  # type: ignore[attr-defined]
+
+    @transform.setter
+    def transform(self, value: Any) -> None:
+        self.dataset.transform = value  # type: ignore[attr-defined]
+
+    @property
+    def targets(self) -> List[int]:
+        """Class index of each image."""
+        labels = dataset_labels(self.dataset)
+        return [] if labels is None else labels[list(self.indices)].tolist()
+
+    @property
+    def classes(self) -> Optional[List[str]]:
+        """Names of the classes."""
+        return class_names(self.dataset)
+
+    @property
+    def input_img_mode(self) -> Optional[str]:
+        """Mode the images are converted to."""
+        return getattr(self.dataset, 'input_img_mode', None)
+
+    def filename(self, index: int, **kwargs: Any) -> str:
+        """File of an image."""
+        return self.dataset.filename(self.indices[index], **kwargs)  # type: ignore[attr-defined]
+
+
+def _held_out(config: TrainConfig, train: Any) -> List[int]:
+    """Indices of the validation images within the training data."""
+    labels = None if isinstance(train, IterableDataset) or config.epoch_repeats else dataset_labels(train)
+    if labels is None:
+        raise InputError('needs a data set with an index and known labels, whose images are read once an epoch',
+                         'name a split in `val_split`', argument='val_fraction', value=config.val_fraction)
+    count = max(round(config.val_fraction * len(labels)), 1)
+    held = sorted(balanced_indices(labels, len(labels), count, seed=config.seed))
+    if len(np.unique(labels[held])) < len(np.unique(labels)):
+        raise InputError(f'holds out {len(held)} images, fewer than there are classes', 'choose more',
+                         argument='val_fraction', value=config.val_fraction)
+    return held
+
+
+def _fingerprint(train: Any, hashes: List[str], held: List[int]) -> str:
+    labels = dataset_labels(train)
+    images = hashes or ([train.filename(i) for i in range(len(train))] if hasattr(train, 'filename') else [len(train)])
+    content = [images, None if labels is None else labels.tolist(), held]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, process: Process) -> TrainingData:
+    """Open and check the data of a run.
+
+    Args:
+        config: Settings of the run.
+        in_chans: Channels of the network.
+        num_classes: Classes of the network.
+        process: Only the primary process looks at the images.
+
+    Raises:
+        InputError: If there is no such data, an image is broken, or it is not for the network.
+    """
+    common = dict(in_chans=in_chans, batch_size=config.batch_size, seed=config.seed)
+    opened = partial(open_dataset, config, config.train_split)
+    train = opened(is_training=True, repeats=config.epoch_repeats, num_samples=config.train_num_samples, **common)
+    streams, held, names = isinstance(train, IterableDataset), [], class_names(train)
+    hashes = check_images(train) if process.primary and not streams else []
+    whole, validation = train, None
+    if config.val_fraction:
+        held = _held_out(config, train)
+        kept = np.setdiff1d(np.arange(len(train)), held).tolist()
+        train, validation = _Part(train, kept), _Part(opened(**common), held)
+    elif config.val_split:
+        validation = open_dataset(config, config.val_split, num_samples=config.val_num_samples, **common)
+    check_labels(train, validation, num_classes)
+    if validation is not None and not held and process.primary and not isinstance(validation, IterableDataset):
+        check_images(validation)
+    if not streams and len(train) < config.batch_size * process.world_size:
+        raise InputError(
+            f'the training data has {len(train)} images for {process.world_size} process(es)',
+            f'choose at most {len(train) // process.world_size}', argument='batch_size', value=config.batch_size)
+    fingerprint = _fingerprint(whole, hashes, held) if process.primary and not streams else ''
+    return TrainingData(train, validation, names, fingerprint)
+
+
+def _mixup(config: TrainConfig, num_classes: int) -> Tuple[Optional[Mixup], Optional[FastCollateMixup]]:
+    """Mixup on the device, or in the loader."""
+    if not mixes_images(config):
+        return None, None
+    kind = Mixup if config.no_prefetcher else FastCollateMixup
+    mixup = kind(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        cutmix_minmax=config.cutmix_minmax,
+        prob=config.mixup_prob,
+        switch_prob=config.mixup_switch_prob,
+        mode=config.mixup_mode,
+        label_smoothing=config.smoothing,
+        num_classes=num_classes,
+    )
+    return (mixup, None) if config.no_prefetcher else (None, mixup)
+
+
+def _check_crop_padding(config: TrainConfig, train: Any, size: Tuple[int, int]) -> None:
+    """Refuse a padded crop of streaming data and of images that are not of the network's size."""
+    if isinstance(train, IterableDataset):
+        raise InputError('needs a data set with an index, streaming data has none', argument='crop_padding',
+                         value=config.crop_padding)
+    image = train[0][0]
+    found = image.size[::-1] if hasattr(image, 'getbands') else tuple(image.shape[-2:])
+    if tuple(found) != tuple(size):
+        raise InputError(
+            f'shifts images of the size of the network, {size[0]}x{size[1]}; these are {found[0]}x{found[1]}',
+            'leave it out', argument='crop_padding', value=config.crop_padding)
+
+
+def create_loaders(
+        config: TrainConfig,
+        data: TrainingData,
+        preprocessing: Preprocessing,
+        process: Process,
+        num_classes: int,
+        img_dtype: torch.dtype = torch.float32,
+) -> Loaders:
+    """Loaders for training, validation and robust validation.
+
+    Raises:
+        InputError: On settings that do not go with the data or the processes.
+    """
+    common: Any = dict(
+        input_size=preprocessing['input_size'],
+        mean=preprocessing['mean'],
+        std=preprocessing['std'],
+        use_prefetcher=not config.no_prefetcher,
+        pin_memory=config.pin_mem,
+        img_dtype=img_dtype,
+        device=process.device,
+        distributed=process.distributed,
+        num_workers=config.workers,
+        # workers that outlive an epoch carry its random state on, and resuming would not repeat it
+        persistent_workers=False,
+    )
+    if config.aug_repeats and not process.distributed:
+        raise InputError('is for several processes (torchrun)', 'leave it out', argument='aug_repeats',
+                         value=config.aug_repeats)
+    if config.crop_padding:
+        _check_crop_padding(config, data.train, preprocessing['input_size'][1:])
+    mixup_fn, collate_fn = _mixup(config, num_classes)
+    train_set = config.objective.prepare_dataset(data.train, preprocessing['input_size'][1:], config.hflip)
+    train = create_loader(
+        train_set,
+        batch_size=config.batch_size,
+        is_training=True,
+        no_aug=config.no_aug,
+        re_prob=config.reprob,
+        re_mode=config.remode,
+        re_count=config.recount,
+        train_crop_mode=config.train_crop_mode,
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        color_jitter=config.color_jitter,
+        color_jitter_prob=config.color_jitter_prob,
+        grayscale_prob=config.grayscale_prob,
+        gaussian_blur_prob=config.gaussian_blur_prob,
+        auto_augment=config.aa,
+        num_aug_repeats=config.aug_repeats,
+        interpolation=preprocessing['interpolation'] if config.no_aug else config.train_interpolation,
+        worker_seeding=config.worker_seeding,
+        collate_fn=collate_fn,
+        **common,
+    )
+    if config.crop_padding:
+        # in the place of RandomResizedCrop, the first of timm's training transforms
+        train_set.transform.transforms[0] = RandomCrop(preprocessing['input_size'][1:], padding=config.crop_padding)
+    if data.validation is None:
+        return Loaders(train, None, None, mixup_fn)
+    evaluation = partial(
+        create_loader,
+        batch_size=config.validation_batch_size or config.batch_size,
+        is_training=False,
+        interpolation=preprocessing['interpolation'],
+        crop_pct=preprocessing['crop_pct'],
+        crop_mode=preprocessing['crop_mode'],
+        **common,
+    )
+    # the subset needs the transform that the whole validation set is given first
+    validation = evaluation(data.validation)
+    robust = evaluation(robust_subset(
+        data.validation, config.robust_eval_samples, config.seed)) if config.robust_eval_steps else None
+    return Loaders(train, validation, robust, mixup_fn)
+
+
+def robust_subset(validation: Dataset, num_examples: int, seed: int) -> Subset:
+    """The class-balanced images of robust validation.
+
+    Args:
+        validation: Validation data set.
+        num_examples: How many, at most.
+        seed: Seed of the choice.
+
+    Raises:
+        InputError: If the data streams.
+    """
+    if isinstance(validation, IterableDataset):
+        raise InputError('needs a data set with an index, streaming data has none', argument='robust_eval_steps')
+    size = len(validation)  # type: ignore[arg-type]
+    return Subset(validation, balanced_indices(
+        dataset_labels(validation), size, min(num_examples, size), seed=seed))

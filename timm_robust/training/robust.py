@@ -1,0 +1,114 @@
+"""What training, in our loop or in timm's, is told about robustness: objective, attack, AWP and robust validation."""
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Set, Type, TypeVar
+
+from ..errors import InputError, check_at_least
+from ..settings import check_types, flat_names, from_flat, setting, to_flat, to_mapping
+from ..tasks import AWP, Objective, Standard, TrainingAttack
+from ..tasks.objective import RunSettings, flat_names_of_objectives, objective_from_flat, objective_to_flat
+
+__all__ = ['RobustConfig']
+
+T = TypeVar('T', bound='RobustConfig')
+
+_PARTS: Dict[str, Any] = {'attack': TrainingAttack, 'awp': AWP}  # settings within the settings, with their classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustConfig:
+    """Objective, attack and robust validation.
+
+    Attributes:
+        objective: What to learn.
+        attack: Threat model and attack of training; robust validation takes the threat model.
+        awp: Adversarial weight perturbation.
+    """
+    objective: Objective = field(default_factory=Standard)
+    attack: TrainingAttack = field(default_factory=TrainingAttack)
+    awp: AWP = field(default_factory=AWP)
+    robust_eval_steps: int = setting(
+        0, 'PGD steps of robust validation after each epoch, under the threat model of training; gives robust_top1 for '
+        '--eval-metric (default: 0, none)', metavar='N', group='Robust validation parameters')
+    robust_eval_samples: int = setting(1000, 'validation images to attack, class-balanced', metavar='N')
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least('robust_eval_steps', self.robust_eval_steps, 0)
+        check_at_least('robust_eval_samples', self.robust_eval_samples)
+
+    def check_run(self, run: RunSettings) -> None:
+        """Refuse what the settings of a run rule out.
+
+        Raises:
+            InputError: Naming the argument; of settings within the settings as `attack.eps_warmup_epochs`.
+        """
+        self.objective.check_attack(self.attack)
+        self.objective.check_run(run)
+        if self.attack.eps_warmup_epochs > run.epochs:
+            raise InputError('longer than training', f'choose at most `epochs={run.epochs}`',
+                             argument='attack.eps_warmup_epochs', value=self.attack.eps_warmup_epochs)
+        if self.awp.gamma:
+            self._check_awp(run)
+        if run.eval_metric == 'robust_top1' and not self.robust_eval_steps:
+            raise InputError('needs robust validation', 'pass `robust_eval_steps=10`',
+                             argument='eval_metric', value='robust_top1')
+
+    def _check_awp(self, run: RunSettings) -> None:
+        if not self.objective.crafts:
+            raise InputError(f'perturbs weights against crafted images, of which {self.objective.name} has none',
+                             'leave it out', argument='awp.gamma', value=self.awp.gamma)
+        if self.awp.start_epoch >= run.epochs:
+            raise InputError(f'training ends before, after {run.epochs} epochs', 'begin earlier',
+                             argument='awp.start_epoch', value=self.awp.start_epoch)
+        if run.grad_checkpointing:
+            raise InputError('computes again in the backward pass, when the perturbation of the weights is gone',
+                             'leave it or `awp.gamma` out', argument='grad_checkpointing', value=True)
+
+    @classmethod
+    def _own_names(cls) -> List[str]:
+        return [f.name for f in dataclasses.fields(cls) if f.name not in ('objective', *_PARTS)]
+
+    @classmethod
+    def all_flat_names(cls) -> Set[str]:
+        """Every name that `from_flat` reads."""
+        parts = [flat_names(part, part.prefix).values() for part in _PARTS.values()]
+        return {'objective', *cls._own_names(), *flat_names_of_objectives(), *(n for part in parts for n in part)}
+
+    @classmethod
+    def _flat_of_dotted(cls, objective: Objective) -> Dict[str, str]:
+        """Flat names of the settings within the settings, by the names errors call them: `attack.steps`."""
+        parts = {'objective': flat_names(type(objective), objective.flat_prefix())}
+        parts.update({name: flat_names(part, part.prefix) for name, part in _PARTS.items()})
+        return {f'{part}.{name}': flat for part, names in parts.items() for name, flat in names.items()}
+
+    @classmethod
+    def from_flat(cls: Type[T], values: Mapping[str, Any], run: Optional[RunSettings] = None) -> T:
+        """Settings from flat names, as flags and YAML files have them: `{'objective': 'trades', 'attack_steps': 5}`.
+
+        Args:
+            values: Flat names and values.
+            run: Settings of the run to check them against, where they are not among them.
+
+        Raises:
+            InputError: On an unknown name and on bad values, naming the flat name.
+        """
+        for name in values:
+            if name not in cls.all_flat_names():
+                raise InputError('unknown setting', argument=str(name), value=values[name])
+        objective = objective_from_flat(values)
+        parts = {name: from_flat(part, values, part.prefix) for name, part in _PARTS.items()}
+        own = {name: values[name] for name in cls._own_names() if name in values}
+        try:
+            config = cls(objective=objective, **parts, **own)
+            if run is not None:
+                config.check_run(run)
+            return config
+        except InputError as error:
+            raise error.renamed(cls._flat_of_dotted(objective)) from error
+
+    def to_flat(self) -> Dict[str, Any]:
+        """The inverse of `from_flat`."""
+        own = {k: v for k, v in to_mapping(self).items() if k in self._own_names()}
+        parts = [to_flat(getattr(self, name), part.prefix) for name, part in _PARTS.items()]
+        return {**objective_to_flat(self.objective), **{k: v for part in parts for k, v in part.items()}, **own}

@@ -1,0 +1,395 @@
+"""A training run from start to end, on timm's parts.
+
+What it does, in this order: builds the network and looks at the data, makes loaders, task, optimizer and schedule,
+resumes, trains and validates epoch by epoch, keeps the best checkpoint and exports it with class names.
+"""
+import gc
+import logging
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from filelock import FileLock, Timeout
+from timm.models import safe_model_name
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import TrainingTask
+from timm.utils import distribute_bn, random_seed, unwrap_model
+
+from ..attacks import InputSpace
+from ..errors import InputError
+from ..inputs import (
+    Preprocessing,
+    Process,
+    export_model,
+    init_process,
+    load_weights,
+    resolve_preprocessing,
+    write_text,
+)
+from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
+from .build import build_criterion, build_network, mixed_precision, resolve_lr
+from .checkpoint import is_resuming, open_saver, resume, resume_ema
+from .config import TrainConfig
+from .data import create_loaders, open_training_data
+from .loop import train_one_epoch, validate, validate_robust
+from .summary import add_row, plot_curves, trim
+
+__all__ = ['TrainResult', 'train']
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        output_dir: Its folder: checkpoints, args.yaml, summary.csv, curves.png and `export`.
+        best_metric: Value of the metric that ranks checkpoints at its best.
+        best_epoch: The epoch of that, from 0.
+        metrics: Validation metrics of the last epoch; accuracies in percent.
+        seconds: Time of training and validation.
+    """
+    output_dir: Path
+    best_metric: float
+    best_epoch: int
+    metrics: Dict[str, float]
+    seconds: float
+
+    @property
+    def export(self) -> Path:
+        """The best weights, as timm and transformers load them."""
+        return self.output_dir / 'export'
+
+
+@contextmanager
+def _naming(argument: str, value: str) -> Iterator[None]:
+    """Where one of timm's factories refuses its arguments: `InputError` that names ours."""
+    try:
+        yield
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
+        raise InputError(
+            str(error) or 'does not go with the other settings', argument=argument, value=value) from error
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    # every epoch starts from a state of its own, so that a resumed run repeats it
+    return (seed + epoch * 10007) % (1 << 31)
+
+
+def _set_loader_epoch(loader: Any, epoch: int) -> None:
+    for part in (loader.dataset, getattr(loader, 'sampler', None)):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
+
+
+def _output_dir(config: TrainConfig, size: int) -> Path:
+    """The folder of a run, made if it is not there; a name made up here is never that of another run."""
+    root = Path(config.output or './output/train')
+    if not config.experiment:
+        name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{safe_model_name(config.model)}-{size}"
+        root.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            path = root / (name if number == 1 else f'{name}-{number}')
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                continue
+    path = root / config.experiment
+    last = path / 'last.pth.tar'
+    if last.exists() and not is_resuming(config, path):
+        raise InputError(f'{path} already holds a run', f"choose another name or go on with `resume='{last}'`",
+                         argument='experiment', value=config.experiment)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; a process that ends, however it ends, lets go."""
+    try:
+        with FileLock(folder / '.lock', timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f'another run is at work in {folder}', 'wait for it or choose another name',
+                         argument='experiment', value=folder.name) from error
+
+
+def _export_incomplete(config: TrainConfig) -> bool:
+    """Whether the run that is resumed was cut between its last checkpoint and the end of its export."""
+    if not config.resume:
+        return False
+    run = Path(config.resume).parent
+    return (run / 'model_best.pth.tar').is_file() and not (run / 'export' / 'config.json').is_file() and is_resuming(
+        config, Path(config.output or './output/train') / config.experiment)
+
+
+class _Run:
+    """The parts of a run, in the order in which they are made."""
+
+    def __init__(self, config: TrainConfig, process: Process):
+        self.config, self.process = config, process
+        random_seed(config.seed, process.rank)
+        model = build_network(config)
+        self.preprocessing: Preprocessing = resolve_preprocessing(config, model)
+        self.data = open_training_data(config, self.preprocessing['input_size'][0], model.num_classes, process)
+        model.to(
+            device=process.device,
+            memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        self.dist_bn = config.dist_bn
+        if process.distributed and config.sync_bn:
+            self.dist_bn = ''
+            model = sync_norm_statistics(model)
+        self.model = config.objective.prepare_model(model)
+        self.autocast, self.loss_scaler = mixed_precision(config, process.device)
+        self.loaders = create_loaders(config, self.data, self.preprocessing, process, model.num_classes)
+        self.metric = config.eval_metric if self.loaders.validation is not None else 'loss'
+        self.space = InputSpace(self.preprocessing['mean'], self.preprocessing['std'])
+        self.lr = resolve_lr(config, process.world_size)
+        self.task = self._create_task()
+        with _naming('opt', config.opt):
+            self.optimizer = create_optimizer_v2(
+                self.task.get_trainable_module(), **optimizer_kwargs(replace(config, lr=self.lr)), **config.opt_kwargs)
+        self.start_epoch = self._prepare_task()
+        self.updates_per_epoch = -(-len(self.loaders.train) // config.grad_accum_steps)
+        with _naming('sched', config.sched):
+            self.lr_scheduler, self.num_epochs = create_scheduler_v2(
+                self.optimizer,
+                **scheduler_kwargs(config, decreasing_metric=self.metric == 'loss'),
+                updates_per_epoch=self.updates_per_epoch,
+            )
+        self._catch_up()
+        # with EMA its figures are the ones that count, as in timm
+        self.ema = self.task.has_ema() and not config.model_ema_force_cpu
+        self.common: Dict[str, Any] = dict(
+            device=process.device,
+            autocast=self.autocast,
+            channels_last=config.channels_last,
+            move_to_device=config.no_prefetcher,
+            distributed=process.distributed,
+        )
+        self.eval_metrics: Dict[str, float] = {}
+
+    def _create_task(self) -> TrainingTask:
+        config = self.config
+        return config.objective.create_task(
+            self.model,
+            build_criterion(config).to(self.process.device),
+            attack=config.attack,
+            awp=config.awp,
+            space=self.space,
+            steps_per_epoch=len(self.loaders.train),
+            seed=config.seed,
+            device=self.process.device,
+            verbose=self.process.primary,
+        )
+
+    def _prepare_task(self) -> int:
+        """Resume, average, compile and distribute, in timm's order; returns the epoch to start with."""
+        config, task, start_epoch = self.config, self.task, 0
+        if config.resume:
+            start_epoch = resume(
+                config, task, self.optimizer, self.loss_scaler, training_data=self.data.fingerprint,
+                log_info=self.process.primary)
+        if config.model_ema:
+            task.setup_ema(
+                decay=config.model_ema_decay,
+                use_warmup=config.model_ema_warmup,
+                device=torch.device('cpu') if config.model_ema_force_cpu else None,
+            )
+            if config.resume:
+                resume_ema(task, config.resume)
+        if config.torchcompile:
+            task.compile(backend=config.torchcompile, mode=config.torchcompile_mode)
+        if self.process.distributed:
+            task.prepare_distributed(
+                device_ids=None if self.process.device.type == 'cpu' else [self.process.device],
+                broadcast_buffers=not config.no_ddp_bb)
+        return start_epoch
+
+    def _catch_up(self) -> None:
+        """Move the schedule to the epoch that a resumed run starts with."""
+        config, start = self.config, self.start_epoch
+        if start > self.num_epochs or start == self.num_epochs and not _export_incomplete(config):
+            raise InputError(f'{config.resume} has {start} already', 'give more', argument='epochs',
+                             value=config.epochs)
+        if self.lr_scheduler is not None and start > 0:
+            if config.sched_on_updates:
+                self.lr_scheduler.step_update(start * self.updates_per_epoch)
+            else:
+                self.lr_scheduler.step(start)
+
+    def open_folder(self, stack: ExitStack) -> None:
+        """Open the folder of the primary process, which stays locked until the stack is closed."""
+        config = self.config
+        self.folder = _output_dir(config, self.preprocessing['input_size'][-1])
+        stack.enter_context(_locked(self.folder))
+        described = {
+            **config.to_flat(), 'class_names': self.data.class_names, 'data_config': dict(self.preprocessing),
+            'training_data': self.data.fingerprint}
+        self.saver = open_saver(
+            config, self.task, self.optimizer, self.loss_scaler, described, self.folder, self.metric)
+        trim(self.folder / 'summary.csv', self.start_epoch)
+        write_text(self.folder / 'args.yaml', config.to_yaml())
+        attack = f' against {config.attack.attack} {config.attack.threat}' if config.objective.crafts else ''
+        warmup = f', after {config.warmup_epochs} epochs of warm-up' if config.warmup_epochs else ''
+        _logger.info(
+            f'{config.model}: {sum(p.numel() for p in self.model.parameters()):,} parameters, objective '
+            f'{config.objective.name}{attack}, {len(self.data.train):,} images, epochs {self.start_epoch} to '
+            f'{self.num_epochs}, lr {self.lr:g}{warmup}, in {self.folder}')
+
+    def _last_checkpoint(self) -> str:
+        last = self.folder / 'last.pth.tar' if self.process.primary else None
+        return str(last) if last and last.exists() else self.config.resume or 'none yet'
+
+    def train_epoch(self, epoch: int) -> Dict[str, float]:
+        """Train for an epoch; returns its averages."""
+        config, loaders, world = self.config, self.loaders, self.process
+        random_seed(_epoch_seed(config.seed, epoch), world.rank)
+        _set_loader_epoch(loaders.train, epoch)
+        if config.mixup_off_epoch and epoch >= config.mixup_off_epoch:
+            (loaders.mixup_fn or loaders.train).mixup_enabled = False
+        metrics = train_one_epoch(
+            self.task,
+            loaders.train,
+            self.optimizer,
+            epoch,
+            accum_steps=config.grad_accum_steps,
+            clip_grad=config.clip_grad,
+            clip_mode=config.clip_mode,
+            loss_scaler=self.loss_scaler,
+            lr_scheduler=self.lr_scheduler,
+            mixup_fn=loaders.mixup_fn,
+            log_interval=config.log_interval,
+            last_checkpoint=self._last_checkpoint(),
+            verbose=world.primary,
+            **self.common,
+        )
+        if world.distributed and self.dist_bn in ('broadcast', 'reduce'):
+            for averaged in sorted({False, self.ema}):
+                distribute_bn(
+                    self.task.get_trainable_module(ema=averaged), world.world_size, self.dist_bn == 'reduce')
+        return metrics
+
+    def validate(self) -> None:
+        """Validate, on clean images and on attacked ones."""
+        if self.loaders.validation is not None:
+            self.eval_metrics = dict(validate(self.task, self.loaders.validation, ema=self.ema, **self.common))
+        if self.loaders.robust is not None:
+            self.eval_metrics.update(validate_robust(
+                self.task, self.loaders.robust, self.config.attack.threat, self.space, self.config.robust_eval_steps,
+                ema=self.ema, seed=self.config.seed, **self.common))
+
+    def keep(self, epoch: int, train_metrics: Dict[str, float], metric: float, left: timedelta) -> None:
+        """Log an epoch, write its row and its checkpoint."""
+        shown = '  '.join(f'{k} {v:.4g}' for k, v in self.eval_metrics.items())
+        _logger.info(f'Epoch {epoch}: {shown}  {str(left).split(".")[0]} left')
+        add_row(self.folder / 'summary.csv', epoch, train_metrics, self.eval_metrics,
+                self.optimizer.param_groups[0]['lr'])
+        self.saver.save_checkpoint(epoch, metric=metric)
+
+    def run_epochs(self) -> float:
+        """All epochs; returns the seconds they took."""
+        start = time.perf_counter()
+        for epoch in range(self.start_epoch, self.num_epochs):
+            train_metrics = self.train_epoch(epoch)
+            metric: Optional[float] = None
+            if (epoch + 1) % self.config.val_interval == 0 or epoch + 1 == self.num_epochs:
+                self.validate()
+                metric = (self.eval_metrics or train_metrics)[self.metric]
+                if self.process.primary:
+                    share = (time.perf_counter() - start) / (epoch + 1 - self.start_epoch)
+                    self.keep(epoch, train_metrics, metric, timedelta(seconds=share * (self.num_epochs - epoch - 1)))
+            if self.lr_scheduler is not None:
+                self.lr_scheduler.step(epoch + 1, metric)
+        return time.perf_counter() - start
+
+    def leave_process_group(self) -> None:
+        """End what the processes share."""
+        # DistributedDataParallel must be gone first: if it holds the last reference to a gloo group, torch 2.11 can
+        # wait for itself when the group ends with it
+        self.task.trainable_module = unwrap_model(self.task.trainable_module)
+        if self.process.primary:
+            self.saver.model = self.task.trainable_module
+        gc.collect()
+        dist.destroy_process_group()
+
+    def export(self) -> None:
+        """Write the best weights, to be loaded by `local-dir:`, and the curves."""
+        plot_curves(self.folder / 'summary.csv', self.folder / 'curves.png')
+        model = unwrap_model(self.task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
+        load_weights(model, self.folder / 'model_best.pth.tar', use_ema=self.ema)
+        if has_aux_norm(model):
+            self._export_to(self.folder / 'export_aux', plain_branch(model, 'aux'))
+            model = plain_branch(model, 'main')
+        self._export_to(self.folder / 'export', model)
+        _logger.info(
+            f'Best {self.metric} {self.saver.best_metric:g} (epoch {self.saver.best_epoch}); weights in '
+            f"{self.folder / 'export'}, curves in {self.folder / 'curves.png'}")
+
+    def _export_to(self, folder: Path, model: nn.Module) -> None:
+        name = self.config.objective.name
+        export_model(
+            model,
+            folder,
+            preprocessing=self.preprocessing,
+            class_names=self.data.class_names,
+            # these are not the weights of the tag the architecture came with
+            pretrained_cfg={'tag': name, 'description': f'trained with {name}'},
+        )
+
+
+def _shared(result: Optional[TrainResult], process: Process) -> TrainResult:
+    """The result of the primary process, on all."""
+    box = [result]
+    if process.distributed:
+        dist.broadcast_object_list(box)
+    assert box[0] is not None
+    return box[0]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train a network.
+
+    A run stopped at any moment continues from its last whole epoch with `resume`; on a CPU the final weights are then
+    those of an uninterrupted run, since every epoch starts from a random state of its own. What was done of the epoch
+    that was cut is done again.
+
+    Args:
+        config: All settings.
+
+    Returns:
+        What it left behind, on every process.
+
+    Raises:
+        InputError: On anything the user can correct, before training where it can be known.
+        TrainingDivergedError: If the loss is not finite; the last good checkpoint stays.
+    """
+    process = init_process(config.device)
+    if process.device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    run = _Run(config, process)
+    result: Optional[TrainResult] = None
+    with ExitStack() as stack:
+        if process.primary:
+            run.open_folder(stack)
+        seconds = run.run_epochs()
+        if process.primary:
+            result = TrainResult(
+                run.folder, float(run.saver.best_metric), int(run.saver.best_epoch), dict(run.eval_metrics), seconds)
+        result = _shared(result, process)
+        if process.distributed:
+            run.leave_process_group()
+        if process.primary:
+            run.export()
+    return result
