@@ -4,11 +4,14 @@
 
 Sections: `attacks` (each attack on packaged weights, image by image against the CPU, TF32 off), `objectives` (a step of
 each in every precision), `layers` (RobustNorm against the CPU), `steps` (time and memory of a training step). A check
-that fails is one line; its traceback goes into the file, which is written after every check.
+that fails is one line; its traceback goes into the file, which is written after every check. A file in results/ gets a
+section of RESULTS.md.
 """
 import argparse
 import copy
 import json
+import shlex
+import sys
 import time
 import traceback
 from contextlib import nullcontext
@@ -23,7 +26,7 @@ from timm.utils import NativeScaler
 
 import timm_robust  # noqa: F401
 from timm_robust.attacks import InputSpace, make_fast_model, make_threat
-from timm_robust.evaluation import AttackSpec, plan_attacks
+from timm_robust.evaluation import AttackSpec, plan_attacks, versions
 from timm_robust.layers import RobustNorm2d, set_bn_mode
 from timm_robust.models import NormalizedModel
 from timm_robust.precision import float32_proper
@@ -38,10 +41,15 @@ _NETWORKS = ('nofrost_nfnet18_cifar', 'robustnorm_resnet20_cifar')
 
 
 class Report:
-    """Checks that go on when one of them fails."""
+    """Checks that go on when one of them fails, by section, and the facts they are reported with."""
 
-    def __init__(self, path: Path):
-        self.path, self.found = path, {}
+    def __init__(self, path: Path, facts: Dict[str, Any]):
+        self.path, self.content = path, {**facts, 'checks': {}}
+        self.found: Dict[str, Any] = {}
+
+    def begin(self, section: str) -> None:
+        """The checks that follow are of this section."""
+        self.found = self.content['checks'][section] = {}
 
     def check(self, name: str, function: Callable[[], Any]) -> None:
         """Run a check; it fails by an exception, and what it returns is kept and shown."""
@@ -52,7 +60,7 @@ class Report:
             result = {'ok': False, 'value': f'{type(error).__name__}: {error}'[:300], 'trace': traceback.format_exc()}
         result['seconds'] = round(time.perf_counter() - start, 2)
         self.found[name] = result
-        self.path.write_text(json.dumps(self.found, indent=1))
+        self.path.write_text(json.dumps(self.content, indent=1) + '\n')
         text = ' '.join(str(result['value']).split())[:110]
         print(f"{'PASS' if result['ok'] else 'FAIL'} {name} {text} ({result['seconds']} s)", flush=True)
 
@@ -207,25 +215,29 @@ def main() -> None:
         print('no GPU is available: pass --device cpu to try the script itself')
         return
     device = torch.device(args.device)
-    if device.type == 'cuda':
-        print(torch.cuda.get_device_name(device), torch.__version__, timm.__version__)
     if args.images:
         images, labels = torch.load(args.images, weights_only=True)
     else:
         generator = torch.Generator().manual_seed(0)
         images, labels = torch.rand(args.num_images, 3, 32, 32, generator=generator), torch.arange(args.num_images) % 10
     images, labels = images[:args.num_images], labels[:args.num_images]
-    report = Report(args.output)
-    if 'steps' in args.sections:
-        steps(report, device, args.batches, args.attack_steps, args.repeats)
-    if 'layers' in args.sections:
-        layers(report, device)
-    if 'objectives' in args.sections:
-        objectives(report, device, images, labels)
-    if 'attacks' in args.sections:
-        attacks(report, device, images, labels)
-    failed = [name for name, found in report.found.items() if not found['ok']]
-    print(f"{len(report.found) - len(failed)} passed, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}")
+    named = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
+    print(named, torch.__version__, timm.__version__)
+    command = shlex.join(['python', '-m', 'benchmarks.gpu', *sys.argv[1:]])
+    report = Report(args.output, {'command': command, 'device': named, 'versions': versions()})
+    runs = {
+        'steps': lambda: steps(report, device, args.batches, args.attack_steps, args.repeats),
+        'layers': lambda: layers(report, device),
+        'objectives': lambda: objectives(report, device, images, labels),
+        'attacks': lambda: attacks(report, device, images, labels),
+    }
+    for section, run in runs.items():
+        if section in args.sections:
+            report.begin(section)
+            run()
+    found = [(name, check) for of in report.content['checks'].values() for name, check in of.items()]
+    failed = [name for name, check in found if not check['ok']]
+    print(f"{len(found) - len(failed)} passed, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}")
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Write RESULTS.md from results/*.json; with --check, only say whether it is up to date."""
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, Dict, List
@@ -16,6 +17,8 @@ and `bfloat16` search on a folded copy, `exact` on the network itself, `floor` i
 for each step. Only images classified correctly are attacked unless said; accuracy is of all. Arms of one attack ran in
 one process, one after the other. Where no command and hash of weights is named they were not recorded: accuracies say
 how arms compare on one network, nothing of a network in this package.
+
+`gpu_*` (`python -m benchmarks.gpu`): whether everything runs on a GPU and attacks find there what they find on a CPU.
 
 Others: medians of arms that took turns in one process; `ratio` is to the first arm of a part."""
 
@@ -50,12 +53,33 @@ def timing_section(run: Dict[str, Any]) -> str:
             + table(header, rows))
 
 
+def checks_section(run: Dict[str, Any]) -> str:
+    """What `benchmarks.gpu` found."""
+    rows = [[name, str(len(found)), str(sum(check['ok'] for check in found.values()))]
+            for name, found in run['checks'].items()]
+    outcomes = [re.match(r'(\d+) of (\d+) differ', str(check['value']))
+                for check in run['checks'].get('attacks', {}).values()]
+    different, total = (sum(int(m[i]) for m in outcomes if m) for i in (1, 2))
+    parts = [f"`{run['command']}`: {run['device']}, torch {run['versions']['torch']}"
+             + ''.join(f'. {line}' for line in run.get('notes', [])),
+             table(['section', 'checks', 'passed'], rows)]
+    if total:
+        parts.append(f'{different} of {total:,} outcomes (fooled or not) of {sum(map(bool, outcomes))} attacks differ '
+                     'between this device and the CPU.')
+    steps = run['checks'].get('steps')
+    if steps:
+        parts.append(table(['training step in bfloat16', 'found'], [
+            [name.removeprefix('step '), str(check['value'])] for name, check in steps.items()]))
+    return '\n\n'.join(parts)
+
+
 def main() -> int:
     """Rewrite or check RESULTS.md."""
     blocks = [HEAD]
     for path in sorted((HERE / 'results').glob('*.json')):
         run = json.loads(path.read_text())
-        blocks.append(f'## {path.stem}\n\n' + (timing_section if 'rounds' in run else attack_section)(run))
+        section = checks_section if 'checks' in run else timing_section if 'rounds' in run else attack_section
+        blocks.append(f'## {path.stem}\n\n{section(run)}')
     text, target = '\n\n'.join(blocks) + '\n', HERE / 'RESULTS.md'
     if '--check' in sys.argv:
         return int(target.read_text() != text)

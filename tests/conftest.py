@@ -46,12 +46,21 @@ def fashion_mnist_dir():
     return folder
 
 
+def _archive(name, what):
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f'{what} is not available')
+    return path
+
+
 @pytest.fixture
 def cifar10_archive():
-    path = SHARED_DATA / 'cifar10-jpeg.tar.gz'
-    if not path.exists():
-        pytest.skip('the JPEG copy of CIFAR-10 is not at hand')
-    return path
+    return _archive('cifar10-png.tar.gz', 'CIFAR-10')
+
+
+@pytest.fixture
+def cifar10_jpeg_archive():
+    return _archive('cifar10-jpeg.tar.gz', 'the JPEG copy of CIFAR-10')
 
 
 @pytest.fixture

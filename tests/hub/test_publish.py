@@ -88,9 +88,11 @@ def check_numbers(folder):
     assert json.loads((folder / 'config.json').read_text())['weights_sha256'] == content['weights_sha256']
     text = (folder / 'README.md').read_text()
     body = text.split('\n---\n', 1)[1]
-    shown = re.findall(r'^\|.*\| ([\d.]+) \|$', body, flags=re.M)
+    shown, low, high = zip(*re.findall(r'^\|.*\| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$', body, flags=re.M))
     wanted = sorted(report.accuracy(outcome.name) for report in reports for outcome in report.attacks)
     assert sorted(map(float, shown)) == [round(v, 2) for v in wanted]
+    intervals = sorted(report.interval(outcome.name) for report in reports for outcome in report.attacks)
+    assert sorted(zip(map(float, low), map(float, high))) == [(round(a, 1), round(b, 1)) for a, b in intervals]
     metadata = ModelCard(text).data.eval_results
     assert sorted(r.metric_value for r in metadata) == [round(v, 2) for v in wanted]
     for result in metadata:
@@ -109,6 +111,17 @@ def test_every_number_of_every_card(path):
     check_numbers(path.parent)
     card, evaluations, _ = read_card(path.parent)
     assert card.name == path.parent.name and path.read_text() == card_text(card, evaluations)
+
+
+def test_an_attack_on_the_images_that_others_left_says_so(measured):
+    report = EvaluationReport.load(measured / 'first')
+    clean, fgsm, pgd = report.attacks
+    left = dataclasses.replace(pgd, correct=[c if f else None for c, f in zip(pgd.correct, fgsm.correct)])
+    card = Card(name=NAME, repo_id=REPO, origin='x')
+    for attacks, shown in ((report.attacks, False), ((clean, fgsm, left), None in left.correct)):
+        text = card_text(card, [('Squares', dataclasses.replace(report, attacks=attacks))])
+        assert ('| pgd2 after fgsm |' in text) == ('is that under both' in text) == shown
+    assert None in left.correct
 
 
 @pytest.mark.parametrize('path', sorted(CARDS.glob('*/README.md')), ids=lambda p: p.parent.name)
@@ -216,7 +229,7 @@ def test_all_text_of_a_card_is_shown_as_it_is(measured):
     in_line = re.sub(r'(`+) ?[^`].*?[^`] ?\1(?!`)', '', re.sub(r'\\`', '', outside))
     assert '<script' not in in_line and '[a](b)' not in in_line and '*x*' not in in_line.replace(r'\*x\*', '')
     rows = [line for line in outside.splitlines() if line.startswith('|')]
-    assert {len(re.findall(r'(?<!\\)\|', row)) for row in rows} == {8}, 'a cell broke its row'
+    assert {len(re.findall(r'(?<!\\)\|', row)) for row in rows} == {9}, 'a cell broke its row'
     assert len(ModelCard(text).data.eval_results) == 3  # and the metadata is read back
     assert '<https://example.org/a_b>' in card_text(
         dataclasses.replace(card, origin='https://example.org/a_b', command=''), [('x', report)])
@@ -361,7 +374,7 @@ def other_weights(folder):
     (lambda f: edit(f, 'results.json', '"card": {', '"cards": {'), 'results.json holds no card'),
     (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'), 'README.md is not the card'),
     (lambda f: edit(f, 'results.json', '"images.png"', '"../secret.png"'), 'is no figure of an evaluation'),
-    (lambda f: edit(f, 'README.md', r'\| [\d.]+ \|\n', '| 99.90 |\n'), 'README.md is not the card'),
+    (lambda f: edit(f, 'README.md', r'\| [\d.]+ to [\d.]+ \|\n', '| 99.0 to 99.9 |\n'), 'README.md is not the card'),
     (lambda f: edit(f, 'README.md', r'value: [\d.]+', 'value: 99.9'), 'README.md is not the card'),
     (lambda f: edit(f, 'README.md', r'> \*\*NOT CHECKED.*\n', ''), 'README.md is not the card'),
     (lambda f: edit(f, 'config.json', 'bicubic', 'nearest'), 'prepares images otherwise than they were when'),

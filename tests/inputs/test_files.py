@@ -12,7 +12,7 @@ from timm_robust.inputs import read_json, write_bytes, write_json, write_text, w
 def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / 'a.json'
     write_json(path, {'x': [1, 2.5]})
-    assert path.read_text() == '{\n "x": [\n  1,\n  2.5\n ]\n}\n' and read_json(path) == {'x': [1, 2.5]}
+    assert path.read_text() == '{\n "x": [ 1, 2.5 ]\n}\n' and read_json(path) == {'x': [1, 2.5]}
     with pytest.raises(KeyboardInterrupt):
         with written_whole(path) as part:
             part.write_text('half')

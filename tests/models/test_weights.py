@@ -1,13 +1,17 @@
 """The weights that travel in the package."""
+import csv
+import hashlib
 import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 from timm.data import create_dataset, create_transform
+from timm.utils import natural_key
 
 import timm_robust  # noqa: F401
 from timm_robust.data import balanced_indices, dataset_labels
@@ -18,6 +22,7 @@ from timm_robust.models._build import WEIGHTS_DIR
 
 CARDS = Path(__file__).parents[2] / 'hub_cards'
 NAMES = sorted(p.stem for p in WEIGHTS_DIR.glob('*.safetensors'))
+HELD_OUT = [n for n in NAMES if n.endswith('.madry_linf8_cifar10')]  # trained with --val-fraction
 
 
 def facts(name):
@@ -31,35 +36,72 @@ def measured(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_they_are_those_that_were_measured(name, monkeypatch):
     monkeypatch.setattr('socket.socket.connect', lambda *args: pytest.fail('the network was asked'))
-    assert (WEIGHTS_DIR / f'{name}.safetensors').stat().st_size <= 5 * 10 ** 6
+    assert (WEIGHTS_DIR / f'{name}.safetensors').stat().st_size <= 10 ** 7
     assert weights_sha256(timm.create_model(name, pretrained=True)) == facts(name)['weights_sha256']
     assert facts(name) == json.loads((CARDS / name / 'results.json').read_text())
 
 
 @pytest.fixture
 def open_images(request, tmp_path):
-    """Opens the test images of the data that the tag of a model ends in."""
+    """Opens the test images of the data that a model was measured on."""
     def opened(name):
-        if name.endswith('fashion_mnist'):
+        data = facts(name)['data_names'][0]
+        if data == 'Fashion-MNIST':
             folder = request.getfixturevalue('fashion_mnist_dir')
             return create_dataset('torch/fashion_mnist', root=str(folder), split='test')
-        assert name.endswith('cifar10')
-        with tarfile.open(request.getfixturevalue('cifar10_archive')) as tar:
+        archives = {'CIFAR-10': 'cifar10_archive', 'CIFAR-10 (JPEG copy)': 'cifar10_jpeg_archive'}
+        with tarfile.open(request.getfixturevalue(archives[data])) as tar:
             tar.extractall(tmp_path, [m for m in tar if m.name.startswith('test/')], filter='data')
         return create_dataset('', root=str(tmp_path), split='test')
 
     return opened
 
 
-@pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('nofrost_nfnet18_cifar.')])
-def test_overlap_with_the_images_that_chose_the_epoch(name, open_images):
-    logs = CARDS.parent / 'train_scripts' / 'reproduce' / 'logs'
-    trained = yaml.safe_load((logs / name / 'args.yaml').read_text())
+def log(name):
+    """args.yaml and summary.csv of the run that made some weights."""
+    folder = CARDS.parent / 'train_scripts' / 'reproduce' / 'logs' / name
+    with open(folder / 'summary.csv') as file:
+        return yaml.safe_load((folder / 'args.yaml').read_text()), [*csv.DictReader(file)]
+
+
+def test_overlap_with_the_images_that_chose_the_epoch(open_images):
+    name = 'nofrost_nfnet18_cifar.nofrost_linf8_cifar10'
+    trained, _ = log(name)
     labels = dataset_labels(open_images(name))
     chosen = balanced_indices(labels, len(labels), trained['robust_eval_samples'], trained['seed'])
     overlap = len({*chosen} & {*measured(name).data.indices})
     assert f'of which {overlap} are among the images above' in (CARDS / name / 'README.md').read_text()
-    assert f'{overlap} of the 400 below are among those' in (CARDS.parent / 'README.md').read_text()
+    assert f'{overlap} of its 400 below' in ' '.join((CARDS.parent / 'README.md').read_text().split())
+
+
+@pytest.mark.parametrize('name', HELD_OUT)
+def test_no_test_image_chose_the_epoch(name):
+    trained, epochs = log(name)
+    best = max(epochs, key=lambda row: float(row['eval_robust_top1']))  # the first of equals, as in training
+    count, text = int(trained['val_images'].split()[0]), (CARDS / name / 'README.md').read_text()
+    assert trained['val_split'] == trained['train_split'] == 'train' and count == trained['robust_eval_samples']
+    assert f"epoch {best['epoch']} " in text and f"{best['eval_robust_top1']} %, on {count:,} images held out" in text
+    assert measured(name).data.split == 'test'
+
+
+@pytest.mark.parametrize('name', HELD_OUT)
+def test_which_images_chose_the_epoch(name, cifar10_archive):
+    trained, _ = log(name)
+    with tarfile.open(cifar10_archive) as tar:
+        names = sorted((m.name.removeprefix('train/') for m in tar if m.isfile() and m.name.startswith('train/')),
+                       key=natural_key)
+    classes = [n.split('/')[0] for n in names]
+    held = balanced_indices(np.unique(classes, return_inverse=True)[1], len(names), 1000, trained['seed'])
+    content = json.dumps([len(names), [names[i] for i in sorted(held)]])
+    assert trained['val_images'] == f'1000 {hashlib.sha256(content.encode()).hexdigest()}'
+
+
+@pytest.mark.parametrize('name', HELD_OUT)
+def test_they_were_measured_on_the_balanced_choice_of_images(name):
+    # the classes of CIFAR-10 are equally large, and a folder of images is read class by class
+    data, labels = measured(name).data, np.repeat(np.arange(10), 1000)
+    assert list(data.indices) == balanced_indices(labels, 10000, data.num_examples, measured(name).settings.seed)
+    assert list(data.labels) == labels[list(data.indices)].tolist()
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -49,7 +49,7 @@ def build_parser() -> Parser:
 
 def training_command(args: Dict[str, Any]) -> str:
     """The command of a run from its args.yaml, without what belongs to the machine it ran on."""
-    known = TrainConfig.all_flat_names()
+    known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # a device that only that machine had is refused
     config = TrainConfig.from_flat({k: v for k, v in args.items() if k in known and v is not None})
     defaults = {**objective_to_flat(type(config.objective)()), **TrainConfig().to_flat()}
     own = {name: value for name, value in config.to_flat().items()

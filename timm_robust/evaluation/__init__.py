@@ -2,6 +2,7 @@ from .accuracy import evaluate_attacks
 from .diagnostics import diagnose
 from .examples import example_images
 from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
+from .join import join_reports
 from .journal import Journal
 from .outcome import AttackSpec, plan_attacks
 from .report import AttackOutcome, EvaluationReport, read_reports, wilson_interval
@@ -22,6 +23,7 @@ __all__ = [
     'diagnose',
     'evaluate_attacks',
     'example_images',
+    'join_reports',
     'loss_surface',
     'plan_attacks',
     'read_reports',

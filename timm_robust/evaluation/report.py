@@ -4,13 +4,12 @@ No accuracy is stored. Each is computed from the outcomes where it is used, with
 """
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from ..errors import InputError
-from ..inputs import read_json, write_text
+from ..inputs import json_text, read_json, write_text
 from ..settings import check_types, from_mapping, to_mapping
 from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
 from .shifts import BenchmarkResult
@@ -288,9 +287,7 @@ class EvaluationReport:
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back as an equal report."""
-        text = json.dumps(self.to_dict(), indent=1)
-        # one line for each list of numbers, not one for each number
-        return re.sub(r'\[\n[^][{}"]*\]', lambda match: ' '.join(match[0].split()), text) + '\n'
+        return json_text(self.to_dict())
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> 'EvaluationReport':

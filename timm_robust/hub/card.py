@@ -30,7 +30,7 @@ from .papers import citations
 __all__ = ['FIGURES', 'Card', 'Evaluations', 'build_card_folder', 'card_text', 'read_card', 'result_rows']
 
 FIGURES = ('eps_sweep.png', 'gamma_sweep.png', 'loss_surface.png', 'images.png')
-_HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %')
+_HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %', '95 % interval')
 _TEMPLATE = markdown_environment(Path(__file__).parent / 'templates').get_template('card.md')
 _PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
@@ -119,12 +119,20 @@ def _order(report: EvaluationReport) -> List[AttackOutcome]:
     return sorted(report.attacks, key=lambda a: (a.is_clean, not a.is_autoattack, report.accuracy(a.name)))
 
 
+def _after(report: EvaluationReport, outcome: AttackOutcome) -> str:
+    """The attacks whose remaining images an attack ran on, if it ran on these only."""
+    if outcome.complete:
+        return ''
+    names = [a.name for a in report.real_attacks]
+    return f" after {', '.join(names[:names.index(outcome.name)])}"
+
+
 def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
     """Rows of the card's table, each with all an accuracy depends on."""
     return [
         (name, f'{report.data.num_examples:,}', str(outcome.threat or '-'),
-         outcome.name + ('' if outcome.complete else ' after those above it'), outcome.effort or '-',
-         str(report.settings.seed), f'{report.accuracy(outcome.name):.2f}')
+         outcome.name + _after(report, outcome), outcome.effort or '-', str(report.settings.seed),
+         f'{report.accuracy(outcome.name):.2f}', '{:.1f} to {:.1f}'.format(*report.interval(outcome.name)))
         for name, report in evaluations for outcome in _order(report)]
 
 
@@ -190,6 +198,7 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
         card=card,
         header=_HEADER,
         rows=result_rows(evaluations),
+        in_turn=any(not outcome.complete for _, report in evaluations for outcome in report.attacks),
         warnings=_warnings(evaluations),
         commands='\n'.join(report.settings.command for _, report in evaluations),
         citations='\n\n'.join(citations(card.model, card.objective, _has_autoattack(evaluations))),

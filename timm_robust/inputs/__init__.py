@@ -1,7 +1,7 @@
 """What every command needs before it begins: a network with its weights, images, a device, and files that are whole."""
 from .device import Process, check_seed, init_process, resolve_device
 from .export import export_model
-from .files import read_json, write_bytes, write_json, write_text, written_whole
+from .files import json_text, read_json, write_bytes, write_json, write_text, written_whole
 from .images import DatasetConfig, Images, ImagesConfig, choose_images, open_dataset, open_images, pixel_loader
 from .network import (
     ModelConfig,
@@ -47,6 +47,7 @@ __all__ = [
     'export_model',
     'fit_weights',
     'init_process',
+    'json_text',
     'load_weights',
     'open_dataset',
     'open_images',

@@ -1,6 +1,7 @@
 """Files that are whole or absent, and JSON that is read with one clear line about what is wrong with it."""
 import json
 import os
+import re
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Dict, Iterator, Mapping, Union
 
 from ..errors import InputError
 
-__all__ = ['read_json', 'write_bytes', 'write_json', 'write_text', 'written_whole']
+__all__ = ['json_text', 'read_json', 'write_bytes', 'write_json', 'write_text', 'written_whole']
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -46,9 +47,14 @@ def write_text(path: PathLike, content: str) -> None:
     write_bytes(path, content.encode('utf-8', 'backslashreplace'))
 
 
+def json_text(content: Mapping[str, Any]) -> str:
+    """Indented JSON with one line for each list of numbers, not one for each number."""
+    return re.sub(r'\[\n[^][{}"]*\]', lambda match: ' '.join(match[0].split()), json.dumps(content, indent=1)) + '\n'
+
+
 def write_json(path: PathLike, content: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all."""
-    write_bytes(path, (json.dumps(content, indent=1) + '\n').encode())
+    write_bytes(path, json_text(content).encode())
 
 
 def read_json(path: PathLike, argument: str = 'path') -> Dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Evaluations of parts of a data set, made apart, as one."""
+from dataclasses import replace
+from typing import Any, Callable, Dict, Sequence
+
+from ..errors import InputError
+from ..settings import to_mapping
+from .report import AttackOutcome, EvaluationReport
+
+__all__ = ['join_reports']
+
+_OF_A_PART = ('subset', 'indices', 'labels', 'sha256', 'command', 'date')
+
+
+def _shared(part: Any) -> Dict[str, Any]:
+    return {k: v for k, v in to_mapping(part).items() if k not in _OF_A_PART}
+
+
+def _attacks(report: EvaluationReport) -> Dict[str, Any]:
+    return {a.name: [a.attack, to_mapping(a.threat) if a.threat else None] for a in report.attacks}
+
+
+_COMPARED: Dict[str, Callable[[EvaluationReport], Dict[str, Any]]] = {
+    'model': lambda report: _shared(report.model),
+    'data': lambda report: _shared(report.data),
+    'settings': lambda report: _shared(report.settings),
+    'attacks': _attacks,
+    'versions': lambda report: report.versions,
+}
+
+
+def _check(reports: Sequence[EvaluationReport]) -> None:
+    if not reports:
+        raise InputError('is empty', 'give at least one report', argument='reports')
+    for name, facts in _COMPARED.items():
+        first, *others = map(facts, reports)
+        for other in others:
+            different = [k for k in {**first, **other} if first.get(k) != other.get(k)]
+            if different or list(first) != list(other):
+                raise InputError(
+                    f"differ in their {name} ({', '.join(different) or 'order'})", 'measure the parts alike',
+                    argument='reports')
+    images = [i for report in reports for i in report.data.indices]
+    if len({*images}) < len(images):
+        raise InputError('have images in common', 'give each image in one report', argument='reports')
+    if len(reports) == 1:
+        return
+    if reports[0].settings.batch_dependent:
+        raise InputError('are of a network whose predictions hold for their batches only', argument='reports')
+    for report in reports:
+        if report.eps_sweep or report.gamma_sweep or report.benchmarks:
+            raise InputError('hold sweeps or benchmarks', 'measure these on all images', argument='reports')
+
+
+def join_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
+    """One report of the images of several, in the order they are given.
+
+    Noise is seeded by the index of an image, so parts that were measured apart, on several machines say, hold what one
+    evaluation of all images would have found, up to rounding in other batches. Times add up; subset, command, date and
+    diagnosis are those of the first part.
+
+    Args:
+        reports: Of the same weights, attacks, settings and versions; no image twice.
+
+    Raises:
+        InputError: If they are not parts of one evaluation.
+    """
+    _check(reports)
+
+    def joined(outcomes: Sequence[AttackOutcome]) -> AttackOutcome:
+        return replace(
+            outcomes[0], correct=tuple(c for o in outcomes for c in o.correct),
+            attacked=sum(o.attacked for o in outcomes), seconds=round(sum(o.seconds for o in outcomes), 3))
+
+    first = reports[0]
+    return replace(
+        first,
+        data=replace(
+            first.data, sha256=first.data.sha256 if len(reports) == 1 else '',
+            indices=tuple(i for r in reports for i in r.data.indices),
+            labels=tuple(label for r in reports for label in r.data.labels)),
+        attacks=tuple(joined(outcomes) for outcomes in zip(*(r.attacks for r in reports))))
