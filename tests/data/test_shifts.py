@@ -4,11 +4,11 @@ import dataclasses
 import numpy as np
 import pytest
 import timm
+import timm_robust.cli.benchmarks as benchmarks
 import torch
 from helpers import make_image_folder, run_distributed
 from PIL import Image
 
-import timm_robust.cli.benchmarks as benchmarks
 from timm_robust.cli.main import main
 from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
 from timm_robust.data.shifts import Part, cifar_c, imagenet_c, imagenet_shift, synsets
