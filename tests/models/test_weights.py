@@ -36,7 +36,9 @@ def measured(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_they_are_those_that_were_measured(name, monkeypatch):
     monkeypatch.setattr('socket.socket.connect', lambda *args: pytest.fail('the network was asked'))
-    assert (WEIGHTS_DIR / f'{name}.safetensors').stat().st_size <= 10 ** 7
+    # this one ships in float32, as it was measured; rounded to float16 it needs AutoAttack again
+    limit = 10 ** 7 if name == 'nofrost_nfnet18_cifar.madry_linf8_cifar10' else 5 * 10 ** 6
+    assert (WEIGHTS_DIR / f'{name}.safetensors').stat().st_size <= limit
     assert weights_sha256(timm.create_model(name, pretrained=True)) == facts(name)['weights_sha256']
     assert facts(name) == json.loads((CARDS / name / 'results.json').read_text())
 
