@@ -62,9 +62,8 @@ class _Work:
         soft, targets = (None if t is None else t[index] for t in (self.soft, self.targets))
         return _Work(self.x[index], self.y[index], soft, self.seeds[index], self.runs, targets, budget)
 
-    def batch(self, items: List[Tuple[int, int]]) -> Batch:
-        """The images of some runs, given as pairs of run and image."""
-        run, image = torch.tensor(items, device=self.x.device).T
+    def batch(self, run: torch.Tensor, image: torch.Tensor) -> Batch:
+        """The images of some runs."""
         batch = Batch(self.x[image], self.y[image], self.seeds[image] + run * RUN_STRIDE, run)
         if self.soft is not None:
             batch.soft = self.soft[image]
@@ -100,8 +99,11 @@ class _Pool:
                 items.append(item)
         return items
 
-    def _start(self, items: List[Tuple[int, int]]) -> State:
-        return self.attack.start(self.work.batch(items), self.threat)
+    def _start(self, items: List[Tuple[int, int]], slots: List[int]) -> Tuple[State, torch.Tensor]:
+        """State of some runs, and their slots as a tensor: one copy to the device for all of them."""
+        runs, images = zip(*items)
+        run, image, index = self._index([*runs, *images, *slots]).view(3, -1)
+        return self.attack.start(self.work.batch(run, image), self.threat), index
 
     def _steps_to_next_look(self, gap: int) -> int:
         """At most `gap`, and not beyond the end of a run or of a budget."""
@@ -113,11 +115,10 @@ class _Pool:
         return max(gap, 1)
 
     def _advance(self, model: Callable, state: State, steps: int) -> None:
-        length = self.attack.run_length
-        for k in range(1, steps + 1):
-            state.ends = length is not None and all(age + k == length for age in self.ages)
+        for _ in range(steps):
+            state.ages, self.ages = self.ages, [age + 1 for age in self.ages]
+            state.ends = all(age == self.attack.run_length for age in self.ages)
             self.attack.step(model, state, self.threat)
-        self.ages = [age + steps for age in self.ages]
         for image in self.owners:
             self.queries[image] += steps * self.attack.queries
 
@@ -132,7 +133,8 @@ class _Pool:
             if score > self.score[image]:
                 self.score[image], winners[image] = score, slot
         if winners:
-            self.best[self._index(list(winners))] = state['best'][self._index(list(winners.values()))]
+            images, places = self._index([*winners, *winners.values()]).view(2, -1)
+            self.best[images] = state['best'][places]
         if self.progress is not None and ended:
             self.progress(ended)
 
@@ -141,7 +143,7 @@ class _Pool:
         items = self._take(len(finished))
         refilled, left = finished[:len(items)], set(finished[len(items):])
         if items:
-            fresh, index = self._start(items), self._index(refilled)
+            fresh, index = self._start(items, refilled)
             for slot, (_, image) in zip(refilled, items):
                 self.owners[slot], self.ages[slot] = image, 0
             for name, rows in fresh.items():
@@ -158,7 +160,7 @@ class _Pool:
         longest, gap = longest_gap(self.x.device), 1
         items = self._take(self.batch_size)
         self.owners, self.ages = [image for _, image in items], [0] * len(items)
-        state = self._start(items) if items else State()
+        state = self._start(items, list(range(len(items))))[0] if items else State()
         while self.owners:
             self._advance(model, state, self._steps_to_next_look(gap))
             # a new image is fooled in its first steps most often

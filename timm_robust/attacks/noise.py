@@ -16,6 +16,7 @@ __all__ = ['image_seeds', 'normal', 'signs', 'uniform']
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_HALF = 1 << 63
 
 
 def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
@@ -51,7 +52,9 @@ def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -
         stream: Which of a seed's sequences: one for all rows, or one per row (N,).
         count: Numbers per row.
     """
-    start = _mix(_mix(seeds) + (torch.as_tensor(stream, device=seeds.device) + 1) * _MIX_1)
+    # a number stays on the host, where it does not wrap around by itself
+    offset = (stream + 1) * _MIX_1
+    start = _mix(_mix(seeds) + (offset if isinstance(offset, torch.Tensor) else (offset + _HALF) % (2 * _HALF) - _HALF))
     position = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
     return _shift(_mix(start[:, None] + position), 40).to(torch.float32) * 2 ** -24
 

@@ -4,7 +4,7 @@ Andriushchenko et al. 2020, `Square Attack: a query-efficient black-box adversar
 https://arxiv.org/abs/1912.00049, algorithms 1 to 3.
 """
 from functools import cache, lru_cache
-from typing import Callable
+from typing import Callable, Tuple
 
 import torch
 
@@ -50,20 +50,20 @@ def _window(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor
     return _two_pyramids(size).to(device=device, dtype=dtype)
 
 
-@cache
-def _halvings(device: torch.device) -> torch.Tensor:
-    return torch.tensor(_HALVINGS, device=device)
-
-
 @lru_cache(maxsize=64)
-def _sizes(p_init: float, height: int, width: int, norm: str, device: torch.device) -> torch.Tensor:
+def _sides(p_init: float, height: int, width: int, norm: str) -> Tuple[int, ...]:
     """Side of the patch after each number of halvings."""
     halvings = torch.arange(len(_HALVINGS) + 1, dtype=torch.float64, device='cpu')
     share = p_init / 2. ** halvings
     size = (share * height * width).sqrt().round().long().clamp_min(1 if norm == 'Linf' else 3)
     if norm == 'L2':
         size = size + (size % 2 == 0)
-    return size.clamp_max(min(height, width)).to(device)
+    return tuple(size.clamp_max(min(height, width)).tolist())
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: Tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device)
 
 
 @register_attack
@@ -92,12 +92,12 @@ class Square(Attack):
 
     def patch_sizes(self, step: torch.Tensor, height: int, width: int, norm: str) -> torch.Tensor:
         """Side of the patch at a query, shape (N,), by the paper's schedule."""
-                # query 0 is the start; the reference counts its iterations from there
+        # query 0 is the start; the reference counts its iterations from there
         step = step - 1
         if self.rescale_schedule:
             step = step * _SCHEDULED // self.query_limit
-        sizes = _sizes(self.p_init, height, width, norm, step.device)
-        return sizes[torch.bucketize(step, _halvings(step.device))]
+        sides = _on_device(_sides(self.p_init, height, width, norm), step.device)
+        return sides[torch.bucketize(step, _on_device(_HALVINGS, step.device))]
 
     def start(self, batch: Batch, threat: ThreatModel) -> State:
         x = batch.x
@@ -153,13 +153,16 @@ class Square(Attack):
     def _propose_l2(self, state: State, eps: float) -> torch.Tensor:
         x = state['x']
         count, channels, height, width = x.shape
-        sizes = self.patch_sizes(state['step'], height, width, 'L2')
+        # on the host, where the steps are known too: a GPU would have to be waited for
+        steps = torch.tensor([age + 1 for age in state.ages] or state['step'].tolist(), device='cpu')
+        sizes = self.patch_sizes(steps, height, width, 'L2')
         random = noise.uniform(state['seed'], state['step'], 5 + channels)
         delta = state['best'] - x
         out = delta.clone()
         for size in sizes.unique().tolist():
             own = (sizes == size).nonzero().squeeze(1)
-            part, r = delta[own], random[own]
+            part, r = (delta.clone(), random) if len(own) == count else (
+                rows[own.to(x.device)] for rows in (delta, random))
             corners = [(r[:, i] * (side - size + 1)).long() for i, side in enumerate((height, width) * 2)]
             window = torch.arange(size, device=x.device)
             index = torch.arange(len(own), device=x.device)[:, None, None, None]
@@ -181,5 +184,6 @@ class Square(Attack):
             fresh = shape * sign + taken / taken.norm(dim=(2, 3), keepdim=True).clamp_min(1e-12)
             part[source] = 0
             part[target] = fresh / fresh.norm(dim=(2, 3), keepdim=True).clamp_min(1e-12) * budget
-            out[own] = part / l2_norm(part).clamp_min(1e-12) * eps
+            moved = part / l2_norm(part).clamp_min(1e-12) * eps
+            out = moved if len(own) == count else out.index_copy(0, own.to(x.device), moved)
         return (x + out).clamp(0, 1)

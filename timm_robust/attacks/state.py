@@ -1,6 +1,6 @@
 """What an attack keeps of each image it works on."""
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 
@@ -30,8 +30,10 @@ class State(Dict[str, torch.Tensor]):
 
     Attributes:
         ends: No image of the batch is advanced any further: its gradient is of no use.
+        ages: Steps of each image so far, known without a wait for the device.
     """
     ends = False
+    ages: Sequence[int] = ()
 
 
 @dataclass
