@@ -375,3 +375,14 @@ def test_autoattack_is_at_least_as_strong_as_each_part(problem):
     two = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).eval()
     with pytest.raises(InputError, match='needs 4 classes for apgd-t, the model has 2'):
         AutoAttack()(two, x, torch.zeros(40, dtype=torch.int64), LINF)
+
+
+def test_a_network_that_cannot_be_copied_is_declined():
+    class Handle(nn.Module):
+        def __deepcopy__(self, memo):
+            raise TypeError('cannot pickle a handle')
+
+        def forward(self, x):
+            return x.flatten(1)[:, :4]
+
+    assert make_fast_model(Handle().eval(), torch.rand(2, 3, 4, 4)) is None

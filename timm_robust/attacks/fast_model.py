@@ -1,6 +1,6 @@
 """A faster stand-in for a network, to search with: what it decides is verified on the network itself."""
-import contextlib
 import copy
+import logging
 from typing import Optional
 
 import torch
@@ -9,6 +9,8 @@ import torch.nn as nn
 from ..layers import fold_for_inference, has_batch_statistics
 
 __all__ = ['FastModel', 'make_fast_model']
+
+_logger = logging.getLogger(__name__)
 
 # Largest difference of the logits from the network's, as a share of the largest, above which an image is attacked again
 # with the network. Folding reorders sums of float32; on a GPU convolutions may round to ten bits.
@@ -40,10 +42,9 @@ class FastModel(nn.Module):
         return FastModel(self.model).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low_precision = self.dtype != torch.float32
-        autocast = torch.autocast(x.device.type, self.dtype) if low_precision else contextlib.nullcontext()
-        with autocast:
-            return self.model(x.contiguous(memory_format=torch.channels_last)).float()
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.model(x.contiguous(memory_format=torch.channels_last))
+        return output.float() if isinstance(output, torch.Tensor) else output
 
 
 def make_fast_model(
@@ -59,11 +60,14 @@ def make_fast_model(
         dtype: Precision of the search.
 
     Returns:
-        The copy, or None for a network that normalizes by the batch, of which none is made.
+        The copy, or None for a network that normalizes by the batch or cannot be copied.
     """
     if has_batch_statistics(model):
         return None
     folded = fold_for_inference(model, x)
-    if folded is None:
-        folded = copy.deepcopy(model).requires_grad_(False)
+    try:
+        folded = copy.deepcopy(model).requires_grad_(False) if folded is None else folded
+    except (RuntimeError, TypeError) as error:  # weights made in the forward pass, handles of files
+        _logger.debug(f'{type(model).__name__} is not copied: {error}')
+        return None
     return FastModel(folded, dtype).eval()
