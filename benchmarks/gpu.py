@@ -25,8 +25,8 @@ from timm.optim import create_optimizer_v2
 from timm.utils import NativeScaler
 
 import timm_robust  # noqa: F401
-from timm_robust.attacks import InputSpace, make_fast_model, make_threat
-from timm_robust.evaluation import AttackSpec, plan_attacks, versions
+from timm_robust.attacks import L2, Attack, InputSpace, Linf, ThreatModel, make_fast_model, parse_attacks
+from timm_robust.evaluation import versions
 from timm_robust.layers import RobustNorm2d, set_bn_mode
 from timm_robust.models import NormalizedModel
 from timm_robust.precision import float32_proper
@@ -74,10 +74,10 @@ def _agree(ours: torch.Tensor, theirs: torch.Tensor, allowed: int) -> str:
 
 def attacks(report: Report, device: torch.device, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Each attack on both devices."""
-    def outcome(spec: AttackSpec, model: nn.Module, where: torch.device) -> torch.Tensor:
+    def outcome(attack: Attack, threat: ThreatModel, model: nn.Module, where: torch.device) -> torch.Tensor:
         x, y = images.to(where), labels.to(where)
         with float32_proper():
-            adv = spec(model, x, y, list(range(len(x))), batch_size=len(x))
+            adv = attack(model, x, y, threat, seed=list(range(len(x))))
             assert adv.device == x.device
             with torch.no_grad():
                 return model(adv).argmax(1) != y
@@ -93,10 +93,10 @@ def attacks(report: Report, device: torch.device, images: torch.Tensor, labels: 
         plain = timm.create_model(network, pretrained=True).eval()
         on_cpu = NormalizedModel(plain, plain.pretrained_cfg['mean'], plain.pretrained_cfg['std']).eval()
         there = copy.deepcopy(on_cpu).to(device)
-        for norm, eps, names, targets in (('Linf', '8/255', _LINF, 3), ('L2', '0.5', _L2, None)):
-            for spec in plan_attacks(names, make_threat(norm, eps), num_targets=targets):
-                report.check(f'{network} {norm} {spec.name}', lambda spec=spec, a=there, b=on_cpu: _agree(
-                    outcome(spec, a, device), outcome(spec, b, torch.device('cpu')), len(images) // 20))
+        for threat, names, settings in ((Linf('8/255'), _LINF, {'num_targets': 3}), (L2(.5), _L2, {})):
+            for attack in parse_attacks(names, **settings):
+                report.check(f'{network} {threat.norm} {attack}', lambda t=threat, m=attack, a=there, b=on_cpu: _agree(
+                    outcome(m, t, a, device), outcome(m, t, b, torch.device('cpu')), len(images) // 20))
         report.check(f'{network} folded copy', lambda model=there: folded(model))
 
 

@@ -72,7 +72,7 @@ def run_distributed(script: str, tmp_path: Path, processes: int = 2, timeout: in
         text=True,
         timeout=timeout,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo',
-             'PYTHONPATH': str(Path(__file__).parent)},
+             'PYTHONPATH': os.pathsep.join(map(str, Path(__file__).parents[:2]))},
     )
     of_second = '\n'.join(line for line in done.stderr.splitlines() if 'rank1' in line)
     assert done.returncode == 0, (of_second or done.stderr)[-3000:]

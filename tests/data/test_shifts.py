@@ -1,5 +1,6 @@
 """Readers of shifted data, corruptions on the fly, and what is made of the errors."""
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -8,12 +9,11 @@ import torch
 from helpers import make_image_folder, run_distributed
 from PIL import Image
 
-import timm_robust.cli.benchmarks as benchmarks
 from timm_robust.cli.main import main
 from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
 from timm_robust.data.shifts import Part, cifar_c, imagenet_c, imagenet_shift, synsets
 from timm_robust.errors import InputError
-from timm_robust.evaluation import EvaluationReport, Journal
+from timm_robust.evaluation import EvaluationReport, Journal, benchmarks
 from timm_robust.evaluation.shifts import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
@@ -102,13 +102,13 @@ def test_masked_classes_are_those_of_the_benchmark(tmp_path):
         assert len(part.classes) == count and [synsets()[i] for i in part.classes] == wanted
         assert [label for _, label in part.open()] == list(part.classes)
     (tmp_path / 'a' / wanted[5]).rename(tmp_path / 'a' / 'cat')
-    with pytest.raises(InputError, match='--benchmarks a: .*a has 200 folders, ImageNet-A .*: cat is none of its'):
+    with pytest.raises(InputError, match="benchmarks='a': .*a has 200 folders, ImageNet-A .*: cat is none of its"):
         imagenet_shift('a', tmp_path / 'a')
     (tmp_path / 'r' / synsets('imagenet_r_synsets.txt')[5] / 'one.jpg').unlink()
     (tmp_path / 'r' / synsets('imagenet_r_synsets.txt')[5]).rmdir()
     with pytest.raises(InputError, match=r'199 folders, ImageNet-R .* is missing'):
         imagenet_shift('r', tmp_path / 'r')
-    with pytest.raises(InputError, match='--benchmarks sketch: no folder .* ImageNet-Sketch with sketch=FOLDER'):
+    with pytest.raises(InputError, match="benchmarks='sketch': no folder .* ImageNet-Sketch with sketch=FOLDER"):
         imagenet_shift('sketch', tmp_path / 'none')
 
 
@@ -118,7 +118,7 @@ def test_imagenet_c_is_read_as_stored(tmp_path):
     assert (part.key, part.stored_size, part.expected, part.classes) == ('c/fog/2', (224, 224), 50_000, None)
     dataset = part.open()
     assert len(dataset) == 1000 and dataset[999][1] == 999
-    with pytest.raises(InputError, match='no folder .*fog/3: unpack all of ImageNet-C, or name'):
+    with pytest.raises(InputError, match='no folder .*fog/3; unpack all of ImageNet-C, or name'):
         imagenet_c(tmp_path, ['fog'], [2, 3])
     path = tmp_path / 'fog' / '2' / synsets()[0] / 'one.jpg'
     path.unlink()
@@ -144,7 +144,7 @@ def test_cifar_c_rows(tmp_path):
     assert len(dataset) == 4
     for i in range(4):
         assert np.array_equal(np.asarray(dataset[i][0]), images[12 + i]) and dataset[i][1] == labels[12 + i]
-    with pytest.raises(InputError, match=r'--benchmarks cifar10-c: no array .*snow.npy'):
+    with pytest.raises(InputError, match=r"benchmarks='cifar10-c': no array .*snow.npy"):
         cifar_c('cifar10-c', tmp_path / 'c', ['snow'], [1])
     with pytest.raises(InputError, match='labels from 0 to 9, not those of 100 classes'):
         cifar_c('cifar100-c', tmp_path / 'c', ['fog'], [1])
@@ -190,7 +190,7 @@ def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch)
     real, calls = benchmarks.evaluate_shift, []
 
     def cut_off(*args, **kwargs):
-        calls.append(args[3])
+        calls.append(args[4])
         if len(calls) == 3:
             raise KeyboardInterrupt
         real(*args, **kwargs)
@@ -199,17 +199,26 @@ def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch)
     cut = tmp_path / 'cut'
     assert main([*flags, '--output', str(cut)]) == 130
     calls.clear()
-    assert main([*flags, '--output', str(cut), '--seed', '1', '--resume']) == 2
-    assert 'was begun with seed=0, not 1' in capsys.readouterr().err and not calls
-    extra = tmp_path / 'data' / 'validation' / 'a' / 'extra.png'
-    gradient().save(extra)
-    assert main([*flags, '--output', str(cut), '--resume']) == 2
-    assert 'was begun with images=' in capsys.readouterr().err and not calls
-    extra.unlink()
-    monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda *a, **k: (calls.append(a[3]), real(*a, **k)))
+    for name in ('seeded', 'changed'):
+        shutil.copytree(cut, tmp_path / name)
+    monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda *a, **k: (calls.append(a[4]), real(*a, **k)))
     assert main([*flags, '--output', str(cut), '--resume']) == 0
     assert calls == ['corruptions/fog/5', 'cifar10-c/fog/1', 'cifar10-c/fog/5']
     assert outcome(cut) == outcome(tmp_path / 'whole') and not list(cut.glob('progress*'))
+
+    # what is of other noise or of other images is done again, and said
+    capsys.readouterr()
+    assert main([*flags, '--output', str(tmp_path / 'seeded'), '--seed', '1', '--resume']) == 0
+    assert 'outcomes of corruptions/fog/1 are not used' in (said := capsys.readouterr().err) and 'seed=0, now 1' in said
+    assert main([*flags, '--output', str(tmp_path / 'fresh'), '--seed', '1']) == 0
+    assert outcome(tmp_path / 'seeded') == outcome(tmp_path / 'fresh')
+    for path in (tmp_path / 'data').rglob('*.png'):
+        gradient().save(path)
+    calls.clear()
+    assert main([*flags, '--output', str(tmp_path / 'changed'), '--resume']) == 0
+    assert calls[:2] == ['clean', 'corruptions/fog/1']
+    assert '4 outcomes of clean are not used: the images have changed since' in capsys.readouterr().err
+    make_image_folder(tmp_path / 'data', splits=('validation',), classes='abcdefghij', per_class=4)
 
     two = [*flags, '--output', str(tmp_path / 'two')]
     done = run_distributed(f'from timm_robust.cli.main import main\nassert main({two}) == 0', tmp_path)
@@ -229,7 +238,7 @@ def test_classes_outside_the_mask_do_not_count(tmp_path, network, capsys, monkey
     torch.save(weights, flags[5])
     flags = ['eval', *flags, '--data-dir', str(tmp_path), '--benchmarks', 'a', '--output', str(tmp_path / 'o')]
     assert main(flags) == 2
-    assert 'a: there are 200 images, published are 7,500: complete them, or take some' in capsys.readouterr().err
+    assert 'a: there are 200 images, published are 7,500; complete them, or take some' in capsys.readouterr().err
     assert main([*flags, '--num-examples', '200']) == 0
     found, = outcome(tmp_path / 'o')
     assert (found.num_classes, found.accuracy, found.accuracy_all_classes) == (200, .5, 0.)
@@ -240,7 +249,7 @@ def test_stored_images_reach_the_network_as_they_are(tmp_path, network, monkeypa
     images, _ = cifar_arrays(tmp_path / 'c')
     make_image_folder(tmp_path / 'data', splits=('validation',), classes='abcdefghij', per_class=2, size=64)
     seen = {}
-    monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda model, loader, indices, key, *args: seen.update(
+    monkeypatch.setattr(benchmarks, 'evaluate_shift', lambda model, loader, indices, hashes, key, *args: seen.update(
         {key: dict(zip(indices, torch.cat([x for x, _ in loader])))}))
     monkeypatch.setattr(benchmarks, 'summarize_shifts', lambda *args: [
         BenchmarkResult('clean', (PartResult(1, 2),), 2)])
@@ -265,7 +274,7 @@ def test_what_is_made_of_imagenet_c():
     chosen = {part.key: [0, 1] for part in parts}
     for part in parts:  # half of what is clean and of noise is right, nothing else
         right = part.key == 'clean' or 'noise' in part.key
-        journal.record(part.key, [0, 1], [right, False], 0.)
+        journal.record(part.key, [0, 1], ['', ''], [right, False], 0.)
     clean, found = summarize_shifts(parts, chosen, journal)
     noises = ('gaussian_noise', 'shot_noise', 'impulse_noise')
     errors = {c: 50 if c in noises else 100 for c in COMMON_CORRUPTIONS}
@@ -306,20 +315,20 @@ def test_flags_of_attacks_in_a_file_are_refused_too(tmp_path, network, capsys):
     (tmp_path / 'c.yaml').write_text('eps: 4/255\n')
     assert main(['eval', '-c', str(tmp_path / 'c.yaml'), *network(10), '--data-dir', str(tmp_path), '--benchmarks',
                  'clean']) == 2
-    assert '--eps 4/255: --benchmarks attacks nothing' in capsys.readouterr().err
+    assert '--eps 4/255: has no effect with --benchmarks and no attack' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('flags, text', [
-    (['--benchmarks', 'x'], '--benchmarks x: unknown, choose of clean, corruptions, c, r'),
-    (['--benchmarks', 'r,r'], '--benchmarks r: named twice'),
-    (['--benchmarks', 'clean=x'], '--benchmarks clean=x: is of the data set, give its folder as --data-dir'),
-    (['--benchmarks', 'r', '--attacks', 'pgd5'], '--attacks pgd5: --benchmarks attacks nothing, leave it out'),
+    (['--benchmarks', 'x'], '--benchmarks x: unknown; choose of clean, corruptions, c, r'),
+    (['--benchmarks', 'r,r'], '--benchmarks r,r: names r twice'),
+    (['--benchmarks', 'clean=x'], '--benchmarks clean=x: is of the data set; give its folder as --data-dir'),
+    (['--benchmarks', 'clean', '--exact'], '--exact: has no effect with --benchmarks and no attack'),
     (['--benchmarks', 'corruptions', '--corruptions', 'rain'], '--corruptions rain: unknown'),
     (['--benchmarks', 'corruptions', '--severities', '6'], '--severities 6: must be from 1 to 5'),
     (['--benchmarks', 'corruptions', '--severities', '2', '2'], '--severities 2 2: names one twice'),
     (['--benchmarks', 'r'], '--benchmarks r: has 1000 classes, nofrost_resnet20_cifar 10'),
     (['--benchmarks', 'cifar10-c'], '--benchmarks cifar10-c: no array'),
-    (['--benchmarks', 'clean', '--num-examples', '0'], '--num-examples 0: must be at least 1'),
+    (['--benchmarks', 'clean', '--num-examples', '0'], '--num-examples 0: must be a whole number of at least 1'),
 ])
 def test_bad_input(tmp_path, network, capsys, flags, text):
     make_image_folder(tmp_path / 'data', splits=('validation',), per_class=2)

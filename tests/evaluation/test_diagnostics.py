@@ -91,7 +91,7 @@ def test_an_honest_network_raises_no_alarm(honest, threat):
     accuracy = [run['accuracy'] for run in found['more_steps'].measured['runs']]
     assert accuracy == sorted(accuracy, reverse=True) and 20 < accuracy[-1] < 80, 'the network proves nothing'
     assert found['noise'].measured['fgsm'] < found['noise'].measured['noise'] - 10
-    assert found['transfer'].verdict == 'skipped' and '--surrogate' in found['transfer'].text
+    assert found['transfer'].verdict == 'skipped' and 'No surrogate' in found['transfer'].text
     for finding in found.values():
         assert '60 images, seed 0' in finding.text
         settings = {k: finding.measured[k] for k in ('num_examples', 'norm', 'eps', 'seed')}

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 
 import pytest
 import timm
@@ -16,8 +15,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from timm_robust.cli.main import main
-from timm_robust.cli.outputs import own_positions
-from timm_robust.evaluation import EvaluationReport
+from timm_robust.evaluation import EvaluationReport, Runner
+from timm_robust.evaluation.peers import Peers
 from timm_robust.layers import convert_aux_norm, plain_branch
 from timm_robust.models import NormalizedModel
 
@@ -102,7 +101,7 @@ def test_killed_and_resumed(world, uninterrupted, tmp_path):
         stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     progress = folder / 'progress-0.jsonl'
     deadline = time.time() + 120
-    while not (progress.exists() and progress.read_text().count('"attack"') >= 4):
+    while not (progress.exists() and progress.read_text().count('"indices"') >= 4):
         assert time.time() < deadline and process.poll() is None, 'it ended before it could be killed'
         time.sleep(.01)
     process.send_signal(signal.SIGKILL)
@@ -112,45 +111,44 @@ def test_killed_and_resumed(world, uninterrupted, tmp_path):
         file.write('\n{"attack": "pgd5", "indices": [1, 2')  # what a kill in the middle of a write leaves
     kept = progress.read_text()
 
-    from timm_robust.evaluation import AttackSpec
     attacked = []
-    original = AttackSpec.__call__
+    original = Runner.craft
     with pytest.MonkeyPatch.context() as patch:
-        def spy(self, model, x, y, seeds, **how):
-            attacked.extend((self.name, s) for s in seeds)
-            return original(self, model, x, y, seeds, **how)
+        def spy(self, attack, x, labels, indices):
+            attacked.extend((str(attack), i) for i in indices)
+            return original(self, attack, x, labels, indices)
 
-        patch.setattr(AttackSpec, '__call__', spy)
+        patch.setattr(Runner, 'craft', spy)
         assert main(command(world, folder)) == 2, 'an unfinished evaluation was not noticed'
-        assert main(command(world, folder, '--eps', '3/255', '--resume')) == 2, 'other settings were not noticed'
         assert progress.read_text() == kept and not attacked
         assert main(command(world, folder, '--resume')) == 0
-    before = [json.loads(line) for line in kept.splitlines() if line.startswith('{"attack"') and line.endswith('}')]
-    done = {(e['attack'], i) for e in before for i in e['indices']}
+    lines = [json.loads(line) for line in kept.splitlines() if line.endswith('}')]
+    done = {(e['attack'], i) for e in lines if 'indices' in e for i in e['indices']}
     assert done and not done & set(attacked), 'finished work was done again'
     assert outcome(folder)[1] == uninterrupted[1]
     assert not progress.exists()
 
 
 def test_batches_that_count_are_dealt_out_whole():
-    second = Namespace(batch_size=2, rank=1, world_size=2)
-    assert own_positions(9, second, batch_dependent=True) == [2, 3, 6, 7]
-    assert own_positions(9, second, batch_dependent=False) == [1, 3, 5, 7]
+    second = Peers()
+    second.rank, second.size = 1, 2
+    assert second.positions(9, together=2) == [2, 3, 6, 7]
+    assert second.positions(9) == [1, 3, 5, 7]
 
 
 def test_two_processes_give_the_result_of_one(world, uninterrupted, tmp_path):
     argv = command(world, tmp_path / 'out', '-b', '48')
     run_distributed(f"""
-from timm_robust.cli import eval
 from timm_robust.cli.main import main
+from timm_robust.evaluation import Runner
 
-attack = eval.evaluate_attacks
+attack = Runner.run
 
-def evaluate_attacks(model, loader, indices, *args, **kwargs):
+def half(self, batches, indices):
     assert len(indices) == 32, 'half of them'
-    return attack(model, loader, indices, *args, **kwargs)
+    return attack(self, batches, indices)
 
-eval.evaluate_attacks = evaluate_attacks
+Runner.run = half
 assert main({argv!r}) == 0
 """, tmp_path)
     assert outcome(tmp_path / 'out')[1] == uninterrupted[1]
@@ -212,21 +210,19 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--attacks', 'square0'], '--attacks square0: the number of query_limit must be at least 1'),
     (['--bn-mode', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch; choose adaptive'),
     (['--bn-mode', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
-    (['--exact', '--search-dtype', 'bfloat16'], '--exact searches in float32'),
-    (['--search-dtype', 'int8'], '--search-dtype int8: unknown'),
-    (['--surrogate-checkpoint', 'x.pth'], 'name its model as --surrogate'),
+    (['--exact', '--fast-dtype', 'bfloat16'], 'with --exact the search is in float32'),
+    (['--fast-dtype', 'int8'], '--fast-dtype int8: unknown'),
+    (['--surrogate-checkpoint', 'x.pth'], 'is of no model; name it as --surrogate'),
 ])
 def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypatch, more, message):
-    from timm_robust.evaluation import AttackSpec
-    monkeypatch.setattr(AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
+    monkeypatch.setattr(Runner, 'craft', lambda *a, **k: pytest.fail('an attack was begun'))
     assert main(command(world, tmp_path / 'out', *more)) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and '\n' not in error.split('timm-robust eval: error: ')[1]
 
 
 def test_guessing_is_noticed_before_hours_are_spent(world, tmp_path, capsys, monkeypatch):
-    from timm_robust.evaluation import AttackSpec
-    monkeypatch.setattr(AttackSpec, '__call__', lambda *a, **k: pytest.fail('an attack was begun'))
+    monkeypatch.setattr(Runner, 'craft', lambda *a, **k: pytest.fail('an attack was begun'))
     root, _ = world
     torch.save(timm.create_model('robustnorm_resnet20_cifar', num_classes=4).state_dict(), root / 'untrained.pth')
     argv = command(world, tmp_path / 'out', '-b', '64', checkpoint='untrained')
@@ -249,7 +245,7 @@ def two_norms(world):
 
 def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
     kwargs = ['--model-kwargs', 'norm_layer=batchnorm2d', '--attacks', 'pgd2']
-    argv = command(world, tmp_path / 'sweep', *kwargs, '--sweep', 'gamma', '--num-examples', '16',
+    argv = command(world, tmp_path / 'sweep', *kwargs, '--gamma-sweep', '--num-examples', '16',
                    checkpoint='two')
     assert main(argv) == 0
     report = outcome(tmp_path / 'sweep')[0]
@@ -281,9 +277,8 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
     (['--gamma', '.5'], 'plain', 'has no second BatchNorm (objective mbnat); leave out --gamma'),
     (['--gamma', '1.5'], 'two', '--gamma 1.5: must be a number in [0, 1]'),
     (['--gamma', '.5', '--bn-mode', 'batch'], 'two', '--bn-mode batch: does not go with --gamma'),
-    (['--sweep', 'gamma'], 'plain', 'has no second BatchNorm (objective mbnat); leave out --gamma'),
-    (['--sweep', 'eps'], 'two', '--sweep eps: unknown, choose gamma (--eps-sweep goes over eps)'),
-    (['--sweep', 'gamma', '--attacks', 'clean'], 'two', '--sweep gamma: needs an attack'),
+    (['--gamma-sweep'], 'plain', 'has no second BatchNorm (objective mbnat); leave out --gamma'),
+    (['--gamma-sweep', '--attacks', 'clean'], 'two', '--gamma-sweep: needs an attack'),
 ])
 def test_bad_input_about_two_batchnorms(world, two_norms, tmp_path, capsys, more, checkpoint, message):
     torch.save(plain_branch(two_norms, 'main').state_dict(), world[0] / 'plain.pth')
@@ -298,5 +293,5 @@ def test_gamma_needs_a_checkpoint_and_batchnorm(world, tmp_path, capsys):
     assert 'ResNet has no BatchNorm to give an auxiliary twin' in capsys.readouterr().err
     assert main(['eval', '--model', 'resnet10t', '--gamma', '.5', '--data-dir', str(world[1])]) == 2
     assert '--gamma 0.5: mixes the two BatchNorms of a training checkpoint' in capsys.readouterr().err
-    assert main(['eval', '--model', 'resnet10t', '--sweep', 'gamma', '--data-dir', str(world[1])]) == 2
-    assert 'error: --gamma 0.0: mixes the two' in capsys.readouterr().err
+    assert main(['eval', '--model', 'resnet10t', '--gamma-sweep', '--data-dir', str(world[1])]) == 2
+    assert 'error: --gamma-sweep: mixes the two' in capsys.readouterr().err

@@ -1,40 +1,37 @@
-import numpy as np
+"""`timm_robust.evaluate`: verdicts, forms of models and data, refusals, sweeps, processes, what is written."""
+import dataclasses
+import inspect
+import logging
+
 import pytest
 import timm
 import torch
 import torch.nn as nn
-from helpers import TinyNet, make_image_folder
-from torch.utils.data import DataLoader, TensorDataset
+from helpers import TinyNet, make_image_folder, run_distributed
+from PIL import Image
+from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
 
-from timm_robust.attacks import FGSM, MIM, PGD, AutoAttack, Clean, CWLinf, Linf
-from timm_robust.cli.main import main
-from timm_robust.data import balanced_indices
+from timm_robust.attacks import APGD, FGSM, PGD, AutoAttack, Linf
 from timm_robust.errors import InputError
-from timm_robust.evaluation import (
-    EvaluationReport,
-    ThreatFacts,
-    evaluate_attacks,
-    example_images,
-    plan_attacks,
-)
-from timm_robust.evaluation.accuracy import image_seeds, sweep_eps
-from timm_robust.evaluation.journal import Journal
-from timm_robust.inputs import weights_sha256
+from timm_robust.evaluation import EvalConfig, EvaluationReport, Journal, Runner, evaluate, image_seeds, make_plan
+from timm_robust.evaluation import diagnostics as diagnostics_module
+from timm_robust.inputs import ImagesConfig, NetworkConfig, weights_sha256
 from timm_robust.layers import set_bn_mode
 from timm_robust.models import NormalizedModel
 
 THREAT = Linf(8 / 255)
-CPU = torch.device('cpu')
+NEAR = Linf(.005)
 
 
 def data(n=20, classes=4):
     return torch.rand(n, 3, 8, 8), torch.arange(n) % classes
 
 
-def evaluate(model, x, y, names='clean,fgsm,pgd3', batch_size=8, threat=THREAT, **kwargs):
-    loader = DataLoader(TensorDataset(x, y), batch_size=batch_size)
-    specs = plan_attacks(names, threat)
-    return evaluate_attacks(model, loader, range(len(x)), specs, device=CPU, progress=False, **kwargs)
+def measured(model, x, y, attacks='clean,fgsm,pgd3', threat=THREAT, **kwargs):
+    return evaluate(model, x, y, **{
+        'attacks': attacks, 'threat': threat, 'batch_size': 8, 'progress': False, 'save_images': 0, **kwargs})
 
 
 def undecided_net(x):
@@ -55,149 +52,238 @@ def test_verdicts_are_those_of_a_plain_forward_pass():
     model = undecided_net(x)
     y = labels_of(model, x)
     y[::5] = (y[::5] + 1) % 4  # these are wrong when clean, and count as wrong
-    evaluation = evaluate(model, x, y, threat=Linf(0.005))
-    clean, fgsm_result, pgd_result = evaluation.results
-    assert clean.correct == (labels_of(model, x) == y).tolist() and clean.accuracy == 80.
-    adv = FGSM()(model, x, y, Linf(0.005))
+    report = measured(model, x, y, threat=NEAR)
+    clean, fgsm, pgd = report.attacks
+    assert clean.correct == tuple((labels_of(model, x) == y).tolist()) and clean.accuracy == 80.
+    adv = FGSM()(model, x, y, NEAR)
     expected = (labels_of(model, adv) == y) & torch.tensor(clean.correct)
-    assert fgsm_result.correct == expected.tolist()
-    assert 0 < sum(fgsm_result.correct) < 16, 'the comparison says nothing'
-    assert all(not p or c for p, c in zip(pgd_result.correct, clean.correct))
-    worst = [a and b and c for a, b, c in zip(clean.correct, fgsm_result.correct, pgd_result.correct)]
-    assert evaluation.worst_case == worst and evaluation.labels == y.tolist()
-
-
-@pytest.mark.parametrize('batch_size', [2, 7])
-def test_resumes_with_batches_of_another_size(batch_size):
-    x, _ = data(24)
-    model = undecided_net(x)
-    y = labels_of(model, x)
-    journal = Journal(None, {})
-    evaluate(model, x[:9], y[:9], batch_size=3, batches_in_pool=3, threat=Linf(0.005), journal=journal)
-    resumed, whole = (
-        evaluate(model, x, y, batch_size=batch_size, batches_in_pool=2, threat=Linf(0.005), **kept)
-        for kept in ({'journal': journal}, {}))
-    assert [r.correct for r in resumed.results] == [r.correct for r in whole.results]
-    assert resumed.labels == y.tolist()
+    assert fgsm.correct == tuple(expected.tolist())
+    assert 0 < sum(fgsm.correct) < 16, 'the comparison says nothing'
+    assert all(not p or c for p, c in zip(pgd.correct, clean.correct))
+    worst = tuple(a and b and c for a, b, c in zip(clean.correct, fgsm.correct, pgd.correct))
+    assert report.worst_case == worst and report.data.labels == tuple(y.tolist())
+    assert report.data.indices == tuple(range(20)) and report.model.weights_sha256 == weights_sha256(model)
+    assert (report.model.name, report.model.num_classes, report.threat.text) == ('TinyNet', 4, 'Linf 0.005')
+    assert fgsm.attacked == pgd.attacked == 16 and pgd.attack == PGD(steps=3).to_dict()
 
 
 def test_outcome_depends_neither_on_batch_size_nor_on_order():
     x, _ = data(24)
     model = undecided_net(x)
     y = labels_of(model, x)
-    threat = Linf(0.005)
-    outcomes = [evaluate(model, x, y, 'fgsm_rs,pgd2', batch_size=b, threat=threat) for b in (1, 7, 24)]
+    outcomes = [measured(model, x, y, 'fgsm_rs,pgd2', NEAR, batch_size=b) for b in (1, 7, 24)]
     for other in outcomes[1:]:
-        for a, b in zip(outcomes[0].results, other.results):
-            assert a.correct == b.correct
+        assert [a.correct for a in other.attacks] == [a.correct for a in outcomes[0].attacks]
     order = torch.randperm(24)
-    specs = plan_attacks('fgsm_rs,pgd2', threat)
-    shuffled = evaluate_attacks(
-        model, DataLoader(TensorDataset(x[order], y[order]), batch_size=5), order.tolist(), specs, device=CPU,
-        progress=False)
-    for a, b in zip(outcomes[0].results, shuffled.results):
-        assert [a.correct[i] for i in order] == b.correct
-    assert 0 < sum(outcomes[0].results[0].correct) < 24, 'the comparison says nothing'
+    plan, journal = make_plan('fgsm_rs,pgd2', NEAR), Journal()
+    Runner(model, plan, journal, 4, 5, torch.device('cpu'), progress=False).run(
+        zip(x[order].split(5), y[order].split(5)), order.tolist())
+    for outcome in outcomes[0].attacks:
+        assert [outcome.correct[i] for i in order] == [
+            outcomes[0].attacks[0].correct[i] is not None and journal.correct['clean'][i]
+            and journal.correct[outcome.name][i] for i in order.tolist()]
+    assert 0 < sum(outcomes[0].attacks[0].correct) < 24, 'the comparison says nothing'
+
+
+def test_images_in_memory_stay_in_their_order_unless_some_are_chosen():
+    x, y = data(24)
+    model = TinyNet().eval()
+    whole = measured(model, x, y, 'clean')
+    some = measured(model, x, y, 'clean', num_examples=8, seed=3)
+    assert some.data.num_examples == 8 and sorted(some.data.labels) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert some['clean'].correct == tuple(whole['clean'].correct[i] for i in some.data.indices)
+    assert some.data.indices == measured(model, x, y, 'clean', num_examples=8, seed=3).data.indices
+    assert some.data.indices != measured(model, x, y, 'clean', num_examples=8, seed=4).data.indices
+    assert (some.data.subset, whole.data.subset) == ('balanced', '')
+    assert some.data.sha256 != whole.data.sha256 == measured(model, x, y, 'clean', batch_size=3).data.sha256
 
 
 def test_batch_dependent_networks_are_attacked_in_whole_batches():
-    model = NormalizedModel(timm.create_model('robustnorm_resnet20_cifar', num_classes=4)).eval()
+    model = timm.create_model('robustnorm_resnet20_cifar', num_classes=4).eval()
     sizes = []
-    model.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
     x, y = torch.rand(16, 3, 32, 32), torch.arange(16) % 4
-    evaluation = evaluate(set_bn_mode(model, 'batch'), x, y, batch_size=8)
-    assert evaluation.batch_dependent and set(sizes) == {8}
-    sizes.clear()
-    assert not evaluate(set_bn_mode(model, 'population'), x, y, batch_size=8).batch_dependent
-    assert min(sizes) < 8, 'images already wrong were attacked'
-    set_bn_mode(model, 'batch')
-    with pytest.raises(InputError, match='pgd-targeted5'):
-        evaluate(model, x, y, 'pgd-targeted5')
+    on_pixels = NormalizedModel(set_bn_mode(model, 'batch')).eval()
+    on_pixels.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    report = measured(on_pixels, x, y, 'clean,fgsm,pgd3')
+    sizes = [size for size in sizes if size > 2]  # two images tell the number of classes
+    assert report.settings.batch_dependent and set(sizes) == {8}
+    with pytest.raises(InputError, match='pgd-targeted5.*treats each image by itself'):
+        measured(on_pixels, x, y, 'pgd_targeted5')
+    with pytest.raises(InputError, match='batch_size=1: this network normalizes by the statistics'):
+        measured(on_pixels, x, y, batch_size=1)
+    with pytest.raises(InputError, match='worst_case: is not defined'):
+        measured(on_pixels, x, y, worst_case=True)
+    still = NormalizedModel(set_bn_mode(model, 'population')).eval()
+    assert not measured(still, x, y, 'clean').settings.batch_dependent
 
 
-def test_an_attack_that_cheats_is_caught(monkeypatch):
+def test_an_attack_that_cheats_is_caught():
     model, (x, _) = TinyNet().eval(), data()
     y = labels_of(model, x)
-    for cheat in (lambda x: (x + 2 * THREAT.eps).clamp(0, 1), lambda x: x + THREAT.eps):
-        monkeypatch.setattr(FGSM, '__call__', lambda self, model, x, y, threat, cheat=cheat, **how: cheat(x))
+    for cheat in (lambda x: (x + 2 * THREAT.eps).clamp(0, 1), lambda x: x + THREAT.eps, lambda x: x * float('nan')):
+        class Cheat(FGSM):
+            def __call__(self, model, images, labels, threat, cheat=cheat, **how):
+                return cheat(images)
+
         with pytest.raises(RuntimeError, match='fgsm left its threat model'):
-            evaluate(model, x, y, 'fgsm')
+            measured(model, x, y, [Cheat()])
 
 
 def test_refusals():
     model, (x, y) = TinyNet().eval(), data()
-    with pytest.raises(InputError, match='training mode'):
-        evaluate(TinyNet().train(), x, y)
-    with pytest.raises(InputError, match=r'pixels span \[-1'):
-        evaluate(model, x * 2 - 1, y)
-    with pytest.raises(InputError, match='--num-classes 4: the data has label 7'):
-        evaluate(model, x, y + 4)
+    with pytest.raises(InputError, match='model: is in training mode'):
+        measured(TinyNet().train(), x, y)
+    with pytest.raises(InputError, match=r'images: span \[-'):
+        measured(model, x * 2 - 1, y)
+    with pytest.raises(InputError, match='num_classes=4: the data has label 7'):
+        measured(model, x, y + 4)
+    with pytest.raises(InputError, match='19 images'):
+        measured(model, x[1:], y)
     broken = TinyNet().eval()
     nn.init.constant_(broken.fc.bias, float('nan'))
     with pytest.raises(InputError, match='not finite'):
-        evaluate(broken, x, y)
+        measured(broken, x, y)
 
     class Pair(nn.Module):
         def forward(self, x):
             return x, x
 
     with pytest.raises(InputError, match='tuple'):
-        evaluate(Pair().eval(), x, y)
+        measured(Pair().eval(), x, y)
 
 
-def test_plan_attacks():
-    specs = plan_attacks('clean, fgsm,pgd20,mim5,cw30,pgd', THREAT, restarts=3)
-    assert [s.attack for s in specs] == [
-        Clean(), FGSM(), PGD(steps=20, restarts=3), MIM(steps=5), CWLinf(steps=30, restarts=3), PGD(restarts=3)]
-    assert [s.threat for s in specs] == [None, *[THREAT] * 5]
+@pytest.mark.parametrize('settings, message', [
+    (dict(attacks='pdg20'), "attacks='pdg20': unknown attack"),
+    (dict(attacks='pgd3,pgd3'), "attacks='pgd3,pgd3': names pgd3 more than once"),
+    (dict(attacks='apgd-t', num_classes=3), 'needs at least 4 classes, the model has 3'),
+    (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': is for Linf alone"),
+    (dict(threat='Linf 8'), "threat='Linf 8': is above 1"),
+    (dict(threat='Linf 0'), 'eps=0: leaves an attack nothing to do'),
+    (dict(attack_settings={'restarts': 2}, attacks='fgsm'), 'restarts=2: fgsm has no such setting'),
+    (dict(attack_settings={'step_size': '0'}), "step_size='0': must be positive"),
+    (dict(fast_dtype='int8'), "fast_dtype='int8': unknown"),
+    (dict(exact=True, fast_dtype='bfloat16'), "fast_dtype='bfloat16': with `exact=True`"),
+    (dict(worst_case='false'), "worst_case='false': must be true or false"),
+    (dict(seed=1.5), 'seed=1.5: must be a whole number'),
+    (dict(seed=-1), 'seed=-1: must be at least 0'),
+    (dict(save_images=-1), 'save_images=-1: must be a whole number of at least 0'),
+    (dict(batch_size=4.5), 'batch_size=4.5: must be a whole number'),
+    (dict(num_examples=21), 'num_examples=21: must be between 1 and 20'),
+    (dict(eps_sweep='0,x'), "eps_sweep='0,x': is not a number"),
+    (dict(eps_sweep='0,2'), "eps_sweep='0,2': is above 1"),
+    (dict(eps_sweep='0.1', attacks='clean'), "eps_sweep='0.1': needs an attack"),
+    (dict(gamma_sweep=True, attacks='clean'), 'gamma_sweep=True: needs an attack'),
+    (dict(resume=True, output=''), 'resume: needs the folder'),
+    (dict(surrogate_checkpoint='x.pth'), "surrogate_checkpoint='x.pth': is of no model"),
+    (dict(checkpoint='x.pth'), "checkpoint='x.pth': is for a model by name"),
+    (dict(benchmarks='clean'), "benchmarks='clean': are for timm models"),
+    (dict(attacks=None, benchmarks='clean', worst_case=True), 'worst_case=True: has no effect with `benchmarks`'),
+])
+def test_bad_settings_are_refused_before_any_work(settings, message, tmp_path):
+    x, y = data()
+    model = TinyNet(num_classes=settings.pop('num_classes', 4)).eval()
+    model.register_forward_pre_hook(lambda module, args: None if len(args[0]) < 8 else pytest.fail('it was begun'))
+    with pytest.raises(InputError) as error:
+        measured(model, x, y % model.num_classes, **{'output': tmp_path / 'out', **settings})
+    assert message in str(error.value) and '--' not in str(error.value)
+    assert not (tmp_path / 'out').exists()
 
 
-def test_what_is_written_of_an_attack_names_the_defaults_it_passes_on():
-    fgsm, autoattack = (s.describe() for s in plan_attacks('fgsm,autoattack', THREAT))
-    assert fgsm['steps'] == 1
-    assert [p.get('steps', p.get('query_limit')) for p in autoattack['parts']] == [100, 100, 100, 5000]
+def test_arguments_are_the_settings():
+    """What the command line can say, Python can say, with the same defaults."""
+    arguments = inspect.signature(evaluate).parameters
+    for field in dataclasses.fields(EvalConfig):
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+        assert arguments[field.name].default in (default, None if default == {} else default), field.name
+    images = {f.name for f in dataclasses.fields(ImagesConfig)}
+    others = set(arguments) - {f.name for f in dataclasses.fields(EvalConfig)}
+    assert others == {'model', 'data', 'labels', 'checkpoint', 'device'} | {
+        'split', 'num_examples', 'subset', 'batch_size', 'workers'} and others - {
+        'model', 'data', 'labels', 'checkpoint', 'device'} <= images
 
 
-def test_autoattack_in_an_evaluation_and_its_examples():
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp('pictures'), splits=('test',), classes=tuple('abcd'), per_class=4)
+
+
+def test_models_and_data_in_every_form_are_the_same(pictures, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model('nofrost_resnet20_cifar', num_classes=4).eval()
+    torch.save(model.state_dict(), tmp_path / 'w.pth')
+    config = NetworkConfig(model='nofrost_resnet20_cifar', num_classes=4, checkpoint=str(tmp_path / 'w.pth'))
+    stored = ImageFolder(pictures / 'test', ToTensor())
+    x, y = torch.stack([image for image, _ in stored]), torch.tensor(stored.targets)
+    common = dict(attacks='clean,pgd2', threat=THREAT, seed=5, progress=False, save_images=0)
+    named = evaluate(config, ImagesConfig(data_dir=str(pictures), split='test', workers=0), **common)
+    assert 0 < named.clean_accuracy and named.data.class_names == tuple('abcd')
+    folder = evaluate(model, str(pictures), split='test', workers=0, **common)
+    assert folder.data.indices == named.data.indices and folder.data.sha256 == named.data.sha256
+    by_index = [[dict(zip(r.data.indices, a.correct)) for a in r.attacks] for r in (named, folder)]
+    assert by_index[0] == by_index[1]
+    for network in (model, NormalizedModel(model).eval()):
+        for images in ((x, y), TensorDataset(x, y), stored, ImageFolder(pictures / 'test')):
+            report = evaluate(network, images, workers=0, **common)
+            assert [dict(enumerate(a.correct)) for a in report.attacks] == by_index[0], (type(network), type(images))
+            assert report.model.weights_sha256 == named.model.weights_sha256 == weights_sha256(model)
+            assert report.model.mean == named.model.mean and report.data.num_images == 16
+
+
+def test_data_that_is_none_is_refused():
+    model, (x, y) = TinyNet().eval(), data()
+    for images, message in ((3, 'data: is int'), (x, 'data: is Tensor'), ((x,), 'data: is tuple'),
+                            ('nowhere', 'the model is no timm model'), ((x[:0], y[:0]), 'data: holds no image')):
+        with pytest.raises(InputError, match=message):
+            evaluate(model, images, attacks='clean')
+    with pytest.raises(InputError, match='data: holds pictures, and the model is no timm model'):
+        evaluate(model, [(Image.new('RGB', (8, 8)), 0)], attacks='clean')
+    with pytest.raises(InputError, match="split='test': is a setting of the ImagesConfig"):
+        evaluate(timm.create_model('nofrost_resnet20_cifar'), ImagesConfig(), split='test')
+    with pytest.raises(InputError, match='model: is int'):
+        evaluate(3, x, y)
+
+
+def test_autoattack_and_its_examples():
     x, _ = data(12)
     model = undecided_net(x)
-    threat = Linf(0.005)
-    evaluation = evaluate(model, x, labels_of(model, x), 'clean,fgsm,autoattack', threat=threat)
-    seeds = image_seeds(0, range(12))
-    adv = AutoAttack()(model, x, labels_of(model, x), threat, seed=seeds)
-    result = evaluation.results[2]
-    assert result.correct == (labels_of(model, adv) == labels_of(model, x)).tolist()
-    later = [f and not r for f, r in zip(evaluation.results[1].correct, result.correct)]
+    y = labels_of(model, x)
+    report = measured(model, x, y, 'clean,fgsm,autoattack', NEAR, save_images=12, batch_size=12, diagnose=False)
+    adv = AutoAttack()(model, x, y, NEAR, seed=image_seeds(0, range(12)))
+    result = report['autoattack']
+    assert result.correct == tuple((labels_of(model, adv) == y).tolist())
+    assert [m['attack'] for m in result.members] == ['apgd', 'apgd-t', 'fab-t', 'square']
+    later = [f and not r for f, r in zip(report['fgsm'].correct, result.correct)]
     assert any(later) and any(result.correct), 'the comparison says nothing'
-    examples = example_images(model, x, evaluation, count=12)
-    held = [e for e in examples if not e.fooled]
+    held = [e for e in report.examples if not e.fooled]
     assert len(held) == sum(result.correct) and {e.attack for e in held} == {'autoattack'}
-    fooled = [e.attack for e in examples if e.fooled]
+    fooled = [e.attack for e in report.examples if e.fooled]
     assert sum(a.startswith('autoattack/') for a in fooled) == sum(later) and set(fooled) - {'fgsm'}
+    for example in report.examples:
+        assert (example.adversarial - example.clean).abs().max() <= NEAR.eps + 1e-6
 
 
 def test_a_surrogate_gets_no_more_than_a_batch_at_once():
     x, _ = data()
-    model = undecided_net(x)
-    sizes = []
-    surrogate = TinyNet().eval()
+    model, surrogate, sizes = undecided_net(x), TinyNet().eval(), []
     surrogate.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    evaluate(model, x, labels_of(model, x), 'clean,pgd3', batch_size=3, surrogate=surrogate)
-    assert max(sizes) == 3
+    report = measured(model, x, labels_of(model, x), 'clean,pgd3', batch_size=3, surrogate=surrogate)
+    assert max(sizes) == 3 and report.settings.surrogate == 'TinyNet'
+    assert report.settings.surrogate_sha256 == weights_sha256(surrogate)
+    with pytest.raises(InputError, match='attacks=.apgd-ce.*transfers badly'):
+        measured(model, x, labels_of(model, x), 'apgd-ce', surrogate=surrogate)
 
 
 def test_a_sweep_is_an_evaluation_for_each_eps():
     x, _ = data()
     model = undecided_net(x)
     y = labels_of(model, x)
-    sweep = {eps: plan_attacks('pgd3' if eps else 'clean', Linf(eps))[0] for eps in (.02, 0, .002, .3)}
-    loader = DataLoader(TensorDataset(x, y), batch_size=8)
-    points = sweep_eps(model, lambda: loader, range(20), sweep, device=CPU, progress=False)
-    alone = {
-        eps: evaluate(model, x, y, 'pgd3', threat=Linf(eps)).results[0].accuracy
-        for eps in (.002, .02, .3)}
-    curve = {p.eps: p.accuracy for p in points}
+    report = measured(model, x, y, 'clean,pgd3', eps_sweep=[.02, 0, '0.002', .3])
+    alone = {eps: measured(model, x, y, 'pgd3', Linf(eps)).accuracy('pgd3') for eps in (.002, .02, .3)}
+    curve = {p.eps: p.accuracy for p in report.eps_sweep}
     assert curve == {0: 100., **alone} and list(curve) == sorted(curve) and len(set(curve.values())) > 2
+    # a step size is made for one eps
+    stepped = measured(model, x, y, [PGD(steps=3, step_size=.001)], eps_sweep=[.02])
+    assert stepped.eps_sweep[0].accuracy == curve[.02] and stepped.accuracy('pgd3') != curve[.02]
 
 
 def test_the_first_look_at_a_clean_image_counts():
@@ -205,88 +291,90 @@ def test_the_first_look_at_a_clean_image_counts():
     x, _ = data()
     model = undecided_net(x)
     y = labels_of(model, x)
-    journal = Journal(None, {})
-    journal.record('clean', list(range(20)), [True] * 20, 0., y.tolist())
+    journal, plan = Journal(), make_plan('clean,pgd3', Linf(.9))
+    journal.record('clean', list(range(20)), [''] * 20, [True] * 20, 0.)
     y[3] = (y[3] + 1) % 4
-    wide = Linf(.9)
-    result = evaluate(model, x, y, 'clean,pgd3', threat=wide, journal=journal).results[1]
-    assert result.attacked == 20 and result.correct[3] is False
+    Runner(model, plan, journal, 4, 20, torch.device('cpu'), progress=False).run([(x, y)], range(20))
+    assert len(journal.correct['pgd3']) == 20 and journal.correct['pgd3'][3] is False
 
 
-def test_balanced_indices():
-    labels = np.array([0] * 50 + [1] * 30 + [2] * 20)
-    chosen = balanced_indices(labels, 100, 30, seed=1)
-    assert len(set(chosen)) == 30 and (np.bincount(labels[chosen]) == 10).all()
-    assert chosen == balanced_indices(labels, 100, 30, seed=1) != balanced_indices(labels, 100, 30, seed=2)
-    assert (np.bincount(labels[chosen[:9]]) == 3).all(), 'a prefix is not balanced'
-    assert sorted(balanced_indices(labels, 100, None, seed=1)) == list(range(100))
-    assert len(balanced_indices(None, 100, 7, seed=1)) == 7
+def test_a_network_that_guesses_is_noticed():
+    x, y = torch.rand(60, 3, 8, 8), torch.zeros(60, dtype=torch.long)
+    model = TinyNet().eval()
+    nn.init.zeros_(model.fc.weight)
+    model.fc.bias.data = torch.tensor([0., 1., 0., 0.])
+    with pytest.raises(InputError, match='0.0 % of the first 60 clean images .* guessing among 4 classes'):
+        measured(model, x, y)
+    assert measured(model, x, y, allow_chance=True).worst_case_accuracy == 0
+    assert measured(model, x, y, 'clean').clean_accuracy == 0
 
 
-def test_weights_hash_sees_every_value():
-    model = TinyNet()
-    first = weights_sha256(model)
-    assert first == weights_sha256(model)
-    with torch.no_grad():
-        model.fc.bias[3] += 1e-6
-    assert first != weights_sha256(model)
+def test_an_apgd_object_and_a_name_are_the_same():
+    x, _ = data(8)
+    model = undecided_net(x)
+    y = labels_of(model, x)
+    named = measured(model, x, y, 'apgd-dlr', NEAR, attack_settings={'restarts': 2, 'steps': 5})
+    made = measured(model, x, y, [APGD(loss='dlr', restarts=2, steps=5)], 'linf .005')
+    assert [(a.name, a.correct, a.attack) for a in named.attacks] == [
+        (a.name, a.correct, a.attack) for a in made.attacks]
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_weights_hash_of_half_precision_is_that_of_the_float32_network_it_becomes(dtype):
-    model = TinyNet()
-    half = {k: v.to(dtype) for k, v in model.state_dict().items()}
-    assert weights_sha256(half) != weights_sha256(model)
-    model.load_state_dict(half)
-    assert weights_sha256(half) == weights_sha256(model)
-    assert weights_sha256({k: v.double() for k, v in half.items()}) != weights_sha256(model), 'more than float32 holds'
+def test_what_is_written_is_the_report(tmp_path):
+    x, _ = data()
+    model = undecided_net(x)
+    report = measured(model, x, labels_of(model, x), output=tmp_path / 'out', save_images=2)
+    assert EvaluationReport.load(tmp_path / 'out') == report and len(report.examples) == 2
+    names = {p.name for p in (tmp_path / 'out').iterdir()}
+    assert names == {'results.json', 'report.html', 'report.md', 'images.png'}
+    with pytest.raises(InputError, match='output=.*already holds results.json'):
+        measured(model, x, labels_of(model, x), output=tmp_path / 'out')
 
 
-def test_eval_command_writes_all_it_takes_to_repeat_it(tmp_path, capsys):
-    folder = make_image_folder(tmp_path / 'images', per_class=12)
+def test_optional_work_costs_nothing(tmp_path, monkeypatch, caplog):
+    """Also where every image is misclassified, and a diagnosis has nothing to work with."""
+    caplog.set_level(logging.INFO)
+    x, _ = data()
+    model = undecided_net(x)
+    y = (labels_of(model, x) + 1) % 4
+    report = measured(model, x, y, 'clean,autoattack', output=tmp_path / 'a', save_images=4)
+    assert report.worst_case_accuracy == 0 and not report.findings
+    assert EvaluationReport.load(tmp_path / 'a') == report
+    assert 'Diagnosis: is the robustness real? ...' in caplog.text and 'classifies no image' in caplog.text
+
+    def fail(*args, **kwargs):
+        assert EvaluationReport.load(tmp_path / 'b').worst_case_accuracy is not None, 'nothing was written before'
+        raise torch.OutOfMemoryError('no memory\nleft')
+
+    monkeypatch.setattr(diagnostics_module, '_zero_gradients', fail)
+    monkeypatch.setattr(diagnostics_module, '_GRADIENTS', (fail,))
+    report = measured(model, x, labels_of(model, x), 'clean,pgd2', output=tmp_path / 'b', diagnose=True)
+    assert EvaluationReport.load(tmp_path / 'b') == report and 'left out, no memory left' in caplog.text
+    assert not list((tmp_path / 'b').glob('progress*'))
+
+
+def test_processes_share_the_images_and_get_one_report(tmp_path):
+    script = f"""
+import torch, timm_robust, torch.distributed as dist
+from helpers import TinyNet
+from timm_robust.evaluation import Runner, evaluate
+dist.init_process_group('gloo')
+torch.manual_seed(0)
+x, y, model = torch.rand(21, 3, 8, 8), torch.arange(21) % 4, TinyNet().eval()
+run, seen = Runner.run, []
+Runner.run = lambda self, batches, indices: (seen.append(len(indices)), run(self, batches, indices))[1]
+report = evaluate(model, x, y, attacks='clean,pgd2', eps_sweep='0.1', batch_size=4, progress=False,
+                  output={str(tmp_path / 'out')!r}, save_images=1, diagnose=False)
+assert seen == [11 - dist.get_rank()] * 2, seen
+report.save({str(tmp_path)!r} + f'/{{dist.get_rank()}}')
+"""
+    run_distributed(script, tmp_path)
+    reports = [EvaluationReport.load(tmp_path / name) for name in '01']
+    assert reports[0] == reports[1] == EvaluationReport.load(tmp_path / 'out')
     torch.manual_seed(0)
-    model = timm.create_model('robustnorm_resnet20_cifar', num_classes=2)
-    torch.save(model.state_dict(), tmp_path / 'weights.pth')
-    command = ['eval', '--model', 'robustnorm_resnet20_cifar', '--num-classes', '2', '--checkpoint',
-               str(tmp_path / 'weights.pth'), '--data-dir', str(folder), '--attacks', 'clean,fgsm,pgd3',
-               '--num-examples', '10', '-j', '0', '-b', '4', '--seed', '5', '--device', 'cpu']
-    assert main([*command, '--output', str(tmp_path / 'a'), '--eps-sweep', '0,1/255,8/255', '--save-images', '3']) == 0
-    table = capsys.readouterr().out
-    for text in ('Linf 8/255', '10 images', 'seed 5', 'cumulative', 'pgd3'):
-        assert text in table
-    report = EvaluationReport.load(tmp_path / 'a')
-    assert report.model.weights_sha256 == weights_sha256(model)
-    assert report.threat == ThreatFacts('Linf', 8 / 255, 'Linf 8/255')
-    assert report.data.num_examples == 10 == len(report.data.labels) and report.data.class_names == ('a', 'b')
-    assert report.settings.seed == 5 and report.settings.command.startswith('timm-robust eval')
-    assert {'timm', 'torch', 'timm_robust'} <= set(report.versions)
-    assert [a.name for a in report.attacks] == ['clean', 'fgsm', 'pgd3']
-    for a in report.attacks:
-        assert a.accuracy == 100 * sum(a.correct) / 10
-    assert [p.eps for p in report.eps_sweep] == [0, 1 / 255, 8 / 255]
-    for name in ('eps_sweep.png', 'images.png'):
-        assert (tmp_path / 'a' / name).stat().st_size > 3000
-    assert main([*command, '--output', str(tmp_path / 'b')]) == 0
-    again = EvaluationReport.load(tmp_path / 'b')
-    assert [a.correct for a in again.attacks] == [a.correct for a in report.attacks]
-    assert again.data == report.data
-
-    # the images are the ones the indices name, through the model's own preprocessing
-    from PIL import Image
-    from timm.data import create_transform, resolve_data_config
-    transform = create_transform(**resolve_data_config({}, model=model))
-    files = [(p, k) for k, c in enumerate('ab') for p in sorted(
-        (folder / 'validation' / c).iterdir(), key=lambda p: int(p.stem))]
-    chosen = [files[i] for i in report.data.indices]
-    assert tuple(k for _, k in chosen) == report.data.labels
-    x = torch.stack([transform(Image.open(p).convert('RGB')) for p, _ in chosen])
-    with torch.no_grad():
-        predicted = model.eval()(x).argmax(1)
-    assert report['clean'].correct == tuple(bool(p == k) for p, (_, k) in zip(predicted, chosen))
-
-    assert main([*command, '--output', str(tmp_path / 'c'), '--bn-mode', 'batch']) == 0
-    assert 'WARNING: This network normalizes by the current batch' in capsys.readouterr().out
-    assert EvaluationReport.load(tmp_path / 'c').settings.batch_dependent is True
+    x, y, model = torch.rand(21, 3, 8, 8), torch.arange(21) % 4, TinyNet().eval()
+    alone = evaluate(model, x, y, attacks='clean,pgd2', eps_sweep='0.1', batch_size=7, progress=False, diagnose=False)
+    assert [a.correct for a in alone.attacks] == [a.correct for a in reports[0].attacks]
+    assert alone.eps_sweep == reports[0].eps_sweep and alone.data == reports[0].data
 
 
 def test_pixels_reach_the_attack_unnormalized():
@@ -298,26 +386,3 @@ def test_pixels_reach_the_attack_unnormalized():
     a = FGSM().craft(wrapped, x, y, THREAT)
     b = FGSM().craft(lambda p: model((p - mean) / std), x, y, THREAT)
     assert torch.equal(a, b) and (a - x).abs().max() <= THREAT.eps * (1 + 3e-6)
-
-
-@pytest.mark.parametrize('allowed', [True, False])
-def test_float32_is_not_tf32_and_the_flags_come_back(allowed, monkeypatch):
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before, seen = [b.allow_tf32 for b in backends], []
-
-    class Watched(nn.Module):
-        def forward(self, x):
-            seen.append([b.allow_tf32 for b in backends])
-            return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
-
-    loader = [(torch.full((4, 3, 8, 8), .7), torch.zeros(4, dtype=torch.int64))]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = allowed
-        evaluate_attacks(Watched().eval(), loader, range(4), plan_attacks('clean,pgd2', Linf(8 / 255)),
-                         device=torch.device('cpu'))
-        assert len(seen) > 2 and not any(map(any, seen))
-        assert [b.allow_tf32 for b in backends] == [allowed] * 2
-    finally:
-        for backend, flag in zip(backends, before):
-            backend.allow_tf32 = flag

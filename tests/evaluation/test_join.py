@@ -15,7 +15,7 @@ from timm_robust.evaluation import (
     ThreatFacts,
     join_reports,
 )
-from timm_robust.evaluation.report import EpsPoint
+from timm_robust.evaluation.outcome import EpsPoint
 
 THREAT = ThreatFacts('Linf', 8 / 255, 'Linf 8/255')
 SURFACE = LossSurface('Linf', 8 / 255, 4, 100, (-1., 0., 1.), ((0., 1., 2.), (0., 1., 3.), (0., 1., 2.)))

@@ -30,10 +30,10 @@ from timm_robust.evaluation import (
     versions,
     wilson_interval,
 )
+from timm_robust.evaluation.outcome import EpsPoint, GammaPoint
 from timm_robust.evaluation.render import plot_eps_sweep, plot_images, write_report
 from timm_robust.evaluation.render.figures import panels, to_png
 from timm_robust.evaluation.render.words import HEADER, attack_rows, headline
-from timm_robust.evaluation.report import EpsPoint, GammaPoint
 from timm_robust.evaluation.shifts import BenchmarkResult, PartResult
 from timm_robust.inputs import files
 

@@ -20,7 +20,7 @@ from timm_robust.cli.arguments import apply_config
 from timm_robust.cli.train import read_config
 from timm_robust.data.samples import load_digits
 from timm_robust.evaluation import AttackOutcome, DataFacts, EvaluationReport, ModelFacts, RunFacts, ThreatFacts
-from timm_robust.evaluation.report import EpsPoint, GammaPoint
+from timm_robust.evaluation.outcome import EpsPoint, GammaPoint
 
 FOLDER = Path(__file__).parents[2] / 'train_scripts' / 'reproduce'
 
@@ -162,7 +162,7 @@ def test_nofrost(scripts, tmp_path, monkeypatch):
     assert [c[c.index('--bn-mode') + 1] for c in by_command['eval'] if '--bn-mode' in c] == [
         'batch', 'batch', 'mean']
     assert '| robustnorm2d | population | 90.0 | 80.0 | 10.0 |\n| robustnorm2d | batch | 90.0 | 80.0 | 70.0 |' in text
-    swept = [c for c in by_command['eval'] if '--sweep' in c]
+    swept = [c for c in by_command['eval'] if '--gamma-sweep' in c]
     assert [Path(c[c.index('--checkpoint') + 1]).parent.name for c in swept] == ['resnet11_mbnat'] * 3
     assert '| 0.5 | 90.0 | 59.0 | 57.0 | 54.0 |\n| none, no norm | 90.0 | 80.0 | 70.0 | 10.0 |' in text
     assert '| bn1 | 0.500 | 0.000 | 0.500 | 0.000 |' in text

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..errors import InputError
 
-__all__ = ['flag_name', 'flagged']
+__all__ = ['flag_name', 'flagged', 'word']
 
 _MENTION = re.compile(r'`(\w+)(?:=([^`]*))?`')
 
@@ -14,12 +14,17 @@ def flag_name(argument: str) -> str:
     return '--' + argument.replace('_', '-')
 
 
+def word(value: Any) -> str:
+    """A value as people write it on a command line: 0, not 0.0."""
+    return f'{value:g}' if isinstance(value, float) and float(f'{value:g}') == value else str(value)
+
+
 def _flag(argument: str, value: Any) -> str:
     if value is True:
         return flag_name(argument)
     if value is False:
         return flag_name(f'no_{argument}')
-    text = ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = ' '.join(map(word, value)) if isinstance(value, (list, tuple)) else word(value)
     return f'{flag_name(argument)} {text}'.rstrip()
 
 

@@ -1,16 +1,33 @@
 """Flags made of the fields of settings classes, and read back."""
 import argparse
 import dataclasses
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Type, Union, get_args, get_origin, get_type_hints
+import re
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Sequence,
+    Type,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from timm.utils import ParseKwargs
 
+from ..attacks import ATTACKS
 from ..settings import default_of, flat_names
 from ..tasks import AWP, OBJECTIVES, TrainingAttack
+from .flagged import word
 
-__all__ = ['add_flags', 'add_objective_flags', 'as_flags', 'given']
+__all__ = ['add_attack_flags', 'add_flags', 'add_objective_flags', 'as_flags', 'from_flags', 'given']
 
 Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
+T = TypeVar('T')
 
 
 def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
@@ -82,6 +99,43 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, AWP, AWP.prefix)
 
 
+def add_attack_flags(parser: argparse.ArgumentParser) -> Dict[str, str]:
+    """Add the settings of all registered attacks; each goes to every attack of a list that has it.
+
+    Returns:
+        By setting the name of its flag in the namespace: its own, or with `attack_` before it if that is taken.
+    """
+    group = parser.add_argument_group('Settings of attacks (default: those of each attack)')
+    owners: Dict[str, List[Any]] = {}
+    for cls in ATTACKS.values():
+        for field in dataclasses.fields(cls):
+            owners.setdefault(field.name, []).append((cls, field))
+    taken = {action.dest for action in parser._actions}
+    flags = {name: f'attack_{name}' if name in taken else name for name in owners}
+    for name, found in owners.items():
+        cls, field = found[0]
+        kind = _kind(get_type_hints(cls)[name], None, None)
+        if 'type' in kind:
+            kind['metavar'] = name.split('_')[-1].upper()
+        names = ', '.join(own.name for own, _ in found)
+        group.add_argument(
+            f"--{flags[name].replace('_', '-')}", default=None,
+            help=re.sub(r' ?\(default: [^)]*\)', '', f"{field.metadata['help']} ({names})").replace('%', '%%'), **kind)
+    return flags
+
+
+def from_flags(cls: Type[T], args: argparse.Namespace, **changes: Any) -> T:
+    """A settings object from flags.
+
+    Raises:
+        InputError: On bad values.
+    """
+    values = {
+        f.name: getattr(args, f.name) for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if 'help' in f.metadata and hasattr(args, f.name)}
+    return cls(**{**values, **changes})
+
+
 def _add_union(group: Flags, classes: Iterable[Type[Any]]) -> None:
     """A flag for each field of several classes; one that several have is added once, with the default of each."""
     found: Dict[str, List[Any]] = {}
@@ -114,12 +168,8 @@ def as_flags(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> List
         if isinstance(value, dict):
             words += [f'{k}={v}' for k, v in value.items()]
         elif not isinstance(value, bool):
-            words += map(_word, value if isinstance(value, (list, tuple)) else [value])
+            words += map(word, value if isinstance(value, (list, tuple)) else [value])
     return words
-
-
-def _word(value: Any) -> str:
-    return f'{value:g}' if isinstance(value, float) and float(f'{value:g}') == value else str(value)
 
 
 def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Mapping[str, Any]:

@@ -43,7 +43,8 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
     for name in timm.list_models(['nofrost_*', 'robustnorm_*'], include_tags=True):
         cfg = timm.get_pretrained_cfg(name)
         packaged = WEIGHTS_DIR / f'{name}.safetensors'
-        where = 'in the package' if packaged.is_file() else 'hf-hub, once published' if cfg.hf_hub_id else 'none'
+        on_hub = cfg is not None and cfg.hf_hub_id
+        where = 'in the package' if packaged.is_file() else 'hf-hub, once published' if on_hub else 'none'
         measured = next(
             (p for p in (packaged.with_suffix('.json'), cards / name / 'results.json') if p.is_file()), None)
         known = _accuracies(measured) if measured else ('-',) * 5

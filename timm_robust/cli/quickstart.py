@@ -19,11 +19,8 @@ from torchvision.transforms.v2 import RandomCrop
 from ..attacks import InputSpace, Linf
 from ..data.samples import load_digits
 from ..errors import InputError
-from ..evaluation import Example, evaluate_attacks, example_images, plan_attacks
-from ..evaluation.accuracy import sweep_eps
-from ..evaluation.outcome import Evaluation
+from ..evaluation import EvaluationReport, evaluate
 from ..evaluation.render import plot_eps_sweep, plot_images, text_table
-from ..models import NormalizedModel
 from ..tasks import NoFrost, Objective, Standard, TrainingAttack, create_task
 from ..training.loop import train_one_epoch
 from .arguments import Parser, start_logging
@@ -96,22 +93,16 @@ def _measure(
         images: torch.Tensor,
         labels: torch.Tensor,
         seed: int,
-) -> Tuple[Evaluation, Dict[float, float], Tuple[Example, ...]]:
-    pixel_model = NormalizedModel(model).eval()
-
-    def loader(count: int) -> DataLoader:
-        return DataLoader(TensorDataset(images[:count], labels[:count]), batch_size=EVAL_BATCH)
-
-    common = dict(device=torch.device('cpu'), seed=seed, progress=False)
-    specs = plan_attacks('clean,fgsm,pgd20', Linf(EPS))
-    evaluation = evaluate_attacks(
-        pixel_model, loader(len(labels)), range(len(labels)), specs, **common)
-    sweep_specs = {
-        eps: plan_attacks('pgd20' if eps else 'clean', Linf(eps))[0] for eps in SWEEP}
-    curve = sweep_eps(
-        pixel_model, lambda: loader(SWEEP_IMAGES), range(SWEEP_IMAGES), sweep_specs, **common)
-    examples = example_images(pixel_model, images[:EVAL_BATCH], evaluation, seed=seed)
-    return evaluation, {p.eps: p.accuracy for p in curve}, examples
+) -> Tuple[EvaluationReport, Dict[float, float]]:
+    """Accuracy on all images, and over eps on some."""
+    common = dict(seed=seed, batch_size=EVAL_BATCH, exact=True, progress=False)
+    report = evaluate(model, images, labels, attacks='clean,fgsm,pgd20', threat=Linf(EPS), **common)
+    some = images[:SWEEP_IMAGES], labels[:SWEEP_IMAGES]
+    curve = {}
+    for eps in SWEEP:
+        attack = 'pgd20' if eps else 'clean'
+        curve[eps] = evaluate(model, *some, attacks=attack, threat=Linf(eps), save_images=0, **common).accuracy(attack)
+    return report, curve
 
 
 def run(argv: List[str]) -> Dict[str, Any]:
@@ -134,14 +125,14 @@ def run(argv: List[str]) -> Dict[str, Any]:
     for name, objective in (('undefended', Standard()), ('hardened (NoFrost)', NoFrost(weight=1.))):
         print(f'Training the {name} network: {len(train_labels):,} digits, {args.epochs} epochs ...', flush=True)
         model = train_digits(objective, train_images, train_labels, epochs=args.epochs, seed=args.seed)
-        evaluation, curves[name], examples = _measure(model, test_images, test_labels, args.seed)
-        accuracies[objective.name] = {r.spec.name: r.accuracy for r in evaluation.results}
-        rows.append((name, *(f'{r.accuracy:.1f} %' for r in evaluation.results)))
+        report, curves[name] = _measure(model, test_images, test_labels, args.seed)
+        accuracies[objective.name] = {a.name: report.accuracy(a.name) for a in report.attacks}
+        rows.append((name, *(f'{value:.1f} %' for value in accuracies[objective.name].values())))
         folder = output / name.split()[0]
         save_for_hf(
             model, str(folder), safe_serialization=True, model_config={'pretrained_cfg': {'tag': objective.name}})
         plot_images(
-            examples, 'class {}'.format, f'{name}: PGD-20, Linf {EPS}', output / f'{name.split()[0]}.png')
+            report.examples, report.data.class_name, f'{name}: PGD-20, Linf {EPS}', output / f'{name.split()[0]}.png')
     plot_eps_sweep(
         curves, 'Linf', f'MNIST digits under PGD-20, {SWEEP_IMAGES} test images, seed {args.seed}',
         output / 'robustness.png')

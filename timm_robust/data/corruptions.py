@@ -4,7 +4,7 @@ Hendrycks and Dietterich 2019, `Benchmarking Neural Network Robustness to Common
 https://arxiv.org/abs/1903.12261
 """
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Mapping, Tuple
 
 import numpy as np
 from PIL import Image
@@ -27,13 +27,14 @@ _HAS_OWN_GENERATOR = ('impulse_noise', 'glass_blur')
 _NOISES = ('gaussian_noise', 'shot_noise', 'impulse_noise', 'speckle_noise')
 
 
-def check_library(flag: str) -> None:
+def check_library() -> None:
     """Refuse where the functions are not installed; its ancestor `imagecorruptions` fails on today's NumPy."""
     try:
         version('imagecorruptions-imaug')
     except PackageNotFoundError as error:
         raise InputError(
-            f"{flag}: needs the package imagecorruptions-imaug, pip install 'timm-robust[corruptions]'") from error
+            'needs the package imagecorruptions-imaug', "pip install 'timm-robust[corruptions]'", argument='benchmarks',
+            value='corruptions') from error
 
 
 def corrupt(image: Image.Image, corruption: str, severity: int, seed: int) -> Image.Image:
@@ -89,7 +90,7 @@ class CorruptedDataset(Dataset):
         transform: Applied after the corruption.
     """
 
-    def __init__(self, dataset: Any, data_config: dict, corruption: str, severity: int, seed: int):
+    def __init__(self, dataset: Any, data_config: Mapping[str, Any], corruption: str, severity: int, seed: int):
         self.dataset = dataset
         self.corruption, self.severity, self.seed = corruption, severity, seed
         self.targets = dataset_labels(dataset)

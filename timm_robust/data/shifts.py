@@ -70,16 +70,19 @@ def synsets(file: str = 'imagenet_synsets.txt') -> List[str]:
     return pkgutil.get_data('timm.data', f'_info/{file}').decode().split()
 
 
-def _check_classes(flag: str, title: str, folder: Path, wanted: Sequence[str]) -> None:
+def _wrong(name: str, problem: str, remedy: str = '') -> InputError:
+    return InputError(problem, remedy, argument='benchmarks', value=name)
+
+
+def _check_classes(name: str, title: str, folder: Path, wanted: Sequence[str]) -> None:
     if not folder.is_dir():
-        raise InputError(f'{flag}: no folder {folder}, name the one of {title} with {flag.split()[-1]}=FOLDER')
+        raise _wrong(name, f'no folder {folder}', f'name the one of {title} with {name}=FOLDER')
     found = {p.name for p in folder.iterdir() if p.is_dir()}
     odd = sorted(found - set(wanted))[:1] or sorted(set(wanted) - found)[:1]
     if odd:
         what = 'is none of its classes' if odd[0] in found else 'is missing'
-        raise InputError(
-            f'{flag}: {folder} has {len(found)} folders, {title} one for each of {len(wanted)} classes: {odd[0]} '
-            f'{what}')
+        raise _wrong(
+            name, f'{folder} has {len(found)} folders, {title} one for each of {len(wanted)} classes: {odd[0]} {what}')
 
 
 def _image_folder(folder: Path, mode: str) -> Any:
@@ -99,19 +102,19 @@ def imagenet_shift(name: str, folder: Path) -> List[Part]:
     """
     shift, everything = _SHIFTS[name], synsets()
     wanted = synsets(shift.synset_file)
-    _check_classes(f'--benchmarks {name}', shift.title, folder, wanted)
+    _check_classes(name, shift.title, folder, wanted)
     classes = None if wanted == everything else tuple(everything.index(s) for s in wanted)
     return [Part(name, lambda: _image_folder(folder, 'RGB'), classes, expected=shift.num_images)]
 
 
-def _stored(flag: str, folder: Path) -> Any:
+def _stored(name: str, folder: Path) -> Any:
     dataset = _image_folder(folder, 'RGB')
     for i in range(0, len(dataset), max(len(dataset) // _LOOKED_AT, 1)):
         size = dataset[i][0].size
         if size != (_STORED_SIZE, _STORED_SIZE):
-            raise InputError(
-                f'{flag}: {dataset.filename(i, absolute=True)} has {size[0]}x{size[1]} pixels, ImageNet-C is stored '
-                f'as {_STORED_SIZE}x{_STORED_SIZE}: give the original files')
+            raise _wrong(
+                name, f'{dataset.filename(i, absolute=True)} has {size[0]}x{size[1]} pixels, ImageNet-C is stored as '
+                f'{_STORED_SIZE}x{_STORED_SIZE}', 'give the original files')
     return dataset
 
 
@@ -122,19 +125,19 @@ def imagenet_c(folder: Path, corruptions: Sequence[str], severities: Sequence[in
         InputError: If a folder is missing or does not hold exactly ImageNet's classes; on opening, if images are not of
             their published size.
     """
-    parts, flag, wanted = [], '--benchmarks c', synsets()
+    parts, wanted = [], synsets()
     if not folder.is_dir():
-        raise InputError(f'{flag}: no folder {folder}, name the one of ImageNet-C with c=FOLDER')
+        raise _wrong('c', f'no folder {folder}', 'name the one of ImageNet-C with c=FOLDER')
     for corruption in corruptions:
         for severity in severities:
             own = folder / corruption / str(severity)
             if not own.is_dir():
-                raise InputError(
-                    f'{flag}: no folder {own}: unpack all of ImageNet-C, or name what there is with --corruptions and '
-                    '--severities')
-            _check_classes(flag, f'ImageNet-C ({corruption}, {severity})', own, wanted)
+                raise _wrong(
+                    'c', f'no folder {own}', 'unpack all of ImageNet-C, or name what there is as `corruptions` and '
+                    '`severities`')
+            _check_classes('c', f'ImageNet-C ({corruption}, {severity})', own, wanted)
             parts.append(Part(
-                f'c/{corruption}/{severity}', lambda own=own: _stored(flag, own), stored_size=(_STORED_SIZE,) * 2,
+                f'c/{corruption}/{severity}', lambda own=own: _stored('c', own), stored_size=(_STORED_SIZE,) * 2,
                 expected=_IMAGENET_C_IMAGES))
     return parts
 
@@ -165,25 +168,25 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
     Raises:
         InputError: If an array is missing or has another shape or type.
     """
-    flag, arrays = f'--benchmarks {name}', {}
+    arrays = {}
     for file in ('labels', *corruptions):
         try:
             arrays[file] = np.load(folder / f'{file}.npy', mmap_mode='r')
         except (OSError, ValueError) as error:
-            raise InputError(
-                f'{flag}: no array {folder / file}.npy ({type(error).__name__}), name the folder of '
-                f'{FOLDERS[name]} with {name}=FOLDER') from error
+            raise _wrong(
+                name, f'no array {folder / file}.npy ({type(error).__name__})', f'name the folder of {FOLDERS[name]} '
+                f'with {name}=FOLDER') from error
     labels = np.asarray(arrays.pop('labels')).astype(np.int64)
     count, wanted = len(labels) // 5, CIFAR_C[name]
     if labels.ndim != 1 or len(labels) % 5 or labels.min() < 0 or labels.max() != wanted - 1:
-        raise InputError(
-            f'{flag}: labels.npy has shape {labels.shape} and labels from {labels.min()} to {labels.max()}, not those '
-            f'of {wanted} classes at five severities')
+        raise _wrong(
+            name, f'labels.npy has shape {labels.shape} and labels from {labels.min()} to {labels.max()}, not those of '
+            f'{wanted} classes at five severities')
     parts: Dict[str, Part] = {}
     for corruption, images in arrays.items():
         if images.shape != (len(labels), 32, 32, 3) or images.dtype != np.uint8:
-            raise InputError(
-                f'{flag}: {corruption}.npy holds {images.dtype} of shape {images.shape}, not uint8 of '
+            raise _wrong(
+                name, f'{corruption}.npy holds {images.dtype} of shape {images.shape}, not uint8 of '
                 f'{(len(labels), 32, 32, 3)}')
         for severity in severities:
             rows = slice((severity - 1) * count, severity * count)

@@ -1,31 +1,39 @@
-from .accuracy import evaluate_attacks
+"""Evaluation: accuracy under attack, diagnosis, benchmarks, properties; results in one report."""
+from .accuracy import Runner, image_seeds
+from .config import EvalConfig, ThreatConfig
 from .diagnostics import diagnose
-from .examples import example_images
 from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
 from .join import join_reports
 from .journal import Journal
-from .outcome import AttackSpec, plan_attacks
-from .report import AttackOutcome, EvaluationReport, read_reports, wilson_interval
+from .outcome import AttackOutcome, EpsPoint, GammaPoint, wilson_interval
+from .plan import Plan, make_plan
+from .report import EvaluationReport, read_reports
+from .run import evaluate
 from .surface import LossSurface, loss_surface
 
 __all__ = [
     'AttackOutcome',
-    'AttackSpec',
     'DataFacts',
+    'EpsPoint',
+    'EvalConfig',
     'EvaluationReport',
     'Example',
     'Finding',
+    'GammaPoint',
     'Journal',
     'LossSurface',
     'ModelFacts',
+    'Plan',
     'RunFacts',
+    'Runner',
+    'ThreatConfig',
     'ThreatFacts',
     'diagnose',
-    'evaluate_attacks',
-    'example_images',
+    'evaluate',
+    'image_seeds',
     'join_reports',
     'loss_surface',
-    'plan_attacks',
+    'make_plan',
     'read_reports',
     'versions',
     'wilson_interval',

@@ -6,48 +6,33 @@ which must lie within eps of the clean one and within [0, 1].
 import logging
 import math
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..attacks import Clean, logits_of
+from ..attacks import Attack, Clean, ThreatModel, logits_of
 from ..errors import InputError
-from ..layers import at_gamma, has_batch_statistics
+from ..layers import has_batch_statistics
 from ..precision import float32_proper
-from .journal import Journal
-from .outcome import AttackResult, AttackSpec, Evaluation, assemble, check_specs, keyed_steps
-from .report import EpsPoint, GammaPoint
+from .journal import Journal, batch_hashes, image_hashes
+from .outcome import AttackOutcome
+from .plan import Plan, effort, threat_facts
 
-__all__ = ['MBNAT_GAMMAS', 'evaluate_attacks', 'image_seeds', 'sweep_eps', 'sweep_mbnat_gamma']
-
-MBNAT_GAMMAS = tuple(i / 10 for i in range(11))
+__all__ = ['Batches', 'Runner', 'assemble', 'image_seeds']
 
 # float32 cannot hold clean + eps exactly: a pixel near 1 is half an ulp (6e-8) off, and the comparison as much again
 _FLOAT32_SLACK = 1.2e-7
 _FEWEST_FOR_CHANCE = 50
+_BATCHES_IN_POOL = 8
 
 _logger = logging.getLogger(__name__)
 
-
-def _logits(model: Callable, x: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    logits = logits_of(model, x, batch_size)
-    if labels.max() >= logits.shape[1]:
-        raise InputError(
-            f'--num-classes {logits.shape[1]}: the data has label {labels.max().item()}, pass --num-classes '
-            f'{labels.max().item() + 1} or the data set the model was trained on')
-    return logits
-
-
-def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, spec: AttackSpec) -> None:
-    size = spec.threat.size(adv.double() - x.double())
-    slack = _FLOAT32_SLACK * spec.threat.unbounded(x.shape[1:]).eps
-    if size.max() > spec.threat.eps + slack or adv.min() < 0 or adv.max() > 1:
-        raise RuntimeError(
-            f'{spec.name} left its threat model: perturbation {size.max():.8g} for eps {spec.threat.eps:.8g}, '
-            f'pixels in [{adv.min():.8g}, {adv.max():.8g}]')
+Batches = Iterable[Tuple[torch.Tensor, torch.Tensor]]
 
 
 def image_seeds(seed: int, indices: Sequence[int]) -> List[int]:
@@ -55,243 +40,218 @@ def image_seeds(seed: int, indices: Sequence[int]) -> List[int]:
     return [(seed * 0x9E3779B1 + i) % (1 << 62) for i in indices]
 
 
+def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: int) -> Tuple[AttackOutcome, ...]:
+    """What each attack came to, for images in the order of `indices`."""
+    clean = [journal.correct[plan.clean_key][i] for i in indices]
+    standing, chosen, found = clean, set(indices), []
+    for attack in plan.attacks:
+        members = plan.members(attack, num_classes)
+        keys = [key for key, _ in members]
+        changes = not isinstance(attack, Clean)
+        correct: List[Optional[bool]] = []
+        for i, right, stands in zip(indices, clean, standing):
+            skipped = plan.worst_case and right and not stands and changes
+            # members of an ensemble that come after one that fooled have no outcome
+            correct.append(None if skipped else right and all(journal.correct[key][i] for key in keys))
+        standing = [stands and right is not False for stands, right in zip(standing, correct)]
+        attacked = len({i for key in keys for i in journal.correct[key]} & chosen)
+        found.append(AttackOutcome(
+            str(attack), attack.to_dict(), threat_facts(plan.threat) if changes else None, effort(attack),
+            tuple(correct), attacked, round(sum(journal.seconds[key] for key in keys or [plan.clean_key]), 3),
+            tuple(m.to_dict() for _, m in members) if len(members) > 1 else ()))
+    return tuple(found)
+
+
+def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel, name: str) -> None:
+    """Adversarial images are within the threat model; float32 rounding apart."""
+    size = threat.size(adv.double() - x.double()).max()
+    slack = _FLOAT32_SLACK * threat.unbounded(x.shape[1:]).eps
+    if not (size <= threat.eps + slack and adv.min() >= 0 and adv.max() <= 1):
+        raise RuntimeError(
+            f'{name} left its threat model: perturbation {size:.8g} for eps {threat.eps:.8g}, '
+            f'pixels in [{adv.min():.8g}, {adv.max():.8g}]')
+
+
 def _refuse_chance(correct: int, count: int, num_classes: int) -> None:
-    """Three standard deviations above chance is what a network has to reach that has seen its labels."""
+    """A network that has seen its labels is better than chance by three standard deviations."""
     chance = 1 / num_classes
     limit = count * chance + 3 * math.sqrt(count * chance * (1 - chance))
     if count >= _FEWEST_FOR_CHANCE and correct <= limit:
         raise InputError(
-            f'--model: classifies {100 * correct / count:.1f} % of the first {count} clean images correctly, as good '
-            f'as guessing among {num_classes} classes: its classes are not those of the data, or it has no trained '
-            'weights (--allow-chance evaluates all the same)')
+            f'classifies {100 * correct / count:.1f} % of the first {count} clean images correctly, as good as '
+            f'guessing among {num_classes} classes: its classes are not those of the data, or it has no trained '
+            'weights', '`allow_chance=True` evaluates all the same', argument='model')
 
 
-class _Evaluator:
-    """Runs the attacks on one pool of images after the other and writes down what comes out."""
-
-    def __init__(
-            self,
-            model: nn.Module,
-            specs: Sequence[AttackSpec],
-            journal: Journal,
-            *,
-            batch_size: int,
-            seed: int,
-            worst_case: bool,
-            fast_model: Optional[Callable],
-            surrogate: Optional[nn.Module],
-            bar: tqdm,
-    ):
-        self.model = model
-        self.specs = specs
-        self.journal = journal
-        self.batch_size = batch_size
-        self.seed = seed
-        self.worst_case = worst_case
-        self.fast_model = fast_model
-        self.surrogate = surrogate
-        self.bar = bar
-        self.whole_batches = has_batch_statistics(model)
-
-    def clean(self, x: torch.Tensor, labels: torch.Tensor) -> Tuple[List[bool], int]:
-        """Which clean images are classified correctly, and the number of classes."""
-        if x.min() < 0 or x.max() > 1:
-            raise InputError(
-                f'pixels span [{x.min().item():.3g}, {x.max().item():.3g}]: the loader must deliver [0, 1], '
-                'without normalization')
-        logits = _logits(self.model, x, labels, self.batch_size)
-        return (logits.argmax(1) == labels).tolist(), logits.shape[1]
-
-    def attack(self, x: torch.Tensor, labels: torch.Tensor, indices: List[int], correct: List[bool]) -> None:
-        """Run every attack on a pool of images of which `correct` are classified correctly."""
-        standing = list(correct)
-        for spec in self.specs:
-            withstood = list(standing if self.worst_case else correct)
-            for part, key in keyed_steps(spec):
-                self.bar.set_description_str(key)
-                end = self.bar.n + len(x)
-                self._run(part, key, x, labels, indices, withstood)
-                self.bar.update(end - self.bar.n)
-            standing = [a and b for a, b in zip(standing, withstood)]
-
-    def _run(self, spec: AttackSpec, key: str, x, labels, indices: List[int], withstood: List[bool]) -> None:
-        known = self.journal.correct[key]
-        todo = [i for i, stands in enumerate(withstood) if stands and indices[i] not in known]
-        if self.whole_batches and todo:
-            todo = list(range(len(x)))
-        if todo:
-            start = time.perf_counter()
-            rows = torch.tensor(todo, device=x.device)
-            own = [indices[i] for i in todo]
-            # The best iterates of several images never stood in one batch, which matters if the batch does; and an
-            # attack that stops where the surrogate is fooled is a weak one on another network.
-            whole_batch = self.whole_batches or self.surrogate is not None
-            how = {} if whole_batch else dict(
-                batch_size=self.batch_size, fast_model=self.fast_model, progress=self.bar.update)
-            # attacks on single images fill their batches from the pool themselves
-            adv = torch.cat([
-                spec(
-                    self.surrogate or self.model, x[part], labels[part],
-                    image_seeds(self.seed, [indices[i] for i in part.tolist()]), whole_batch=whole_batch, **how)
-                for part in rows.split(self.batch_size if whole_batch else len(rows))])
-            _assert_allowed(adv, x[rows], spec)
-            right = _logits(self.model, adv, labels[rows], self.batch_size).argmax(1) == labels[rows]
-            self.journal.record(key, own, right.tolist(), time.perf_counter() - start)
-        for i, stands in enumerate(withstood):
-            withstood[i] = stands and known[indices[i]]
+@dataclass
+class _Pool:
+    """Images that are attacked together, of which `standing` are classified correctly so far."""
+    x: torch.Tensor
+    labels: torch.Tensor
+    indices: List[int]
+    hashes: List[str]
 
 
-def _pools(loader, batches: int, device: torch.device) -> Iterator[Tuple[torch.Tensor, torch.Tensor, int]]:
-    """Images and labels of several batches together, and the size of the first batch."""
-    stream = iter(loader)
-    while pool := [(x.to(device), y.to(device)) for x, y in islice(stream, batches)]:
-        images, labels = zip(*pool)
-        yield torch.cat(images), torch.cat(labels), len(images[0])
-
-
-@float32_proper()
-def evaluate_attacks(
-        model: nn.Module,
-        loader,
-        indices: Sequence[int],
-        specs: Sequence[AttackSpec],
-        *,
-        device: torch.device,
-        seed: int = 0,
-        worst_case: bool = False,
-        batch_size: Optional[int] = None,
-        batches_in_pool: int = 8,
-        fast_model: Optional[Callable] = None,
-        surrogate: Optional[nn.Module] = None,
-        journal: Optional[Journal] = None,
-        refuse_chance: bool = False,
-        progress: Optional[bool] = None,
-) -> Evaluation:
-    """Attack a network on a data set.
+@dataclass
+class Runner:
+    """Attacks a network and writes down which images withstand.
 
     Images are attacked in pools of several batches, so that the batch stays full while images that are fooled leave it.
     Noise is seeded per image of the data set: neither batch size nor number of processes changes it. For a network with
     batch statistics each batch of the loader is attacked as a whole, since a prediction holds within its batch only.
 
-    Args:
+    Attributes:
         model: Maps pixels in [0, 1], shape (N, C, H, W), to logits; in eval mode.
-        loader: Delivers (pixels, labels), in the order of `indices`.
-        indices: Index of each image in the data set.
-        specs: Attacks by `plan_attacks`.
+        plan: The attacks.
+        journal: Where outcomes are kept; what it holds already is not done again.
+        num_classes: Classes of the network.
+        batch_size: Images in the network at once.
         device: Device of the network.
         seed: Seed of the noise.
-        worst_case: Run each attack only on images that withstood those before it; otherwise each runs on all images
-            classified correctly.
-        batch_size: Images in the network at once; by default that of the loader's first batch.
-        batches_in_pool: Batches of the loader attacked together.
         fast_model: Faster network to search with, see `Attack.run`.
         surrogate: Network to craft on instead of the model: a black-box transfer attack.
-        journal: Where outcomes are kept; what it holds already is not done again.
-        refuse_chance: Stop before any attack if the first pool is classified no better than by guessing.
+        allow_chance: Attack a network that classifies the first pool no better than by guessing.
         progress: Show a progress bar; by default on a terminal, and a line for each pool in a log.
-
-    Returns:
-        Outcomes of the images of `indices`, of this process alone.
-
-    Raises:
-        InputError: If the network is in training mode, pixels are not in [0, 1], labels do not fit, logits are not
-            finite, or an attack is not defined for the network.
     """
-    if model.training:
-        raise InputError('model is in training mode: call model.eval() before an evaluation')
-    batch_dependent = has_batch_statistics(model)
-    journal = journal or Journal(None, {})
-    attacks = [s for s in specs if s.is_attack]
-    done, began = 0, time.perf_counter()
-    total = len(indices) * sum(len(s.steps) for s in specs)
-    with tqdm(total=total, unit='img', disable=None if progress is None else not progress) as bar:
-        for x, labels, size in _pools(loader, 1 if batch_dependent else batches_in_pool, device):
-            batch_size = size if batch_dependent else batch_size or size
-            runner = _Evaluator(
-                model, specs, journal, batch_size=batch_size, seed=seed, worst_case=worst_case,
-                fast_model=fast_model, surrogate=surrogate, bar=bar)
-            start, own = time.perf_counter(), list(indices[done:done + len(x)])
-            correct, num_classes = runner.clean(x, labels)
-            if done == 0:
-                check_specs(specs, num_classes, batch_dependent, worst_case, surrogate is not None)
-                if refuse_chance and attacks:
-                    _refuse_chance(sum(correct), len(correct), num_classes)
-            new = [k for k, i in enumerate(own) if i not in journal.labels]
-            if new:
-                journal.record(
-                    'clean', [own[k] for k in new], [correct[k] for k in new], time.perf_counter() - start,
-                    labels[new].tolist())
-            # on another device an image may be classified otherwise than before a resume
-            correct = [journal.correct['clean'][i] for i in own]
-            runner.attack(x, labels, own, correct)
-            done += len(x)
-            so_far = assemble(specs, journal, indices[:done], worst_case)
-            accuracies = '  '.join(
-                f'{r.spec.name} {r.worst_case_accuracy if r.accuracy is None else r.accuracy:.1f}%'
-                for r in so_far.results)
-            bar.set_postfix_str(accuracies)
-            if bar.disable and progress is None:
-                left = (time.perf_counter() - began) * (len(indices) / done - 1)
-                _logger.info(f'{done} of {len(indices)} images: {accuracies}, {tqdm.format_interval(left)} left')
-    evaluation = assemble(specs, journal, indices, worst_case)
-    evaluation.batch_dependent = batch_dependent
-    return evaluation
+    model: nn.Module
+    plan: Plan
+    journal: Journal
+    num_classes: int
+    batch_size: int
+    device: torch.device
+    seed: int = 0
+    fast_model: Optional[Callable] = None
+    surrogate: Optional[nn.Module] = None
+    allow_chance: bool = True
+    progress: Optional[bool] = None
 
+    def __post_init__(self) -> None:
+        if self.model.training:
+            raise InputError('is in training mode', 'call model.eval() before an evaluation', argument='model')
+        self.batch_dependent = has_batch_statistics(self.model)
+        self._bar: Optional[tqdm] = None
 
-def sweep_eps(
-        model: nn.Module,
-        make_loader: Callable,
-        indices: Sequence[int],
-        specs_by_eps: Dict[float, AttackSpec],
-        **kwargs: Any,
-) -> Tuple[EpsPoint, ...]:
-    """Accuracy for each eps; 0 stands for clean images.
+    def run(self, batches: Batches, indices: Sequence[int]) -> None:
+        """Attack images.
 
-    Args:
-        model: See `evaluate_attacks`.
-        make_loader: Returns a fresh loader.
-        indices: See `evaluate_attacks`.
-        specs_by_eps: One attack for each eps.
-        **kwargs: Arguments of `evaluate_attacks`.
-    """
-    return tuple(
-        EpsPoint(eps, _num_correct(evaluate_attacks(model, make_loader(), indices, [spec], **kwargs).results[0]),
-                 len(indices))
-        for eps, spec in sorted(specs_by_eps.items()))
+        Args:
+            batches: Pixels and labels, in the order of `indices`.
+            indices: Index of each image in the data set.
 
+        Raises:
+            InputError: If pixels are not in [0, 1], labels do not fit, logits are not finite, or an attack is not
+                defined for the network.
+        """
+        self.plan.check(self.num_classes, self.batch_dependent, self.surrogate is not None)
+        done, began = 0, time.perf_counter()
+        steps = sum(len(self.plan.members(a, self.num_classes)) for a in self.plan.attacks)
+        hidden = None if self.progress is None else not self.progress
+        with tqdm(total=len(indices) * steps, unit='img', disable=hidden) as bar:
+            self._bar = bar
+            for x, labels in self._pools(batches):
+                own = list(indices[done:done + len(x)])
+                self._attack_pool(x, labels, own, first=done == 0)
+                done += len(x)
+                self._tell(indices[:done], time.perf_counter() - began, len(indices))
+        self.journal.say_changed()
 
-def _num_correct(result: AttackResult) -> int:
-    return sum(map(bool, result.correct))
+    def _pools(self, batches: Batches) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        stream = iter(batches)
+        count = 1 if self.batch_dependent else _BATCHES_IN_POOL
+        while pool := [(x.to(self.device), y.to(self.device)) for x, y in islice(stream, count)]:
+            images, labels = zip(*pool)
+            yield torch.cat(images), torch.cat(labels)
 
+    def _tell(self, indices: Sequence[int], seconds: float, total: int) -> None:
+        assert self._bar is not None
+        found = assemble(self.plan, self.journal, indices, self.num_classes)
+        standing = [True] * len(indices)
+        texts = []
+        for outcome in found:
+            standing = [s and c is not False for s, c in zip(standing, outcome.correct)]
+            accuracy = 100 * sum(standing) / len(standing) if outcome.accuracy is None else outcome.accuracy
+            texts.append(f'{outcome.name} {accuracy:.1f}%')
+        accuracies = '  '.join(texts)
+        self._bar.set_postfix_str(accuracies)
+        if self._bar.disable and self.progress is None:
+            left = seconds * (total / len(indices) - 1)
+            _logger.info(f'{len(indices)} of {total} images: {accuracies}, {tqdm.format_interval(left)} left')
 
-def sweep_mbnat_gamma(
-        model: nn.Module,
-        make_loader: Callable,
-        indices: Sequence[int],
-        attack: AttackSpec,
-        make_fast_model: Callable[[], Optional[Callable]],
-        **kwargs: Any,
-) -> Tuple[GammaPoint, ...]:
-    """The trade-off of a network with two BatchNorms, from clean images' (gamma 0) to adversarial images' (gamma 1).
+    def _logits(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with float32_proper():
+            logits = logits_of(self.model, x, len(x) if self.batch_dependent else self.batch_size)
+        if labels.max() >= logits.shape[1]:
+            raise InputError(
+                f'the data has label {labels.max().item()}', f'pass `num_classes={labels.max().item() + 1}` or the '
+                'data set the model was trained on', argument='num_classes', value=logits.shape[1])
+        return logits
 
-    NoFrost, figure 2 - https://arxiv.org/abs/2207.01156
+    def _attack_pool(self, x: torch.Tensor, labels: torch.Tensor, indices: List[int], first: bool) -> None:
+        if x.min() < 0 or x.max() > 1:
+            raise InputError(
+                f'pixels span [{x.min().item():.3g}, {x.max().item():.3g}]', 'they must be in [0, 1], without '
+                'normalization', argument='data')
+        hashes = image_hashes(x, labels)
+        pool = _Pool(x, labels, indices, batch_hashes(hashes) if self.batch_dependent else hashes)
+        self.journal.labels.update(zip(indices, labels.tolist()))
+        self.journal.hashes.update(zip(indices, hashes))
+        key = self.plan.clean_key
+        start = time.perf_counter()
+        right = (self._logits(x, labels).argmax(1) == labels).tolist()
+        if first and self.plan.real_attacks and not self.allow_chance:
+            _refuse_chance(sum(right), len(right), self.num_classes)
+        self.journal.take(key, indices, pool.hashes)
+        new = [k for k, i in enumerate(indices) if i not in self.journal.correct[key]]
+        if new:
+            self._record(key, pool, new, [right[k] for k in new], start)
+        # on another device an image may be classified otherwise than before a resume
+        correct = standing = [self.journal.correct[key][i] for i in indices]
+        for attack in self.plan.attacks:
+            withstood = list(standing if self.plan.worst_case else correct)
+            for key, member in self.plan.members(attack, self.num_classes):
+                self._run(key, member, pool, withstood)
+            standing = [a and b for a, b in zip(standing, withstood)]
 
-    Args:
-        model: A network of `convert_aux_norm`, see `evaluate_attacks`.
-        make_loader: Returns a fresh loader.
-        indices: See `evaluate_attacks`.
-        attack: The attack behind robust accuracy.
-        make_fast_model: Returns the network to search with for the mixture at hand.
-        **kwargs: Arguments of `evaluate_attacks`.
+    def _record(self, key: str, pool: _Pool, rows: Sequence[int], correct: Sequence[bool], start: float) -> None:
+        self.journal.record(
+            key, [pool.indices[k] for k in rows], [pool.hashes[k] for k in rows], correct,
+            time.perf_counter() - start)
 
-    Returns:
-        A point for each of `MBNAT_GAMMAS`.
-    """
-    points = []
-    for gamma in MBNAT_GAMMAS:
-        with at_gamma(model, gamma):
-            clean, robust = evaluate_attacks(
-                model, make_loader(), indices, [AttackSpec(Clean()), attack], fast_model=make_fast_model(),
-                **kwargs).results
-        points.append(GammaPoint(gamma, _num_correct(clean), _num_correct(robust), len(indices)))
-    return tuple(points)
+    def _run(self, key: str, attack: Attack, pool: _Pool, withstood: List[bool]) -> None:
+        assert self._bar is not None
+        self._bar.set_description_str(key)
+        end = self._bar.n + len(pool.x)
+        self.journal.take(key, pool.indices, pool.hashes)
+        known = self.journal.correct[key]
+        todo = [k for k, stands in enumerate(withstood) if stands and pool.indices[k] not in known]
+        if self.batch_dependent and todo:
+            todo = list(range(len(pool.x)))
+        if todo:
+            start = time.perf_counter()
+            rows = torch.tensor(todo, device=pool.x.device)
+            adv = self.craft(attack, pool.x[rows], pool.labels[rows], [pool.indices[k] for k in todo])
+            _assert_allowed(adv, pool.x[rows], self.plan.threat, key)
+            right = self._logits(adv, pool.labels[rows]).argmax(1) == pool.labels[rows]
+            self._record(key, pool, todo, right.tolist(), start)
+        for k, stands in enumerate(withstood):
+            withstood[k] = stands and known[pool.indices[k]]
+        self._bar.update(end - self._bar.n)
+
+    def craft(self, attack: Attack, x: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """Adversarial images of images at some indices of the data set."""
+        seeds = image_seeds(self.seed, indices)
+        if not self.batch_dependent and self.surrogate is None:
+            # fills its batches from the pool itself
+            progress = self._bar.update if self._bar is not None else None
+            with float32_proper() if self.fast_model is None else nullcontext():
+                return attack(
+                    self.model, x, labels, self.plan.threat, seed=seeds, batch_size=self.batch_size,
+                    fast_model=self.fast_model, progress=progress)
+        # The best iterates of several images were never in one batch, which matters if the batch does; and an attack
+        # that stops where the surrogate is fooled is a weak one on another network.
+        with float32_proper():
+            parts = torch.arange(len(x), device=x.device).split(self.batch_size)
+            return torch.cat([
+                attack.craft(  # type: ignore[attr-defined]
+                    self.surrogate or self.model, x[part], labels[part], self.plan.threat,
+                    seed=[seeds[k] for k in part.tolist()]) for part in parts])

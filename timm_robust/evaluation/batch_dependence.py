@@ -59,9 +59,10 @@ def compare_batches(
         cannot take such a batch (BatchNorm refuses a single value per channel).
     """
     groups = {
-        'own': torch.arange(len(x)).split(batch_size),
-        'alone': torch.arange(len(x)).split(1),
-        'shuffled': torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).split(batch_size),
+        'own': torch.arange(len(x), device='cpu').split(batch_size),
+        'alone': torch.arange(len(x), device='cpu').split(1),
+        'shuffled': torch.randperm(
+            len(x), generator=torch.Generator('cpu').manual_seed(seed), device='cpu').split(batch_size),
         'one_class': [p for c in y.unique() for p in (y == c).nonzero().squeeze(1).cpu().split(batch_size)],
     }
     own = logits_of(model, x, batch_size).argmax(1, keepdim=True)
@@ -128,11 +129,12 @@ def adaptive_accuracy(
         population statistics: `population_clean` and `population_apgd_ce`. The last three are None for a network that
         tracks no statistics.
     """
+    population, tracked = copy.deepcopy(model), False
     try:
-        population = set_bn_mode(copy.deepcopy(model), 'population')
-    except InputError:  # no statistics are tracked
-        population = None
-    tracked = population is not None and not has_batch_statistics(population)
+        population = set_bn_mode(population, 'population')
+        tracked = not has_batch_statistics(population)
+    except InputError:
+        pass  # no statistics are tracked
     seeds = image_seeds(seed, len(x), x.device)
     count: Dict[str, int] = {}
     for part, labels, own_seeds in zip(*(t.split(batch_size) for t in (x, y, seeds))):

@@ -9,7 +9,7 @@ section 3.1; Carlini et al. 2019, `On Evaluating Adversarial Robustness` - https
 import copy
 from functools import partial
 from itertools import pairwise
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence, cast
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,7 @@ from ..attacks import (
     PGD,
     Attack,
     Ball,
+    GradientAttack,
     Square,
     ThreatModel,
     check_batch,
@@ -96,8 +97,10 @@ class _Case:
         threat = threat or self.threat
         if self.joint:
             batches = zip(*(t.split(self.batch_size) for t in (self.x, self.y, self.seeds)))
+            gradient_attack = cast(GradientAttack, attack)
             adv = torch.cat([
-                attack.craft(self.model, x, y, threat, keep='most_fooled', seed=s.tolist()) for x, y, s in batches])
+                gradient_attack.craft(self.model, x, y, threat, keep='most_fooled', seed=s.tolist())
+                for x, y, s in batches])
             return among & self.holds(adv, torch.ones_like(among))
         if not among.any():
             return among
@@ -216,8 +219,8 @@ def _black_box(case: _Case) -> Finding:
 def _transfer(case: _Case) -> Finding:
     if case.surrogate is None:
         return case.finding(
-            'transfer', 'skipped', 'No surrogate to craft images on: pass one, a network trained without the defence '
-            'for example (--surrogate).')
+            'transfer', 'skipped', 'No surrogate to craft images on: pass one, for example a network trained without '
+            'the defence.')
     adv = case.x.clone()
     for index in case.left.nonzero().squeeze(1).split(case.batch_size):
         # the last iterate: the first that fools the surrogate by a hair seldom fools another network
@@ -239,7 +242,8 @@ def _adaptive(case: _Case) -> Finding:
     settings = dict(few_steps=case.steps[0], steps=case.usual_steps, restarts=_RESTARTS)
     measured = adaptive_accuracy(
         case.model, case.x, case.y, case.threat, batch_size=case.batch_size, seed=case.seed, **settings)
-    return case.finding('adaptive', *judge_adaptive(measured, case.threat, **settings), **settings, **measured)
+    verdict, text = judge_adaptive(measured, case.threat, **settings)
+    return case.finding('adaptive', verdict, text, **settings, **measured)
 
 
 def _unbounded(case: _Case) -> Finding:
@@ -363,7 +367,7 @@ def diagnose(
     check_images(x, None, model)
     y = check_batch(x, y).labels
     model = copy.deepcopy(model).requires_grad_(False)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(x), generator=torch.Generator('cpu').manual_seed(seed), device='cpu')
     batch_size = even_batch_size(len(x), batch_size) if len(x) else batch_size
     findings = []
     with seeded(seed, x.device):

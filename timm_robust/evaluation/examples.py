@@ -1,64 +1,53 @@
 """Adversarial images to look at."""
 from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
-import torch.nn as nn
 
-from ..attacks import logits_of
-from .accuracy import image_seeds
+from ..attacks import Clean, logits_of
+from .accuracy import Runner
 from .facts import Example
-from .outcome import Evaluation, keyed_steps
+from .outcome import AttackOutcome
 
 __all__ = ['example_images']
 
 
 def example_images(
-        model: nn.Module,
+        runner: Runner,
         x: torch.Tensor,
-        evaluation: Evaluation,
-        *,
-        seed: int = 0,
+        labels: torch.Tensor,
+        indices: Sequence[int],
+        outcomes: Sequence[AttackOutcome],
         count: int = 8,
-        surrogate: Optional[nn.Module] = None,
-        fast_model: Optional[Callable] = None,
 ) -> Tuple[Example, ...]:
     """Adversarial images for a figure, made again with the seeds of the evaluation.
 
     For each image the first attack that fooled the network is shown, the last one where none did.
 
     Args:
-        model: The network that was evaluated.
+        runner: What made the outcomes.
         x: The first images of the evaluation; for a network with batch statistics, its first batch.
-        evaluation: What came out.
-        seed: Seed of the evaluation.
+        labels: Their labels, shape (N,).
+        indices: Their indices in the data set.
+        outcomes: Of the attacks of `runner.plan`, for these images first.
         count: Number of images, those classified correctly when clean.
-        surrogate, fast_model: Those of the evaluation, see `evaluate_attacks`.
-
-    Returns:
-        One for each image.
     """
-    attacks = [r for r in evaluation.results if r.spec.is_attack]
+    attacks = [(a, o) for a, o in zip(runner.plan.attacks, outcomes, strict=True) if not isinstance(a, Clean)]
     if not attacks:
         return ()
-    labels = torch.tensor(evaluation.labels[:len(x)], device=x.device)
-    clean = logits_of(model, x).softmax(1)
+    clean = logits_of(runner.model, x).softmax(1)
     rows = (clean.argmax(1) == labels).nonzero().squeeze(1)[:count].tolist()
     by_attack: Dict[int, List[int]] = {}
     for i in rows:
-        fooled = [k for k, r in enumerate(attacks) if r.correct[i] is False]
+        fooled = [k for k, (_, outcome) in enumerate(attacks) if outcome.correct[i] is False]
         by_attack.setdefault(fooled[0] if fooled else len(attacks) - 1, []).append(i)
-    # as in the evaluation
-    whole_batch = evaluation.batch_dependent or surrogate is not None
-    how = {} if whole_batch else {'fast_model': fast_model}
     examples: Dict[int, Example] = {}
     for k, standing in by_attack.items():
-        for part, key in keyed_steps(attacks[k].spec):
-            picked = list(range(len(x))) if evaluation.batch_dependent else standing
-            adv = part(
-                model if surrogate is None else surrogate, x[picked], labels[picked],
-                image_seeds(seed, [evaluation.indices[i] for i in picked]), whole_batch=whole_batch, **how)
-            after = logits_of(model, adv).softmax(1)
+        attack = attacks[k][0]
+        for key, member in runner.plan.members(attack, runner.num_classes):
+            picked = list(range(len(x))) if runner.batch_dependent else standing
+            adv = runner.craft(member, x[picked], labels[picked], [indices[i] for i in picked])
+            after = logits_of(runner.model, adv).softmax(1)
             for i in standing:
                 j = picked.index(i)
                 examples[i] = Example(
@@ -69,5 +58,5 @@ def example_images(
             if not standing:
                 break
         for i in standing:
-            examples[i] = replace(examples[i], attack=attacks[k].spec.name)
+            examples[i] = replace(examples[i], attack=str(attack))
     return tuple(sorted(examples.values(), key=lambda e: e.label))

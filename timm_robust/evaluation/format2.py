@@ -14,7 +14,7 @@ def _renamed(content: Mapping[str, Any]) -> Dict[str, Any]:
 def _settings(attack: Mapping[str, Any]) -> Dict[str, Any]:
     """The attack as `Attack.to_dict` would have it, with all that was written of it."""
     if 'parts' in attack:
-        return {'attack': 'autoattack', 'members': [_settings(part) for part in attack['parts']]}
+        return {'attack': 'autoattack'}
     kept = {k: v for k, v in attack.items() if k not in ('name', 'norm', 'eps', 'function')}
     return {'attack': str(attack.get('function', attack['name'])).replace('_', '-'), **kept}
 
@@ -49,6 +49,7 @@ def upgraded(content: Mapping[str, Any]) -> Dict[str, Any]:
         attacks.append({
             'name': attack['name'],
             'attack': _settings(attack),
+            'members': [_settings(part) for part in attack.get('parts', ())],
             'threat': threat if 'norm' in attack else None,
             'effort': _effort(attack),
             'correct': [None if c is None else c == 1 for c in row['correct']],

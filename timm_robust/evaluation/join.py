@@ -4,7 +4,8 @@ from typing import Any, Callable, Dict, Sequence
 
 from ..errors import InputError
 from ..settings import to_mapping
-from .report import AttackOutcome, EvaluationReport
+from .outcome import AttackOutcome
+from .report import EvaluationReport
 
 __all__ = ['join_reports']
 

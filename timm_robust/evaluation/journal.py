@@ -1,131 +1,231 @@
-"""What came out so far, image by image, on disk as soon as it is known.
+"""Outcomes so far, image by image, on disk as soon as they are known, so that an evaluation can be resumed.
 
-Each process appends to a file of its own, one line for each attack on each pool of images. A line that a kill cut
-short is passed over, and whoever resumes, with however many processes, reads the lines of all.
+Each process appends to a file of its own, one line for each attack on some images. A line carries hashes of all that
+decides its outcomes: of network, attack, threat model, seed and versions together (its context), and of each image with
+its label. Whoever resumes, with however many processes, reads the lines of all; what does not fit is not used.
 """
+import hashlib
 import json
+import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import torch.distributed as dist
+import torch
+from filelock import FileLock, Timeout
 
 from ..errors import InputError
 
-__all__ = ['Journal']
+__all__ = ['FolderLock', 'Journal', 'batch_hashes', 'image_hashes']
 
 _NAME = 'progress-{rank}.jsonl'
+_LOCK = '.lock'
+_DIGITS = 16  # of a hash: two of a million images agree with a probability of 3e-8
+
+_logger = logging.getLogger(__name__)
+
+State = Tuple[Dict[str, Dict[int, bool]], Dict[int, int], Dict[int, str], Dict[str, float]]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_DIGITS]
+
+
+def image_hashes(x: torch.Tensor, labels: torch.Tensor) -> List[str]:
+    """A hash of each image, (N, C, H, W), and its label, (N,)."""
+    return [
+        hashlib.sha256(image.numpy().tobytes() + f'{tuple(image.shape)} {label}'.encode()).hexdigest()[:_DIGITS]
+        for image, label in zip(x.detach().cpu().contiguous(), labels.tolist())]
+
+
+def batch_hashes(hashes: Sequence[str]) -> List[str]:
+    """Hashes of images whose outcome depends on the whole batch: of all of them, and of the place among them."""
+    return [_hash([list(hashes), place]) for place in range(len(hashes))]
+
+
+class FolderLock:
+    """A folder that no other run writes to meanwhile; the lock of a process that was killed is free.
+
+    Raises:
+        InputError: If another run holds it.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / _LOCK
+        self._lock = FileLock(self.path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                'another run writes to this folder', 'wait for it or choose another', argument='output',
+                value=str(folder)) from error
+
+    def __enter__(self) -> 'FolderLock':
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.path.unlink(missing_ok=True)
+        self._lock.release()
 
 
 class Journal:
     """Outcomes by attack and index of the image in the data set.
 
     Args:
-        folder: Where the files lie, or None to keep outcomes in memory alone.
-        settings: What the outcomes depend on; a resumed evaluation must have the same.
-        resume: Go on where an earlier evaluation in the same folder ended.
+        folder: Where the files are, None to keep outcomes in memory alone.
+        contexts: By attack all that decides its outcomes, the images apart.
         rank: Number of this process.
 
     Attributes:
         correct: By attack and index, whether the image was classified correctly after it.
         labels: By index.
-        seconds: By attack, over all processes.
+        hashes: By index, of image and label.
+        seconds: By attack.
 
-    Raises:
-        InputError: If the folder holds an unfinished evaluation and `resume` is not set, or one with other settings.
     """
 
-    def __init__(self, folder: Optional[Path], settings: Dict[str, Any], resume: bool = False, rank: int = 0):
+    def __init__(
+            self,
+            folder: Optional[Path] = None,
+            contexts: Optional[Mapping[str, Mapping[str, Any]]] = None,
+            *,
+            rank: int = 0,
+    ):
         self.correct: Dict[str, Dict[int, bool]] = defaultdict(dict)
         self.labels: Dict[int, int] = {}
+        self.hashes: Dict[int, str] = {}
         self.seconds: Dict[str, float] = defaultdict(float)
-        self.file = self._path = None
+        self._contexts = {key: json.loads(json.dumps(dict(c))) for key, c in (contexts or {}).items()}
+        self._current = {key: _hash(c) for key, c in self._contexts.items()}
+        self._found: Dict[str, Dict[int, Tuple[str, bool, float]]] = defaultdict(dict)
+        self._changed: Counter[str] = Counter()
+        self._file: Optional[IO[str]] = None
+        self._path = None if folder is None else folder / _NAME.format(rank=rank)
         if folder is None:
             return
-        settings = json.loads(json.dumps(settings))
-        files = sorted(folder.glob(_NAME.format(rank='*')))
-        if files and not resume:
-            raise InputError(
-                f'--output {folder}: holds an unfinished evaluation, add --resume to go on or choose another folder')
-        for path in files:
-            self._read(path, settings)
-        self._path, self._settings = folder / _NAME.format(rank=rank), settings
+        self._read(sorted(folder.glob(_NAME.format(rank='*'))), say=rank == 0)
 
     def __enter__(self) -> 'Journal':
         """Begin to write."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not self._path.exists()
-            self.file = open(self._path, 'a')
-            if fresh:
-                self._write({'settings': self._settings})
+            self._file = open(self._path, 'a')
+            for key, context in self._contexts.items():
+                self._write({'context': self._current[key], 'attack': key, 'settings': context})
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def _read(self, path: Path, settings: Dict[str, Any]) -> None:
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
+    def _read(self, files: Sequence[Path], say: bool) -> None:
+        settings: Dict[str, Dict[str, Any]] = {}
+        unused: Counter[Tuple[str, str]] = Counter()
+        broken = 0
+        for line in (line for path in files for line in path.read_bytes().splitlines() if line.strip()):
+            entry = _entry(line)
+            if entry is None:
+                broken += 1
+            elif 'settings' in entry:
+                settings[entry['context']] = entry['settings']
+            elif entry['context'] == self._current.get(entry['attack']):
+                share = entry['seconds'] / max(len(entry['indices']), 1)
+                self._found[entry['attack']].update(
+                    (i, (digest, bool(right), share))
+                    for i, digest, right in zip(entry['indices'], entry['images'], entry['correct']))
+            elif entry['attack'] in self._current:
+                unused[entry['attack'], entry['context']] += len(entry['indices'])
+        if not say:
+            return
+        for (key, context), count in unused.items():
+            then, now = settings.get(context, {}), self._contexts[key]
+            differs = [name for name in {**then, **now} if then.get(name) != now.get(name)] if then else ['settings']
+            detail = ', '.join(
+                f'{name}={_brief(then[name])}, now {_brief(now[name])}' if name in then and name in now else name
+                for name in differs)
+            _logger.warning(f'{count} outcomes of {key} are not used: they are of another evaluation ({detail})')
+        if broken:
+            _logger.warning(f'{broken} lines of the journal are broken and not used')
+
+    def take(self, key: str, indices: Sequence[int], hashes: Sequence[str]) -> None:
+        """Use what an earlier run found out about some images, if they are the same."""
+        for index, digest in zip(indices, hashes):
+            found = self._found[key].pop(index, None)
+            if found is None:
                 continue
-            if 'settings' in entry:
-                _compare(entry['settings'], settings, path.parent)
-            elif 'attack' in entry:
-                self._take(entry)
+            if found[0] == digest:
+                self.correct[key][index] = found[1]
+                self.seconds[key] += found[2]
+            else:
+                self._changed[key] += 1
 
-    def _take(self, entry: Dict[str, Any]) -> None:
-        self.correct[entry['attack']].update(zip(entry['indices'], map(bool, entry['correct'])))
-        self.labels.update(zip(entry['indices'], entry.get('labels', [])))
-        self.seconds[entry['attack']] += entry['seconds']
+    def say_changed(self) -> None:
+        """Log how many outcomes were of images that have changed since."""
+        for key, count in self._changed.items():
+            _logger.warning(f'{count} outcomes of {key} are not used: the images have changed since')
+        self._changed.clear()
 
     def _write(self, entry: Dict[str, Any]) -> None:
-        # after a cut-off line the new one must begin on its own
-        self.file.write('\n' + json.dumps(entry))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        if self._file is None:
+            return
+        # after a line that was cut off the new one must begin on its own
+        self._file.write('\n' + json.dumps({**entry, 'check': _hash(entry)}))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def record(
             self,
-            attack: str,
-            indices: List[int],
-            correct: List[bool],
+            key: str,
+            indices: Sequence[int],
+            hashes: Sequence[str],
+            correct: Sequence[bool],
             seconds: float,
-            labels: Optional[List[int]] = None,
     ) -> None:
         """Keep the outcome of an attack on some images."""
-        entry = {'attack': attack, 'indices': indices, 'correct': [int(c) for c in correct],
-                 'seconds': round(seconds, 3), **({'labels': labels} if labels else {})}
-        self._take(entry)
-        if self.file is not None:
-            self._write(entry)
+        self.correct[key].update(zip(indices, correct))
+        self.seconds[key] += seconds
+        self._write({
+            'context': self._current.get(key, ''), 'attack': key, 'indices': list(indices), 'images': list(hashes),
+            'correct': [int(c) for c in correct], 'seconds': round(seconds, 3)})
 
-    def merge(self) -> None:
-        """Take in what the other processes of a distributed run found."""
-        found = [None] * dist.get_world_size()
-        dist.all_gather_object(found, (dict(self.correct), self.labels, dict(self.seconds)))
-        for correct, labels, seconds in found:
+    def state(self) -> State:
+        """What this process found, to be sent to others."""
+        return dict(self.correct), dict(self.labels), dict(self.hashes), dict(self.seconds)
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Take in what other processes found."""
+        for correct, labels, hashes, seconds in states:
             self.labels.update(labels)
-            for attack, outcome in correct.items():
-                self.correct[attack].update(outcome)
-                self.seconds[attack] = max(self.seconds[attack], seconds[attack])
+            self.hashes.update(hashes)
+            for key, outcome in correct.items():
+                self.correct[key].update(outcome)
+                self.seconds[key] = max(self.seconds[key], seconds.get(key, 0.))
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a folder holds an evaluation that is not complete."""
+        return any(folder.glob(_NAME.format(rank='*')))
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Delete the files of an evaluation that is complete."""
+        for path in folder.glob(_NAME.format(rank='*')):
+            path.unlink()
 
 
-def _compare(then: Dict[str, Any], now: Dict[str, Any], folder: Path) -> None:
-    for key in {**then, **now}:
-        before, after = then.get(key), now.get(key)
-        if before != after:
-            if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-                before, after = next((a, b) for a, b in zip(before, after) if a != b)
-            raise InputError(
-                f'--resume: the evaluation in {folder} was begun with {key}={_brief(before)}, not {_brief(after)}: '
-                'give the same settings or another --output')
+def _entry(line: bytes) -> Optional[Dict[str, Any]]:
+    """The content of a line that is as it was written, else None."""
+    try:
+        entry = json.loads(line)
+        check = entry.pop('check')
+        return entry if check == _hash(entry) else None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _brief(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 200 else text[:197] + '...'
+    return text if len(text) <= 80 else text[:77] + '...'

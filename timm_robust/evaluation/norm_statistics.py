@@ -3,18 +3,24 @@
 RobustNorm, figure 2 - https://arxiv.org/abs/2006.11007; NoFrost's argument against one BatchNorm for both kinds of
 image - https://arxiv.org/abs/2207.01156
 """
+import copy
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Mapping, NamedTuple, Tuple
 
 import torch
 import torch.nn as nn
 
-from ..attacks import attack_mode
+from ..attacks import PGD, attack_mode, logits_of
 from ..errors import InputError
-from ..layers import RobustNorm2d, tracking_norms
+from ..layers import RobustNorm2d, set_bn_mode, tracking_norms
 from ..settings import check_types
+from .accuracy import Runner, assemble
+from .journal import Journal
+from .outcome import percent
+from .plan import Plan
 
-__all__ = ['LayerStatistics', 'ShiftRow', 'layer_statistics', 'shift_rows']
+__all__ = [
+    'LayerStatistics', 'NormStatistics', 'ShiftRow', 'compare_bn_modes', 'layer_statistics', 'shift_rows']
 
 
 @dataclass(frozen=True)
@@ -122,3 +128,71 @@ def shift_rows(
         root: The spread is a variance, whose root is the unit of the mean.
     """
     return [ShiftRow(name, *_shift(clean[name], root), *_shift(adversarial[name], root)) for name in clean]
+
+
+@dataclass(frozen=True)
+class NormStatistics:
+    """What an attack does to normalization, and what the choice of statistics is worth.
+
+    Attributes:
+        accuracy: By mode (`set_bn_mode`) and attack, in percent.
+        clean, adversarial: By layer, with population statistics, of clean batches and of PGD-20.
+        root: The spread is a variance, whose root is the unit of the mean.
+    """
+    accuracy: Dict[str, Dict[str, float]]
+    clean: Dict[str, LayerStatistics]
+    adversarial: Dict[str, LayerStatistics]
+    root: bool
+
+    @property
+    def rows(self) -> List[ShiftRow]:
+        """Of `shift_rows`."""
+        return shift_rows(self.clean, self.adversarial, self.root)
+
+
+def compare_bn_modes(
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        plan: Plan,
+        *,
+        batch_size: int = 128,
+        seed: int = 0,
+) -> NormStatistics:
+    """Attack a network with each kind of statistics, and look at those of its layers under attack.
+
+    Args:
+        model: Maps pixels in [0, 1] to logits, in eval mode; a copy is switched.
+        x: Images (N, C, H, W).
+        y: True class indices (N,).
+        plan: The attacks.
+        batch_size: Images of a batch.
+        seed: Seed of the noise.
+
+    Raises:
+        InputError: If the network has no such choice, or an attack is not defined for batch statistics.
+    """
+    modes = ['population', 'batch']
+    if any(isinstance(m, RobustNorm2d) for m in model.modules()):
+        modes.insert(1, 'mean')
+    model = copy.deepcopy(model)
+    try:
+        model = set_bn_mode(model, 'population')
+    except ValueError as error:
+        raise InputError(str(error), argument='model') from error
+    num_classes = logits_of(model, x[:2]).shape[1]
+    plan.check(num_classes, batch_dependent=True)
+    batches = list(zip(x.split(batch_size), y.split(batch_size)))
+    adv = torch.cat([PGD(steps=20).craft(model, a, b, plan.threat, seed=seed + i) for i, (a, b) in enumerate(batches)])
+    clean, adversarial = (
+        {name.removeprefix('model.'): s for name, s in layer_statistics(model, images, batch_size).items()}
+        for images in (x, adv))
+    accuracy = {}
+    for mode in modes:
+        model = set_bn_mode(model, mode)
+        journal = Journal()
+        Runner(model, plan, journal, num_classes, batch_size, x.device, seed=seed, progress=False).run(
+            batches, range(len(x)))
+        outcomes = assemble(plan, journal, range(len(x)), num_classes)
+        accuracy[mode] = {outcome.name: percent(outcome.correct) for outcome in outcomes}
+    return NormStatistics(accuracy, clean, adversarial, 'mean' not in modes)

@@ -3,32 +3,42 @@
 NoFrost, table 5 - https://arxiv.org/abs/2207.01156; Yang et al. 2020, `Boundary thickness and robustness in learning
 models` - https://arxiv.org/abs/2007.05086; Zhang et al. 2019 (TRADES) - https://arxiv.org/abs/1901.08573
 """
+import math
+from dataclasses import dataclass
 from functools import wraps
-from typing import Callable
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
+import torch.nn as nn
 
-from ..attacks import PGD, ThreatModel, attack_mode, check_images, wrong_classes
+from ..attacks import PGD, ThreatModel, attack_mode, check_images, logits_of, wrong_classes
 from ..attacks.threat import l2_norm
 from ..errors import InputError
+from ..layers import has_batch_statistics
 
-__all__ = ['boundary_thickness', 'decision_margin', 'smoothness']
+__all__ = ['Properties', 'Property', 'boundary_thickness', 'decision_margin', 'measure_properties', 'smoothness']
 
 _FIRST_LENGTH, _GROWTH, _LENGTHS = 2. ** -6, 2. ** .5, 33  # of the attack's own length: from 1/64 to 1024
 _BISECTIONS = 22
 
 
-def _at_rest(measure: Callable) -> Callable:
+def _frozen(measure: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """A measure of a network in eval mode, which is left as it was."""
     @wraps(measure)
-    def measure_at_rest(model, *args, **kwargs):
+    def measure_frozen(model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         with attack_mode(model):
             return measure(model, *args, **kwargs)
-    return measure_at_rest
+    return measure_frozen
 
 
 @torch.no_grad()
-def _first_crossing(model: Callable, x: torch.Tensor, y: torch.Tensor, direction: torch.Tensor, length: float):
+def _first_crossing(
+        model: Callable,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        direction: torch.Tensor,
+        length: torch.Tensor,
+) -> torch.Tensor:
     """L2 distance along unit directions at which the prediction is first another than y; inf if it never is."""
     def crossed(distance: torch.Tensor) -> torch.Tensor:
         return model(x + distance.view(-1, 1, 1, 1) * direction).argmax(1) != y
@@ -49,7 +59,7 @@ def _first_crossing(model: Callable, x: torch.Tensor, y: torch.Tensor, direction
     return high
 
 
-@_at_rest
+@_frozen
 def decision_margin(
         model: Callable,
         x: torch.Tensor,
@@ -63,9 +73,10 @@ def decision_margin(
 
     .. math:: M(x) = \min_{u \in D(x)} \inf \{ t \ge 0 : \arg\max f(x + t u) \ne y \}
 
-    D(x) holds the unit vectors from x to its adversarial images: of PGD away from y and of targeted PGD towards the
-    likeliest wrong classes. The line is followed without regard to valid pixels, from 1/64 to 1024 times the length of
-    the attack. For a linear classifier of two classes under L2 it is the distance to the hyperplane.
+    D(x) holds the unit vectors from x to its adversarial images: of PGD on the cross-entropy, and towards each of the
+    likeliest wrong classes of PGD on the gap between its logit and that of y. The line is followed without regard to
+    valid pixels, from 1/64 to 1024 times the length of the attack. For a linear classifier under L2 it is the distance
+    to the nearest of the hyperplanes between y and these classes.
 
     Args:
         model: Maps pixels in [0, 1] to logits.
@@ -83,16 +94,20 @@ def decision_margin(
         logits = model(x)
     margin = torch.where(logits.argmax(1) == y, float('inf'), 0.).to(x.dtype)
     targets = wrong_classes(logits, y, min(num_targets, logits.shape[1] - 1))
-    attack = PGD(steps=steps, random_start=False)
+    attack, rows = PGD(steps=steps, random_start=False), torch.arange(len(x), device=x.device)
+
+    def lead(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits[rows, y] - logits[rows, target]
+
     for target in (None, *targets.unbind(1)):
-        adv = attack.craft(model, x, y, threat, targets=target)
+        adv = attack.craft(model, x, y, threat, targets=target, loss_fn=None if target is None else lead)
         delta = adv - x
         length = l2_norm(delta).clamp_min(1e-12)
         margin = torch.minimum(margin, _first_crossing(model, x, y, delta / length, length.flatten()))
     return margin
 
 
-@_at_rest
+@_frozen
 def boundary_thickness(
         model: Callable,
         x: torch.Tensor,
@@ -124,13 +139,14 @@ def boundary_thickness(
         InputError: If not -1 <= alpha < beta <= 1.
     """
     if not -1 <= alpha < beta <= 1:
-        raise InputError(f'alpha={alpha}, beta={beta}: must be ascending and in [-1, 1]')
+        raise InputError(
+            f'with `beta={beta}` they must be ascending and in [-1, 1]', argument='alpha', value=alpha)
     check_images(x)
     with torch.no_grad():
         logits = model(x)
     own, classes = logits.argmax(1), logits.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    other = (own + torch.randint(1, classes, (len(x),), generator=generator).to(own.device)) % classes
+    generator = torch.Generator('cpu').manual_seed(seed)
+    other = (own + torch.randint(1, classes, (len(x),), generator=generator, device='cpu').to(own.device)) % classes
     # a random start would turn the segment away from the shortest way
     adv = PGD(steps=steps, random_start=False).craft(model, x, own, threat, targets=other)
     inside = torch.zeros(len(x), device=x.device)
@@ -143,7 +159,7 @@ def boundary_thickness(
     return l2_norm(adv - x).flatten() * inside / points
 
 
-@_at_rest
+@_frozen
 def smoothness(
         model: Callable,
         x: torch.Tensor,
@@ -176,3 +192,99 @@ def smoothness(
             divergence = (clean.exp() * (clean - model(adv).log_softmax(1))).sum(1)
         largest = torch.maximum(largest, divergence)
     return largest
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property of a network.
+
+    Attributes:
+        name: What it is.
+        values: By image; infinite where no boundary was met.
+        counted: By image, whether it counts for the mean.
+    """
+    name: str
+    values: Tuple[float, ...]
+    counted: Tuple[bool, ...]
+
+    @property
+    def finite(self) -> List[float]:
+        """Values behind the mean."""
+        return [v for v, counts in zip(self.values, self.counted) if counts and math.isfinite(v)]
+
+    @property
+    def mean(self) -> float:
+        """Mean; not a number without values."""
+        return sum(self.finite) / len(self.finite) if self.finite else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean; not a number for less than two values."""
+        found = self.finite
+        if len(found) < 2:
+            return math.nan
+        return math.sqrt(sum((v - self.mean) ** 2 for v in found) / (len(found) - 1) / len(found))
+
+    @property
+    def unbounded(self) -> int:
+        """Images that count for which no boundary was met."""
+        return sum(self.counted) - len(self.finite)
+
+
+@dataclass(frozen=True)
+class Properties:
+    """Properties of a network.
+
+    Attributes:
+        correct: By image, whether it is classified correctly.
+        properties: Decision margin, boundary thickness and smoothness.
+    """
+    correct: Tuple[bool, ...]
+    properties: Tuple[Property, ...]
+
+
+def measure_properties(
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        threat: ThreatModel,
+        *,
+        steps: int = 20,
+        num_targets: int = 3,
+        batch_size: Optional[int] = None,
+        seed: int = 0,
+) -> Properties:
+    """Decision margin, boundary thickness and smoothness of a network.
+
+    Args:
+        model: Maps pixels in [0, 1] to logits.
+        x: Images (N, C, H, W).
+        y: True class indices (N,).
+        threat: Threat model of the attacks.
+        steps: Steps of each attack.
+        num_targets: Wrong classes the margin is sought towards.
+        batch_size: Images in the network at once, all by default.
+        seed: Seed of targets and starts.
+
+    Raises:
+        InputError: For a network that normalizes by the batch.
+    """
+    if has_batch_statistics(model):
+        raise InputError(
+            'a network that normalizes by the batch has no boundary of its own', "use `bn_mode='population'`",
+            argument='model')
+    measures: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        'decision margin (L2)': lambda a, b: decision_margin(
+            model, a, b, threat, steps=steps, num_targets=num_targets),
+        'boundary thickness (L2)': lambda a, b: boundary_thickness(model, a, threat, steps=steps, seed=seed),
+        f'smoothness (KL, {threat})': lambda a, b: smoothness(model, a, threat, steps=steps, seed=seed),
+    }
+    size = batch_size or len(x)
+    with attack_mode(model):
+        correct = tuple((logits_of(model, x, size).argmax(1) == y).tolist())
+    found = []
+    for name, measure in measures.items():
+        values = torch.cat([measure(a, b) for a, b in zip(x.split(size), y.split(size))]).double().tolist()
+        counted = correct if name.startswith('decision') else (True,) * len(correct)
+        found.append(Property(name, tuple(values), counted))
+    return Properties(correct, tuple(found))

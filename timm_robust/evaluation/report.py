@@ -3,149 +3,26 @@
 No accuracy is stored. Each is computed from the outcomes where it is used, with Wilson's 95 % interval.
 """
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from ..errors import InputError
 from ..inputs import json_text, read_json, write_text
 from ..settings import check_types, from_mapping, to_mapping
 from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
+from .outcome import AttackOutcome, EpsPoint, GammaPoint, RobustAccuracy, percent, wilson_interval
 from .shifts import BenchmarkResult
 from .surface import LossSurface
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = [
-    'AttackOutcome',
-    'EpsPoint',
-    'EvaluationReport',
-    'GammaPoint',
-    'RobustAccuracy',
-    'percent',
-    'read_reports',
-    'wilson_interval',
-]
+__all__ = ['RESULTS', 'EvaluationReport', 'read_reports']
 
 FORMAT = 3
 RESULTS = 'results.json'
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _DIGITS = 1e-6  # to which stored percentages must agree with the outcomes beside them
-
-
-def percent(outcome: Iterable[Optional[bool]]) -> float:
-    """Share of True in percent."""
-    outcome = list(outcome)
-    return 100. * sum(map(bool, outcome)) / max(len(outcome), 1)
-
-
-def wilson_interval(correct: int, total: int) -> Tuple[float, float]:
-    """95 % confidence interval of a share, in percent (Wilson 1927, https://doi.org/10.2307/2276774).
-
-    Args:
-        correct: Images that count.
-        total: All images.
-    """
-    if not total:
-        return 0., 100.
-    share, z2 = correct / total, _Z ** 2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total ** 2))
-    # exact at both ends, where rounding would leave 1e-17
-    return 100 * (centre - half) if correct else 0., 100 * (centre + half) if correct < total else 100.
-
-
-@dataclass(frozen=True)
-class AttackOutcome:
-    """What one attack came to.
-
-    Attributes:
-        name: The attack as it is written, 'pgd20'.
-        attack: All its settings, as `Attack.to_dict` gives them.
-        threat: Threat model, None for clean images.
-        effort: What it spent on an image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'.
-        correct: By image, classified correctly when clean and after this attack; None where it was not run because an
-            attack before it had succeeded.
-        attacked: Images it was run on.
-        seconds: Time spent.
-    """
-    name: str
-    attack: Dict[str, object]
-    threat: Optional[ThreatFacts]
-    effort: str
-    correct: Tuple[Optional[bool], ...]
-    attacked: int = 0
-    seconds: float = 0.
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing was done to the images."""
-        return self.threat is None
-
-    @property
-    def is_autoattack(self) -> bool:
-        """Whether it is AutoAttack, whose accuracy is the one to quote."""
-        return self.attack.get('attack') == 'autoattack'
-
-    @property
-    def complete(self) -> bool:
-        """Whether it has an outcome for every image."""
-        return None not in self.correct
-
-    @property
-    def accuracy(self) -> Optional[float]:
-        """Percent of images classified correctly under this attack; None unless `complete`."""
-        return percent(self.correct) if self.complete else None
-
-    @property
-    def interval(self) -> Optional[Tuple[float, float]]:
-        """Wilson's 95 % interval of `accuracy`."""
-        return wilson_interval(sum(map(bool, self.correct)), len(self.correct)) if self.complete else None
-
-
-@dataclass(frozen=True)
-class EpsPoint:
-    """A point of the curve over eps: images classified correctly among all."""
-    eps: float
-    num_correct: int
-    num_examples: int
-
-    @property
-    def accuracy(self) -> float:
-        """In percent."""
-        return 100. * self.num_correct / self.num_examples
-
-
-@dataclass(frozen=True)
-class GammaPoint:
-    """A point of the trade-off of two BatchNorms: images classified correctly when clean and under attack."""
-    gamma: float
-    num_clean: int
-    num_robust: int
-    num_examples: int
-
-    @property
-    def clean(self) -> float:
-        """Clean accuracy in percent."""
-        return 100. * self.num_clean / self.num_examples
-
-    @property
-    def robust(self) -> float:
-        """Robust accuracy in percent."""
-        return 100. * self.num_robust / self.num_examples
-
-
-@dataclass(frozen=True)
-class RobustAccuracy:
-    """The robust accuracy to quote, in percent, and the attacks behind it."""
-    accuracy: float
-    interval: Tuple[float, float]
-    attacks: Tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,13 +1,15 @@
 """Accuracy on shifted images, and what ImageNet-C makes of it."""
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 
+from ..attacks import logits_of
 from ..data.corruptions import COMMON_CORRUPTIONS, SEVERITIES
 from ..data.shifts import Part
+from ..precision import float32_proper
 from ..settings import check_types
 from .journal import Journal
 
@@ -32,11 +34,11 @@ ALEXNET_ERRORS = {
 ALEXNET_CLEAN_ERROR = 43.478
 
 
-@torch.no_grad()
 def evaluate_shift(
         model: nn.Module,
-        loader,
+        loader: Iterable[Tuple[torch.Tensor, torch.Tensor]],
         indices: Sequence[int],
+        hashes: Sequence[str],
         key: str,
         journal: Journal,
         device: torch.device,
@@ -48,6 +50,7 @@ def evaluate_shift(
         model: Maps pixels in [0, 1] to logits; in eval mode.
         loader: Delivers (pixels, labels), in the order of `indices`.
         indices: Index of each image.
+        hashes: Hash of each.
         key: Name under which outcomes are kept; of all classes under KEY/all if `classes` are given.
         journal: Where outcomes are kept.
         device: Device of the network.
@@ -55,14 +58,16 @@ def evaluate_shift(
     """
     done, start = 0, time.perf_counter()
     among = None if classes is None else torch.tensor(classes, device=device)
-    for x, y in loader:
-        logits, y = model(x.to(device)), y.to(device)
-        own, predicted = list(indices[done:done + len(x)]), logits.argmax(1)
-        if among is not None:
-            journal.record(f'{key}/all', own, (predicted == y).tolist(), 0.)
-            predicted = among[logits[:, among].argmax(1)]
-        journal.record(key, own, (predicted == y).tolist(), time.perf_counter() - start)
-        done, start = done + len(x), time.perf_counter()
+    with float32_proper():
+        for x, y in loader:
+            logits, y = logits_of(model, x.to(device)), y.to(device)
+            these = slice(done, done + len(x))
+            own, predicted = (list(indices[these]), list(hashes[these])), logits.argmax(1)
+            if among is not None:
+                journal.record(f'{key}/all', *own, (predicted == y).tolist(), 0.)
+                predicted = among[logits[:, among].argmax(1)]
+            journal.record(key, *own, (predicted == y).tolist(), time.perf_counter() - start)
+            done, start = done + len(x), time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class ImagesConfig(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least('batch_size', self.batch_size)
+        if self.num_examples is not None:
+            check_at_least('num_examples', self.num_examples)
 
 
 def _check_torch_split(dataset: str, split: str) -> None:

@@ -100,7 +100,7 @@ def trade_off(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
     """Mixtures of the two BatchNorms of a network: gamma and accuracy when clean and under each attack of SWEPT."""
     swept = [evaluated(
         run / 'measured' / attack, run, *flags_of(args), '--checkpoint', str(run / 'last.pth.tar'), '--attacks',
-        f'clean,{attack}', '--sweep', 'gamma', '-j', str(args.workers)) for attack in SWEPT]
+        f'clean,{attack}', '--gamma-sweep', '-j', str(args.workers)) for attack in SWEPT]
     return {'points': [
         [points[0].gamma, points[0].clean, *(p.robust for p in points)]
         for points in zip(*(report.gamma_sweep for report in swept))], 'samples': list(map(sample, swept))}

@@ -11,7 +11,8 @@ import torch
 from ...errors import InputError
 from ..facts import Example
 from ..norm_statistics import ShiftRow
-from ..report import EvaluationReport, GammaPoint
+from ..outcome import GammaPoint
+from ..report import EvaluationReport
 from ..surface import LossSurface
 from .words import sample, swept_attack, title
 

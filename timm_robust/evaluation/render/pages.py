@@ -11,7 +11,8 @@ from markupsafe import Markup
 from tabulate import tabulate
 
 from ..facts import Example, Finding
-from ..report import EvaluationReport, percent
+from ..outcome import percent
+from ..report import EvaluationReport
 from . import words
 from .figures import panels, to_png
 
@@ -146,7 +147,12 @@ def text_report(report: EvaluationReport) -> str:
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """Findings for a terminal: verdict, name and what a reader should conclude."""
-    return '\n\n'.join(
-        f"{f.verdict.upper():<8} {f.name.replace('_', ' ')}\n"
-        + textwrap.fill(f.text, 110, initial_indent=' ' * 9, subsequent_indent=' ' * 9) for f in findings)
+    """Findings for a terminal: those that a reader must see first, then the names of the others."""
+    blocks = [
+        f"{verdict.upper():<8} {f.name.replace('_', ' ')}\n"
+        + textwrap.fill(f.text, 110, initial_indent=' ' * 9, subsequent_indent=' ' * 9)
+        for verdict in ('alarm', 'warning', 'skipped') for f in findings if f.verdict == verdict]
+    fine = ', '.join(f.name.replace('_', ' ') for f in findings if f.verdict == 'ok')
+    if fine:
+        blocks.append(textwrap.fill(f'OK       {fine}', 110, subsequent_indent=' ' * 9))
+    return '\n\n'.join(blocks)

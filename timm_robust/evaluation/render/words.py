@@ -1,7 +1,8 @@
 """What a report says, in sentences and rows that every form of it shares."""
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from ..report import AttackOutcome, EvaluationReport, percent
+from ..outcome import AttackOutcome, percent
+from ..report import EvaluationReport
 from ..shifts import BenchmarkResult
 
 __all__ = [
@@ -217,14 +218,11 @@ def swept_attack(report: EvaluationReport) -> str:
     return report.real_attacks[-1].name if report.real_attacks else 'no attack'
 
 
-def _settings(attack: Dict[str, object]) -> str:
-    shown = []
-    for key, value in attack.items():
-        if isinstance(value, list):
-            shown += [f"{m.get('attack')} ({_settings(m)})" for m in value if isinstance(m, dict)]
-        elif key != 'attack' and value is not None:
-            shown.append(f"{key} {f'{value:g}' if isinstance(value, float) else value}")
-    return ', '.join(shown)
+def _settings(attack: Dict[str, object], members: Sequence[Dict[str, object]] = ()) -> str:
+    shown = [
+        f"{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in attack.items()
+        if key != 'attack' and value is not None]
+    return ', '.join([*shown, *(f"{m.get('attack')} ({_settings(m)})" for m in members)])
 
 
 def _group(content: object, hidden: Sequence[str]) -> List[Tuple[str, str]]:
@@ -241,6 +239,6 @@ def facts(report: EvaluationReport) -> Dict[str, List[Tuple[str, str]]]:
         'Model': _group(report.model, ()),
         'Data': _group(report.data, ('indices', 'labels', 'class_names')),
         'Versions': list(report.versions.items()),
-        'Attacks': [(a.name, _settings(a.attack)) for a in report.real_attacks],
+        'Attacks': [(a.name, _settings(a.attack, a.members)) for a in report.real_attacks],
     }
     return {group: rows for group, rows in groups.items() if rows}

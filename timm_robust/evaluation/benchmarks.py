@@ -1,0 +1,203 @@
+"""Accuracy on corruptions and other shifts of distribution, as part of an evaluation."""
+from functools import partial
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from tqdm import tqdm
+
+from ..data import balanced_indices, check_classes, check_images, class_names, dataset_labels
+from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
+from ..data.shifts import CIFAR_C, FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
+from ..errors import InputError, check_choice
+from ..inputs import ImagesConfig, Network, Preprocessing, open_dataset, pixel_loader
+from ..layers import has_batch_statistics
+from .config import EvalConfig
+from .journal import Journal
+from .peers import Peers
+from .shifts import BenchmarkResult, evaluate_shift, summarize_shifts
+
+__all__ = ['Benchmarks']
+
+_NAMES = ('clean', 'corruptions', *FOLDERS)
+
+
+def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
+    """Folder by benchmark; empty for the data set itself."""
+    listed = config.benchmarks.split(',') if isinstance(config.benchmarks, str) else config.benchmarks
+    found: Dict[str, str] = {}
+    for text in filter(None, listed):
+        name, _, folder = text.partition('=')
+
+        def wrong(problem: str, remedy: str = '', text: str = text) -> InputError:
+            return InputError(problem, remedy, argument='benchmarks', value=text)
+
+        if name not in _NAMES:
+            raise wrong('unknown', f"choose of {', '.join(_NAMES)}")
+        if name in found:
+            raise InputError(f'names {name} twice', argument='benchmarks', value=','.join(listed))
+        if folder and name not in FOLDERS:
+            raise wrong('is of the data set', 'give its folder as `data_dir`')
+        if name in FOLDERS and not (folder or data_dir):
+            raise wrong('has no folder', f'write {name}=FOLDER, or give the folder above it as `data_dir`')
+        found[name] = folder or (str(Path(data_dir or '') / FOLDERS[name]) if name in FOLDERS else '')
+    return found
+
+
+def _read_corruptions(config: EvalConfig) -> Tuple[str, ...]:
+    names = config.corruptions
+    if names is None:
+        names = COMMON_CORRUPTIONS
+    elif tuple(names) == ('all',):
+        names = CORRUPTIONS
+    for name in names:
+        check_choice('corruptions', name, (*CORRUPTIONS, 'all'))
+    for severity in config.severities:
+        if severity not in SEVERITIES:
+            raise InputError('must be from 1 to 5', argument='severities', value=severity)
+    for argument, values in (('corruptions', names), ('severities', config.severities)):
+        if len(set(values)) < len(values):
+            raise InputError('names one twice', argument=argument, value=' '.join(map(str, values)))
+    return tuple(names)
+
+
+def _refuse_union(dataset: Any, folders: Mapping[str, str], images: ImagesConfig) -> None:
+    """timm reads all of a folder where it has no folder of the split."""
+    root = getattr(getattr(dataset, 'reader', None), 'root', None)
+    inside = [f for f in filter(None, folders.values()) if root and Path(root).resolve() in Path(f).resolve().parents]
+    if inside:
+        raise InputError(
+            f'{images.data_dir} has no such folder, and {inside[0]} would be taken for clean images',
+            'name the folder of clean images as `data_dir` and those of benchmarks by NAME=FOLDER', argument='split',
+            value=images.split)
+
+
+def _keys(part: Part) -> List[str]:
+    """Keys of the outcomes of a part; among all classes too where fewer count."""
+    return [part.key] + [f'{part.key}/all'] * (part.classes is not None)
+
+
+class Benchmarks:
+    """The benchmarks of an evaluation, opened and checked.
+
+    Args:
+        config: Settings of the evaluation.
+        network: The network.
+        images: Where the data set is, and how images are loaded.
+
+    Raises:
+        InputError: On unknown names, and on data that is not that of the benchmark or does not fit the network.
+    """
+
+    def __init__(self, config: EvalConfig, network: Network, images: ImagesConfig):
+        self.config, self.network, self.images = config, network, images
+        self.corruptions = _read_corruptions(config)
+        folders = _read_names(config, images.data_dir)
+        if 'corruptions' in folders:
+            check_library()
+        self.parts = self._open(folders)
+        # before any is evaluated, so that what does not fit is said at once
+        self.chosen = {part.key: self._choose(part) for part in self.parts}
+        self.batch_dependent = has_batch_statistics(network.model)
+
+    def _open(self, folders: Mapping[str, str]) -> List[Part]:
+        network, config = self.network, self.config
+        size = network.preprocessing['input_size']
+        base: Any = None
+        if {'clean', 'corruptions'} & set(folders):
+            base = open_dataset(self.images, self.images.split, size[0], seed=config.seed)
+            _refuse_union(base, folders, self.images)
+            check_classes(
+                base, network.num_classes, network.class_names(class_names(base)),
+                allow_mismatch=self.images.allow_class_mismatch)
+        parts: List[Part] = []
+        for name, folder in folders.items():
+            if name == 'clean':
+                parts.append(Part(name, lambda: base))
+            elif name == 'corruptions':
+                parts += [
+                    Part(f'{name}/{c}/{s}', partial(CorruptedDataset, base, network.preprocessing, c, s, config.seed),
+                         stored_size=size[1:])
+                    for c in self.corruptions for s in config.severities]
+            else:
+                self._check_fits(name, size[0])
+                parts += self._published(name, Path(folder))
+        return parts
+
+    def _check_fits(self, name: str, channels: int) -> None:
+        wanted, model = CIFAR_C.get(name, 1000), self.network.config.model
+        if self.network.num_classes != wanted:
+            raise InputError(
+                f'has {wanted} classes, {model} {self.network.num_classes}', argument='benchmarks', value=name)
+        if channels != 3:
+            raise InputError(f'has 3 channels, {model} takes {channels}', argument='benchmarks', value=name)
+
+    def _published(self, name: str, folder: Path) -> List[Part]:
+        if name == 'c':
+            return imagenet_c(folder, self.corruptions, self.config.severities)
+        if name in CIFAR_C:
+            return cifar_c(name, folder, self.corruptions, self.config.severities)
+        return imagenet_shift(name, folder)
+
+    def _choose(self, part: Part) -> List[int]:
+        """Indices of the images of a part, which is looked at for it."""
+        dataset, count = part.open(), self.images.num_examples
+        part.size = len(dataset)
+        if count is None and part.expected not in (None, part.size):
+            raise InputError(
+                f'there are {part.size:,} images, published are {part.expected:,}', 'complete them, or take some by '
+                '`num_examples`', argument='benchmarks', value=part.key)
+        if count is not None and count > part.size:
+            raise InputError(f'{part.key} has {part.size:,} images', argument='num_examples', value=count)
+        return balanced_indices(dataset_labels(dataset), part.size, count, self.config.seed)
+
+    def contexts(self, common: Mapping[str, Any]) -> Dict[str, Mapping[str, Any]]:
+        """By part what decides its outcomes, given what holds for all."""
+        return {key: {
+            **common,
+            'preprocessing': self._preprocessing(part),
+            **({'seed': self.config.seed} if part.key.startswith('corruptions') else {}),
+            **({'batch_size': self.images.batch_size} if self.batch_dependent else {}),
+        } for part in self.parts for key in _keys(part)}
+
+    def _preprocessing(self, part: Part) -> Preprocessing:
+        changes = {'crop_pct': 1.} if part.stored_size else {}
+        return Preprocessing(**{**self.network.preprocessing, **changes})  # type: ignore[typeddict-item]
+
+    def run(self, journal: Journal, peers: Peers, progress: Optional[bool]) -> None:
+        """Classify the images of all parts that belong to this process, but those of the journal."""
+        hidden = True if not peers.primary else None if progress is None else not progress
+        with tqdm(self.parts, unit='set', disable=hidden) as bar:
+            for part in bar:
+                bar.set_description_str(part.key)
+                self._run_part(part, journal, peers)
+        journal.say_changed()
+
+    def _run_part(self, part: Part, journal: Journal, peers: Peers) -> None:
+        indices = self.chosen[part.key]
+        together = self.images.batch_size if self.batch_dependent else 1
+        own = [indices[i] for i in peers.positions(len(indices), together)]
+        if not own:
+            return
+        dataset = part.open()
+        found = dataset_labels(dataset)
+        labels = [''] * part.size if found is None else found.tolist()
+        stored = check_images(getattr(dataset, 'dataset', dataset), own)
+        hashes = {i: f'{digest[:16]} {labels[i]}' for i, digest in zip(own, stored)}
+        keys = _keys(part)
+        for key in keys:
+            journal.take(key, own, [hashes[i] for i in own])
+        todo = [i for i in own if any(i not in journal.correct[key] for key in keys)]
+        if self.batch_dependent and todo:
+            todo = own  # a prediction holds within its batch only
+        if todo:
+            loader = pixel_loader(
+                dataset, todo, self._preprocessing(part), self.network.device, batch_size=self.images.batch_size,
+                workers=self.images.workers, pin_mem=self.images.pin_mem)
+            evaluate_shift(
+                self.network.pixel_model, loader, todo, [hashes[i] for i in todo], part.key, journal,
+                self.network.device, part.classes)
+
+    def results(self, journal: Journal) -> Tuple[BenchmarkResult, ...]:
+        """A result for each benchmark, from the outcomes of all processes."""
+        size = self.network.preprocessing['input_size']
+        return tuple(summarize_shifts(self.parts, self.chosen, journal, (size[1], size[2])))

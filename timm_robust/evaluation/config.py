@@ -1,0 +1,147 @@
+"""Settings of an evaluation, which the command line, a YAML file and Python make alike."""
+from dataclasses import dataclass, field, fields
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch
+import torch.nn as nn
+
+from ..attacks import Attack, ThreatModel, make_threat, parse_eps, parse_threat
+from ..data.corruptions import SEVERITIES
+from ..errors import InputError, check_at_least, check_choice
+from ..inputs import check_seed
+from ..settings import check_types, default_of, setting
+from .plan import Plan, make_plan
+
+__all__ = ['DTYPES', 'EvalConfig', 'ThreatConfig']
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+_DEFAULT_ATTACKS = 'clean,fgsm,pgd20'
+_OF_ATTACKS = (
+    'threat', 'worst_case', 'exact', 'fast_dtype', 'eps_sweep', 'gamma_sweep', 'surrogate', 'surrogate_checkpoint',
+    'diagnose', 'attack_settings')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatConfig:
+    """A threat model as two settings."""
+    norm: str = setting('Linf', 'norm of the perturbation: Linf, L2', metavar='NORM', group='Threat model')
+    eps: Union[str, float] = setting('8/255', 'perturbation size in pixel units on [0, 1]', metavar='EPS')
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        make_threat(self.norm, self.eps)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model."""
+        return make_threat(self.norm, self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How to evaluate; what the network and the images are stands elsewhere.
+
+    Attributes:
+        threat: Threat model of the attacks, or how it is printed: 'Linf 8/255'.
+        attack_settings: Settings that go to every attack named which has such a field.
+        progress: Show a progress bar; by default on a terminal, and a line for each pool of images in a log.
+        command: Command line that asked for the evaluation.
+
+    Raises:
+        InputError: On values of a wrong type or out of range, and on settings that would have no effect.
+    """
+    attacks: Union[str, Attack, Tuple[Any, ...], None] = setting(
+        None, 'comma-separated: clean, and attacks, with a number of steps or queries (default: '
+        f'{_DEFAULT_ATTACKS}; none with benchmarks)', metavar='NAMES', group='Evaluation parameters')
+    threat: Union[str, ThreatModel] = 'Linf 8/255'
+    attack_settings: Dict[str, Any] = field(default_factory=dict)
+    worst_case: bool = setting(
+        False, 'run each attack only on images that withstood those before it (default: all on all)')
+    eps_sweep: Union[str, Tuple[Any, ...]] = setting(
+        '', 'also measure accuracy over these eps under the last attack, e.g. 0,2/255,4/255,8/255', metavar='LIST')
+    gamma_sweep: bool = setting(
+        False, 'also measure the trade-off of a checkpoint with two BatchNorms (objective mbnat) under the last '
+        'attack, while gamma goes from 0 to 1')
+    surrogate: Union[str, nn.Module] = setting(
+        '', 'another network of the same classes (a timm model, the folder of an export), to craft attacks on',
+        metavar='MODEL')
+    surrogate_checkpoint: str = setting('', 'weights of the surrogate', metavar='PATH')
+    exact: bool = setting(
+        False, 'search in plain float32 on the network itself (default: on a copy with folded normalization, whose '
+        'every result is verified on the network)')
+    fast_dtype: str = setting(
+        'float32', 'float32 or bfloat16, precision of that copy; fab, square and rays always search in float32',
+        metavar='DTYPE')
+    seed: int = setting(0, 'seed of subset and noise', metavar='S')
+    allow_chance: bool = setting(False, 'evaluate a network whose clean accuracy is that of guessing')
+    diagnose: Optional[bool] = setting(None, 'check whether the robustness is real (default: after AutoAttack)')
+    save_images: int = setting(8, 'clean and adversarial images in the report', metavar='N')
+    benchmarks: Union[str, Tuple[str, ...]] = setting(
+        '', 'comma-separated: clean and corruptions (made on the fly) of the data set; c, r, a, sketch, stylized (of '
+        'ImageNet), cifar10-c, cifar100-c, as NAME=FOLDER or by their names in data-dir', metavar='NAMES',
+        group='Benchmark parameters')
+    corruptions: Optional[Tuple[str, ...]] = setting(
+        None, 'of c, cifar10-c, cifar100-c and corruptions: names, or all with the four of validation (default: the '
+        '15)', metavar='NAME')
+    severities: Tuple[int, ...] = setting(SEVERITIES, 'of corruptions', metavar='S')
+    output: str = setting('', 'folder for results', metavar='DIR', group='Output parameters')
+    resume: bool = setting(False, 'continue an evaluation that was cut off in the output folder')
+    progress: Optional[bool] = None
+    command: str = ''
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_seed(self.seed)
+        check_choice('fast_dtype', self.fast_dtype, DTYPES)
+        check_at_least('save_images', self.save_images, 0)
+        if self.exact and self.fast_dtype != 'float32':
+            raise InputError(
+                'with `exact=True` the search is in float32', 'leave one of them out', argument='fast_dtype',
+                value=self.fast_dtype)
+        if self.resume and not self.output:
+            raise InputError('needs the folder of the evaluation that was cut off', 'pass `output`', argument='resume')
+        if self.surrogate_checkpoint and not self.surrogate:
+            raise InputError('is of no model', 'name it as `surrogate`', argument='surrogate_checkpoint',
+                             value=self.surrogate_checkpoint)
+        if not self.plan:
+            self._refuse_unused()
+        for name in ('eps_sweep', 'gamma_sweep'):
+            if getattr(self, name) and not (self.plan and self.plan.real_attacks):
+                raise InputError('needs an attack in `attacks`, for example pgd20', argument=name,
+                                 value=getattr(self, name))
+        self.swept_plans()
+
+    def _refuse_unused(self) -> None:
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if own.name == 'threat':
+                value = str(parse_threat(value))
+            if own.name in _OF_ATTACKS and value != default_of(own):
+                raise InputError(
+                    'has no effect with `benchmarks` and no attack', 'remove it, or name `attacks` too',
+                    argument=own.name, value=value)
+
+    @property
+    def plan(self) -> Optional[Plan]:
+        """The attacks; None if there are benchmarks alone."""
+        attacks = self.attacks
+        if attacks is None:
+            if self.benchmarks:
+                return None
+            attacks = _DEFAULT_ATTACKS
+        return make_plan(attacks, self.threat, worst_case=self.worst_case, **self.attack_settings)
+
+    def swept_plans(self) -> Dict[float, Plan]:
+        """The plan for each eps of the sweep, ascending."""
+        values = self.eps_sweep.split(',') if isinstance(self.eps_sweep, str) else self.eps_sweep
+        plans: Dict[float, Plan] = {}
+        for value in values:
+            if isinstance(value, str) and not value.strip():
+                continue
+            try:
+                plan = self.plan.at(parse_eps(value)) if self.plan else None
+            except InputError as error:
+                raise error.about('eps_sweep', self.eps_sweep) from error
+            if plan:
+                plans[plan.threat.eps] = plan
+        return dict(sorted(plans.items()))

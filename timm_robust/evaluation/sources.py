@@ -1,0 +1,292 @@
+"""What is evaluated: a network and images, in whatever form a caller has them."""
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union, cast
+
+import torch
+import torch.nn as nn
+from PIL import Image
+from timm.data import resolve_data_config
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ..attacks import InputSpace, check_batch, check_images
+from ..data import balanced_indices, class_names, dataset_labels, listed_indices
+from ..errors import InputError
+from ..inputs import (
+    Images,
+    ImagesConfig,
+    Network,
+    NetworkConfig,
+    Preprocessing,
+    build_network,
+    build_surrogate,
+    check_batch_size,
+    open_images,
+    pixel_loader,
+    resolve_device,
+    weights_sha256,
+)
+from ..models import NormalizedModel
+from .accuracy import Batches
+from .facts import DataFacts, ModelFacts
+
+__all__ = ['DataSource', 'ModelSource', 'Source', 'Subject', 'open_data', 'open_model', 'open_surrogate']
+
+ModelSource = Union[str, NetworkConfig, nn.Module]
+DataSource = Union[str, Path, ImagesConfig, Tuple[torch.Tensor, Any], Dataset, torch.Tensor]
+
+_NAMED_DATA = re.compile(r'(torch|tfds|hfds|hfids|wds)/')
+
+
+@dataclass
+class Subject:
+    """The network that is evaluated.
+
+    Attributes:
+        model: Takes pixels in [0, 1]; in eval mode.
+        device: Where it is.
+        facts: What a report says of it.
+        preprocessing: timm's data config, where it is known.
+        network: The same as what inputs/ takes; None for a module that is no timm model.
+    """
+    model: nn.Module
+    device: torch.device
+    facts: ModelFacts
+    preprocessing: Optional[Preprocessing] = None
+    network: Optional[Network] = None
+
+
+def _facts(name: str, model: nn.Module, preprocessing: Optional[Preprocessing], **more: Any) -> ModelFacts:
+    return ModelFacts(name=name, weights_sha256=weights_sha256(model), **{**(preprocessing or {}), **more})
+
+
+def _of_network(network: Network) -> Subject:
+    config = network.config
+    facts = _facts(
+        config.model, network.model, network.preprocessing, checkpoint=config.checkpoint, use_ema=config.use_ema,
+        model_kwargs=config.model_kwargs, bn_mode=config.bn_mode, gamma=config.gamma, num_classes=network.num_classes)
+    return Subject(network.pixel_model, network.device, facts, network.preprocessing, network)
+
+
+def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
+    if model.training:
+        raise InputError('is in training mode', 'call model.eval() before an evaluation', argument='model')
+    own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device('cpu'))
+    place = own if device is None else torch.device(resolve_device(device))
+    if place != own:
+        model = copy.deepcopy(model).to(place)  # the caller's network stays where it is
+    space = InputSpace.of(model)
+    on_pixels = model if space.is_pixels else NormalizedModel(model, space.mean, space.std).eval()
+    timm_model: Any = model.model if isinstance(model, NormalizedModel) else model
+    name = type(model).__name__
+    if not (getattr(timm_model, 'pretrained_cfg', None) and getattr(timm_model, 'num_classes', None)):
+        return Subject(on_pixels, place, _facts(name, model, None))
+    preprocessing = cast(Preprocessing, resolve_data_config({}, model=timm_model))
+    name = timm_model.pretrained_cfg.get('architecture') or type(timm_model).__name__
+    network = Network(NetworkConfig(model=name), timm_model, on_pixels, preprocessing, place)
+    facts = _facts(name, timm_model, preprocessing, num_classes=network.num_classes)
+    return Subject(on_pixels, place, facts, preprocessing, network)
+
+
+def open_model(model: ModelSource, *, checkpoint: str = '', device: Optional[str] = None) -> Subject:
+    """The network behind what a caller passed as `model`.
+
+    Args:
+        model: A name as `NetworkConfig` takes it, a `NetworkConfig`, or a module: a timm model, which gets mean and std
+            of its `pretrained_cfg`, or any other that takes pixels.
+        checkpoint: Weights of a network by name.
+        device: Where to, by default where a module is.
+
+    Raises:
+        InputError: If it cannot be built, or is in training mode.
+    """
+    if isinstance(model, nn.Module):
+        if checkpoint:
+            raise InputError('is for a model by name', 'load the weights into the module', argument='checkpoint',
+                             value=checkpoint)
+        return _of_module(model, device)
+    if isinstance(model, (str, Path)):
+        model = NetworkConfig(model=str(model), checkpoint=checkpoint, device=device)
+    if not isinstance(model, NetworkConfig):
+        raise InputError(
+            f'is {type(model).__name__}', 'pass a module, the name of a timm model, the folder of an exported model or '
+            'hf-hub:ORG/NAME', argument='model')
+    return _of_network(build_network(model, torch.device(resolve_device(model.device))))
+
+
+def open_surrogate(surrogate: Union[str, nn.Module, None], subject: Subject, checkpoint: str) -> Optional[Subject]:
+    """The network to craft attacks on, if it is another.
+
+    Raises:
+        InputError: If its classes or input are not those of the network.
+    """
+    if surrogate is None or surrogate == '':
+        return None
+    if isinstance(surrogate, nn.Module):
+        return _of_module(surrogate, str(subject.device))
+    if subject.network is None:
+        return open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
+    return _of_network(build_surrogate(surrogate, subject.network, checkpoint))
+
+
+class Source:
+    """Images to evaluate on.
+
+    Attributes:
+        indices: Of the chosen images, in the data set.
+        facts: What a report says of the data, indices and labels apart.
+        batch_size: Images of a batch.
+    """
+    indices: List[int]
+    facts: DataFacts
+    batch_size: int
+
+    def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
+        """Batches of pixels in [0, 1] and labels, of all chosen images or those at some positions."""
+        raise NotImplementedError
+
+    def first(self, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        """The first chosen images and their labels."""
+        x, y = zip(*self.loader(range(min(count, len(self.indices)))))
+        return torch.cat(x), torch.cat(y)
+
+
+class _Named(Source):
+    """Images of inputs.images."""
+
+    def __init__(self, images: Images):
+        self.images, self.indices, self.batch_size = images, images.indices, images.config.batch_size
+        config = images.config
+        names = images.class_names
+        self.facts = DataFacts(
+            dataset=config.dataset or 'ImageFolder', data_dir=config.data_dir, split=config.split,
+            subset=config.subset, num_images=len(images.dataset), class_names=tuple(names) if names else None,
+            mismatch=images.mismatch)
+
+    def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
+        return self.images.loader(positions)
+
+
+class _Tensors(Source):
+    """Images in memory."""
+
+    def __init__(self, x: torch.Tensor, y: Any, config: ImagesConfig, seed: int):
+        check_images(x)
+        self.x, self.y = x.detach(), check_batch(x, y).labels
+        if not len(x):
+            raise InputError('holds no image', argument='data')
+        self.indices = _choose(len(x), self.y.cpu().numpy(), config, seed)
+        self.batch_size = config.batch_size
+        self.facts = DataFacts(dataset='tensors', subset=_how(config), num_images=len(x))
+
+    def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
+        rows = self.indices if positions is None else [self.indices[i] for i in positions]
+        for part in torch.tensor(rows, device=self.x.device).split(self.batch_size):
+            yield self.x[part], self.y[part]
+
+
+class _Pictures(Dataset):
+    """A data set of pictures under a transform that `pixel_loader` sets."""
+
+    def __init__(self, dataset: Any):
+        self.dataset, self.targets = dataset, dataset_labels(dataset)
+        self.transform: Optional[Callable] = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tuple[Any, int]:
+        picture, label = self.dataset[index]
+        return (self.transform(picture) if self.transform else picture), int(label)
+
+
+class _OfDataset(Source):
+    """Images of a data set object: tensors in [0, 1], or pictures to be preprocessed as the network wants them."""
+
+    def __init__(self, dataset: Any, config: ImagesConfig, seed: int, subject: Subject):
+        self.dataset, self.config, self.device = dataset, config, subject.device
+        self.preprocessing = None
+        if isinstance(dataset[0][0], Image.Image):
+            if subject.preprocessing is None:
+                raise InputError(
+                    'holds pictures, and the model is no timm model that says how to preprocess them',
+                    'give the data set a transform that makes tensors in [0, 1]', argument='data')
+            self.preprocessing, self.dataset = subject.preprocessing, _Pictures(dataset)
+        if config.subset == 'balanced':
+            self.indices = _choose(len(dataset), dataset_labels(dataset), config, seed)
+        else:
+            self.indices = listed_indices(dataset, config.subset, config.num_examples)
+        self.batch_size = config.batch_size
+        names = class_names(dataset)
+        self.facts = DataFacts(
+            dataset=type(dataset).__name__, subset=_how(config), num_images=len(dataset),
+            class_names=tuple(names) if names else None)
+
+    def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
+        indices = self.indices if positions is None else [self.indices[i] for i in positions]
+        if self.preprocessing is not None:
+            return pixel_loader(
+                self.dataset, indices, self.preprocessing, self.device, batch_size=self.batch_size,
+                workers=self.config.workers, pin_mem=self.config.pin_mem)
+        return self._tensors(indices)
+
+    def _tensors(self, indices: List[int]) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        for x, y in DataLoader(
+                Subset(self.dataset, indices), batch_size=self.batch_size, num_workers=self.config.workers):
+            check_images(x)
+            yield x, torch.as_tensor(y)
+
+
+def _how(config: ImagesConfig) -> str:
+    return '' if config.subset == 'balanced' and config.num_examples is None else config.subset
+
+
+def _choose(size: int, labels: Any, config: ImagesConfig, seed: int) -> List[int]:
+    """All images in their order, or a balanced choice of some."""
+    if config.num_examples is None:
+        return list(range(size))
+    return balanced_indices(labels, size, config.num_examples, seed)
+
+
+def open_data(
+        data: DataSource,
+        subject: Subject,
+        *,
+        seed: int = 0,
+        usual_examples: Optional[int] = None,
+        **settings: Any,
+) -> Source:
+    """The images behind what a caller passed as `data`.
+
+    Args:
+        data: A folder or the name of a timm data set, an `ImagesConfig`, a pair of images (N, C, H, W) in [0, 1] and
+            labels (N,), or a data set of pictures or of such tensors.
+        subject: The network they are for.
+        seed: Seed of the choice.
+        usual_examples: How many images of a folder or named data set to take, if nothing is said and it has as many.
+        **settings: Fields of `ImagesConfig` for all but an `ImagesConfig`.
+
+    Raises:
+        InputError: If the data cannot be opened or does not fit the network.
+    """
+    if isinstance(data, (str, Path)):
+        named = _NAMED_DATA.match(str(data)) is not None and not Path(data).exists()
+        where: Any = {'dataset' if named else 'data_dir': str(data)}
+        data = ImagesConfig(**where, **settings)
+    if isinstance(data, ImagesConfig):
+        if subject.network is None:
+            raise InputError(
+                'the model is no timm model that says how to preprocess images', 'pass (images, labels), or a data '
+                'set with a transform that makes tensors in [0, 1]', argument='data')
+        return _Named(open_images(data, subject.network, seed=seed, usual_examples=usual_examples))
+    config = ImagesConfig(**settings)
+    check_batch_size(subject.model, config.batch_size)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], torch.Tensor):
+        return _Tensors(data[0], data[1], config, seed)
+    if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, (torch.Tensor, tuple)):
+        return _OfDataset(data, config, seed, subject)
+    raise InputError(
+        f'is {type(data).__name__}', 'pass (images, labels), a data set with an index, a folder or the name of a timm '
+        'data set', argument='data')

@@ -1,0 +1,344 @@
+"""The stages of an evaluation: attacks and benchmarks, written down at once, then all that is optional."""
+import hashlib
+import logging
+import re
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+
+import torch
+
+from ..attacks import Clean, Ensemble, FastModel, logits_of, make_fast_model
+from ..errors import InputError
+from ..inputs import ImagesConfig, NetworkConfig, weights_sha256
+from ..layers import at_gamma, has_batch_statistics
+from ..precision import float32_proper
+from .accuracy import Runner, assemble
+from .benchmarks import Benchmarks
+from .config import DTYPES, EvalConfig
+from .diagnostics import diagnose
+from .examples import example_images
+from .facts import DataFacts, RunFacts, ThreatFacts, versions
+from .journal import FolderLock, Journal
+from .outcome import AttackOutcome, EpsPoint, GammaPoint
+from .peers import Peers
+from .plan import Plan, threat_facts
+from .report import RESULTS, EvaluationReport
+from .sources import Source, Subject, open_data, open_model, open_surrogate
+from .surface import loss_surface
+
+__all__ = ['GAMMAS', 'Stages']
+
+GAMMAS = tuple(i / 10 for i in range(11))
+
+_NUM_DIAGNOSED = 100
+_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
+
+_logger = logging.getLogger(__name__)
+
+
+def _network_sha256(subject: Subject) -> str:
+    """Hash of all of a network that decides outcomes: parameters, every buffer, the text of its modules."""
+    tensors = {**dict(subject.model.named_parameters()), **dict(subject.model.named_buffers())}
+    text = _ADDRESS.sub('', repr(subject.model)) + weights_sha256(tensors)
+    return hashlib.sha256(f'{text} {subject.facts.bn_mode} {subject.facts.gamma}'.encode()).hexdigest()[:16]
+
+
+class Stages:
+    """One evaluation.
+
+    Args:
+        config: Settings.
+        peers: The processes that share the images.
+        model, data: As a caller passed them.
+        images: Fields of `ImagesConfig` that were passed.
+        checkpoint, device: Of the network.
+    """
+
+    def __init__(
+            self,
+            config: EvalConfig,
+            peers: Peers,
+            model: Any,
+            data: Any,
+            images: Mapping[str, Any],
+            checkpoint: str = '',
+            device: Optional[str] = None,
+    ):
+        self.config, self.peers, self.plan = config, peers, config.plan
+        output = peers.broadcast(config.output)
+        self.folder = Path(output) if output else None
+        if self.folder is not None:
+            _refuse_unfit(self.folder, config.resume)
+        self.subject = subject = open_model(
+            _at_main_branch(model) if config.gamma_sweep else model, checkpoint=checkpoint, device=device)
+        self.batch_dependent = has_batch_statistics(subject.model)
+        known = subject.facts.num_classes
+        if self.plan and known:
+            self._check_plan(known)  # before data is looked at
+        self.benchmarks = self._open_benchmarks(data, images) if config.benchmarks else None
+        self.source: Optional[Source] = open_data(data, subject, seed=config.seed, **images) if self.plan else None
+        self.surrogate = open_surrogate(config.surrogate, subject, config.surrogate_checkpoint)
+        self.num_classes = known or self._count_classes()
+        if self.plan:
+            self._check_plan(self.num_classes)
+        self.subject.facts = replace(subject.facts, num_classes=self.num_classes)
+
+    def _check_plan(self, num_classes: int) -> None:
+        assert self.plan is not None
+        self.plan.check(num_classes, self.batch_dependent, bool(self.config.surrogate))
+
+    def _count_classes(self) -> int:
+        assert self.source is not None
+        x, _ = self.source.first(2)
+        return logits_of(self.subject.model, x.to(self.subject.device)).shape[1]
+
+    def _open_benchmarks(self, data: Any, images: Mapping[str, Any]) -> Benchmarks:
+        if self.subject.network is None:
+            raise InputError('are for timm models, which say how to preprocess images', argument='benchmarks',
+                             value=self.config.benchmarks)
+        if not isinstance(data, ImagesConfig):
+            if not (data is None or isinstance(data, (str, Path))):
+                raise InputError('take images from folders', 'pass the folder as `data`', argument='benchmarks',
+                                 value=self.config.benchmarks)
+            data = ImagesConfig(data_dir=None if data is None else str(data), **images)
+        return Benchmarks(self.config, self.subject.network, data)
+
+    # facts
+
+    def _report(self) -> EvaluationReport:
+        """The report without results."""
+        config, surrogate = self.config, self.surrogate
+        source_facts = self.source.facts if self.source else self._benchmark_facts()
+        size = self.source.batch_size if self.source else self.benchmarks.images.batch_size  # type: ignore[union-attr]
+        return EvaluationReport(
+            model=self.subject.facts,
+            data=source_facts,
+            threat=threat_facts(self.plan.threat) if self.plan else ThreatFacts('', 0., 'no attack'),
+            settings=RunFacts(
+                seed=config.seed, batch_size=size, batch_dependent=self.batch_dependent, worst_case=config.worst_case,
+                exact=config.exact, fast_dtype=config.fast_dtype, device=_device_name(self.subject.device),
+                surrogate=surrogate.facts.name if surrogate else '',
+                surrogate_sha256=surrogate.facts.weights_sha256 if surrogate else '', command=config.command,
+                date=datetime.now(timezone.utc).isoformat(timespec='seconds')))
+
+    def _benchmark_facts(self) -> DataFacts:
+        assert self.benchmarks is not None
+        images = self.benchmarks.images
+        return DataFacts(dataset=images.dataset or 'ImageFolder', data_dir=images.data_dir, split=images.split,
+                         subset=images.subset)
+
+    def _contexts(self, plans: Mapping[str, Plan]) -> Dict[str, Mapping[str, Any]]:
+        """By key of outcomes all that decides them, the images apart."""
+        known = ('timm_robust', 'timm', 'torch')
+        common: Dict[str, Any] = {
+            'network': _network_sha256(self.subject), 'versions': {k: v for k, v in versions().items() if k in known}}
+        contexts: Dict[str, Mapping[str, Any]] = self.benchmarks.contexts(common) if self.benchmarks else {}
+        if self.batch_dependent and self.source:
+            common['batch_size'] = self.source.batch_size
+        for prefix, plan in plans.items():
+            own = {**common, **({'sweep': prefix} if prefix else {})}
+            contexts[plan.clean_key] = own
+            for attack in plan.real_attacks:
+                for key, member in plan.members(attack, self.num_classes):
+                    contexts[key] = {
+                        **own, 'attack': member.to_dict(), 'threat': str(plan.threat), 'seed': self.config.seed,
+                        'exact': self.config.exact, 'fast_dtype': self.config.fast_dtype,
+                        'surrogate': _network_sha256(self.surrogate) if self.surrogate else None}
+        return contexts
+
+    def _plans(self) -> Dict[str, Plan]:
+        """The plan of the evaluation and those of its sweeps, by prefix of their keys."""
+        if not self.plan:
+            return {}
+        plans = {'': self.plan, **{p.prefix: p for p in self.config.swept_plans().values()}}
+        return {**plans, **{p.prefix: p for p in self._gamma_plans().values()}}
+
+    def _gamma_plans(self) -> Dict[float, Plan]:
+        if not (self.plan and self.config.gamma_sweep):
+            return {}
+        attacks = (Clean(), self.plan.real_attacks[-1])
+        return {gamma: Plan(attacks, self.plan.threat, prefix=f'gamma {gamma:g}/') for gamma in GAMMAS}
+
+    # stages
+
+    def run(self) -> EvaluationReport:
+        """All stages; the report of the primary process goes to all."""
+        with ExitStack() as stack:
+            if self.folder is not None and self.peers.primary:
+                stack.enter_context(FolderLock(self.folder))
+                _refuse_unfit(self.folder, self.config.resume)  # another run may have ended meanwhile
+            self.peers.gather(None)  # none begins before the folder is this run's
+            return self._run()
+
+    def _run(self) -> EvaluationReport:
+        report = self._report()
+        self.journal = Journal(
+            self.folder, self._contexts(self._plans()), rank=self.peers.rank)
+        self.peers.gather(None)  # none begins to write while another still looks at what there is
+        self.fast_model = self._make_fast_model()
+        with self.journal:
+            if self.plan:
+                outcomes = self._attack(self.plan)
+                report = replace(report, attacks=outcomes, data=self._data_facts(report))
+            if self.benchmarks:
+                self.benchmarks.run(self.journal, self.peers, self.config.progress)
+                self._merge()
+                report = replace(report, benchmarks=self.benchmarks.results(self.journal))
+            self._save(report)
+            report = self._sweeps(report)
+        if self.peers.primary:
+            report = self._looks(report)
+            if self.folder is not None:
+                Journal.remove(self.folder)
+        return self.peers.broadcast(report)
+
+    def _save(self, report: EvaluationReport) -> None:
+        if self.folder is not None and self.peers.primary:
+            report.save(self.folder)
+
+    def _merge(self) -> None:
+        self.journal.merge(self.peers.gather(self.journal.state()))
+
+    def _data_facts(self, report: EvaluationReport) -> DataFacts:
+        assert self.source is not None
+        indices = self.source.indices
+        digest = hashlib.sha256(' '.join(self.journal.hashes[i] for i in indices).encode()).hexdigest()
+        labels = tuple(self.journal.labels[i] for i in indices)
+        return replace(report.data, indices=tuple(indices), labels=labels, sha256=digest)
+
+    def _make_fast_model(self) -> Optional[FastModel]:
+        if not self.plan or not self.plan.real_attacks or self.config.exact or self.surrogate or self.batch_dependent:
+            return None
+        assert self.source is not None
+        x, _ = self.source.first(8)
+        return make_fast_model(self.subject.model, x.to(self.subject.device), DTYPES[self.config.fast_dtype])
+
+    def _runner(self, plan: Plan) -> Runner:
+        assert self.source is not None
+        return Runner(
+            self.subject.model, plan, self.journal, num_classes=self.num_classes, batch_size=self.source.batch_size,
+            device=self.subject.device, seed=self.config.seed, fast_model=self.fast_model,
+            surrogate=self.surrogate.model if self.surrogate else None, allow_chance=self.config.allow_chance,
+            progress=self.config.progress if self.peers.primary else False)
+
+    def _attack(self, plan: Plan) -> Tuple[AttackOutcome, ...]:
+        """Outcomes of a plan on all images, those of this process by its own work."""
+        assert self.source is not None
+        indices = self.source.indices
+        own = self.peers.positions(len(indices), self.source.batch_size if self.batch_dependent else 1)
+        self._runner(plan).run(self.source.loader(own) if own else (), [indices[i] for i in own])
+        self._merge()
+        return assemble(plan, self.journal, indices, self.num_classes)
+
+    def _sweeps(self, report: EvaluationReport) -> EvaluationReport:
+        """Curves over eps and gamma; the processes share their images too."""
+        total = report.data.num_examples
+        eps_points: List[EpsPoint] = []
+        for eps, plan in self.config.swept_plans().items():
+            self._say(f'Accuracy at {plan.threat} ...')
+            eps_points.append(EpsPoint(eps, _count(self._attack(plan)[0]), total))
+        gamma_points: List[GammaPoint] = []
+        for gamma, plan in self._gamma_plans().items():
+            self._say(f'Accuracy at gamma {gamma:g} ...')
+            with at_gamma(self.subject.model, gamma):
+                self.fast_model = self._make_fast_model()
+                clean, robust = self._attack(plan)
+            gamma_points.append(GammaPoint(gamma, _count(clean), _count(robust), total))
+        if gamma_points:
+            self.fast_model = self._make_fast_model()
+        if eps_points or gamma_points:
+            report = replace(report, eps_sweep=tuple(eps_points), gamma_sweep=tuple(gamma_points))
+            self._save(report)
+        return report
+
+    def _say(self, text: str) -> None:
+        if self.peers.primary:
+            _logger.info(text)
+
+    def _looks(self, report: EvaluationReport) -> EvaluationReport:
+        """Example images and diagnosis."""
+        config = self.config
+        if self.plan is None:
+            return report
+        if config.save_images and self.plan.real_attacks:
+            report = self._optional('Adversarial images for the report', self._add_examples, report)
+        wanted = config.diagnose
+        if wanted is None:
+            wanted = any(isinstance(attack, Ensemble) for attack in self.plan.attacks)
+        if wanted:
+            report = self._optional('Diagnosis: is the robustness real?', self._add_findings, report)
+        return report
+
+    def _optional(
+            self,
+            title: str,
+            stage: Callable[[EvaluationReport], EvaluationReport],
+            report: EvaluationReport,
+    ) -> EvaluationReport:
+        """The report with the results of a stage; without them, and a warning, where it fails."""
+        start = time.perf_counter()
+        _logger.info(f'{title} ...')
+        try:
+            report = stage(report)
+            self._save(report)
+        except (InputError, RuntimeError, ValueError, OSError) as error:
+            reason = ' '.join(str(error).split()) or type(error).__name__
+            _logger.warning(f'{title}: left out, {reason}. The accuracies are not concerned.')
+        else:
+            _logger.info(f'{title}: {time.perf_counter() - start:.0f} seconds')
+        return report
+
+    def _first(self, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        assert self.source is not None
+        x, y = self.source.first(count)
+        return x.to(self.subject.device), y.to(self.subject.device)
+
+    def _add_examples(self, report: EvaluationReport) -> EvaluationReport:
+        assert self.plan is not None and self.source is not None
+        x, y = self._first(self.source.batch_size)
+        return replace(report, examples=example_images(
+            self._runner(self.plan), x, y, self.source.indices[:len(x)], report.attacks, self.config.save_images))
+
+    def _add_findings(self, report: EvaluationReport) -> EvaluationReport:
+        assert self.plan is not None and self.source is not None
+        x, y = self._first(_NUM_DIAGNOSED)
+        common: Dict[str, Any] = dict(batch_size=self.source.batch_size, seed=self.config.seed)
+        with float32_proper():
+            findings = diagnose(
+                self.subject.model, x, y, self.plan.threat, fast_model=self.fast_model,
+                surrogate=self.surrogate.model if self.surrogate else None, progress=self.config.progress, **common)
+            surface = loss_surface(self.subject.model, x, y, self.plan.threat, **common)
+        return replace(report, findings=tuple(findings), surface=surface)
+
+
+def _at_main_branch(model: Any) -> Any:
+    """The network whose gamma a sweep changes, at that of clean images."""
+    if not isinstance(model, NetworkConfig) or model.gamma is not None:
+        return model
+    try:
+        return replace(model, gamma=0.)
+    except InputError as error:
+        raise error.about('gamma_sweep', True) from error
+
+
+def _refuse_unfit(folder: Path, resume: bool) -> None:
+    """Refuse a folder with results, and one with an unfinished evaluation unless it is resumed."""
+    unfinished = Journal.exists(folder)
+    if unfinished and not resume:
+        raise InputError(
+            'holds an unfinished evaluation', 'pass `resume=True` to continue it, or choose another folder',
+            argument='output', value=str(folder))
+    if (folder / RESULTS).exists() and not unfinished:
+        raise InputError(f'already holds {RESULTS}', 'choose another folder', argument='output', value=str(folder))
+
+
+def _count(outcome: AttackOutcome) -> int:
+    return sum(map(bool, outcome.correct))
+
+
+def _device_name(device: torch.device) -> str:
+    return f'{device} ({torch.cuda.get_device_name(device)})' if device.type == 'cuda' else str(device)
