@@ -2,6 +2,7 @@
 from . import attacks, tasks
 from .attacks import L2, Attack, InputSpace, Linf, ThreatModel, register_attack, register_norm
 from .errors import InputError
+from .evaluation import EvaluationReport, diagnose, evaluate
 from .layers import RobustNorm2d, replace_norm, set_bn_mode, sync_norm_statistics
 from .models import NormalizedModel
 from .tasks import Objective, register_objective
@@ -10,6 +11,7 @@ from .version import __version__
 
 __all__ = [
     'Attack',
+    'EvaluationReport',
     'InputError',
     'InputSpace',
     'L2',
@@ -22,6 +24,8 @@ __all__ = [
     'TrainResult',
     '__version__',
     'attacks',
+    'diagnose',
+    'evaluate',
     'register_attack',
     'register_norm',
     'register_objective',

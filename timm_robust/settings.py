@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import MISSING
 from typing import (
     Any,
+    Callable,
     Dict,
     Mapping,
     Optional,
@@ -30,7 +31,7 @@ _NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 
 
 def setting(
         default: Any,
-        help: str,
+        help: Union[str, Callable[[], str]],
         *,
         short: Optional[str] = None,
         metavar: Optional[str] = None,
@@ -42,7 +43,7 @@ def setting(
 
     Args:
         default: Default value; a list or dict is copied for each object.
-        help: What it does, in one sentence; the help text of its flag.
+        help: What it does, in one sentence, the help text of its flag; a function where it lists what is registered.
         short: Short flag, such as '-b'.
         metavar: Name of the value in help texts.
         group: Heading of the flag in help texts; by default that of the field before.

@@ -14,7 +14,7 @@ from .losses import cross_entropy, cw_loss, dlr, dlr_targeted, hard_labels, logi
 from .noise import image_seeds
 from .pgd import BIM, FGSM, FGSMRS, MIM, NFGSM, PGD, CWLinf, PGDTargeted
 from .rays import RayS
-from .registry import ATTACKS, attack_from_dict, parse_attack, parse_attacks, register_attack
+from .registry import ATTACKS, attack_from_dict, attack_names, parse_attack, parse_attacks, register_attack
 from .square import Square
 from .state import AttackResult, Batch, State, keep_best
 from .threat import (
@@ -25,6 +25,7 @@ from .threat import (
     madry_step_size,
     make_threat,
     nofrost_step_size,
+    norm_names,
     parse_eps,
     parse_threat,
     register_norm,
@@ -66,6 +67,7 @@ __all__ = [
     'State',
     'ThreatModel',
     'attack_from_dict',
+    'attack_names',
     'attack_mode',
     'check_batch',
     'check_images',
@@ -84,6 +86,7 @@ __all__ = [
     'make_fast_model',
     'make_threat',
     'nofrost_step_size',
+    'norm_names',
     'parse_attack',
     'parse_attacks',
     'parse_eps',

@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..settings import from_mapping
 from .base import Attack
 
-__all__ = ['ATTACKS', 'attack_from_dict', 'parse_attack', 'parse_attacks', 'register_attack']
+__all__ = ['ATTACKS', 'attack_from_dict', 'attack_names', 'parse_attack', 'parse_attacks', 'register_attack']
 
 ATTACKS: Dict[str, Type[Attack]] = {}
 _NAMES: Dict[str, Tuple[Type[Attack], Mapping[str, Any]]] = {}  # every name that is read, with the settings it implies
@@ -38,6 +38,11 @@ def register_attack(attack: _Class) -> _Class:
     ATTACKS[cls.name] = cls
     _NAMES.update((name, (cls, settings)) for name, settings in names.items())
     return cls
+
+
+def attack_names() -> str:
+    """The names of all registered attacks and variants, for people."""
+    return ', '.join(sorted(name for cls in ATTACKS.values() for name in (cls.name, *cls.variants)))
 
 
 def _normal(name: str) -> str:

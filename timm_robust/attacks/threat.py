@@ -23,6 +23,7 @@ __all__ = [
     'madry_step_size',
     'make_threat',
     'nofrost_step_size',
+    'norm_names',
     'parse_eps',
     'parse_threat',
     'register_norm',
@@ -193,6 +194,11 @@ class L2(ThreatModel):
         return self.size(gradient)
 
 
+def norm_names() -> str:
+    """The names of all registered norms, for people."""
+    return ', '.join(cls.norm for cls in NORMS.values())
+
+
 def make_threat(norm: str, eps: Size) -> ThreatModel:
     """A threat model from the name of its norm, in any case, and its eps.
 
@@ -200,8 +206,7 @@ def make_threat(norm: str, eps: Size) -> ThreatModel:
         InputError: On an unknown norm or a bad eps.
     """
     if str(norm).lower() not in NORMS:
-        known = ', '.join(cls.norm for cls in NORMS.values())
-        raise InputError('unknown', f'choose one of {known}', argument='norm', value=norm)
+        raise InputError('unknown', f'choose one of {norm_names()}', argument='norm', value=norm)
     return NORMS[norm.lower()](eps)
 
 

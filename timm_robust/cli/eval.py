@@ -6,7 +6,6 @@ from typing import Dict, List, Tuple
 
 import torch
 
-from ..attacks import ATTACKS
 from ..errors import InputError
 from ..evaluation import EvalConfig, ThreatConfig, evaluate
 from ..evaluation.render import findings_text
@@ -23,9 +22,6 @@ def _parser() -> Tuple[Parser, Dict[str, str]]:
     parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
     for cls in (ThreatConfig, EvalConfig, ImagesConfig, NetworkConfig):
         add_flags(parser, cls)
-    listed = next(action for action in parser._actions if action.dest == 'attacks')
-    names = sorted(name for cls in ATTACKS.values() for name in (cls.name, *cls.variants))
-    listed.help = f"{listed.help}. Attacks: {', '.join(names)}"
     return parser, add_attack_flags(parser)
 
 

@@ -45,8 +45,13 @@ def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
     return {'type': hint, **({'nargs': '?', 'const': const} if const else {})}
 
 
-def _add(parser: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, note: str) -> None:
+def _text(field: 'dataclasses.Field[Any]') -> str:
     text = field.metadata['help']
+    return str(text() if callable(text) else text)
+
+
+def _add(parser: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, note: str) -> None:
+    text = _text(field)
     if note and '(default' not in text:
         text += f' ({note})'
     kind = _kind(hint, default, field.metadata['const'])
@@ -116,11 +121,11 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> Dict[str, str]:
         cls, field = found[0]
         kind = _kind(get_type_hints(cls)[name], None, None)
         if 'type' in kind:
-            kind['metavar'] = name.split('_')[-1].upper()
+            kind['metavar'] = field.metadata['metavar'] or name.split('_')[-1].upper()
         names = ', '.join(own.name for own, _ in found)
         group.add_argument(
             f"--{flags[name].replace('_', '-')}", default=None,
-            help=re.sub(r' ?\(default: [^)]*\)', '', f"{field.metadata['help']} ({names})").replace('%', '%%'), **kind)
+            help=re.sub(r' ?\(default: [^)]*\)', '', f'{_text(field)} ({names})').replace('%', '%%'), **kind)
     return flags
 
 

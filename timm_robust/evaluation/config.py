@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional, Tuple, Union
 import torch
 import torch.nn as nn
 
-from ..attacks import Attack, ThreatModel, make_threat, parse_eps, parse_threat
+from ..attacks import Attack, ThreatModel, attack_names, make_threat, norm_names, parse_eps, parse_threat
 from ..data.corruptions import SEVERITIES
 from ..errors import InputError, check_at_least, check_choice
 from ..inputs import check_seed
@@ -24,7 +24,8 @@ _OF_ATTACKS = (
 @dataclass(frozen=True, kw_only=True)
 class ThreatConfig:
     """A threat model as two settings."""
-    norm: str = setting('Linf', 'norm of the perturbation: Linf, L2', metavar='NORM', group='Threat model')
+    norm: str = setting(
+        'Linf', lambda: f'norm of the perturbation: {norm_names()}', metavar='NORM', group='Threat model')
     eps: Union[str, float] = setting('8/255', 'perturbation size in pixel units on [0, 1]', metavar='EPS')
 
     def __post_init__(self) -> None:
@@ -51,8 +52,9 @@ class EvalConfig:
         InputError: On values of a wrong type or out of range, and on settings that would have no effect.
     """
     attacks: Union[str, Attack, Tuple[Any, ...], None] = setting(
-        None, 'comma-separated: clean, and attacks, with a number of steps or queries (default: '
-        f'{_DEFAULT_ATTACKS}; none with benchmarks)', metavar='NAMES', group='Evaluation parameters')
+        None, lambda: 'comma-separated: clean, and attacks, with a number of steps or queries (default: '
+        f'{_DEFAULT_ATTACKS}; none with benchmarks). Attacks: {attack_names()}',
+        metavar='NAMES', group='Evaluation parameters')
     threat: Union[str, ThreatModel] = 'Linf 8/255'
     attack_settings: Dict[str, Any] = field(default_factory=dict)
     worst_case: bool = setting(

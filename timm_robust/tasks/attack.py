@@ -15,6 +15,7 @@ from ..attacks import (
     ThreatModel,
     make_threat,
     nofrost_step_size,
+    norm_names,
     parse_attack,
     parse_eps,
 )
@@ -51,7 +52,7 @@ class TrainingAttack:
     attack: str = setting(
         'pgd', 'attack in training: pgd, fgsm, fgsm-rs, n-fgsm, bim, mim, cw-linf or a gradient attack of a plugin',
         metavar='NAME', flat='attack')
-    norm: str = setting('Linf', 'norm of the perturbation, Linf or L2', metavar='NORM')
+    norm: str = setting('Linf', lambda: f'norm of the perturbation: {norm_names()}', metavar='NORM')
     eps: Union[float, str] = setting('8/255', 'size of the perturbation in pixel units on [0, 1]', metavar='EPS')
     eps_warmup_epochs: float = setting(0., 'epochs over which eps rises to its full size', metavar='N')
     steps: int = setting(_STEPS, 'attack steps in training', metavar='N')
