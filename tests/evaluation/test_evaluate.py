@@ -1,4 +1,5 @@
 """`timm_robust.evaluate`: verdicts, forms of models and data, refusals, sweeps, processes, what is written."""
+import copy
 import dataclasses
 import inspect
 import logging
@@ -129,10 +130,23 @@ def test_an_attack_that_cheats_is_caught():
             measured(model, x, y, [Cheat()])
 
 
+def test_a_network_in_training_mode_is_measured_in_eval_mode_and_put_back():
+    x, y = data()
+    model = TinyNet(norm=True, drop=.5)
+    model.norm.eval()
+    model.norm.running_mean.fill_(.1)
+    state = copy.deepcopy(model.state_dict())
+    report = measured(model, x, labels_of(copy.deepcopy(model).eval(), x), 'clean,pgd2', diagnose=True)
+    assert report.clean_accuracy == 100
+    assert model.training and model.drop.training and not model.norm.training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    model.eval().drop.train()  # dropout that stays on is part of the network
+    assert measured(model, x, labels_of(copy.deepcopy(model).eval(), x), 'clean').clean_accuracy < 100
+    assert model.drop.training
+
+
 def test_refusals():
     model, (x, y) = TinyNet().eval(), data()
-    with pytest.raises(InputError, match='model: is in training mode'):
-        measured(TinyNet().train(), x, y)
     with pytest.raises(InputError, match=r'images: span \[-'):
         measured(model, x * 2 - 1, y)
     with pytest.raises(InputError, match='num_classes=4: the data has label 7'):

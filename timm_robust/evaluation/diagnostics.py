@@ -359,14 +359,14 @@ def diagnose(
         Findings, always in the same order.
 
     Raises:
-        InputError: If the network is in training mode or returns no finite logits (N, K), if pixels are not in [0, 1],
+        InputError: If the network returns no finite logits (N, K), if pixels are not in [0, 1],
             labels do not fit, or no image is classified correctly.
     """
-    if model.training:
-        raise InputError('model is in training mode: call model.eval() before a diagnosis')
     check_images(x, None, model)
     y = check_batch(x, y).labels
     model = copy.deepcopy(model).requires_grad_(False)
+    if model.training:
+        model.eval()
     order = torch.randperm(len(x), generator=torch.Generator('cpu').manual_seed(seed), device='cpu')
     batch_size = even_batch_size(len(x), batch_size) if len(x) else batch_size
     findings = []

@@ -11,7 +11,7 @@ from ..inputs import ImagesConfig
 from .config import EvalConfig
 from .peers import Peers
 from .report import EvaluationReport
-from .sources import DataSource, ModelSource
+from .sources import DataSource, ModelSource, eval_mode
 from .stages import Stages
 
 __all__ = ['evaluate']
@@ -62,8 +62,9 @@ def evaluate(
     outcome. Under torch.distributed the processes of the default group share the images, and all get the same report.
 
     Args:
-        model: A timm model (mean and std are those of its `pretrained_cfg`) or any other module that takes pixels, in
-            eval mode; a model name, the folder of an exported model or hf-hub:ORG/NAME; or a `NetworkConfig`.
+        model: A timm model (mean and std are those of its `pretrained_cfg`) or any other module that takes pixels,
+            in eval mode meanwhile; a model name, the folder of an exported model or hf-hub:ORG/NAME; or a
+            `NetworkConfig`.
         data: Images (N, C, H, W) with pixels in [0, 1], and `labels`, or a pair of both; a data set of pictures or of
             such tensors; a folder or the name of a timm data set; or an `ImagesConfig`.
         labels: Class indices (N,), if `data` is a tensor.
@@ -124,5 +125,5 @@ def evaluate(
         name, value = next(iter(images.items()))
         raise InputError('is a setting of the ImagesConfig', 'give it there', argument=name, value=value)
     source: Any = data if labels is None else (data, labels)
-    with Peers() as peers:
+    with Peers() as peers, eval_mode(model, surrogate):
         return Stages(config, peers, model, source, images, checkpoint, device).run()

@@ -1,6 +1,7 @@
 """What is evaluated: a network and images, in whatever form a caller has them."""
 import copy
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union, cast
@@ -32,7 +33,7 @@ from ..models import NormalizedModel
 from .accuracy import Batches
 from .facts import DataFacts, ModelFacts
 
-__all__ = ['DataSource', 'ModelSource', 'Source', 'Subject', 'open_data', 'open_model', 'open_surrogate']
+__all__ = ['DataSource', 'ModelSource', 'Source', 'Subject', 'eval_mode', 'open_data', 'open_model', 'open_surrogate']
 
 ModelSource = Union[str, NetworkConfig, nn.Module]
 DataSource = Union[str, Path, ImagesConfig, Tuple[torch.Tensor, Any], Dataset, torch.Tensor]
@@ -70,9 +71,25 @@ def _of_network(network: Network) -> Subject:
     return Subject(network.pixel_model, network.device, facts, network.preprocessing, network)
 
 
+@contextmanager
+def eval_mode(*models: Any) -> Iterator[None]:
+    """Networks in training mode, as `timm.create_model` returns them, are in eval mode inside.
+
+    A network in eval mode is left alone: a part of it that stays in training mode, such as dropout, belongs to it.
+    """
+    training = [
+        (part, part.training) for model in models if isinstance(model, nn.Module) and model.training
+        for part in model.modules()]
+    try:
+        for part, _ in training:
+            part.training = False
+        yield
+    finally:
+        for part, flag in training:
+            part.training = flag
+
+
 def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
-    if model.training:
-        raise InputError('is in training mode', 'call model.eval() before an evaluation', argument='model')
     own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device('cpu'))
     place = own if device is None else torch.device(resolve_device(device))
     if place != own:
@@ -100,7 +117,7 @@ def open_model(model: ModelSource, *, checkpoint: str = '', device: Optional[str
         device: Where to, by default where a module is.
 
     Raises:
-        InputError: If it cannot be built, or is in training mode.
+        InputError: If it cannot be built.
     """
     if isinstance(model, nn.Module):
         if checkpoint:
