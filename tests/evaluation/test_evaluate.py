@@ -130,6 +130,55 @@ def test_an_attack_that_cheats_is_caught():
             measured(model, x, y, [Cheat()])
 
 
+@pytest.mark.parametrize('transform', [None, ToTensor()], ids=['pictures', 'tensors'])
+def test_classes_of_a_data_set_object_are_those_of_the_network(tmp_path, transform):
+    model = timm.create_model('nofrost_resnet20_cifar', pretrained=True)
+    names = model.pretrained_cfg['label_names']
+    right, missing, renamed = (
+        make_image_folder(tmp_path / kind, splits=('test',), classes=classes, per_class=1) / 'test'
+        for kind, classes in (('right', names), ('missing', names[1:]), ('renamed', ['a', *names[1:]])))
+    report = evaluate(model, ImageFolder(right, transform), attacks='clean', workers=0, progress=False)
+    assert report.data.class_names == tuple(names) and report.data.mismatch == ''
+    for folder, problem in ((missing, 'has 9 classes, the network 10'), (renamed, "class 0 of the data is 'a'")):
+        with pytest.raises(InputError, match=problem):
+            evaluate(model, ImageFolder(folder, transform), attacks='clean', workers=0, progress=False)
+        report = evaluate(
+            model, ImageFolder(folder, transform), attacks='clean', workers=0, progress=False,
+            allow_class_mismatch=True)
+        assert problem in report.data.mismatch and problem in str(report)
+
+
+def test_what_tensors_and_weights_are_in():
+    x, _ = data()
+    model = undecided_net(x)
+    y = labels_of(model, x)
+    wanted = measured(model, x, y, threat=NEAR)
+    for images in (x.double(), x.numpy()):
+        found = measured(model, images, y.tolist(), threat=NEAR)
+        assert [a.correct for a in found.attacks] == [a.correct for a in wanted.attacks]
+    for inside in (torch.no_grad(), torch.inference_mode(), torch.autocast('cpu', torch.bfloat16)):
+        with inside:
+            found = measured(NormalizedModel(model, 0, 1), x.clone(), y, threat=NEAR)
+        assert [a.correct for a in found.attacks] == [a.correct for a in wanted.attacks]
+    assert 0 < wanted['pgd3'].accuracy < 100
+    for low in (torch.float16, torch.bfloat16, torch.float64):
+        with pytest.raises(InputError, match='model: has weights in torch.*float32'):
+            measured(TinyNet().to(low), x, y)
+
+
+def test_a_timm_model_that_gets_pixels_is_noticed(caplog):
+    inside, (x, y) = timm.create_model('nofrost_resnet20_cifar'), (torch.rand(2, 3, 32, 32), torch.arange(2))
+    measured(nn.Sequential(inside), x, y, 'clean')
+    assert 'CifarNormFreeNet inside expects normalized images' in caplog.text
+    caplog.clear()
+    report = measured(NormalizedModel(inside, (.1, .2, .3), .5), x, y, 'clean')
+    assert not caplog.text and report.model.mean == (.1, .2, .3) and report.model.std == (.5,)
+    with pytest.raises(InputError, match='is a NormalizedModel already'):
+        NormalizedModel(NormalizedModel(inside))
+    with pytest.raises(InputError, match='mean: is missing'):
+        NormalizedModel(TinyNet())
+
+
 def test_a_network_in_training_mode_is_measured_in_eval_mode_and_put_back():
     x, y = data()
     model = TinyNet(norm=True, drop=.5)
@@ -149,7 +198,7 @@ def test_refusals():
     model, (x, y) = TinyNet().eval(), data()
     with pytest.raises(InputError, match=r'images: span \[-'):
         measured(model, x * 2 - 1, y)
-    with pytest.raises(InputError, match='num_classes=4: the data has label 7'):
+    with pytest.raises(InputError, match='labels: hold class 7, and the network has 4 classes'):
         measured(model, x, y + 4)
     with pytest.raises(InputError, match='19 images'):
         measured(model, x[1:], y)
@@ -212,7 +261,7 @@ def test_arguments_are_the_settings():
     images = {f.name for f in dataclasses.fields(ImagesConfig)}
     others = set(arguments) - {f.name for f in dataclasses.fields(EvalConfig)}
     assert others == {'model', 'data', 'labels', 'checkpoint', 'device'} | {
-        'split', 'num_examples', 'subset', 'batch_size', 'workers'} and others - {
+        'split', 'num_examples', 'subset', 'batch_size', 'workers', 'allow_class_mismatch'} and others - {
         'model', 'data', 'labels', 'checkpoint', 'device'} <= images
 
 
@@ -245,7 +294,7 @@ def test_models_and_data_in_every_form_are_the_same(pictures, tmp_path):
 
 def test_data_that_is_none_is_refused():
     model, (x, y) = TinyNet().eval(), data()
-    for images, message in ((3, 'data: is int'), (x, 'data: is Tensor'), ((x,), 'data: is tuple'),
+    for images, message in ((3, 'data: is int'), (x, 'labels: are missing'), ((x,), 'data: is tuple'),
                             ('nowhere', 'the model is no timm model'), ((x[:0], y[:0]), 'data: holds no image')):
         with pytest.raises(InputError, match=message):
             evaluate(model, images, attacks='clean')

@@ -182,8 +182,8 @@ class Runner:
             logits = logits_of(self.model, x, len(x) if self.batch_dependent else self.batch_size)
         if labels.max() >= logits.shape[1]:
             raise InputError(
-                f'the data has label {labels.max().item()}', f'pass `num_classes={labels.max().item() + 1}` or the '
-                'data set the model was trained on', argument='num_classes', value=logits.shape[1])
+                f'hold class {labels.max().item()}, and the network has {logits.shape[1]} classes',
+                'choose a network of these classes', argument='labels')
         return logits
 
     def _attack_pool(self, x: torch.Tensor, labels: torch.Tensor, indices: List[int], first: bool) -> None:

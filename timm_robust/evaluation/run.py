@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Union
 
+import torch
 import torch.nn as nn
 
 from ..attacks import Attack, ThreatModel
@@ -55,6 +56,7 @@ def evaluate(
         subset: Optional[str] = None,
         batch_size: Optional[int] = None,
         workers: Optional[int] = None,
+        allow_class_mismatch: Optional[bool] = None,
 ) -> EvaluationReport:
     """Measure clean and robust accuracy.
 
@@ -94,8 +96,8 @@ def evaluate(
         command: Command line to write down.
         checkpoint: Weights of a network by name.
         device: Where to, by default where a module is, and for a network by name the best there is.
-        split, num_examples, subset, batch_size, workers: See `ImagesConfig`, in which they are for one. Images in
-            memory and data set objects stay in their order unless `num_examples` chooses some.
+        split, num_examples, subset, batch_size, workers, allow_class_mismatch: See `ImagesConfig`, in which they are
+            for one. Images in memory and data set objects stay in their order unless `num_examples` chooses some.
 
     Returns:
         The report. It is written before anything optional begins (sweeps, images, diagnosis, figures), whose failure is
@@ -119,11 +121,14 @@ def evaluate(
         allow_chance=allow_chance, diagnose=diagnose, save_images=save_images, benchmarks=_frozen(benchmarks),
         corruptions=_frozen(corruptions), severities=tuple(severities), output=str(output), resume=resume,
         progress=progress, command=command)
-    given = dict(split=split, num_examples=num_examples, subset=subset, batch_size=batch_size, workers=workers)
+    given = dict(
+        split=split, num_examples=num_examples, subset=subset, batch_size=batch_size, workers=workers,
+        allow_class_mismatch=allow_class_mismatch)
     images = {name: value for name, value in given.items() if value is not None}
     if isinstance(data, ImagesConfig) and images:
         name, value = next(iter(images.items()))
         raise InputError('is a setting of the ImagesConfig', 'give it there', argument=name, value=value)
     source: Any = data if labels is None else (data, labels)
-    with Peers() as peers, eval_mode(model, surrogate):
+    # inside of inference mode, Lightning's default for tests, no gradient can be taken
+    with Peers() as peers, torch.inference_mode(False), eval_mode(model, surrogate):
         return Stages(config, peers, model, source, images, checkpoint, device).run()

@@ -1,11 +1,13 @@
 """What is evaluated: a network and images, in whatever form a caller has them."""
 import copy
+import logging
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union, cast
 
+import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
@@ -13,7 +15,7 @@ from timm.data import resolve_data_config
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..attacks import InputSpace, check_batch, check_images
-from ..data import balanced_indices, class_names, dataset_labels, listed_indices
+from ..data import balanced_indices, check_classes, class_names, dataset_labels, listed_indices
 from ..errors import InputError
 from ..inputs import (
     Images,
@@ -37,6 +39,8 @@ __all__ = ['DataSource', 'ModelSource', 'Source', 'Subject', 'eval_mode', 'open_
 
 ModelSource = Union[str, NetworkConfig, nn.Module]
 DataSource = Union[str, Path, ImagesConfig, Tuple[torch.Tensor, Any], Dataset, torch.Tensor]
+
+_logger = logging.getLogger(__name__)
 
 _NAMED_DATA = re.compile(r'(torch|tfds|hfds|hfids|wds)/')
 
@@ -90,6 +94,9 @@ def eval_mode(*models: Any) -> Iterator[None]:
 
 
 def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
+    low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if low is not None:
+        raise InputError(f'has weights in {low}', 'pass model.float(): verdicts are in float32', argument='model')
     own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device('cpu'))
     place = own if device is None else torch.device(resolve_device(device))
     if place != own:
@@ -99,12 +106,27 @@ def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
     timm_model: Any = model.model if isinstance(model, NormalizedModel) else model
     name = type(model).__name__
     if not (getattr(timm_model, 'pretrained_cfg', None) and getattr(timm_model, 'num_classes', None)):
+        _warn_of_inner_model(model)
         return Subject(on_pixels, place, _facts(name, model, None))
     preprocessing = cast(Preprocessing, resolve_data_config({}, model=timm_model))
+    if isinstance(model, NormalizedModel):
+        preprocessing.update(mean=_decimals(model.mean), std=_decimals(model.std))
     name = timm_model.pretrained_cfg.get('architecture') or type(timm_model).__name__
     network = Network(NetworkConfig(model=name), timm_model, on_pixels, preprocessing, place)
     facts = _facts(name, timm_model, preprocessing, num_classes=network.num_classes)
     return Subject(on_pixels, place, facts, preprocessing, network)
+
+
+def _decimals(values: torch.Tensor) -> Tuple[float, ...]:
+    return tuple(float(f'{value:.7g}') for value in values.flatten().tolist())  # of float32, as they were given
+
+
+def _warn_of_inner_model(model: nn.Module) -> None:
+    inner = next((m for m in model.modules() if not InputSpace.of(m).is_pixels), None)
+    if inner is not None and not any(isinstance(m, NormalizedModel) for m in model.modules()):
+        _logger.warning(
+            f'{type(model).__name__} gets pixels in [0, 1], and the timm model {type(inner).__name__} inside expects '
+            'normalized images: unless the former normalizes them, wrap the latter in NormalizedModel')
 
 
 def open_model(model: ModelSource, *, checkpoint: str = '', device: Optional[str] = None) -> Subject:
@@ -191,9 +213,9 @@ class _Tensors(Source):
 
     def __init__(self, x: torch.Tensor, y: Any, config: ImagesConfig, seed: int):
         check_images(x)
-        self.x, self.y = x.detach(), check_batch(x, y).labels
         if not len(x):
             raise InputError('holds no image', argument='data')
+        self.x, self.y = x.detach().float(), check_batch(x, y).labels
         self.indices = _choose(len(x), self.y.cpu().numpy(), config, seed)
         self.batch_size = config.batch_size
         self.facts = DataFacts(dataset='tensors', subset=_how(config), num_images=len(x))
@@ -236,10 +258,13 @@ class _OfDataset(Source):
         else:
             self.indices = listed_indices(dataset, config.subset, config.num_examples)
         self.batch_size = config.batch_size
-        names = class_names(dataset)
+        names, network = class_names(dataset), subject.network
+        mismatch = '' if network is None else check_classes(
+            dataset, network.num_classes, network.class_names(names), allow_mismatch=config.allow_class_mismatch,
+            argument='data')
         self.facts = DataFacts(
             dataset=type(dataset).__name__, subset=_how(config), num_images=len(dataset),
-            class_names=tuple(names) if names else None)
+            class_names=tuple(names) if names else None, mismatch=mismatch)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
         indices = self.indices if positions is None else [self.indices[i] for i in positions]
@@ -253,7 +278,7 @@ class _OfDataset(Source):
         for x, y in DataLoader(
                 Subset(self.dataset, indices), batch_size=self.batch_size, num_workers=self.config.workers):
             check_images(x)
-            yield x, torch.as_tensor(y)
+            yield x.float(), torch.as_tensor(y)
 
 
 def _how(config: ImagesConfig) -> str:
@@ -300,10 +325,14 @@ def open_data(
         return _Named(open_images(data, subject.network, seed=seed, usual_examples=usual_examples))
     config = ImagesConfig(**settings)
     check_batch_size(subject.model, config.batch_size)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], torch.Tensor):
-        return _Tensors(data[0], data[1], config, seed)
-    if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, (torch.Tensor, tuple)):
+    if isinstance(data, (torch.Tensor, np.ndarray)):
+        raise InputError('are missing', 'pass the class of each image', argument='labels')
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (torch.Tensor, np.ndarray)):
+        return _Tensors(torch.as_tensor(data[0]), data[1], config, seed)
+    if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, tuple):
+        if not len(data):
+            raise InputError('holds no image', argument='data')
         return _OfDataset(data, config, seed, subject)
     raise InputError(
-        f'is {type(data).__name__}', 'pass (images, labels), a data set with an index, a folder or the name of a timm '
-        'data set', argument='data')
+        f'is {type(data).__name__}', 'pass (images, labels), a data set with an index (of a loader its data set), a '
+        'folder or the name of a timm data set', argument='data')

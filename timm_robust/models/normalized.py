@@ -1,5 +1,5 @@
 """A network that takes pixels in [0, 1]."""
-from typing import Optional, Sequence
+from typing import Sequence, Union
 
 import torch
 import torch.nn as nn
@@ -20,7 +20,7 @@ class NormalizedModel(nn.Module):
         std: Standard deviation of each channel, likewise.
 
     Raises:
-        InputError: In `forward`, on images of another number of channels.
+        InputError: On a model without mean and std, and in `forward` on images of another number of channels.
 
     Examples:
 
@@ -33,19 +33,26 @@ class NormalizedModel(nn.Module):
     def __init__(
             self,
             model: nn.Module,
-            mean: Optional[Sequence[float]] = None,
-            std: Optional[Sequence[float]] = None,
+            mean: Union[float, Sequence[float], None] = None,
+            std: Union[float, Sequence[float], None] = None,
     ):
         super().__init__()
         self.model = model
-        cfg = getattr(model, 'pretrained_cfg', {})
+        if isinstance(model, NormalizedModel):
+            raise InputError('is a NormalizedModel already', 'pass the network inside, model.model', argument='model')
+        cfg = getattr(model, 'pretrained_cfg', None) or {}
         reference = next(iter(model.parameters()), torch.empty(0))
-        for name, value in (('mean', mean or cfg['mean']), ('std', std or cfg['std'])):
-            tensor = torch.tensor(value, dtype=torch.float32, device=reference.device).view(1, -1, 1, 1)
+        for name, value in (('mean', mean), ('std', std)):
+            value = cfg.get(name) if value is None else value
+            if value is None:
+                raise InputError('is missing, and the model is no timm model that has one', argument=name)
+            with torch.inference_mode(False):  # a tensor made inside could never be part of a gradient
+                tensor = torch.tensor(value, dtype=torch.float32, device=reference.device).view(1, -1, 1, 1)
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mean.shape[1] not in (1, x.shape[1]):
             raise InputError(
-                f'x has {x.shape[1]} channels and mean {self.mean.shape[1]}: pass mean and std for its channels')
+                f'have {x.shape[1]} channels, mean and std {self.mean.shape[1]}', 'pass images (N, C, H, W), or mean '
+                'and std for these channels', argument='images')
         return self.model((x - self.mean) / self.std)
