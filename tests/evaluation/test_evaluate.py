@@ -449,3 +449,30 @@ def test_pixels_reach_the_attack_unnormalized():
     a = FGSM().craft(wrapped, x, y, THREAT)
     b = FGSM().craft(lambda p: model((p - mean) / std), x, y, THREAT)
     assert torch.equal(a, b) and (a - x).abs().max() <= THREAT.eps * (1 + 3e-6)
+
+
+def test_no_pass_of_the_network_is_in_tf32():
+    x, y = data(8)
+    seen = []
+
+    class Recorder(nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x):
+            places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+            seen.append(tuple(place.fp32_precision == 'tf32' for place in places))
+            return self.inside(x)
+
+    inside = undecided_net(x)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision('high')
+        Recorder(inside)(x)
+        assert seen.pop() == (True, True), 'nothing to switch off'
+        measured(Recorder(inside).eval(), x, labels_of(inside, x), 'clean,pgd2,fab2', NEAR, exact=True, diagnose=True)
+        assert len(seen) > 10 and not any(map(any, seen))
+        assert torch.get_float32_matmul_precision() == 'high' and torch.backends.cudnn.conv.fp32_precision == 'tf32'
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -9,6 +9,7 @@ from ..attacks import Attack, ThreatModel
 from ..data.corruptions import SEVERITIES
 from ..errors import InputError
 from ..inputs import ImagesConfig
+from ..precision import float32_proper
 from .config import EvalConfig
 from .peers import Peers
 from .report import EvaluationReport
@@ -131,4 +132,6 @@ def evaluate(
     source: Any = data if labels is None else (data, labels)
     # inside of inference mode, Lightning's default for tests, no gradient can be taken
     with Peers() as peers, torch.inference_mode(False), eval_mode(model, surrogate):
-        return Stages(config, peers, model, source, images, checkpoint, device).run()
+        with float32_proper():
+            stages = Stages(config, peers, model, source, images, checkpoint, device)
+        return stages.run()
