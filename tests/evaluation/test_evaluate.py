@@ -185,7 +185,7 @@ def test_a_network_in_training_mode_is_measured_in_eval_mode_and_put_back():
     model.norm.eval()
     model.norm.running_mean.fill_(.1)
     state = copy.deepcopy(model.state_dict())
-    report = measured(model, x, labels_of(copy.deepcopy(model).eval(), x), 'clean,pgd2', diagnose=True)
+    report = measured(model, x, labels_of(copy.deepcopy(model).eval(), x), 'clean,pgd2')
     assert report.clean_accuracy == 100
     assert model.training and model.drop.training and not model.norm.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
