@@ -8,9 +8,11 @@ from dataclasses import MISSING
 from typing import (
     Any,
     Callable,
+    ClassVar,
     Dict,
     Mapping,
     Optional,
+    Protocol,
     Sequence,
     Tuple,
     Type,
@@ -25,7 +27,12 @@ from .errors import InputError
 
 __all__ = ['check_types', 'flat_names', 'from_flat', 'from_mapping', 'setting', 'to_flat', 'to_mapping']
 
-T = TypeVar('T')
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[Dict[str, 'dataclasses.Field[Any]']]
+
+
+T = TypeVar('T', bound=_Dataclass)
 _NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
 
 
@@ -117,7 +124,7 @@ def from_mapping(cls: Type[T], values: Mapping[str, Any]) -> T:
     Raises:
         InputError: On a name that is no field, on a field without default that is not there, and on bad values.
     """
-    fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(cls) if field.init]
     known = {field.name for field in fields}
     for name in values:
         if name not in known:

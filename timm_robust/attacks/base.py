@@ -41,6 +41,17 @@ from .threat import Seed, ThreatModel, parse_eps, parse_threat
 __all__ = ['Attack']
 
 
+def _read_step_size(size: Union[str, float]) -> float:
+    try:
+        number = parse_eps(size)
+    except InputError as error:
+        raise error.about('step_size', size) from error
+    if isinstance(size, bool) or not 0 < number < float('inf'):
+        raise InputError(
+            'must be positive, in pixel units on [0, 1]', 'write it as 2/255 or 0.01', argument='step_size', value=size)
+    return number
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack:
     """Base of all attacks.
@@ -77,21 +88,10 @@ class Attack:
     transfers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(getattr(self, 'step_size', None), (str, int, float)):
-            self._read_step_size()
+        size = getattr(self, 'step_size', None)
+        if isinstance(size, (str, int, float)):
+            object.__setattr__(self, 'step_size', _read_step_size(size))
         check_types(self)
-
-    def _read_step_size(self) -> None:
-        size = self.step_size  # type: ignore[attr-defined]
-        try:
-            number = parse_eps(size)
-        except InputError as error:
-            raise error.about('step_size', size) from error
-        if isinstance(size, bool) or not 0 < number < float('inf'):
-            raise InputError(
-                'must be positive, in pixel units on [0, 1]', 'write it as 2/255 or 0.01', argument='step_size',
-                value=size)
-        object.__setattr__(self, 'step_size', number)
 
     @property
     def classes_needed(self) -> int:

@@ -260,8 +260,8 @@ def run_attack(
         classifier = Classifier(model, space, images.dtype, check)
         fast: Optional[Classifier] = None
         if fast_model is not None:
-            low = attack.needs_float32 and hasattr(fast_model, 'float32')
-            fast_model = fast_model.float32() if low else fast_model  # type: ignore[attr-defined]
+            if attack.needs_float32 and hasattr(fast_model, 'float32'):
+                fast_model = fast_model.float32()
             fast = Classifier(fast_model, space, images.dtype, check)
         if targets is not None:
             targets = check_targets(images, targets)

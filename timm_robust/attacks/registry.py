@@ -17,15 +17,14 @@ _Class = TypeVar('_Class', bound=Type[Attack])
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def register_attack(attack: _Class) -> _Class:
+def register_attack(cls: _Class) -> _Class:
     """Class decorator: make a frozen dataclass of an attack and make it known by its names.
 
     Raises:
         InputError: If the class has no name, or another attack has one of its names.
     """
-    cls = attack
     if '__dataclass_fields__' not in cls.__dict__:
-        cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # type: ignore[assignment]
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # changes the class itself
     names: Dict[str, Mapping[str, Any]] = {cls.name: {}, **dict.fromkeys(cls.aliases, {}), **cls.variants}
     for name in names:
         if not name or name != _normal(name) or ',' in name:

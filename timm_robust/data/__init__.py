@@ -5,6 +5,7 @@ from .check import (
     check_split,
     class_names,
     dataset_labels,
+    dataset_size,
     image_channels,
     is_grey,
 )
@@ -18,6 +19,7 @@ __all__ = [
     'check_split',
     'class_names',
     'dataset_labels',
+    'dataset_size',
     'image_channels',
     'is_grey',
     'listed_indices',

@@ -129,11 +129,13 @@ class ViewsDataset(Dataset):
     def __getitem__(self, index: int) -> Tuple[Tuple[Any, ...], Any]:
         image, target = self.dataset[index]
         views = [self.transform(image)]
-        deep = self.deep is not None and (not self.one_view or random.random() < .5)
-        if not (deep and self.one_view):
+        deep = self.deep
+        if deep is not None and self.one_view and random.random() >= .5:
+            deep = None
+        if deep is None or not self.one_view:
             views.append(self.debias(image))
-        if deep:
-            views.append(self.transform(self.deep(index, image.mode)))
+        if deep is not None:
+            views.append(self.transform(deep(index, image.mode)))
         return tuple(map(torch.as_tensor, views)), target  # timm's transforms end in tensors or arrays
 
 
@@ -166,7 +168,7 @@ def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
         x = pixels.detach().float()
         part = _HIDDEN // len(_KERNELS)
         hidden = images(convolve(x.reshape(1, -1, height, width), channels, _HIDDEN, 1).relu())
-        last, branches = 0., []
+        last, branches = hidden.new_zeros(()), []
         for kernel, own in zip(_KERNELS, hidden.split(part, dim=1)):
             last = images(convolve((own + last).reshape(1, -1, height, width), part, part, kernel).relu())
             branches.append(last)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.img_extensions import get_img_extensions
+from torch.utils.data import IterableDataset
 
 from ..errors import InputError
 
@@ -21,6 +22,7 @@ __all__ = [
     'check_split',
     'class_names',
     'dataset_labels',
+    'dataset_size',
     'image_channels',
     'is_grey',
 ]
@@ -41,6 +43,11 @@ def _samples(dataset: Any) -> Optional[List[Tuple[str, int]]]:
 def _root(dataset: Any) -> str:
     """The folder whose sub-folders are the classes."""
     return str(getattr(dataset, 'reader', dataset).root)
+
+
+def dataset_size(dataset: Any) -> Optional[int]:
+    """Number of images, None for streaming data, which has no index."""
+    return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
 def dataset_labels(dataset: Any) -> Optional[np.ndarray]:

@@ -1,6 +1,7 @@
 """Readers of benchmarks of distribution shift, each of which checks that a folder is what it is taken for."""
-import pkgutil
 from dataclasses import dataclass
+from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -67,7 +68,7 @@ class Part:
 
 def synsets(file: str = 'imagenet_synsets.txt') -> List[str]:
     """WordNet ids of a list that timm ships, in the order of class indices."""
-    return pkgutil.get_data('timm.data', f'_info/{file}').decode().split()
+    return (resources.files('timm.data') / '_info' / file).read_text(encoding='utf-8').split()
 
 
 def _wrong(name: str, problem: str, remedy: str = '') -> InputError:
@@ -104,7 +105,7 @@ def imagenet_shift(name: str, folder: Path) -> List[Part]:
     wanted = synsets(shift.synset_file)
     _check_classes(name, shift.title, folder, wanted)
     classes = None if wanted == everything else tuple(everything.index(s) for s in wanted)
-    return [Part(name, lambda: _image_folder(folder, 'RGB'), classes, expected=shift.num_images)]
+    return [Part(name, partial(_image_folder, folder, 'RGB'), classes, expected=shift.num_images)]
 
 
 def _stored(name: str, folder: Path) -> Any:
@@ -137,7 +138,7 @@ def imagenet_c(folder: Path, corruptions: Sequence[str], severities: Sequence[in
                     '`severities`')
             _check_classes('c', f'ImageNet-C ({corruption}, {severity})', own, wanted)
             parts.append(Part(
-                f'c/{corruption}/{severity}', lambda own=own: _stored('c', own), stored_size=(_STORED_SIZE,) * 2,
+                f'c/{corruption}/{severity}', partial(_stored, 'c', own), stored_size=(_STORED_SIZE,) * 2,
                 expected=_IMAGENET_C_IMAGES))
     return parts
 
@@ -178,10 +179,11 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
                 f'with {name}=FOLDER') from error
     labels = np.asarray(arrays.pop('labels')).astype(np.int64)
     count, wanted = len(labels) // 5, CIFAR_C[name]
-    if labels.ndim != 1 or len(labels) % 5 or labels.min() < 0 or labels.max() != wanted - 1:
+    lowest, highest = np.min(labels), np.max(labels)
+    if labels.ndim != 1 or len(labels) % 5 or lowest < 0 or highest != wanted - 1:
         raise _wrong(
-            name, f'labels.npy has shape {labels.shape} and labels from {labels.min()} to {labels.max()}, not those of '
-            f'{wanted} classes at five severities')
+            name, f'labels.npy has shape {labels.shape} and labels from {lowest} to {highest}, not those of {wanted} '
+            'classes at five severities')
     parts: Dict[str, Part] = {}
     for corruption, images in arrays.items():
         if images.shape != (len(labels), 32, 32, 3) or images.dtype != np.uint8:
@@ -192,5 +194,5 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
             rows = slice((severity - 1) * count, severity * count)
             key = f'{name}/{corruption}/{severity}'
             parts[key] = Part(
-                key, lambda a=images[rows], b=labels[rows]: _Rows(a, b), stored_size=(32, 32), expected=10_000)
+                key, partial(_Rows, images[rows], labels[rows]), stored_size=(32, 32), expected=10_000)
     return list(parts.values())

@@ -7,7 +7,7 @@ with gradients through the statistics.
 import copy
 import math
 import warnings
-from typing import Any, Dict, Tuple
+from typing import Dict, Mapping, Optional, Tuple, TypedDict
 
 import torch
 import torch.nn as nn
@@ -19,6 +19,8 @@ from ..layers import has_batch_statistics, set_bn_mode
 __all__ = [
     'POINT',
     'ROUNDING',
+    'AdaptiveAccuracy',
+    'BatchAccuracy',
     'adaptive_accuracy',
     'compare_batches',
     'even_batch_size',
@@ -29,6 +31,22 @@ __all__ = [
 # Logits of one image from kernels for another batch size differ by rounding, in TF32 by this share of the largest.
 ROUNDING = 1e-3
 POINT = 1.  # a difference of accuracies, in percentage points, above which it says something
+
+
+class BatchAccuracy(TypedDict):
+    """Accuracy in percent, and how many images are classified otherwise than in their own batch."""
+    accuracy: float
+    changed: int
+
+
+class AdaptiveAccuracy(TypedDict):
+    """Accuracies in percent, see `adaptive_accuracy`; None where no statistics are tracked."""
+    standing: Optional[float]
+    population_clean: Optional[float]
+    population_apgd_ce: Optional[float]
+    clean: float
+    pgd: float
+    adaptive: float
 
 
 def even_batch_size(num_examples: int, batch_size: int) -> int:
@@ -43,7 +61,7 @@ def compare_batches(
         *,
         batch_size: int,
         seed: int = 0,
-) -> Dict[str, Any]:
+) -> Dict[str, Optional[BatchAccuracy]]:
     """Classify the same images among different neighbours.
 
     Args:
@@ -66,7 +84,7 @@ def compare_batches(
         'one_class': [p for c in y.unique() for p in (y == c).nonzero().squeeze(1).cpu().split(batch_size)],
     }
     own = logits_of(model, x, batch_size).argmax(1, keepdim=True)
-    outcome: Dict[str, Any] = {}
+    outcome: Dict[str, Optional[BatchAccuracy]] = {}
     for name, batches in groups.items():
         try:
             with warnings.catch_warnings():
@@ -84,7 +102,11 @@ def compare_batches(
     return outcome
 
 
-def judge_batches(measured: Dict[str, Any], normalizes_by_batch: bool, batch_size: int) -> Tuple[str, str]:
+def judge_batches(
+        measured: Mapping[str, Optional[BatchAccuracy]],
+        normalizes_by_batch: bool,
+        batch_size: int,
+) -> Tuple[str, str]:
     """Verdict and text for what `compare_batches` measured in batches of `batch_size`."""
     parts = [
         f'{name.replace("_", " ")} ' + ('cannot be run' if m is None else (
@@ -109,7 +131,7 @@ def adaptive_accuracy(
         steps: int = 100,
         restarts: int = 5,
         seed: int = 0,
-) -> Dict[str, Any]:
+) -> AdaptiveAccuracy:
     """Attack whole batches of a network that normalizes by the batch.
 
     Args:
@@ -156,12 +178,15 @@ def adaptive_accuracy(
         count['population_clean'] = int(clean.sum())
         adv = APGD(steps=steps)(population, x, y, threat, batch_size=batch_size, seed=seeds.tolist())
         count['population_apgd_ce'] = int((clean & (logits_of(population, adv, batch_size).argmax(1) == y)).sum())
-    names = ('standing', 'population_clean', 'population_apgd_ce')
-    return {**dict.fromkeys(names), **{name: 100. * number / len(x) for name, number in count.items()}}
+    found = {name: 100. * number / len(x) for name, number in count.items()}
+    return AdaptiveAccuracy(
+        standing=found.get('standing'), population_clean=found.get('population_clean'),
+        population_apgd_ce=found.get('population_apgd_ce'), clean=found['clean'], pgd=found['pgd'],
+        adaptive=found['adaptive'])
 
 
 def judge_adaptive(
-        measured: Dict[str, Any],
+        measured: AdaptiveAccuracy,
         threat: ThreatModel,
         few_steps: int,
         steps: int,

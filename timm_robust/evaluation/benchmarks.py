@@ -12,6 +12,7 @@ from ..errors import InputError, check_choice
 from ..inputs import ImagesConfig, Network, Preprocessing, open_dataset, pixel_loader
 from ..layers import has_batch_statistics
 from .config import EvalConfig
+from .facts import DataFacts
 from .journal import Journal
 from .peers import Peers
 from .shifts import BenchmarkResult, evaluate_shift, summarize_shifts
@@ -98,6 +99,9 @@ class Benchmarks:
         # before any is evaluated, so that what does not fit is said at once
         self.chosen = {part.key: self._choose(part) for part in self.parts}
         self.batch_dependent = has_batch_statistics(network.model)
+        self.batch_size = images.batch_size
+        self.facts = DataFacts(
+            dataset=images.dataset or 'ImageFolder', data_dir=images.data_dir, split=images.split, subset=images.subset)
 
     def _open(self, folders: Mapping[str, str]) -> List[Part]:
         network, config = self.network, self.config
@@ -156,12 +160,14 @@ class Benchmarks:
             **common,
             'preprocessing': self._preprocessing(part),
             **({'seed': self.config.seed} if part.key.startswith('corruptions') else {}),
-            **({'batch_size': self.images.batch_size} if self.batch_dependent else {}),
+            **({'batch_size': self.batch_size} if self.batch_dependent else {}),
         } for part in self.parts for key in _keys(part)}
 
     def _preprocessing(self, part: Part) -> Preprocessing:
-        changes = {'crop_pct': 1.} if part.stored_size else {}
-        return Preprocessing(**{**self.network.preprocessing, **changes})  # type: ignore[typeddict-item]
+        preprocessing = self.network.preprocessing.copy()
+        if part.stored_size:
+            preprocessing['crop_pct'] = 1.
+        return preprocessing
 
     def run(self, journal: Journal, peers: Peers, progress: Optional[bool]) -> None:
         """Classify the images of all parts that belong to this process, but those of the journal."""
@@ -174,7 +180,7 @@ class Benchmarks:
 
     def _run_part(self, part: Part, journal: Journal, peers: Peers) -> None:
         indices = self.chosen[part.key]
-        together = self.images.batch_size if self.batch_dependent else 1
+        together = self.batch_size if self.batch_dependent else 1
         own = [indices[i] for i in peers.positions(len(indices), together)]
         if not own:
             return
@@ -191,7 +197,7 @@ class Benchmarks:
             todo = own  # a prediction holds within its batch only
         if todo:
             loader = pixel_loader(
-                dataset, todo, self._preprocessing(part), self.network.device, batch_size=self.images.batch_size,
+                dataset, todo, self._preprocessing(part), self.network.device, batch_size=self.batch_size,
                 workers=self.images.workers, pin_mem=self.images.pin_mem)
             evaluate_shift(
                 self.network.pixel_model, loader, todo, [hashes[i] for i in todo], part.key, journal,

@@ -7,6 +7,7 @@ Athalye et al. 2018, `Obfuscated Gradients Give a False Sense of Security` - htt
 section 3.1; Carlini et al. 2019, `On Evaluating Adversarial Robustness` - https://arxiv.org/abs/1902.06705, section 5.
 """
 import copy
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Callable, List, Optional, Sequence, cast
@@ -52,23 +53,30 @@ _RESTARTS = 5
 _UNBOUNDED_STEPS = 50
 
 
+@dataclass(eq=False)
 class _Case:
     """What all checks share; arguments of `diagnose`."""
+    model: nn.Module
+    x: torch.Tensor
+    y: torch.Tensor
+    threat: ThreatModel
+    batch_size: int
+    seed: int
+    surrogate: Optional[nn.Module]
+    steps: Sequence[int]
+    black_box_queries: int
+    fast_model: Optional[Callable]
 
-    def __init__(self, model, x, y, threat, batch_size, seed, surrogate, steps, black_box_queries, fast_model):
-        self.model, self.x, self.y, self.threat = model, x, y, threat
-        self.batch_size, self.seed = batch_size, seed
-        self.surrogate, self.fast_model = surrogate, fast_model
-        self.steps, self.black_box_queries = steps, black_box_queries
-        self.usual_steps = steps[len(steps) // 2]
-        self.joint = has_batch_statistics(model)
-        self.seeds = image_seeds(seed, len(x), x.device)
-        self.logits = logits_of(model, x, batch_size)
-        self.correct = self.logits.argmax(1) == y
+    def __post_init__(self) -> None:
+        self.usual_steps = self.steps[len(self.steps) // 2]
+        self.joint = has_batch_statistics(self.model)
+        self.seeds = image_seeds(self.seed, len(self.x), self.x.device)
+        self.logits = logits_of(self.model, self.x, self.batch_size)
+        self.correct = self.logits.argmax(1) == self.y
         self.left = self.correct  # what gradient attacks have left so far
         self.random = False
 
-    def finding(self, name: str, verdict: str, text: str, **measured) -> Finding:
+    def finding(self, name: str, verdict: str, text: str, **measured: object) -> Finding:
         return Finding(name, verdict, f'{text} ({len(self.x)} images, seed {self.seed}.)', {
             'num_examples': len(self.x),
             'num_correct': int(self.correct.sum()),
@@ -176,11 +184,10 @@ def _saturated_logits(case: _Case) -> Finding:
 
 
 def _more_steps(case: _Case) -> Finding:
-    runs = [{'steps': steps, 'restarts': 1} for steps in case.steps]
-    runs.append({'steps': case.usual_steps, 'restarts': _RESTARTS})
-    for run in runs:
-        case.left = case.withstood(APGD(**run), case.left)
-        run['accuracy'] = case.percent(case.left)
+    runs = []
+    for steps, restarts in [*((steps, 1) for steps in case.steps), (case.usual_steps, _RESTARTS)]:
+        case.left = case.withstood(APGD(steps=steps, restarts=restarts), case.left)
+        runs.append({'steps': steps, 'restarts': restarts, 'accuracy': case.percent(case.left)})
     last_drop = max(a['accuracy'] - b['accuracy'] for a, b in list(pairwise(runs))[-2:])
     verdict = 'warning' if last_drop > POINT else 'ok'
     found = ', '.join(f'{r["accuracy"]:.1f} % after {r["steps"]} steps' for r in runs)
@@ -313,7 +320,8 @@ def _batch_dependence(case: _Case) -> Finding:
     # shuffling changes nobody's neighbours where all stand in one batch
     size = min(case.batch_size, max(len(case.x) // 2, 1))
     measured = compare_batches(case.model, case.x, case.y, batch_size=size, seed=case.seed + 1)
-    return case.finding('batch_dependence', *judge_batches(measured, case.joint, size), **measured, batch_size=size)
+    verdict, text = judge_batches(measured, case.joint, size)
+    return case.finding('batch_dependence', verdict, text, **measured, batch_size=size)
 
 
 _GRADIENTS = (_randomness, _zero_gradients, _saturated_logits)

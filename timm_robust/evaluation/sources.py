@@ -110,7 +110,7 @@ def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
         return Subject(on_pixels, place, _facts(name, model, None))
     preprocessing = cast(Preprocessing, resolve_data_config({}, model=timm_model))
     if isinstance(model, NormalizedModel):
-        preprocessing.update(mean=_decimals(model.mean), std=_decimals(model.std))
+        preprocessing['mean'], preprocessing['std'] = _decimals(model.mean), _decimals(model.std)
     name = timm_model.pretrained_cfg.get('architecture') or type(timm_model).__name__
     network = Network(NetworkConfig(model=name), timm_model, on_pixels, preprocessing, place)
     facts = _facts(name, timm_model, preprocessing, num_classes=network.num_classes)

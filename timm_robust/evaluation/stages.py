@@ -112,24 +112,18 @@ class Stages:
     def _report(self) -> EvaluationReport:
         """The report without results."""
         config, surrogate = self.config, self.surrogate
-        source_facts = self.source.facts if self.source else self._benchmark_facts()
-        size = self.source.batch_size if self.source else self.benchmarks.images.batch_size  # type: ignore[union-attr]
+        given = self.source or self.benchmarks
+        assert given is not None
         return EvaluationReport(
             model=self.subject.facts,
-            data=source_facts,
+            data=given.facts,
             threat=threat_facts(self.plan.threat) if self.plan else ThreatFacts('', 0., 'no attack'),
             settings=RunFacts(
-                seed=config.seed, batch_size=size, batch_dependent=self.batch_dependent, worst_case=config.worst_case,
-                exact=config.exact, fast_dtype=config.fast_dtype, device=_device_name(self.subject.device),
-                surrogate=surrogate.facts.name if surrogate else '',
+                seed=config.seed, batch_size=given.batch_size, batch_dependent=self.batch_dependent,
+                worst_case=config.worst_case, exact=config.exact, fast_dtype=config.fast_dtype,
+                device=_device_name(self.subject.device), surrogate=surrogate.facts.name if surrogate else '',
                 surrogate_sha256=surrogate.facts.weights_sha256 if surrogate else '', command=config.command,
                 date=datetime.now(timezone.utc).isoformat(timespec='seconds')))
-
-    def _benchmark_facts(self) -> DataFacts:
-        assert self.benchmarks is not None
-        images = self.benchmarks.images
-        return DataFacts(dataset=images.dataset or 'ImageFolder', data_dir=images.data_dir, split=images.split,
-                         subset=images.subset)
 
     def _contexts(self, plans: Mapping[str, Plan]) -> Dict[str, Mapping[str, Any]]:
         """By key of outcomes all that decides them, the images apart."""
@@ -306,12 +300,12 @@ class Stages:
     def _add_findings(self, report: EvaluationReport) -> EvaluationReport:
         assert self.plan is not None and self.source is not None
         x, y = self._first(_NUM_DIAGNOSED)
-        common: Dict[str, Any] = dict(batch_size=self.source.batch_size, seed=self.config.seed)
+        size, seed = self.source.batch_size, self.config.seed
         with float32_proper():
             findings = diagnose(
-                self.subject.model, x, y, self.plan.threat, fast_model=self.fast_model,
-                surrogate=self.surrogate.model if self.surrogate else None, progress=self.config.progress, **common)
-            surface = loss_surface(self.subject.model, x, y, self.plan.threat, **common)
+                self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed, fast_model=self.fast_model,
+                surrogate=self.surrogate.model if self.surrogate else None, progress=self.config.progress)
+            surface = loss_surface(self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed)
         return replace(report, findings=tuple(findings), surface=surface)
 
 

@@ -15,6 +15,7 @@ from .network import (
     pixel_network,
     resolve_preprocessing,
 )
+from .pretrained import num_outputs
 from .weights import (
     Checkpoint,
     Conversion,
@@ -49,6 +50,7 @@ __all__ = [
     'init_process',
     'json_text',
     'load_weights',
+    'num_outputs',
     'open_dataset',
     'open_images',
     'pixel_loader',

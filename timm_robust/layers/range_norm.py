@@ -1,12 +1,14 @@
 """The arithmetic of RobustNorm, plainly and with a backward pass in closed form."""
 import math
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
 from .._compat import are_functorch_transforms_active
 
 __all__ = ['batch_mean_and_extrema', 'normalize_by', 'normalize_by_batch', 'statistics_dtype']
+
+_Gradients = Tuple[Optional[torch.Tensor], ...]  # one for each argument of the function, None for those without
 
 # BatchNorm's backward kernel subtracts (x - mean) / spread^2 times a reduction; with this spread nothing is left of
 # that term, and what we need of the reduction is exact, since it is a power of 2.
@@ -109,7 +111,15 @@ class _NormalizeByBatch(torch.autograd.Function):
     """`normalize_by` with statistics of the batch, which keeps the input and vectors alone."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, tracked_mean, power, eps):
+    def forward(
+            ctx: Any,
+            x: torch.Tensor,
+            weight: Optional[torch.Tensor],
+            bias: Optional[torch.Tensor],
+            tracked_mean: Optional[torch.Tensor],
+            power: float,
+            eps: float,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         x = x if channels_last else x.contiguous()
         dtype = statistics_dtype(x.dtype)
@@ -129,7 +139,7 @@ class _NormalizeByBatch(torch.autograd.Function):
         return y, mean, value_range
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> _Gradients:
         x, weight, mean, inverse, slope, places = ctx.saved_tensors
         power, eps, tracked, channels_last, bias_dtype = ctx.settings
         if torch.is_grad_enabled():
@@ -154,7 +164,15 @@ class _NormalizeByBatch(torch.autograd.Function):
         return dx, dweight, None if bias_dtype is None or dbias is None else dbias.to(bias_dtype), None, None, None
 
 
-def _differentiable_backward(dy, x, weight, tracked_mean, power, eps, bias_dtype):
+def _differentiable_backward(
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: Optional[torch.Tensor],
+        tracked_mean: Optional[torch.Tensor],
+        power: float,
+        eps: float,
+        bias_dtype: Optional[torch.dtype],
+) -> _Gradients:
     """The backward pass for those who differentiate again."""
     inputs = [t for t in (x, weight) if t is not None and t.requires_grad]
     with torch.enable_grad():

@@ -75,7 +75,7 @@ def replace_norm(
         model: nn.Module,
         norm_layer: Callable[..., nn.Module] = RobustNorm2d,
         source: Tuple[Type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,),
-        **norm_kwargs,
+        **norm_kwargs: Any,
 ) -> nn.Module:
     """Replace every BatchNorm of a model by RobustNorm (or the reverse), keeping its weights.
 

@@ -5,7 +5,8 @@ Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.
 Written from the paper's equations.
 """
 import warnings
-from typing import Any, Optional, Tuple
+from functools import partial
+from typing import Any, Dict, Optional, Tuple, Type, Union
 
 import torch
 import torch.distributed as dist
@@ -143,13 +144,13 @@ class RobustNorm2d(nn.Module):
             affine: bool = True,
             power: float = 0.2,
             bn_mode: str = 'population',
-            device=None,
-            dtype=None,
+            device: Union[torch.device, str, None] = None,
+            dtype: Optional[torch.dtype] = None,
     ):
         super().__init__()
         check_choice('bn_mode', bn_mode, BN_MODES)
         check_range('power', power, 0, 1, note='the paper uses 0.2')
-        dd = {'device': device, 'dtype': dtype}
+        empty = partial(torch.empty, num_features, device=device, dtype=dtype)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -159,13 +160,13 @@ class RobustNorm2d(nn.Module):
         self.sync = False
         self.process_group: Any = None
         if affine:
-            self.weight = nn.Parameter(torch.empty(num_features, **dd))
-            self.bias = nn.Parameter(torch.empty(num_features, **dd))
+            self.weight = nn.Parameter(empty())
+            self.bias = nn.Parameter(empty())
         else:
             self.register_parameter('weight', None)
             self.register_parameter('bias', None)
-        self.register_buffer('running_mean', torch.empty(num_features, **dd))
-        self.register_buffer('running_var', torch.empty(num_features, **dd))
+        self.register_buffer('running_mean', empty())
+        self.register_buffer('running_var', empty())
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -246,11 +247,11 @@ class RobustNormAct2d(RobustNorm2d):
             self,
             num_features: int,
             apply_act: bool = True,
-            act_layer='relu',
-            act_kwargs: Optional[dict] = None,
+            act_layer: Union[str, Type[nn.Module]] = 'relu',
+            act_kwargs: Optional[Dict[str, Any]] = None,
             inplace: bool = True,
-            drop_layer=None,
-            **kwargs,
+            drop_layer: Optional[Type[nn.Module]] = None,
+            **kwargs: Any,
     ):
         super().__init__(num_features, **kwargs)
         self.drop = drop_layer() if drop_layer is not None else nn.Identity()

@@ -1,7 +1,7 @@
 """timm's model builder, with one clear line where pretrained weights cannot be had."""
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple, Type, TypeVar, Union
 
 import torch.nn as nn
 from huggingface_hub import constants, try_to_load_from_cache
@@ -26,6 +26,8 @@ __all__ = [
     'imagenet_cfg',
     'small_cfgs',
 ]
+
+_Model = TypeVar('_Model', bound=nn.Module)
 
 HUB_ORG = 'timm-robust'
 WEIGHTS_DIR = Path(__file__).parent / 'weights'
@@ -72,7 +74,11 @@ def classes_of(name: str) -> Optional[Tuple[str, ...]]:
     return next((names for data, names in _CLASSES.items() if name.endswith(data)), None)
 
 
-def small_cfgs(names: Iterable[str], fashion_mnist_size: int = 28, **kwargs: Any) -> Dict[str, Dict[str, Any]]:
+def small_cfgs(
+        names: Iterable[str],
+        fashion_mnist_size: int = 28,
+        **kwargs: Any,
+) -> Dict[str, Union[Dict[str, Any], PretrainedCfg]]:
     """Pretrained configs of models with tags that end in the data they were trained on, cifar10 or fashion_mnist."""
     size = fashion_mnist_size
     fashion = dict(input_size=(1, size, size), pool_size=(size // 4, size // 4), mean=(0.286,), std=(0.353,))
@@ -128,7 +134,13 @@ def _is_missing(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.startswith(('httpx', 'httpcore', 'requests'))
 
 
-def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkpoint: str = '', **kwargs: Any):
+def build_robust_model(
+        model_cls: Type[_Model],
+        variant: str,
+        pretrained: bool,
+        authors_checkpoint: str = '',
+        **kwargs: Any,
+) -> _Model:
     """`timm.models.build_model_with_cfg` that explains missing weights in one line.
 
     Args:
@@ -162,12 +174,12 @@ def build_robust_model(model_cls, variant: str, pretrained: bool, authors_checkp
 
 
 def build_normed_model(
-        model_cls,
+        model_cls: Type[_Model],
         variant: str,
         pretrained: bool,
         norm_kwargs: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
-):
+) -> _Model:
     """`build_robust_model` of a network with RobustNorm, with BatchNorm for a tag that begins with 'batchnorm'.
 
     Args:
@@ -192,5 +204,6 @@ def build_normed_model(
             f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {trained_with} as it is: leave '
             'both out, or take a tag of that norm (timm-robust models)')
     model = build_robust_model(model_cls, variant, pretrained, norm_layer=norm_layer, **kwargs)
-    model._model_args = of_tag  # timm's exports keep what stands here, and their tag is another
+    # timm's exports keep what stands here, and their tag is another; a module holds anything, whatever its hints say
+    model._model_args = of_tag  # type: ignore[assignment]
     return model

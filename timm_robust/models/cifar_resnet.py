@@ -4,7 +4,7 @@ Papers:
 * `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 * `Deep Residual Learning for Image Recognition`, section 4.2 - https://arxiv.org/abs/1512.03385
 """
-from typing import Any, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -41,14 +41,14 @@ class CifarResNet(ResNet):
 
     def __init__(
             self,
-            block,
-            layers,
+            block: Type[Union[BasicBlock, Bottleneck]],
+            layers: Tuple[int, ...],
             in_chans: int = 3,
-            channels=(16, 32, 64),
+            channels: Tuple[int, ...] = (16, 32, 64),
             stem_chs: Optional[int] = None,
             stem_stride: int = 1,
-            device=None,
-            dtype=None,
+            device: Union[torch.device, str, None] = None,
+            dtype: Optional[torch.dtype] = None,
             **kwargs: Any,
     ):
         stem_chs = stem_chs or channels[0]
@@ -58,7 +58,7 @@ class CifarResNet(ResNet):
             raise ValueError(f'stem_stride={stem_stride}: must be 1 or 2')
         # A 'deep' stem is timm's way to ask for other than 64 channels; its convolutions are replaced below.
         super().__init__(
-            block,
+            block,  # type: ignore[arg-type]  # a class, where timm's hint says a block
             layers,
             in_chans=in_chans,
             channels=channels,
@@ -68,24 +68,26 @@ class CifarResNet(ResNet):
             dtype=dtype,
             **kwargs,
         )
-        self.conv1 = nn.Conv2d(
-            in_chans, stem_chs, 3, stride=stem_stride, padding=1, bias=False, device=device, dtype=dtype)
-        nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
-        self.maxpool = nn.Identity()
+        conv = nn.Conv2d(in_chans, stem_chs, 3, stride=stem_stride, padding=1, bias=False, device=device, dtype=dtype)
+        nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
+        # the hints are those of timm's own stem
+        self.conv1, self.maxpool = conv, nn.Identity()  # type: ignore[assignment]
         self.layer4 = nn.Sequential()
-        self.feature_info[0]['reduction'] = stem_stride
-        for info in self.feature_info[1:]:
+        feature_info: List[Dict[str, Any]] = self.feature_info
+        feature_info[0]['reduction'] = stem_stride
+        for info in feature_info[1:]:
             info['reduction'] = info['reduction'] * stem_stride // _STEM_REDUCTION
 
     def forward_intermediates(
             self,
             x: torch.Tensor,
             indices: Optional[Union[int, List[int]]] = None,
+            *args: Any,
             **kwargs: Any,
-    ):
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
         """See timm's `ResNet.forward_intermediates`; index 0 is the stem, 1 to 3 are the stages."""
         take_indices, _ = feature_take_indices(_NUM_FEATURES, indices)
-        return super().forward_intermediates(x, take_indices, **kwargs)
+        return super().forward_intermediates(x, take_indices, *args, **kwargs)
 
     def prune_intermediate_layers(
             self,

@@ -2,8 +2,9 @@
 
 Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 """
-from typing import Any
+from typing import Any, Dict, List, Optional, Union
 
+import torch
 import torch.nn as nn
 from timm.layers import ClassifierHead
 from timm.models import generate_default_cfgs, register_model
@@ -30,22 +31,22 @@ class CifarVGG(VGG):
 
     def __init__(
             self,
-            cfg,
+            cfg: List[Any],
             num_classes: int = 10,
             global_pool: str = 'avg',
             drop_rate: float = 0.,
             hidden_size: int = 0,
-            device=None,
-            dtype=None,
+            device: Union[torch.device, str, None] = None,
+            dtype: Optional[torch.dtype] = None,
             **kwargs: Any,
     ):
-        dd = {'device': device, 'dtype': dtype}
+        dd: Dict[str, Any] = {'device': device, 'dtype': dtype}
         # one hidden unit: the two layers are dropped right away and need not be built at full size
         super().__init__(
             cfg, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, mlp_ratio=1 / 4096,
             **dd, **kwargs)
         self.head_hidden_size = hidden_size or self.num_features
-        self.pre_logits = nn.Identity()
+        self.pre_logits = nn.Identity()  # type: ignore[assignment]  # VGG's own is never empty
         if hidden_size:
             self.pre_logits = ConvMlp(self.num_features, hidden_size, kernel_size=1, drop_rate=drop_rate, **dd)
         self.head = ClassifierHead(

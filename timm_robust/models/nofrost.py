@@ -8,8 +8,9 @@ Papers:
 The ImageNet networks are timm's NF-ResNets: state dicts of `nofrost_resnet50` and `nf_resnet50` are interchangeable.
 The CIFAR networks are the same blocks behind a stem that keeps the resolution.
 """
-from typing import Any
+from typing import Any, Dict, Tuple
 
+import torch.nn as nn
 from timm.models import generate_default_cfgs, register_model
 from timm.models.nfnet import NfCfg, NormFreeNet, model_cfgs
 
@@ -32,15 +33,19 @@ class CifarNormFreeNet(NormFreeNet):
 
     def __init__(self, cfg: NfCfg, output_stride: int = 32, stem_stride: int = 1, **kwargs: Any):
         super().__init__(cfg, output_stride=output_stride * _STEM_REDUCTION, **kwargs)
-        self.stem.conv.stride = (stem_stride, stem_stride)
+        conv = self.stem.conv
+        assert isinstance(conv, nn.Conv2d)
+        conv.stride = (stem_stride, stem_stride)
         del self.stem.pool
         self.feature_info[0]['reduction'] = stem_stride
         for info in self.feature_info[1:]:
             info['reduction'] = info['reduction'] * stem_stride // _STEM_REDUCTION
 
 
-def _cifar_nfres_cfg(depths, channels, **kwargs: Any) -> NfCfg:
-    return NfCfg(depths, channels, stem_type='3x3_pool', **dict(dict(bottle_ratio=0.25, act_layer='relu'), **kwargs))
+def _cifar_nfres_cfg(depths: Tuple[int, ...], channels: Tuple[int, ...], **kwargs: Any) -> NfCfg:
+    return NfCfg(
+        depths, channels,  # type: ignore[arg-type]  # timm's networks have any number of stages
+        stem_type='3x3_pool', **{'bottle_ratio': 0.25, 'act_layer': 'relu', **kwargs})
 
 
 _cifar_model_cfgs = dict(
@@ -90,15 +95,15 @@ _nofrost = dict(
 )
 
 
-def _cfg(name: str, **kwargs: Any):
+def _cfg(name: str, **kwargs: Any) -> Dict[str, Any]:
     return imagenet_cfg(**_nofrost, hf_hub_id=f'{HUB_ORG}/{name}', crop_pct=0.9, **kwargs)
 
 
-def _ccfg_base(**kwargs: Any):
+def _ccfg_base(**kwargs: Any) -> Dict[str, Any]:
     return cifar_cfg(**_nofrost, **kwargs)
 
 
-def _ccfg(name: str, **kwargs: Any):
+def _ccfg(name: str, **kwargs: Any) -> Dict[str, Any]:
     return _ccfg_base(hf_hub_id=f'{HUB_ORG}/{name}', label_names=classes_of(name), **kwargs)
 
 

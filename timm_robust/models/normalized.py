@@ -29,6 +29,8 @@ class NormalizedModel(nn.Module):
         adv = PGD(steps=20)(model, pixels, labels, Linf('4/255'))
         ```
     """
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(
             self,

@@ -4,7 +4,7 @@ Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.
 
 The BatchNorm twin of each network is the same builder with `norm_layer='batchnorm2d'`.
 """
-from typing import Any
+from typing import Any, Dict
 
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -13,7 +13,7 @@ from ._build import HUB_ORG, build_normed_model, imagenet_cfg
 
 __all__ = ['ROBUSTNORM_CFG']
 
-ROBUSTNORM_CFG = dict(
+ROBUSTNORM_CFG: Dict[str, Any] = dict(
     paper_name='Towards an Adversarially Robust Normalization Approach', paper_ids='arXiv:2006.11007',
 )
 

@@ -4,7 +4,7 @@
 https://openreview.net/forum?id=2EQzEE5seF
 """
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Dict, Optional, Sequence, Type
+from typing import Any, Callable, ClassVar, Dict, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -76,12 +76,18 @@ class _AddGradients(torch.autograd.Function):
     """A loss whose backward pass was done already: it hands over the gradients kept from then."""
 
     @staticmethod
-    def forward(ctx, loss: torch.Tensor, gradients: Sequence[torch.Tensor], task: 'ApartTask', *parameters):
+    def forward(
+            ctx: Any,
+            loss: torch.Tensor,
+            gradients: Sequence[torch.Tensor],
+            task: 'ApartTask',
+            *parameters: torch.Tensor,
+    ) -> torch.Tensor:
         ctx.gradients, ctx.task = gradients, task
         return loss.clone()
 
     @staticmethod
-    def backward(ctx, outer: torch.Tensor):
+    def backward(ctx: Any, outer: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 'create_graph=True: APART keeps no graph of its first pass, whose curvature would be missing; use an '
@@ -153,7 +159,12 @@ class ApartTask(TwoPassTask):
                 'pass: choose a larger batch or ratio')
         return second
 
-    def _first_pass(self, input: torch.Tensor, target: torch.Tensor, share: float):
+    def _first_pass(
+            self,
+            input: torch.Tensor,
+            target: torch.Tensor,
+            share: float,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Output, loss, and the gradients for the parameters; d takes its step."""
         model, perturbation = self.bare_model, self.perturbation
         with perturbation.clean_pass():

@@ -1,7 +1,7 @@
 """The parts of a run, built from its settings by timm's factories."""
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, ContextManager, Optional, Tuple, cast
 
 import torch
 import torch.nn as nn
@@ -14,7 +14,9 @@ from ..layers import has_batch_statistics
 from ..tasks.objective import mixes_images
 from .config import TrainConfig
 
-__all__ = ['build_criterion', 'build_network', 'mixed_precision', 'resolve_lr']
+__all__ = ['Autocast', 'build_criterion', 'build_network', 'mixed_precision', 'resolve_lr']
+
+Autocast = Callable[[], ContextManager[Any]]  # makes the context of a forward pass
 
 
 def build_network(config: TrainConfig) -> nn.Module:
@@ -32,7 +34,7 @@ def build_network(config: TrainConfig) -> nn.Module:
                          argument='batch_size', value=1)
     if config.grad_checkpointing:
         try:
-            model.set_grad_checkpointing(enable=True)
+            cast(Callable[..., None], model.set_grad_checkpointing)(enable=True)
         except AssertionError as error:
             raise InputError(
                 f'{config.model} does not support it', 'leave it out', argument='grad_checkpointing', value=True
@@ -64,7 +66,7 @@ def resolve_lr(config: TrainConfig, world_size: int) -> float:
     return config.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
 
-def mixed_precision(config: TrainConfig, device: torch.device) -> Tuple[Callable[[], Any], Any]:
+def mixed_precision(config: TrainConfig, device: torch.device) -> Tuple[Autocast, Optional[NativeScaler]]:
     """Autocast context and loss scaler."""
     if not config.amp:
         return nullcontext, None

@@ -12,6 +12,7 @@ from timm.utils import CheckpointSaver
 from ..errors import InputError
 from ..inputs import Checkpoint, convert_state_dict, read_checkpoint
 from .config import TrainConfig
+from .loop import trained_module
 
 __all__ = ['AtomicCheckpointSaver', 'is_resuming', 'resume', 'resume_ema']
 
@@ -123,7 +124,7 @@ def resume(
     read = read_checkpoint(path, use_ema=False, argument='resume')
     asked = _hyperparameters(optimizer)
     try:
-        convert_state_dict(read.state_dict, task.get_trainable_module())
+        convert_state_dict(read.state_dict, trained_module(task))
         if 'optimizer' not in read.keys:
             raise InputError('holds weights alone, no training state', 'start from them by `initial_checkpoint`')
         _check_run(config, read, training_data)

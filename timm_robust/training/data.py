@@ -3,21 +3,24 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from timm.data import FastCollateMixup, Mixup, create_loader
-from torch.utils.data import Dataset, IterableDataset, Subset
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision.transforms import RandomCrop
 
-from ..data import balanced_indices, check_images, check_labels, class_names, dataset_labels
+from ..data import balanced_indices, check_images, check_labels, class_names, dataset_labels, dataset_size
 from ..errors import InputError
 from ..inputs import Preprocessing, Process, open_dataset
 from ..tasks.objective import mixes_images
 from .config import TrainConfig
 
-__all__ = ['Loaders', 'TrainingData', 'create_loaders', 'open_training_data']
+__all__ = ['Loader', 'Loaders', 'TrainingData', 'create_loaders', 'open_training_data']
+
+Loader = Union[DataLoader, PrefetchLoader]  # timm makes the one or the other
 
 
 @dataclass(frozen=True)
@@ -44,23 +47,24 @@ class Loaders:
     Attributes:
         mixup_fn: Mixup on the device, where the loader does not do it.
     """
-    train: Any
-    validation: Any
-    robust: Any
+    train: Loader
+    validation: Optional[Loader]
+    robust: Optional[Loader]
     mixup_fn: Optional[Mixup]
 
 
 class _Part(Subset):
     """Some images of a data set, behind what timm's loader and our checks ask a data set for."""
+    dataset: Any
 
     @property
     def transform(self) -> Any:
         """The transform of the data set, which timm's loader sets."""
-        return self.dataset.transform  # type: ignore[attr-defined]
+        return self.dataset.transform
 
     @transform.setter
     def transform(self, value: Any) -> None:
-        self.dataset.transform = value  # type: ignore[attr-defined]
+        self.dataset.transform = value
 
     @property
     def targets(self) -> List[int]:
@@ -80,11 +84,11 @@ class _Part(Subset):
 
     def filename(self, index: int, **kwargs: Any) -> str:
         """File of an image."""
-        return self.dataset.filename(self.indices[index], **kwargs)  # type: ignore[attr-defined]
+        return self.dataset.filename(self.indices[index], **kwargs)
 
 
-def _held_out(config: TrainConfig, train: Any) -> List[int]:
-    """Indices of the validation images within the training data."""
+def _divided(config: TrainConfig, train: Dataset) -> Tuple[List[int], List[int]]:
+    """Indices of the images to train on, and of those held out."""
     labels = None if isinstance(train, IterableDataset) or config.epoch_repeats else dataset_labels(train)
     if labels is None:
         raise InputError('needs a data set with an index and known labels, whose images are read once an epoch',
@@ -94,12 +98,13 @@ def _held_out(config: TrainConfig, train: Any) -> List[int]:
     if len(np.unique(labels[held])) < len(np.unique(labels)):
         raise InputError(f'holds out {len(held)} images, fewer than there are classes', 'choose more',
                          argument='val_fraction', value=config.val_fraction)
-    return held
+    return np.setdiff1d(np.arange(len(labels)), held).tolist(), held
 
 
 def _fingerprint(train: Any, hashes: List[str], held: List[int]) -> str:
     labels = dataset_labels(train)
-    images = hashes or ([train.filename(i) for i in range(len(train))] if hasattr(train, 'filename') else [len(train)])
+    images: Sequence[object] = hashes or (
+        [train.filename(i) for i in range(len(train))] if hasattr(train, 'filename') else [len(train)])
     content = [images, None if labels is None else labels.tolist(), held]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -116,35 +121,36 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
     Raises:
         InputError: If there is no such data, an image is broken, or it is not for the network.
     """
-    common = dict(in_chans=in_chans, batch_size=config.batch_size, seed=config.seed)
-    opened = partial(open_dataset, config, config.train_split)
-    train = opened(is_training=True, repeats=config.epoch_repeats, num_samples=config.train_num_samples, **common)
-    streams, held, names = isinstance(train, IterableDataset), [], class_names(train)
-    hashes = check_images(train) if process.primary and not streams else []
-    whole, validation = train, None
+    opened = partial(open_dataset, config, in_chans=in_chans, batch_size=config.batch_size, seed=config.seed)
+    whole = opened(
+        config.train_split, is_training=True, repeats=config.epoch_repeats, num_samples=config.train_num_samples)
+    hashes = check_images(whole) if process.primary and dataset_size(whole) is not None else []
+    train: Dataset = whole
+    validation: Optional[Dataset] = None
+    held: List[int] = []
     if config.val_fraction:
-        held = _held_out(config, train)
-        kept = np.setdiff1d(np.arange(len(train)), held).tolist()
-        train, validation = _Part(train, kept), _Part(opened(**common), held)
+        kept, held = _divided(config, whole)
+        train, validation = _Part(whole, kept), _Part(opened(config.train_split), held)
     elif config.val_split:
-        validation = open_dataset(config, config.val_split, num_samples=config.val_num_samples, **common)
+        validation = opened(config.val_split, num_samples=config.val_num_samples)
     check_labels(train, validation, num_classes)
-    if validation is not None and not held and process.primary and not isinstance(validation, IterableDataset):
+    if validation is not None and not held and process.primary and dataset_size(validation) is not None:
         check_images(validation)
-    if not streams and len(train) < config.batch_size * process.world_size:
+    size = dataset_size(train)
+    if size is not None and size < config.batch_size * process.world_size:
         raise InputError(
-            f'the training data has {len(train)} images for {process.world_size} process(es)',
-            f'choose at most {len(train) // process.world_size}', argument='batch_size', value=config.batch_size)
-    fingerprint = _fingerprint(whole, hashes, held) if process.primary and not streams else ''
-    return TrainingData(train, validation, names, fingerprint)
+            f'the training data has {size} images for {process.world_size} process(es)',
+            f'choose at most {size // process.world_size}', argument='batch_size', value=config.batch_size)
+    fingerprint = _fingerprint(whole, hashes, held) if process.primary and size is not None else ''
+    return TrainingData(train, validation, class_names(whole), fingerprint)
 
 
-def _mixup(config: TrainConfig, num_classes: int) -> Tuple[Optional[Mixup], Optional[FastCollateMixup]]:
-    """Mixup on the device, or in the loader."""
+def _mixup(config: TrainConfig, num_classes: int) -> Optional[Mixup]:
+    """Mixup for the device, or where the loader does it for batches to be collated."""
     if not mixes_images(config):
-        return None, None
+        return None
     kind = Mixup if config.no_prefetcher else FastCollateMixup
-    mixup = kind(
+    return kind(
         mixup_alpha=config.mixup,
         cutmix_alpha=config.cutmix,
         cutmix_minmax=config.cutmix_minmax,
@@ -154,7 +160,6 @@ def _mixup(config: TrainConfig, num_classes: int) -> Tuple[Optional[Mixup], Opti
         label_smoothing=config.smoothing,
         num_classes=num_classes,
     )
-    return (mixup, None) if config.no_prefetcher else (None, mixup)
 
 
 def _check_crop_padding(config: TrainConfig, train: Any, size: Tuple[int, int]) -> None:
@@ -183,7 +188,8 @@ def create_loaders(
     Raises:
         InputError: On settings that do not go with the data or the processes.
     """
-    common: Any = dict(
+    create = partial(
+        create_loader,
         input_size=preprocessing['input_size'],
         mean=preprocessing['mean'],
         std=preprocessing['std'],
@@ -201,9 +207,11 @@ def create_loaders(
                          value=config.aug_repeats)
     if config.crop_padding:
         _check_crop_padding(config, data.train, preprocessing['input_size'][1:])
-    mixup_fn, collate_fn = _mixup(config, num_classes)
+    mixup = _mixup(config, num_classes)
+    in_loader = mixup if isinstance(mixup, FastCollateMixup) else None
+    mixup_fn = mixup if in_loader is None else None
     train_set = config.objective.prepare_dataset(data.train, preprocessing['input_size'][1:], config.hflip)
-    train = create_loader(
+    train = create(
         train_set,
         batch_size=config.batch_size,
         is_training=True,
@@ -218,14 +226,13 @@ def create_loaders(
         vflip=config.vflip,
         color_jitter=config.color_jitter,
         color_jitter_prob=config.color_jitter_prob,
-        grayscale_prob=config.grayscale_prob,
-        gaussian_blur_prob=config.gaussian_blur_prob,
+        grayscale_prob=config.grayscale_prob or 0.,
+        gaussian_blur_prob=config.gaussian_blur_prob or 0.,
         auto_augment=config.aa,
-        num_aug_repeats=config.aug_repeats,
+        num_aug_repeats=config.aug_repeats,  # type: ignore[arg-type]  # a fraction as well
         interpolation=preprocessing['interpolation'] if config.no_aug else config.train_interpolation,
         worker_seeding=config.worker_seeding,
-        collate_fn=collate_fn,
-        **common,
+        collate_fn=in_loader,
     )
     if config.crop_padding:
         # in the place of RandomResizedCrop, the first of timm's training transforms
@@ -233,13 +240,12 @@ def create_loaders(
     if data.validation is None:
         return Loaders(train, None, None, mixup_fn)
     evaluation = partial(
-        create_loader,
+        create,
         batch_size=config.validation_batch_size or config.batch_size,
         is_training=False,
         interpolation=preprocessing['interpolation'],
         crop_pct=preprocessing['crop_pct'],
         crop_mode=preprocessing['crop_mode'],
-        **common,
     )
     # the subset needs the transform that the whole validation set is given first
     validation = evaluation(data.validation)
@@ -259,8 +265,8 @@ def robust_subset(validation: Dataset, num_examples: int, seed: int) -> Subset:
     Raises:
         InputError: If the data streams.
     """
-    if isinstance(validation, IterableDataset):
+    size = dataset_size(validation)
+    if size is None:
         raise InputError('needs a data set with an index, streaming data has none', argument='robust_eval_steps')
-    size = len(validation)  # type: ignore[arg-type]
     return Subset(validation, balanced_indices(
         dataset_labels(validation), size, min(num_examples, size), seed=seed))

@@ -4,17 +4,22 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from typing import Callable, Dict, Optional
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
+import torch.nn as nn
+from timm.data import Mixup
+from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask, evaluation_sample_limit
-from timm.utils import AverageMeter, dispatch_clip_grad, unwrap_model
+from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, unwrap_model
 from tqdm import tqdm
 
 from ..attacks import PGD, InputSpace, ThreatModel
 from ..errors import TrainingDivergedError
+from .build import Autocast
+from .data import Loader
 
-__all__ = ['train_one_epoch', 'validate', 'validate_robust']
+__all__ = ['trained_module', 'train_one_epoch', 'validate', 'validate_robust']
 
 _logger = logging.getLogger(__name__)
 
@@ -27,9 +32,16 @@ def _mean_over_processes(value: float, device: torch.device, distributed: bool) 
     return total.item() / torch.distributed.get_world_size()
 
 
+def trained_module(task: TrainingTask, ema: bool = False) -> nn.Module:
+    """What a task trains, or its average."""
+    module = task.get_trainable_module(ema=ema)
+    assert module is not None
+    return module
+
+
 def train_one_epoch(
         task: TrainingTask,
-        loader,
+        loader: Loader,
         optimizer: torch.optim.Optimizer,
         epoch: int,
         *,
@@ -37,10 +49,10 @@ def train_one_epoch(
         accum_steps: int = 1,
         clip_grad: Optional[float] = None,
         clip_mode: str = 'norm',
-        autocast: Callable = nullcontext,
-        loss_scaler=None,
-        lr_scheduler=None,
-        mixup_fn=None,
+        autocast: Autocast = nullcontext,
+        loss_scaler: Optional[NativeScaler] = None,
+        lr_scheduler: Optional[Scheduler] = None,
+        mixup_fn: Optional[Mixup] = None,
         channels_last: bool = False,
         move_to_device: bool = False,
         distributed: bool = False,
@@ -76,7 +88,7 @@ def train_one_epoch(
     Raises:
         TrainingDivergedError: If the loss is not finite, before the weights are touched.
     """
-    task.get_trainable_module().train()
+    trained_module(task).train()
     meters: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
     num_batches = len(loader)
     updates_per_epoch = math.ceil(num_batches / accum_steps)
@@ -151,7 +163,12 @@ def train_one_epoch(
     return OrderedDict((n, _mean_over_processes(m.avg, device, distributed)) for n, m in meters.items())
 
 
-def _batches(loader, device: torch.device, channels_last: bool, move_to_device: bool):
+def _batches(
+        loader: Loader,
+        device: torch.device,
+        channels_last: bool,
+        move_to_device: bool,
+) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
     for input, target in loader:
         if move_to_device:
             input, target = input.to(device), target.to(device)
@@ -162,17 +179,19 @@ def _batches(loader, device: torch.device, channels_last: bool, move_to_device: 
 
 def validate(
         task: TrainingTask,
-        loader,
+        loader: Loader,
         *,
         device: torch.device,
         ema: bool = False,
-        autocast: Callable = nullcontext,
+        autocast: Autocast = nullcontext,
         channels_last: bool = False,
         move_to_device: bool = False,
         distributed: bool = False,
 ) -> Dict[str, float]:
     """Loss, top-1 and top-5 accuracy in percent on clean images, by timm's evaluator."""
-    model = task.get_eval_model(ema=ema).eval()
+    model = task.get_eval_model(ema=ema)
+    assert model is not None
+    model.eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     with torch.inference_mode():
         for input, target in _batches(loader, device, channels_last, move_to_device):
@@ -184,7 +203,7 @@ def validate(
 
 def validate_robust(
         task: TrainingTask,
-        loader,
+        loader: Loader,
         threat: ThreatModel,
         space: InputSpace,
         steps: int,
@@ -192,7 +211,7 @@ def validate_robust(
         device: torch.device,
         ema: bool = False,
         seed: int = 0,
-        autocast: Callable = nullcontext,
+        autocast: Autocast = nullcontext,
         channels_last: bool = False,
         move_to_device: bool = False,
         distributed: bool = False,
@@ -202,7 +221,7 @@ def validate_robust(
     No figure to publish: that takes AutoAttack. The step size is 2.5 eps / steps, and the noise is the same in every
     epoch.
     """
-    model = unwrap_model(task.get_trainable_module(ema=ema)).eval()
+    model = unwrap_model(trained_module(task, ema)).eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     for index, (input, target) in enumerate(_batches(loader, device, channels_last, move_to_device)):
         with autocast():

@@ -8,16 +8,13 @@ import logging
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from itertools import count
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple, TypedDict
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from filelock import FileLock, Timeout
-from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
@@ -31,15 +28,17 @@ from ..inputs import (
     export_model,
     init_process,
     load_weights,
+    num_outputs,
     resolve_preprocessing,
     write_text,
 )
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
-from .build import build_criterion, build_network, mixed_precision, resolve_lr
-from .checkpoint import is_resuming, open_saver, resume, resume_ema
+from .build import Autocast, build_criterion, build_network, mixed_precision, resolve_lr
+from .checkpoint import open_saver, resume, resume_ema
 from .config import TrainConfig
-from .data import create_loaders, open_training_data
-from .loop import train_one_epoch, validate, validate_robust
+from .data import Loader, create_loaders, open_training_data
+from .folder import export_incomplete, locked, output_dir
+from .loop import train_one_epoch, trained_module, validate, validate_robust
 from .summary import add_row, plot_curves, trim
 
 __all__ = ['TrainResult', 'train']
@@ -85,52 +84,20 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return (seed + epoch * 10007) % (1 << 31)
 
 
-def _set_loader_epoch(loader: Any, epoch: int) -> None:
-    for part in (loader.dataset, getattr(loader, 'sampler', None)):
+def _set_loader_epoch(loader: Loader, epoch: int) -> None:
+    parts: Tuple[Any, ...] = loader.dataset, loader.sampler
+    for part in parts:
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
 
 
-def _output_dir(config: TrainConfig, size: int) -> Path:
-    """The folder of a run, made if it is not there; a name made up here is never that of another run."""
-    root = Path(config.output or './output/train')
-    if not config.experiment:
-        name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{safe_model_name(config.model)}-{size}"
-        root.mkdir(parents=True, exist_ok=True)
-        for number in count(1):
-            path = root / (name if number == 1 else f'{name}-{number}')
-            try:
-                path.mkdir()
-                return path
-            except FileExistsError:
-                continue
-    path = root / config.experiment
-    last = path / 'last.pth.tar'
-    if last.exists() and not is_resuming(config, path):
-        raise InputError(f'{path} already holds a run', f"choose another name or go on with `resume='{last}'`",
-                         argument='experiment', value=config.experiment)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; a process that ends, however it ends, lets go."""
-    try:
-        with FileLock(folder / '.lock', timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(f'another run is at work in {folder}', 'wait for it or choose another name',
-                         argument='experiment', value=folder.name) from error
-
-
-def _export_incomplete(config: TrainConfig) -> bool:
-    """Whether the run that is resumed was cut between its last checkpoint and the end of its export."""
-    if not config.resume:
-        return False
-    run = Path(config.resume).parent
-    return (run / 'model_best.pth.tar').is_file() and not (run / 'export' / 'config.json').is_file() and is_resuming(
-        config, Path(config.output or './output/train') / config.experiment)
+class _Pass(TypedDict):
+    """What passes over training and validation data have in common."""
+    device: torch.device
+    autocast: Autocast
+    channels_last: bool
+    move_to_device: bool
+    distributed: bool
 
 
 class _Run:
@@ -141,24 +108,25 @@ class _Run:
         random_seed(config.seed, process.rank)
         model = build_network(config)
         self.preprocessing: Preprocessing = resolve_preprocessing(config, model)
-        self.data = open_training_data(config, self.preprocessing['input_size'][0], model.num_classes, process)
-        model.to(
-            device=process.device,
-            memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        num_classes = num_outputs(model)
+        self.data = open_training_data(config, self.preprocessing['input_size'][0], num_classes, process)
+        model.to(process.device)
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
         self.dist_bn = config.dist_bn
         if process.distributed and config.sync_bn:
             self.dist_bn = ''
             model = sync_norm_statistics(model)
         self.model = config.objective.prepare_model(model)
         self.autocast, self.loss_scaler = mixed_precision(config, process.device)
-        self.loaders = create_loaders(config, self.data, self.preprocessing, process, model.num_classes)
+        self.loaders = create_loaders(config, self.data, self.preprocessing, process, num_classes)
         self.metric = config.eval_metric if self.loaders.validation is not None else 'loss'
         self.space = InputSpace(self.preprocessing['mean'], self.preprocessing['std'])
         self.lr = resolve_lr(config, process.world_size)
         self.task = self._create_task()
         with _naming('opt', config.opt):
             self.optimizer = create_optimizer_v2(
-                self.task.get_trainable_module(), **optimizer_kwargs(replace(config, lr=self.lr)), **config.opt_kwargs)
+                trained_module(self.task), **optimizer_kwargs(replace(config, lr=self.lr)), **config.opt_kwargs)
         self.start_epoch = self._prepare_task()
         self.updates_per_epoch = -(-len(self.loaders.train) // config.grad_accum_steps)
         with _naming('sched', config.sched):
@@ -170,7 +138,7 @@ class _Run:
         self._catch_up()
         # with EMA its figures are the ones that count, as in timm
         self.ema = self.task.has_ema() and not config.model_ema_force_cpu
-        self.common: Dict[str, Any] = dict(
+        self.common = _Pass(
             device=process.device,
             autocast=self.autocast,
             channels_last=config.channels_last,
@@ -219,7 +187,7 @@ class _Run:
     def _catch_up(self) -> None:
         """Move the schedule to the epoch that a resumed run starts with."""
         config, start = self.config, self.start_epoch
-        if start > self.num_epochs or start == self.num_epochs and not _export_incomplete(config):
+        if start > self.num_epochs or start == self.num_epochs and not export_incomplete(config):
             raise InputError(f'{config.resume} has {start} already', 'give more', argument='epochs',
                              value=config.epochs)
         if self.lr_scheduler is not None and start > 0:
@@ -231,8 +199,8 @@ class _Run:
     def open_folder(self, stack: ExitStack) -> None:
         """Open the folder of the primary process, which stays locked until the stack is closed."""
         config = self.config
-        self.folder = _output_dir(config, self.preprocessing['input_size'][-1])
-        stack.enter_context(_locked(self.folder))
+        self.folder = output_dir(config, self.preprocessing['input_size'][-1])
+        stack.enter_context(locked(self.folder))
         described = {
             **config.to_flat(), 'class_names': self.data.class_names, 'data_config': dict(self.preprocessing),
             'training_data': self.data.fingerprint}
@@ -313,6 +281,12 @@ class _Run:
                 self.lr_scheduler.step(epoch + 1, metric)
         return time.perf_counter() - start
 
+    def result(self, seconds: float) -> TrainResult:
+        """What the run leaves behind after its last epoch, which is validated and ranked."""
+        metric, epoch = self.saver.best_metric, self.saver.best_epoch
+        assert metric is not None and epoch is not None
+        return TrainResult(self.folder, float(metric), int(epoch), dict(self.eval_metrics), seconds)
+
     def leave_process_group(self) -> None:
         """End what the processes share."""
         # DistributedDataParallel must be gone first: if it holds the last reference to a gloo group, torch 2.11 can
@@ -385,8 +359,7 @@ def train(config: TrainConfig) -> TrainResult:
             run.open_folder(stack)
         seconds = run.run_epochs()
         if process.primary:
-            result = TrainResult(
-                run.folder, float(run.saver.best_metric), int(run.saver.best_epoch), dict(run.eval_metrics), seconds)
+            result = run.result(seconds)
         result = _shared(result, process)
         if process.distributed:
             run.leave_process_group()

@@ -64,15 +64,18 @@ class TimmScript:
     """
 
     def __init__(self, script: ModuleType, add_flags: Callable[[argparse.ArgumentParser], None]):
-        self.script: Any = script
+        self.script = script
         self.original: Dict[str, Any] = {name: getattr(script, name) for name in _SEAMS}
         self.evaluation: Any = None
         add_flags(self.script.parser)
-        self.script._parse_args = self.parse_args
-        self.script.create_model = self.create_model
-        self.script.create_loader = self.create_loader
-        self.script.ClassificationTask = self.create_task
-        self.script.validate = self.validate
+        for name, ours in {
+                '_parse_args': self.parse_args,
+                'create_model': self.create_model,
+                'create_loader': self.create_loader,
+                'ClassificationTask': self.create_task,
+                'validate': self.validate,
+        }.items():
+            setattr(script, name, ours)
 
     def parse_args(self) -> Tuple[argparse.Namespace, str]:
         """The script's arguments, and ours, checked."""

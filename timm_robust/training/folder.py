@@ -1,0 +1,69 @@
+"""The folder of a run: its name, and that no two runs share it."""
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Iterator
+
+from filelock import FileLock, Timeout
+from timm.models import safe_model_name
+
+from ..errors import InputError
+from .checkpoint import is_resuming
+from .config import TrainConfig
+
+__all__ = ['export_incomplete', 'locked', 'output_dir']
+
+
+def output_dir(config: TrainConfig, size: int) -> Path:
+    """The folder of a run, made if it is not there; a name made up here is never that of another run.
+
+    Args:
+        config: Settings of the run.
+        size: Height of its images, for the name.
+
+    Raises:
+        InputError: If the folder holds another run.
+    """
+    root = Path(config.output or './output/train')
+    if not config.experiment:
+        name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{safe_model_name(config.model)}-{size}"
+        root.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            path = root / (name if number == 1 else f'{name}-{number}')
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                continue
+    path = root / config.experiment
+    last = path / 'last.pth.tar'
+    if last.exists() and not is_resuming(config, path):
+        raise InputError(f'{path} already holds a run', f"choose another name or go on with `resume='{last}'`",
+                         argument='experiment', value=config.experiment)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; a process that ends, however it ends, lets go.
+
+    Raises:
+        InputError: If another run is at work in it.
+    """
+    try:
+        with FileLock(folder / '.lock', timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f'another run is at work in {folder}', 'wait for it or choose another name',
+                         argument='experiment', value=folder.name) from error
+
+
+def export_incomplete(config: TrainConfig) -> bool:
+    """Whether the run that is resumed was cut between its last checkpoint and the end of its export."""
+    if not config.resume:
+        return False
+    run = Path(config.resume).parent
+    return (run / 'model_best.pth.tar').is_file() and not (run / 'export' / 'config.json').is_file() and is_resuming(
+        config, Path(config.output or './output/train') / config.experiment)
