@@ -194,7 +194,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         'top1', 'metric of the best checkpoint: top1, top5, loss or robust_top1', metavar='METRIC')
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for base in (ModelConfig, DatasetConfig, RobustConfig):
+            base.__post_init__(self)
         for name in ('batch_size', 'epochs', 'grad_accum_steps', 'val_interval', 'log_interval', 'checkpoint_hist',
                      'lr_base_size'):
             check_at_least(name, getattr(self, name))
