@@ -20,9 +20,11 @@ from benchmarks.common import memory, synchronize
 from timm_robust.attacks import PGD, input_gradient, make_fast_model, parse_attack
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
-from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
-from timm_robust.evaluation.report import versions
-from timm_robust.inputs import weights_sha256
+from timm_robust.cli.flags import add_flags
+from timm_robust.evaluation import ThreatConfig, versions
+from timm_robust.evaluation.sources import open_data, open_model
+from timm_robust.inputs import ImagesConfig, NetworkConfig
+from timm_robust.settings import from_flat
 
 STEPS = 20
 
@@ -135,7 +137,7 @@ def main() -> None:
     """Run."""
     parser = Parser(prog='benchmarks.attacks', description=__doc__.split('\n', 1)[0])
     group = parser.add_argument_group('Benchmark parameters')
-    add_threat_arguments(group)
+    group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the images (default: 0)')
     group.add_argument('--parts', default='pgd,apgd_ce,apgd_dlr,apgd_t,fab_t,square,autoattack', help='what to run')
     group.add_argument('--arms', default='reference,exact,float32,bfloat16',
                        help='the first is what the others are compared with: reference, floor (pgd alone), and '
@@ -147,18 +149,21 @@ def main() -> None:
     group.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
     group.add_argument('--all-images', action='store_true',
                        help='attack images that are misclassified when clean, too, as torchattacks does by itself')
-    add_input_arguments(parser, num_examples=1000)
-    args = parser.parse_args(sys.argv[1:])
+    for cls in (ThreatConfig, ImagesConfig, NetworkConfig):
+        add_flags(parser, cls)
+    parser.set_defaults(device='cpu')
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    threat = read_threat(args)
-    inputs = open_inputs(args, torch.device(args.device or 'cpu'))
-    x, y = inputs.first(len(inputs.indices))
-    model, size = inputs.pixel_model, args.batch_size
+    threat = from_flat(ThreatConfig, vars(args)).threat
+    subject = open_model(from_flat(NetworkConfig, vars(args)))
+    source = open_data(from_flat(ImagesConfig, vars(args)), subject, seed=args.seed, usual_examples=1000)
+    x, y = (t.to(subject.device) for t in source.first(len(source.indices)))
+    model, size = subject.model, args.batch_size
     if args.own_labels:
         y = predicted(model, x)
     searched = {'exact': None, 'float32': make_fast_model(model, x[:8]),
                 'bfloat16': make_fast_model(model, x[:8], torch.bfloat16)}
-    found, digest = {}, weights_sha256(inputs.model)
+    found = {}
     print(f'{args.model} {args.checkpoint}, {len(x)} images, {threat}, batch {size}, {args.threads} threads')
     arms = {'reference': theirs, 'floor': floor, **{k: partial(ours, copy=v) for k, v in searched.items()}}
     for part in args.parts.split(','):
@@ -178,8 +183,8 @@ def main() -> None:
                 Path(args.json).write_text(json.dumps(
                     {'command': shlex.join(['python', '-m', 'benchmarks.attacks', *sys.argv[1:]]),
                      'threat_model': str(threat), 'num_examples': len(x), 'seed': args.seed, 'batch_size': size,
-                     'threads': args.threads, 'model': args.model, 'model_kwargs': args.model_kwargs,
-                     'weights_sha256': digest, 'all_images': args.all_images,
+                     'threads': args.threads, 'model': args.model, 'model_kwargs': dict(subject.facts.model_kwargs),
+                     'weights_sha256': subject.facts.weights_sha256, 'all_images': args.all_images,
                      'versions': versions(),
                      'rows': [{'part': p, 'arm': a, **r} for (p, a), r in found.items()]}, indent=1) + '\n')
 

@@ -9,7 +9,6 @@ give trained weights and images to see that. `apart two backwards` is the paper'
 a backward pass after each of the two passes.
 """
 import copy
-import sys
 from functools import partial
 
 import timm
@@ -22,8 +21,11 @@ from benchmarks.common import Benchmark, add_arguments
 from timm_robust.attacks import InputSpace, attack_mode, input_gradient
 from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
-from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs
+from timm_robust.cli.flags import add_flags
 from timm_robust.errors import InputError
+from timm_robust.evaluation import ThreatConfig
+from timm_robust.inputs import ImagesConfig, NetworkConfig, build_network, open_images
+from timm_robust.settings import from_flat
 from timm_robust.tasks import OBJECTIVES, TrainingAttack, create_task
 
 # plain steps, whether gradient steps are added
@@ -105,23 +107,25 @@ def main() -> None:
     parser.add_argument('--torchcompile', nargs='?', default=None, const='inductor', metavar='BACKEND',
                         help='compile the passes of training; attacks run on the network as it is')
     parser.add_argument('--attack-steps', type=int, default=3, metavar='N', help='attack steps (default: 3)')
-    add_threat_arguments(parser)
-    add_input_arguments(parser)
+    parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of images and weights (default: 0)')
+    for cls in (ThreatConfig, ImagesConfig, NetworkConfig):
+        add_flags(parser, cls)
     parser.set_defaults(batch_size=32)
-    args = parser.parse_args(sys.argv[1:])
+    args = parser.parse_args()
     bench = Benchmark('objectives', args)
     if args.data_dir:
-        inputs = open_inputs(args, bench.device)
-        model, (x, y), config = inputs.model, inputs.first(args.batch_size), inputs.data_config
-        space = InputSpace(config['mean'], config['std'])
+        network = build_network(from_flat(NetworkConfig, vars(args)), bench.device)
+        model, config = network.model, network.preprocessing
+        images = open_images(from_flat(ImagesConfig, vars(args)), network, seed=args.seed)
+        x, y = images.first(args.batch_size)
     else:
         torch.manual_seed(args.seed)
         model = timm.create_model(args.model, **args.model_kwargs).to(bench.device)
         config = resolve_model_data_config(model)
         size = args.img_size or config['input_size'][-1]
-        space = InputSpace(config['mean'], config['std'])
         x = torch.rand(args.batch_size, 3, size, size, device=bench.device)
         y = torch.randint(model.num_classes, (len(x),), device=bench.device)
+    space = InputSpace(config['mean'], config['std'])
     x = space.normalize(x)
     if args.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)

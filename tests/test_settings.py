@@ -36,7 +36,8 @@ class Required:
 
 
 @pytest.mark.parametrize('name,value,expected', [
-    ('steps', True, 'a whole number'), ('steps', 2.5, 'a whole number'), ('steps', '3', 'a whole number'),
+    ('steps', True, 'a whole number, not true or false'), ('steps', 2.5, 'a whole number, not a number'),
+    ('steps', '3', 'a whole number, not text'),
     ('steps', None, 'a whole number'), ('weight', '0.5', 'a number'), ('weight', False, 'a number'),
     ('fast', 'false', 'true or false'), ('fast', 0, 'true or false'), ('name', 3, 'text'),
     ('eps', [1], 'text or a number'), ('seed', 1.5, 'a whole number'), ('scale', [.1], 'a list, each a number'),

@@ -68,7 +68,7 @@ def _describe(hint: Any) -> str:
     if origin is Union:
         return ' or '.join(_describe(i) for i in inner if i is not type(None))
     if origin in (list, tuple):
-        return f'a list, each {_describe(inner[0])}'
+        return 'a list' if inner[0] is Any else f'a list, each {_describe(inner[0])}'
     return 'a mapping' if origin is dict else _NAMES.get(hint, getattr(hint, '__name__', str(hint)))
 
 
@@ -113,7 +113,8 @@ def check_types(settings: Any) -> None:
         value = getattr(settings, field.name)
         fits, new = _converted(value, hints[field.name])
         if not fits:
-            raise InputError(f'must be {_describe(hints[field.name])}', argument=field.name, value=value)
+            found = f', not {_NAMES[type(value)]}' if type(value) in _NAMES else ''
+            raise InputError(f'must be {_describe(hints[field.name])}{found}', argument=field.name, value=value)
         if new is not value:
             object.__setattr__(settings, field.name, new)
 

@@ -1,7 +1,14 @@
 """What the commands share."""
 import logging
 
-from timm_robust.cli.arguments import start_logging
+import pytest
+
+from timm_robust.cli import main, train
+from timm_robust.cli.arguments import SettingsParser, start_logging
+from timm_robust.errors import InputError
+from timm_robust.evaluation import EvalConfig
+from timm_robust.inputs import ImagesConfig, NetworkConfig
+from timm_robust.settings import from_flat
 
 
 def test_a_second_command_of_a_process_logs_each_line_once(capsys):
@@ -9,3 +16,42 @@ def test_a_second_command_of_a_process_logs_each_line_once(capsys):
         start_logging()
     logging.getLogger('timm_robust').info('said')
     assert capsys.readouterr().err.count('said') == 1
+
+
+def test_flags_win_over_the_file_and_what_neither_says_has_its_default(tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text(
+        'attacks: [clean, fgsm]\nworst_case: true\nuse_ema: false\nnum_examples: 8\nmean: [0, .5, 1e0]\n'
+        'model_kwargs: {drop_rate: 1e-1}\n')
+    parser = SettingsParser(EvalConfig, ImagesConfig, NetworkConfig, prog='x')
+    values = parser.read(['-c', str(path), '--num-examples', '9', '--use-ema'])
+    config, images, network = (from_flat(cls, values) for cls in (EvalConfig, ImagesConfig, NetworkConfig))
+    assert config == EvalConfig(attacks=('clean', 'fgsm'), worst_case=True)
+    assert images == ImagesConfig(num_examples=9)
+    assert network == NetworkConfig(mean=(0., .5, 1.), model_kwargs={'drop_rate': .1}) and network.use_ema
+    assert [str(a) for a in config.plan.attacks] == ['clean', 'fgsm']
+
+
+def test_the_folder_of_training_data_in_either_way(tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text('data_dir: filed\nepochs: 6\n')
+    for argv, found in ((['-c', str(path)], 'filed'), (['here', '-c', str(path)], 'here'),
+                        (['--data-dir', 'there', '-c', str(path)], 'there')):
+        config = train.read_config(argv)
+        assert (config.data_dir, config.epochs) == (found, 6)
+    with pytest.raises(InputError, match='there twice'):
+        train.read_config(['here', '--data-dir', 'there'])
+
+
+@pytest.mark.parametrize('flag', ['--plugin', '--device-modules'])
+def test_a_plugin_that_is_none_is_one_line(capsys, flag):
+    for argv, message in (([flag], 'expected'), ([flag, 'no_such_module'], '--plugin no_such_module: cannot be')):
+        assert main(['eval', *argv]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('timm-robust eval: error: ') and message in error and error.count('\n') == 1
+
+
+def test_stopped_by_the_keyboard(monkeypatch, capsys):
+    monkeypatch.setattr('timm_robust.cli.models.run', lambda argv: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(['models']) == 130
+    assert capsys.readouterr().err == 'timm-robust models: stopped\n'

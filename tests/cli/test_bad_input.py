@@ -123,6 +123,7 @@ def test_missing_device(fails, folder):
     (['--attacks', 'fgsm3'], ['--attacks fgsm3', 'takes no number']),
     (['--attacks', 'pgd0'], ['--attacks pgd0']),
     (['--attacks', ''], ['--attacks']),
+    (['--attacks', 'a\nb'], ['--attacks a b: unknown']),
     (['--norm', 'l1'], ['--norm l1']),
     (['--eps', '8'], ['--eps 8', '8/255']),
     (['--eps', 'x'], ['--eps x']),
@@ -227,10 +228,88 @@ def test_finished_runs_are_not_overwritten(fails, folder, tmp_path_factory):
     fails('eval', *MODEL, '--data-dir', folder, '--output', done, mentions=['--output', 'results.json'])
 
 
+@pytest.mark.parametrize('command', ['eval', 'diagnose', 'properties', 'statistics', 'convert', 'card', 'train'])
+def test_values_in_config_files_pass_the_checks_of_flags(fails, folder, tmp_path_factory, command):
+    path = tmp_path_factory.mktemp('configs') / 'c.yaml'
+    own = {
+        'convert': ['x.pth', '-o', 'x.safetensors'], 'train': [],
+        'card': ['nofrost_resnet50.mine', '--origin', 'o', '--repo-id', 'a/b', '--results', 'r', '--data-name', 'd',
+                 '--checkpoint', 'nowhere.pth']}
+    argv = ['-c', path, *own.get(command, ['--checkpoint', 'nowhere.pth', '--data-dir', folder])]
+
+    def refused(content, *mentions):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        fails(command, *argv, mentions=mentions)
+
+    refused('num_classes: true', '--num-classes: must be a whole number, not true or false')
+    refused('num_classes: false', 'num-classes: must be a whole number, not true or false')
+    refused('num_classes: 1.5', '--num-classes 1.5: must be a whole number, not a number')
+    refused('num_classes: "10"', '--num-classes 10: must be a whole number, not text')
+    refused('mean: 0.5', '--mean 0.5: must be a list, each a number')
+    refused('mean: [0.5, x]', '--mean 0.5 x: must be a list, each a number')
+    refused('model_kwargs: [a]', '--model-kwargs a: must be a mapping')
+    refused('interpolation: null', '--interpolation None: must be text')
+    refused('output: 1\noutput: 2', '--config', 'output stands there more than once')
+    refused(b'output: \xff', '--config', 'cannot be read as YAML')
+    for content in ('', '- a', 'a', '3'):
+        refused(content, '--config', 'must hold "name: value" lines')
+    for content in ('a: [', '? [a]\n: b', 'x: !!map [1]', 'x: !!bool maybe', 'x: !!timestamp noon', '<<: 3'):
+        refused(content, '--config', 'cannot be read as YAML')
+    for name in ('no_such_flag', 'config', 'help', '3'):
+        refused(f'{name}: 1', '--config', f'{name}', 'is no flag of this command')
+
+
+@pytest.mark.parametrize('command, content, message', [
+    ('eval', 'worst_case: "false"', '--worst-case false: must be true or false, not text'),
+    ('eval', 'attacks: 3', '--attacks 3: must be text'),
+    ('eval', 'attacks: [3]', '--attacks 3: is neither a name nor an attack'),
+    ('eval', 'attacks: pgd\nrestarts: 2.5', '--restarts 2.5: must be a whole number'),
+    ('eval', 'attacks: pgd\nrestarts: true', '--restarts: must be a whole number'),
+    ('eval', 'num_examples: true', '--num-examples: must be a whole number'),
+    ('eval', 'batch_size: 4.5', '--batch-size 4.5: must be a whole number'),
+    ('eval', 'workers: -3', '--workers -3: must be a whole number of at least 0'),
+    ('eval', 'threat: Linf 8/255', "'threat' is no flag"),
+    ('eval', 'command: x', "'command' is no flag"),
+    ('properties', 'steps: true', '--steps: must be a whole number'),
+    ('statistics', 'attacks: [3]', '--attacks 3: must be text or a list'),
+    ('statistics', 'attacks: null', '--attacks None: must be text or a list'),
+    ('diagnose', 'seed: 1.5', '--seed 1.5: must be a whole number'),
+    ('convert', 'dtype: 16', '--dtype 16: must be text'),
+    ('card', 'results: r', '--results r: must be a list, each text'),
+    ('train', 'model_ema: "false"', '--model-ema false: must be true or false'),
+    ('train', 'data: x', "'data' is no flag"),
+])
+def test_values_in_config_files_of_one_command(fails, tmp_path_factory, command, content, message):
+    path = tmp_path_factory.mktemp('configs') / 'c.yaml'
+    path.write_text(content)
+    positional = {'convert': ['x.pth'], 'card': ['a.b']}.get(command, [])
+    fails(command, *positional, '-c', path, mentions=[message])
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['convert', 'nowhere.pth', '-o', 'x.safetensors'], 'error: nowhere.pth: no such file'),
+    (['convert', 'x.pth', '-o', 'x.pth'], '--output x.pth: must end in .safetensors'),
+    (['convert', 'x.pth'], '--output: must end in .safetensors'),
+    (['convert', 'x.pth', '-o', 'no/x.safetensors'], '--output no/x.safetensors: no such folder'),
+    (['card', 'a.b', '--checkpoint', 'x', '--results', 'r'], '--data-name: is missing'),
+    (['card', 'a.b', '--checkpoint', 'x', '--results', 'r', '--data-name', 'd'], 'error: a.b: must be MODEL.TAG'),
+    (['push', 'nowhere'], 'error: nowhere: no such folder'),
+    (['compare', 'a'], 'error: a: is not NAME=FOLDER'),
+    (['compare', 'a=b', '-o', 'x.pdf'], '--output x.pdf: must end in .png'),
+])
+def test_what_has_no_flag_is_named_by_its_value(fails, argv, message):
+    fails(*argv, mentions=[message])
+
+
+def test_weights_of_a_surrogate_without_its_model(fails, folder, weights):
+    fails('diagnose', *MODEL, '--data-dir', folder, *weights(), '--surrogate-checkpoint', 'x.pth',
+          mentions=['--surrogate-checkpoint x.pth: is of no model; name it as --surrogate'])
+
+
 def test_config_files(fails, folder, tmp_path_factory):
     files = tmp_path_factory.mktemp('configs')
     (files / 'unknown.yaml').write_text('objectve: sat\n')
-    fails('train', '-c', files / 'unknown.yaml', mentions=['--config', "'objectve' is no setting"])
+    fails('train', '-c', files / 'unknown.yaml', mentions=['--config', "'objectve' is no flag"])
     (files / 'list.yaml').write_text('- a\n')
     fails('train', '-c', files / 'list.yaml', mentions=['--config'])
     (files / 'broken.yaml').write_text('a: [\n')

@@ -362,7 +362,7 @@ def test_networks_side_by_side(tmp_path, network, capsys):
     assert main(['compare', f"One={tmp_path / 'a'},{tmp_path / 'b'}", '-o', str(tmp_path / 'no.png')]) == 2
     assert 'was measured on other weights' in capsys.readouterr().err
     assert main(['compare', f"One={tmp_path / 'a'}", '-o', str(tmp_path / 'no.pdf')]) == 2
-    assert 'ends in .png' in capsys.readouterr().err
+    assert 'no.pdf: must end in .png' in capsys.readouterr().err
     for argv, text in (
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'b'}"], 'Two: clean was measured on other images'),
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'attacks'}", '--kind', 'radar'], 'needs three benchmarks or'),

@@ -62,11 +62,14 @@ def test_the_command(tmp_path, capsys, norm):
     assert (tmp_path / 'out' / 'statistics.png').stat().st_size > 5000
     assert 'Layers whose mean an attack moves most' in capsys.readouterr().out
     usual = [a for a in argv[1:] if a not in ('--num-examples', '16')]  # fewer images than the usual 1,000
-    assert main(['statistics', *usual, '--attacks', 'clean', '--output', str(tmp_path / 'usual')]) == 0
+    usual.remove('--attacks')
+    usual.remove('clean,pgd2')
+    (tmp_path / 'c.yaml').write_text('attacks: [clean]\n')
+    assert main(['statistics', *usual, '-c', str(tmp_path / 'c.yaml'), '--output', str(tmp_path / 'usual')]) == 0
     assert len(json.loads((tmp_path / 'usual' / 'statistics.json').read_text())['data']['indices']) == 16
     capsys.readouterr()
     for more, message in (
-            (argv[1:], 'already holds'), ([*argv[1:], '--bn-mode', 'batch'], 'leave it out'),
-            ([*argv[1:], '--gamma', '0'], '--gamma 0: mixes tracked statistics alone'),
-            ([*argv[1:], '-b', '1'], '--batch-size 1: has no statistics of a batch')):
+            (argv[1:], 'already holds'), ([*argv[1:], '--bn-mode', 'batch'], 'unrecognized arguments: --bn-mode batch'),
+            ([*argv[1:], '--output', str(tmp_path / 'one'), '-b', '1'],
+             '--batch-size 1: has no statistics of a batch')):
         assert main(['statistics', *more]) == 2 and message in capsys.readouterr().err

@@ -134,7 +134,7 @@ def test_the_command(tmp_path, capsys):
     assert [m != 0 for m in margins] == [bool(c) for c in found['correct']]
     assert sum(found['correct']) == round(.12 * found['clean_accuracy'])
     printed = capsys.readouterr().out
-    assert 'decision margin (L2)' in printed and '12 images, attacks within Linf 8/255, 2 steps, seed 0' in printed
+    assert 'decision margin (L2)' in printed and '12 images, batch 8, Linf 8/255, seed 0, 2 steps' in printed
     for more, message in (
             (own, 'already holds properties.json'), ([*own, '--eps', '0'], '--eps 0'),
             (['--model', 'robustnorm_resnet20_cifar', '--checkpoint', str(tmp_path / 'robustnorm_resnet20_cifar.pth'),

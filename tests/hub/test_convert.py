@@ -85,8 +85,7 @@ def test_float16_halves_the_file_and_is_hashed_as_the_network_that_loads_it(tmp_
     source = spoilt(timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d'))
     content = source.state_dict()
     images = make_image_folder(tmp_path / 'images', splits=('validation',), classes='abcdefghij', per_class=3)
-    flags = ('--model-kwargs', 'norm_layer=batchnorm2d', '--dtype', 'float16', '--data-dir', str(images), '-j', '0',
-             '--channels-last')
+    flags = ('--model-kwargs', 'norm_layer=batchnorm2d', '--dtype', 'float16', '--data-dir', str(images), '-j', '0')
     weights, report = convert(tmp_path, content, 'robustnorm_resnet20_cifar', *flags)
     assert {v.dtype for v in weights.values()} == {torch.float16, torch.int64}
     model = timm.create_model('robustnorm_resnet20_cifar', norm_layer='batchnorm2d').eval()

@@ -198,9 +198,15 @@ def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
     assert main(['card', NAME, *weights, '--repo-id', REPO]) == 2
     one_line(capsys, 'say where the weights are from; give --train-args or --origin')
     assert main(['card', NAME, *weights, '--origin', 'nowhere']) == 2
-    one_line(capsys, f'{NAME}: say with --repo-id where it will be published')
+    one_line(capsys, '--repo-id: say where it will be published')
     assert main(['card', NAME, *weights, '--origin', 'nowhere', '--repo-id', 'a/b/c']) == 2
     one_line(capsys, '--repo-id a/b/c: ')
+    for content, message in (
+            ('epochs: 3', 'names no objective and model'), ('a: [', 'cannot be read as YAML'),
+            ('objective: nofrost\nmodel: resnet18\nepochs: x', "epochs='x': must be a whole number")):
+        (tmp_path / 'args.yaml').write_text(content)
+        assert card(measured, tmp_path, '--train-args', str(tmp_path / 'args.yaml')) == 2
+        one_line(capsys, f"--train-args {tmp_path / 'args.yaml'}: ", message)
     assert card(measured, tmp_path, '--model', 'resnet18') == 2
     one_line(capsys, 'unrecognized arguments: --model resnet18')
     assert card(measured, tmp_path, '--pretrained') == 2

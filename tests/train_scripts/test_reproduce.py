@@ -16,7 +16,6 @@ import yaml
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from timm_robust.cli.arguments import apply_config
 from timm_robust.cli.train import read_config
 from timm_robust.data.samples import load_digits
 from timm_robust.evaluation import AttackOutcome, DataFacts, EvaluationReport, ModelFacts, RunFacts, ThreatFacts
@@ -34,8 +33,7 @@ def scripts(tmp_path, monkeypatch):
     def pretend(argv):
         # flags that are none, or values that are none, end it
         if argv[0] != 'train':
-            parser = importlib.import_module(f'timm_robust.cli.{argv[0]}').build_parser()
-            parser.parse_args(apply_config(parser, argv[1:]))
+            importlib.import_module(f'timm_robust.cli.{argv[0]}').build_parser().read(argv[1:])
         calls.append(argv)
         flag = dict(zip(argv, argv[1:]))
         settings = {'seed': 0, 'command': shlex.join(['timm-robust', *argv])}

@@ -1,32 +1,68 @@
-"""Arguments several commands share, with the spelling and defaults of timm's scripts."""
+"""Parsers of the commands: errors are one line, flags are settings, and a YAML file can hold them."""
 import argparse
 import logging
-from typing import Any, Dict, List
+from typing import Any, Dict, NoReturn, Sequence
 
-import yaml
-from timm.utils import ParseKwargs, setup_default_logging
+from timm.utils import setup_default_logging
 from timm.utils.log import FormatterNoInfo
 
 from ..errors import InputError
-from .plugins import HELP
+from ..inputs import read_yaml
+from .flags import add_flags
 
-__all__ = [
-    'Parser',
-    'add_data_arguments',
-    'add_model_arguments',
-    'apply_config',
-    'start_logging',
-]
+__all__ = ['Parser', 'SettingsParser', 'start_logging']
+
+_PLUGINS = (
+    '--plugin MODULE (once for each), or --device-modules MODULE ... as in timm: import modules of your own first. The '
+    'attacks, objectives, norms and models they register are then known by name, and their settings are flags.')
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line and an `InputError`."""
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, **{'epilog': HELP, **kwargs})
+    def __init__(self, *, epilog: str = '', **kwargs: Any):
+        super().__init__(allow_abbrev=False, epilog=f'{epilog} {_PLUGINS}'.lstrip(), **kwargs)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f'{message} ({self.prog} --help lists the flags)')
+
+
+class SettingsParser(Parser):
+    """A parser of settings classes: their fields are flags, and names in the YAML file of -c.
+
+    Args:
+        *classes: The settings classes.
+        **kwargs: Of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *classes: Any, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.add_argument('-c', '--config', metavar='FILE', help='YAML file with values for these flags')
+        for cls in classes:
+            add_flags(self, cls)
+
+    def given(self, argv: Sequence[str]) -> Dict[str, Any]:
+        """The values on a command line, without the defaults of other flags."""
+        absent = object()
+        namespace = argparse.Namespace(**{action.dest: absent for action in self._actions})
+        return {name: value for name, value in vars(self.parse_args(argv, namespace)).items() if value is not absent}
+
+    def read(self, argv: Sequence[str]) -> Dict[str, Any]:
+        """The values on a command line and in its YAML file, for `from_flat` to check; flags win over the file.
+
+        Raises:
+            InputError: On a flag or a name in the file that does not exist, and if the file cannot be read.
+        """
+        values = self.given(argv)
+        path = values.pop('config', None)
+        content = {} if path is None else read_yaml(path)
+        flags = {action.dest for action in self._actions if action.option_strings} - {'help', 'config'}
+        for name in content:
+            if name not in flags:
+                raise InputError(
+                    f'{name!r} is no flag of this command', f'{self.prog} --help lists them', argument='config',
+                    value=path)
+        return {**content, **values}
 
 
 def start_logging() -> None:
@@ -36,82 +72,3 @@ def start_logging() -> None:
     setup_default_logging()
     for name in ('timm', 'httpx', 'httpx2'):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def apply_config(parser: argparse.ArgumentParser, argv: List[str]) -> List[str]:
-    """Take defaults from the YAML file of -c/--config; flags on the command line win.
-
-    Returns:
-        The remaining arguments.
-
-    Raises:
-        InputError: If the file is missing, no YAML mapping, or has a key that is no flag.
-    """
-    config_parser = Parser(prog=parser.prog, add_help=False)
-    config_parser.add_argument('-c', '--config', default='')
-    known, rest = config_parser.parse_known_args(argv)
-    if not known.config:
-        return rest
-    try:
-        with open(known.config) as file:
-            config: Dict[str, Any] = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError) as error:
-        reason = ' '.join(str(error).split())
-        raise InputError(f'--config {known.config}: cannot be read as YAML ({reason})') from error
-    if not isinstance(config, dict):
-        raise InputError(f'--config {known.config}: must hold "flag: value" lines')
-    flags = {action.dest for action in parser._actions}
-    unknown = sorted(set(config) - flags - {'config'})
-    if unknown:
-        raise InputError(f'--config {known.config}: {unknown[0]!r} is no flag of this command ({parser.prog} --help)')
-    parser.set_defaults(**{k: v for k, v in config.items() if k in flags})
-    return rest
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The data set flags of timm's scripts."""
-    group = parser.add_argument_group('Dataset parameters')
-    group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    group.add_argument('--dataset', metavar='NAME', default='',
-                       help='dataset type + name ("<type>/<name>", e.g. torch/cifar10) (default: ImageFolder)')
-    group.add_argument('--dataset-download', action='store_true', help='download torch/ and tfds/ datasets')
-    group.add_argument('--class-map', default='', metavar='FILENAME', help='path to class to idx mapping file')
-    group.add_argument('--input-img-mode', default=None, help='image conversion mode (default: RGB, L for 1 channel)')
-    group.add_argument('--input-key', default=None, help='dataset key for input images')
-    group.add_argument('--target-key', default=None, help='dataset key for target labels')
-    group.add_argument('--dataset-trust-remote-code', action='store_true',
-                       help='allow a huggingface dataset to run code of its repo')
-    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes (default: 4)')
-    group.add_argument('--pin-mem', action='store_true', help='pin CPU memory in the loader')
-    return group
-
-
-def add_model_arguments(
-        parser: argparse.ArgumentParser,
-        model: bool = True,
-        pretrained: bool = True,
-        **defaults: Any,
-) -> argparse._ArgumentGroup:
-    """The model and input flags of timm's scripts; without --model or --pretrained where something else says it."""
-    group = parser.add_argument_group('Model parameters')
-    if model:
-        group.add_argument('--model', default='resnet50', metavar='MODEL',
-                           help='any timm model name, local-dir:PATH or hf-hub:ORG/NAME (default: resnet50)')
-    if pretrained:
-        group.add_argument('--pretrained', action='store_true', help='use pretrained weights')
-    group.add_argument('--num-classes', type=int, default=None, metavar='N', help='number of classes')
-    group.add_argument('--img-size', type=int, default=None, metavar='N', help='image size (default: of the model)')
-    group.add_argument('--in-chans', type=int, default=None, metavar='N', help='input channels (default: 3)')
-    group.add_argument('--input-size', default=None, nargs=3, type=int, metavar='N', help='input size as C H W')
-    group.add_argument('--crop-pct', default=None, type=float, metavar='N', help='validation crop percent')
-    group.add_argument('--crop-mode', default=None, metavar='MODE', help='validation crop: center, squash or border')
-    group.add_argument('--mean', type=float, nargs='+', default=None, help='mean pixel value (default: of the model)')
-    group.add_argument('--std', type=float, nargs='+', default=None, help='std deviation (default: of the model)')
-    group.add_argument('--interpolation', default='', metavar='NAME', help='resize interpolation')
-    group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N', help='batch size (default: 128)')
-    group.add_argument('--channels-last', action='store_true', help='use channels_last memory layout')
-    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
-                       help='further arguments of the model, e.g. norm_layer=batchnorm2d')
-    group.add_argument('--device', default=None, help='device (default: cuda if there is one, else cpu)')
-    parser.set_defaults(**defaults)
-    return group

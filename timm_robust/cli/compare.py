@@ -6,6 +6,7 @@ from ..errors import InputError, check_choice
 from ..evaluation.comparison import collect
 from ..evaluation.render import plot_bars, plot_radar, text_table
 from .arguments import Parser
+from .outputs import new_file
 
 __all__ = ['build_parser', 'run']
 
@@ -32,9 +33,11 @@ def _read_folders(texts: List[str]) -> Dict[str, List[Path]]:
     for text in texts:
         name, separator, places = text.partition('=')
         if not (name and separator and places):
-            raise InputError(f'{text}: is not NAME=FOLDER, for example NoFrost=output/eval/nofrost')
+            raise InputError(
+                'is not NAME=FOLDER, for example NoFrost=output/eval/nofrost', argument='networks', value=text)
         if name in folders:
-            raise InputError(f'{text}: a network of that name is there already, join its folders by a comma')
+            raise InputError(
+                'a network of that name is there already, join its folders by a comma', argument='networks', value=text)
         folders[name] = [Path(p) for p in places.split(',')]
     return folders
 
@@ -43,11 +46,7 @@ def run(argv: List[str]) -> None:
     """Compare."""
     args = build_parser().parse_args(argv)
     check_choice('kind', args.kind, _KINDS)
-    output = Path(args.output)
-    if output.suffix != '.png':
-        raise InputError(f'--output {output}: the figure is a PNG, give a name that ends in .png')
-    if not output.parent.is_dir():
-        raise InputError(f'--output {output}: no such folder, make it first')
+    output = new_file(args.output, '.png')
     table = collect(_read_folders(args.networks))
     _KINDS[args.kind](table, args.title, output)
     keys = list(next(iter(table.values())))

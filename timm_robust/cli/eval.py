@@ -10,22 +10,22 @@ from ..errors import InputError
 from ..evaluation import EvalConfig, ThreatConfig, evaluate
 from ..evaluation.render import findings_text
 from ..inputs import ImagesConfig, NetworkConfig, init_process
-from .arguments import Parser, apply_config, start_logging
-from .flags import add_attack_flags, add_flags, from_flags
-from .outputs import new_name
+from ..settings import from_flat
+from .arguments import SettingsParser, start_logging
+from .flags import add_attack_flags
+from .outputs import new_folder
 
 __all__ = ['build_parser', 'run']
 
 
-def _parser() -> Tuple[Parser, Dict[str, str]]:
-    parser = Parser(prog='timm-robust eval', description='Measure clean and robust accuracy of a timm model.')
-    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
-    for cls in (ThreatConfig, EvalConfig, ImagesConfig, NetworkConfig):
-        add_flags(parser, cls)
+def _parser() -> Tuple[SettingsParser, Dict[str, str]]:
+    parser = SettingsParser(
+        ThreatConfig, EvalConfig, ImagesConfig, NetworkConfig, prog='timm-robust eval',
+        description='Measure clean and robust accuracy of a timm model.')
     return parser, add_attack_flags(parser)
 
 
-def build_parser() -> Parser:
+def build_parser() -> SettingsParser:
     """The parser of `timm-robust eval`."""
     return _parser()[0]
 
@@ -33,17 +33,18 @@ def build_parser() -> Parser:
 def run(argv: List[str]) -> None:
     """Evaluate."""
     parser, attack_flags = _parser()
-    args = parser.parse_args(apply_config(parser, argv))
+    values = parser.read(argv)
     start_logging()
-    settings = {name: getattr(args, flag) for name, flag in attack_flags.items() if getattr(args, flag) is not None}
-    network, images = from_flags(NetworkConfig, args), from_flags(ImagesConfig, args)
+    network, images = from_flat(NetworkConfig, values), from_flat(ImagesConfig, values)
+    threat = from_flat(ThreatConfig, values)
     try:
-        config = from_flags(
-            EvalConfig, args, threat=from_flags(ThreatConfig, args).threat, attack_settings=settings,
-            output=args.output or new_name('eval', args.model), command=shlex.join(['timm-robust', 'eval', *argv]))
+        config = from_flat(EvalConfig, {
+            **values, 'threat': threat.threat, 'output': values.get('output') or new_folder('eval', network.model),
+            'attack_settings': {name: values[flag] for name, flag in attack_flags.items() if flag in values},
+            'command': shlex.join(['timm-robust', 'eval', *argv])})
     except InputError as error:
-        raise (error.about('eps', args.eps) if error.argument == 'threat' else error) from error
-    process = init_process(args.device)
+        raise (error.about('eps', threat.eps) if error.argument == 'threat' else error) from error
+    process = init_process(network.device)
     try:
         report = evaluate(
             dataclasses.replace(network, device=str(process.device)), images,

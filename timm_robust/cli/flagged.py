@@ -1,6 +1,6 @@
 """Errors of the library in the words of the command line: arguments become flags."""
 import re
-from typing import Any
+from typing import Any, Collection
 
 from ..errors import InputError
 
@@ -28,16 +28,22 @@ def _flag(argument: str, value: Any) -> str:
     return f'{flag_name(argument)} {text}'.rstrip()
 
 
-def flagged(error: InputError) -> str:
-    """The error in one line, with flags instead of Python arguments."""
+def flagged(error: InputError, positional: Collection[str] = ()) -> str:
+    """The error in one line, with flags instead of Python arguments.
+
+    Args:
+        error: The error.
+        positional: Arguments that have no flag; their value alone is named.
+    """
     def mention(match: 're.Match[str]') -> str:
         argument, value = match.groups()
         if value is None:
             return flag_name(argument)
         return _flag(argument, {'True': True, 'False': False}.get(value, value.strip('\'"')))
 
-    text = _MENTION.sub(mention, ' '.join(error.explanation.split()))
-    if not error.argument:
-        return text
-    named = _flag(error.argument, error.value) if error.has_value else flag_name(error.argument)
-    return f'{named}: {text}'
+    text = _MENTION.sub(mention, error.explanation)
+    if error.argument in positional:
+        text = f'{word(error.value) if error.has_value else error.argument}: {text}'
+    elif error.argument:
+        text = f'{_flag(error.argument, error.value) if error.has_value else flag_name(error.argument)}: {text}'
+    return ' '.join(text.split())

@@ -1,21 +1,8 @@
-"""Flags made of the fields of settings classes, and read back."""
+"""Flags made of the fields of settings classes; `settings.from_flat` makes the settings of their values."""
 import argparse
 import dataclasses
 import re
-from typing import (
-    Any,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    Sequence,
-    Type,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Type, Union, get_args, get_origin, get_type_hints
 
 from timm.utils import ParseKwargs
 
@@ -24,10 +11,9 @@ from ..settings import default_of, flat_names
 from ..tasks import AWP, OBJECTIVES, TrainingAttack
 from .flagged import word
 
-__all__ = ['add_attack_flags', 'add_flags', 'add_objective_flags', 'as_flags', 'from_flags', 'given']
+__all__ = ['add_attack_flags', 'add_flags', 'add_objective_flags', 'as_flags']
 
 Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
-T = TypeVar('T')
 
 
 def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
@@ -45,20 +31,12 @@ def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
     return {'type': hint, **({'nargs': '?', 'const': const} if const else {})}
 
 
-def _text(field: 'dataclasses.Field[Any]') -> str:
-    text = field.metadata['help']
-    return str(text() if callable(text) else text)
-
-
-def _add(parser: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, note: str) -> None:
-    text = _text(field)
-    if note and '(default' not in text:
-        text += f' ({note})'
+def _add(group: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, text: str) -> None:
     kind = _kind(hint, default, field.metadata['const'])
     if 'type' in kind or 'nargs' in kind:
         kind['metavar'] = field.metadata['metavar'] or flat.split('_')[-1].upper()
     short = [field.metadata['short']] if field.metadata['short'] else []
-    parser.add_argument(
+    group.add_argument(
         *short, f"--{flat.replace('_', '-')}", dest=flat, default=default, help=text.replace('%', '%%'), **kind)
 
 
@@ -68,12 +46,24 @@ def _shown(default: Any) -> str:
     return '' if default is None or isinstance(default, (bool, dict)) else str(default)
 
 
+def _text(field: 'dataclasses.Field[Any]', default: str = '') -> str:
+    text = field.metadata['help']
+    text = text() if callable(text) else text
+    return f'{text} (default: {default})' if default and '(default' not in text else text
+
+
 def _group(parser: argparse.ArgumentParser, title: str) -> Flags:
     """The group of this heading, the one there is if there is one."""
     return next((g for g in parser._action_groups if g.title == title), None) or parser.add_argument_group(title)
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: Any, prefix: str = '', title: str = '') -> None:
+def add_flags(
+        parser: argparse.ArgumentParser,
+        cls: Any,
+        prefix: str = '',
+        title: str = '',
+        without: Collection[str] = (),
+) -> None:
     """Add a flag for each field of a settings class that `setting` made.
 
     Args:
@@ -81,17 +71,16 @@ def add_flags(parser: argparse.ArgumentParser, cls: Any, prefix: str = '', title
         cls: The settings class; fields that are settings classes themselves are left out.
         prefix: Prefix of the flags.
         title: Heading in help texts, for fields that name no group.
+        without: Fields that get no flag.
     """
     group: Flags = _group(parser, title) if title else parser
     hints, names = get_type_hints(cls), flat_names(cls, prefix)
     for field in dataclasses.fields(cls):
-        if 'help' not in field.metadata or field.name not in names:
-            continue
-        if field.metadata['group']:
+        if field.metadata.get('group'):
             group = _group(parser, field.metadata['group'])
-        default = default_of(field)
-        shown = _shown(default)
-        _add(group, field, hints[field.name], names[field.name], default, f'default: {shown}' if shown else '')
+        if 'help' in field.metadata and field.name in names and field.name not in without:
+            default = default_of(field)
+            _add(group, field, hints[field.name], names[field.name], default, _text(field, _shown(default)))
 
 
 def add_objective_flags(parser: argparse.ArgumentParser) -> None:
@@ -119,26 +108,10 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> Dict[str, str]:
     flags = {name: f'attack_{name}' if name in taken else name for name in owners}
     for name, found in owners.items():
         cls, field = found[0]
-        kind = _kind(get_type_hints(cls)[name], None, None)
-        if 'type' in kind:
-            kind['metavar'] = field.metadata['metavar'] or name.split('_')[-1].upper()
         names = ', '.join(own.name for own, _ in found)
-        group.add_argument(
-            f"--{flags[name].replace('_', '-')}", default=None,
-            help=re.sub(r' ?\(default: [^)]*\)', '', f'{_text(field)} ({names})').replace('%', '%%'), **kind)
+        text = re.sub(r' ?\(default: [^)]*\)', '', f'{_text(field)} ({names})')
+        _add(group, field, get_type_hints(cls)[name], flags[name], None, text)
     return flags
-
-
-def from_flags(cls: Type[T], args: argparse.Namespace, **changes: Any) -> T:
-    """A settings object from flags.
-
-    Raises:
-        InputError: On bad values.
-    """
-    values = {
-        f.name: getattr(args, f.name) for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if 'help' in f.metadata and hasattr(args, f.name)}
-    return cls(**{**values, **changes})
 
 
 def _add_union(group: Flags, classes: Iterable[Type[Any]]) -> None:
@@ -157,7 +130,7 @@ def _add_union(group: Flags, classes: Iterable[Type[Any]]) -> None:
         note = '; '.join(f"{text} in {', '.join(names)}" for text, names in by_default.items() if text)
         if len(by_default) == 1:
             note = next(iter(by_default))
-        _add(group, field, get_type_hints(cls)[field.name], flat, default, f'default: {note}' if note else '')
+        _add(group, field, get_type_hints(cls)[field.name], flat, default, _text(field, note))
 
 
 def as_flags(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> List[str]:
@@ -175,11 +148,3 @@ def as_flags(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> List
         elif not isinstance(value, bool):
             words += map(word, value if isinstance(value, (list, tuple)) else [value])
     return words
-
-
-def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Mapping[str, Any]:
-    """The flags that stand on a command line, without the defaults of the others."""
-    absent = object()
-    namespace = argparse.Namespace(**{action.dest: absent for action in parser._actions})
-    parser.parse_args(argv, namespace)
-    return {name: value for name, value in vars(namespace).items() if value is not absent}

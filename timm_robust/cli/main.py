@@ -3,10 +3,12 @@ import importlib
 import logging
 import os
 import sys
+from types import ModuleType
 from typing import List, Optional
 
 from ..errors import InputError
 from ..version import __version__
+from .arguments import Parser
 from .flagged import flagged
 from .plugins import import_plugins
 
@@ -48,18 +50,21 @@ def main(argv: Optional[List[str]] = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"timm-robust: error: {argv[0]}: unknown command, choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    prog = f'timm-robust {argv[0]}'
+    command: Optional[ModuleType] = None
     try:
-        rest = import_plugins(argv[1:])
         command = importlib.import_module(f".{argv[0].replace('-', '_')}", __package__)
-        command.run(rest)
+        command.run(import_plugins(prog, argv[1:]))
     except InputError as error:
-        print(f'timm-robust {argv[0]}: error: {flagged(error)}', file=sys.stderr)
+        actions = getattr(command, 'build_parser', Parser)()._actions
+        positional = {action.dest for action in actions if not action.option_strings}
+        print(f'{prog}: error: {flagged(error, positional)}', file=sys.stderr)
         return 2
     except OSError as error:
         # a disk that is full, a file where a folder should be, a closed pipe: the system's own words name the path
-        print(f'timm-robust {argv[0]}: error: {error}', file=sys.stderr)
+        print(f'{prog}: error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f'timm-robust {argv[0]}: stopped', file=sys.stderr)
+        print(f'{prog}: stopped', file=sys.stderr)
         return 130
     return 0

@@ -1,28 +1,38 @@
-"""What `diagnose`, `properties` and `statistics` share: flags, the network, the images and an output folder."""
+"""What `diagnose`, `properties` and `statistics` share: flags, the network, the images and the file of results."""
+import shlex
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, List, Tuple, Type, TypeVar
+from typing import Any, ClassVar, Collection, Dict, List, Tuple, Type, TypeVar
 
 import torch
 
 from ..attacks import ThreatModel
 from ..errors import InputError
-from ..evaluation import ThreatConfig
-from ..evaluation.sources import Source, Subject, open_data, open_model
-from ..inputs import ImagesConfig, NetworkConfig, check_seed
-from ..settings import check_types, setting
-from .arguments import Parser, apply_config, start_logging
-from .flags import add_flags, from_flags
-from .outputs import new_output
+from ..evaluation import RunFacts, ThreatConfig, versions
+from ..evaluation.plan import threat_facts
+from ..evaluation.sources import Subject, open_data, open_model
+from ..inputs import ImagesConfig, NetworkConfig, check_seed, write_json
+from ..settings import check_types, from_flat, setting, to_mapping
+from .arguments import SettingsParser, start_logging
+from .flags import add_flags
+from .outputs import new_folder
 
-__all__ = ['MeasuringConfig', 'Measurement', 'measuring_parser', 'open_measurement']
+__all__ = ['Measurement', 'MeasuringConfig', 'measuring_parser', 'open_measurement']
 
 T = TypeVar('T', bound='MeasuringConfig')
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringConfig:
-    """Settings that all of these commands have."""
+    """Settings that all of these commands have.
+
+    Attributes:
+        file_name: Where results go.
+        usual_examples: Images to measure on if nothing is said.
+    """
+    file_name: ClassVar[str]
+    usual_examples: ClassVar[int]
     seed: int = setting(0, 'seed of subset and noise', metavar='S')
     output: str = setting('', 'folder for results (default: ./output/COMMAND/TIME-MODEL)', metavar='DIR')
 
@@ -38,67 +48,85 @@ class Measurement:
     Attributes:
         threat: Threat model of the attacks.
         subject: The network.
-        source: The images.
         images, labels: All of them, on the device.
-        folder: Where results go; it is not made yet.
+        batch_size: Images of a batch.
+        path: The file of results; its folder is not made yet.
+        facts: What the file says besides results.
         name: Network and checkpoint, for people.
+        sample: Images, threat model and seed, for people.
     """
     threat: ThreatModel
     subject: Subject
-    source: Source
     images: torch.Tensor
     labels: torch.Tensor
-    folder: Path
+    batch_size: int
+    path: Path
+    facts: Dict[str, Any]
     name: str
+    sample: str
+
+    def write(self, results: Dict[str, Any]) -> None:
+        """Write the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {**self.facts, **results})
 
 
 def measuring_parser(
         command: str,
         description: str,
         config: Type[MeasuringConfig],
-        files: str,
-        num_examples: int,
-) -> Parser:
+        without: Collection[str] = (),
+) -> SettingsParser:
     """The parser of a command that measures a network.
 
     Args:
         command: Name of the command.
-        description: What it measures.
+        description: What it measures and writes.
         config: Its settings.
-        files: What it writes.
-        num_examples: Images it measures on if nothing is said.
+        without: Settings of the network that it has no flags for.
     """
-    parser = Parser(
-        prog=f'timm-robust {command}',
-        description=f'{description} Writes {files}. Measures on {num_examples} images unless --num-examples says '
-                    'otherwise.')
-    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
-    for cls in (ThreatConfig, config, ImagesConfig, NetworkConfig):
-        add_flags(parser, cls)
+    parser = SettingsParser(
+        ThreatConfig, config, ImagesConfig, prog=f'timm-robust {command}',
+        description=f'{description} Measures on {config.usual_examples} images unless --num-examples says otherwise.')
+    add_flags(parser, NetworkConfig, without=without)
     return parser
 
 
-def read_flags(parser: Parser, config: Type[T], argv: List[str]) -> Tuple[Any, T]:
-    """The flags of a command line, and the settings of the command in them."""
-    args = parser.parse_args(apply_config(parser, argv))
-    start_logging()
-    return args, from_flags(config, args)
+def open_measurement(parser: SettingsParser, cls: Type[T], argv: List[str]) -> Tuple[T, Measurement]:
+    """The settings of a command, and all that its flags name, opened.
 
-
-def open_measurement(args: Any, config: MeasuringConfig, file_name: str, num_examples: int) -> Measurement:
-    """Open all that the flags name.
+    Args:
+        parser: Of `measuring_parser`.
+        cls: The settings.
+        argv: The command line.
 
     Raises:
         InputError: On bad values, and if the output folder already holds the file.
     """
-    threat = from_flags(ThreatConfig, args).threat
+    values = parser.read(argv)
+    start_logging()
+    config, threat = from_flat(cls, values), from_flat(ThreatConfig, values).threat
     if threat.eps == 0:
-        raise InputError('leaves an attack nothing to do', 'give an eps above 0', argument='eps', value=args.eps)
-    network, images = from_flags(NetworkConfig, args), from_flags(ImagesConfig, args)
-    folder = new_output(config.output, file_name, network.model)
+        raise InputError('leaves an attack nothing to do', 'give an eps above 0', argument='eps', value=0)
+    network, images = from_flat(NetworkConfig, values), from_flat(ImagesConfig, values)
+    path = Path(config.output or new_folder(Path(cls.file_name).stem, network.model)) / cls.file_name
+    if path.exists():
+        raise InputError(f'already holds {path.name}', 'choose another folder', argument='output', value=config.output)
     subject = open_model(network)
-    source = open_data(images, subject, seed=config.seed, usual_examples=num_examples)
-    x, y = source.first(len(source.indices))
-    return Measurement(
-        threat, subject, source, x.to(subject.device), y.to(subject.device), folder,
-        ' '.join(filter(None, (network.model, network.checkpoint))))
+    source = open_data(images, subject, seed=config.seed, usual_examples=cls.usual_examples)
+    x, y = (t.to(subject.device) for t in source.first(len(source.indices)))
+    run = RunFacts(
+        seed=config.seed, batch_size=source.batch_size, device=str(subject.device),
+        command=shlex.join([*parser.prog.split(), *argv]),
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    facts = {
+        'model': to_mapping(subject.facts),
+        'data': {**to_mapping(source.facts), 'indices': source.indices},
+        'threat': to_mapping(threat_facts(threat)),
+        'settings': {**to_mapping(config), **to_mapping(run)},
+        'versions': versions(),
+    }
+    return config, Measurement(
+        threat, subject, x, y, source.batch_size, path, facts,
+        name=' '.join(filter(None, (network.model, network.checkpoint))),
+        sample=f'{len(x)} images, batch {source.batch_size}, {threat}, seed {config.seed}')

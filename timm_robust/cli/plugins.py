@@ -1,21 +1,21 @@
 """`--plugin MODULE` on every command: a module that registers attacks, objectives, norms or models of its own."""
-import argparse
 import importlib
 import os
 import sys
 from typing import List
 
 from ..errors import InputError
+from .arguments import Parser
 
-__all__ = ['HELP', 'import_plugins']
-
-HELP = (
-    '--plugin MODULE (once for each), or --device-modules MODULE ... as in timm: import modules of your own first. The '
-    'attacks, objectives, norms and models they register are then known by name, and their settings are flags.')
+__all__ = ['import_plugins']
 
 
-def import_plugins(argv: List[str]) -> List[str]:
+def import_plugins(prog: str, argv: List[str]) -> List[str]:
     """Import the modules named by --plugin and --device-modules; the current folder is searched too.
+
+    Args:
+        prog: The command, for errors.
+        argv: Its arguments.
 
     Returns:
         The arguments without these flags.
@@ -23,7 +23,7 @@ def import_plugins(argv: List[str]) -> List[str]:
     Raises:
         InputError: If a module cannot be imported.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog=prog, add_help=False)
     parser.add_argument('--plugin', action='append', default=[])
     parser.add_argument('--device-modules', nargs='+', default=[])
     known, rest = parser.parse_known_args(argv)

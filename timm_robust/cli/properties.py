@@ -1,27 +1,26 @@
 """`timm-robust properties`: decision margin, boundary thickness and smoothness of a network (NoFrost, table 5)."""
 import math
 from dataclasses import dataclass
-from typing import List
+from typing import ClassVar, List
 
 from ..errors import check_at_least
 from ..evaluation.properties import measure_properties
 from ..evaluation.render import text_table
-from ..inputs import write_json
 from ..precision import float32_proper
 from ..settings import setting
-from .arguments import Parser
-from .measuring import MeasuringConfig, measuring_parser, open_measurement, read_flags
-from .outputs import measured_facts
+from .arguments import SettingsParser
+from .measuring import MeasuringConfig, measuring_parser, open_measurement
 
 __all__ = ['PropertiesConfig', 'build_parser', 'run']
 
 _HEADER = ('property', 'mean', 'standard error', 'images')
-_NUM_EXAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class PropertiesConfig(MeasuringConfig):
     """Settings of `timm-robust properties`."""
+    file_name: ClassVar[str] = 'properties.json'
+    usual_examples: ClassVar[int] = 500
     steps: int = setting(20, 'steps of each attack', metavar='N')
     num_targets: int = setting(3, 'wrong classes the margin is sought towards', metavar='N')
 
@@ -31,39 +30,34 @@ class PropertiesConfig(MeasuringConfig):
         check_at_least('num_targets', self.num_targets)
 
 
-def build_parser() -> Parser:
+def build_parser() -> SettingsParser:
     """The parser of `timm-robust properties`."""
     return measuring_parser(
         'properties',
         'Decision margin M (L2 distance to the boundary along adversarial directions, of images classified '
         'correctly), boundary thickness T (L2 length on which neither class wins clearly) and smoothness D '
-        '(largest KL divergence within eps): large M and T and small D go with robustness.',
-        PropertiesConfig, 'properties.json', _NUM_EXAMPLES)
+        '(largest KL divergence within eps): large M and T and small D go with robustness. Writes properties.json.',
+        PropertiesConfig)
 
 
 def run(argv: List[str]) -> None:
     """Measure."""
-    args, config = read_flags(build_parser(), PropertiesConfig, argv)
-    found = open_measurement(args, config, 'properties.json', _NUM_EXAMPLES)
-    own = dict(steps=config.steps, num_targets=config.num_targets)
+    config, found = open_measurement(build_parser(), PropertiesConfig, argv)
     with float32_proper():
         measured = measure_properties(
-            found.subject.model, found.images, found.labels, found.threat, batch_size=found.source.batch_size,
-            seed=config.seed, **own)
-    found.folder.mkdir(parents=True, exist_ok=True)
-    write_json(found.folder / 'properties.json', {
-        **measured_facts('properties', argv, found.subject, found.source, found.threat, config.seed, **own),
+            found.subject.model, found.images, found.labels, found.threat, batch_size=found.batch_size,
+            seed=config.seed, steps=config.steps, num_targets=config.num_targets)
+    found.write({
         'clean_accuracy': 100 * sum(measured.correct) / len(measured.correct),
         'correct': [int(c) for c in measured.correct],
         'properties': {
             p.name: [v if math.isfinite(v) else None for v in p.values] for p in measured.properties},
     })
-    print(f'\n{found.name}: {len(measured.correct)} images, attacks within {found.threat}, {config.steps} steps, seed '
-          f'{config.seed}\n')
+    print(f'\n{found.name}: {found.sample}, {config.steps} steps\n')
     print(text_table(
         [(p.name, f'{p.mean:.4g}', f'{p.standard_error:.2g}', f'{len(p.finite):,}') for p in measured.properties],
         _HEADER))
     for p in measured.properties:
         if p.unbounded:
             print(f'\n{p.name}: no boundary was met for {p.unbounded} images, which the mean leaves out.')
-    print(f"\nWritten: {found.folder / 'properties.json'}")
+    print(f'\nWritten: {found.path}')

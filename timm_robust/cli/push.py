@@ -2,7 +2,6 @@
 from pathlib import Path
 from typing import List
 
-from ..errors import InputError
 from ..hub.push import plan_push, push
 from ..models._build import HUB_ORG
 from .arguments import Parser
@@ -30,12 +29,7 @@ def run(argv: List[str]) -> None:
     """Publish."""
     args = build_parser().parse_args(argv)
     folder = Path(args.folder)
-    try:
-        plan = plan_push(folder, args.repo_id or f'{args.org}/{folder.resolve().name}')
-    except InputError as error:
-        # the one argument that is no flag
-        known = InputError(f'{folder}: {error.problem}', error.remedy) if error.argument == 'folder' else error
-        raise known from error
+    plan = plan_push(folder, args.repo_id or f'{args.org}/{folder.resolve().name}')
     print(plan)
     if args.dry_run:
         print('Nothing was sent (--dry-run).')

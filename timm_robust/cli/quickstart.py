@@ -6,14 +6,14 @@ same images, epochs, optimizer and seed, and attacks both.
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 from timm.models import create_model, save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed, unwrap_model
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.transforms.v2 import RandomCrop
 
 from ..attacks import InputSpace, Linf
@@ -36,17 +36,15 @@ SWEEP_IMAGES = 250
 ATTACK = TrainingAttack(eps=EPS, eps_warmup_epochs=6, steps=3, step_size=EPS / 2)
 
 
-class _Batches(DataLoader):
+def _batches(images: torch.Tensor, labels: torch.Tensor, space: InputSpace) -> DataLoader:
     """Normalized training batches, each shifted by up to two pixels."""
+    crop = RandomCrop(images.shape[-1], padding=2)
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, space: InputSpace, batch_size: int):
-        super().__init__(TensorDataset(images, labels), batch_size=batch_size, shuffle=True, drop_last=True)
-        self.crop = RandomCrop(images.shape[-1], padding=2)
-        self.space = space
+    def collate(samples: List[Tuple[torch.Tensor, torch.Tensor]]) -> Tuple[torch.Tensor, torch.Tensor]:
+        x, y = default_collate(samples)
+        return space.normalize(crop(x)), y
 
-    def __iter__(self):
-        for images, labels in super().__iter__():
-            yield self.space.normalize(self.crop(images)), labels
+    return DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True, drop_last=True, collate_fn=collate)
 
 
 def train_digits(
@@ -71,9 +69,8 @@ def train_digits(
     """
     random_seed(seed)
     model = create_model(MODEL)
-    cfg = model.pretrained_cfg
-    space = InputSpace(cfg['mean'], cfg['std'])
-    loader = _Batches(images, labels, space, batch_size=64)
+    space = InputSpace.of(model)
+    loader = _batches(images, labels, space)
     task = create_task(
         objective, model, attack=ATTACK, space=space, steps_per_epoch=len(loader), seed=seed, verbose=False)
     optimizer = create_optimizer_v2(model, opt='adamw', lr=1e-2, weight_decay=5e-4)
@@ -95,23 +92,31 @@ def _measure(
         seed: int,
 ) -> Tuple[EvaluationReport, Dict[float, float]]:
     """Accuracy on all images, and over eps on some."""
-    common = dict(seed=seed, batch_size=EVAL_BATCH, exact=True, progress=False)
-    report = evaluate(model, images, labels, attacks='clean,fgsm,pgd20', threat=Linf(EPS), **common)
-    some = images[:SWEEP_IMAGES], labels[:SWEEP_IMAGES]
+    def measured(attacks: str, eps: float, count: int, save_images: int = 0) -> EvaluationReport:
+        return evaluate(
+            model, images[:count], labels[:count], attacks=attacks, threat=Linf(eps), save_images=save_images,
+            seed=seed, batch_size=EVAL_BATCH, exact=True, progress=False)
+
+    report = measured('clean,fgsm,pgd20', EPS, len(images), save_images=8)
     curve = {}
     for eps in SWEEP:
         attack = 'pgd20' if eps else 'clean'
-        curve[eps] = evaluate(model, *some, attacks=attack, threat=Linf(eps), save_images=0, **common).accuracy(attack)
+        curve[eps] = measured(attack, eps, SWEEP_IMAGES).accuracy(attack)
     return report, curve
 
 
-def run(argv: List[str]) -> Dict[str, Any]:
-    """Train both networks, attack them, and show and save what came out."""
+def build_parser() -> Parser:
+    """The parser of `timm-robust quickstart`."""
     parser = Parser(prog='timm-robust quickstart', description=__doc__.split('\n\n', 1)[1])
     parser.add_argument('--output', default='quickstart', metavar='DIR', help='folder to write (default: quickstart)')
     parser.add_argument('--epochs', type=int, default=30, metavar='N', help='epochs of each network (default: 30)')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='random seed (default: 0)')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: List[str]) -> Dict[str, Dict[str, float]]:
+    """Train both networks, attack them, and show and save what came out."""
+    args = build_parser().parse_args(argv)
     if args.epochs < ATTACK.eps_warmup_epochs:
         raise InputError(
             f'must be at least {ATTACK.eps_warmup_epochs:g}', argument='epochs', value=args.epochs)

@@ -102,9 +102,6 @@ class EvalConfig:
                 value=self.fast_dtype)
         if self.resume and not self.output:
             raise InputError('needs the folder of the evaluation that was cut off', 'pass `output`', argument='resume')
-        if self.surrogate_checkpoint and not self.surrogate:
-            raise InputError('is of no model', 'name it as `surrogate`', argument='surrogate_checkpoint',
-                             value=self.surrogate_checkpoint)
         if not self.plan:
             self._refuse_unused()
         for name in ('eps_sweep', 'gamma_sweep'):

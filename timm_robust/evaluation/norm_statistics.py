@@ -170,8 +170,11 @@ def compare_bn_modes(
         seed: Seed of the noise.
 
     Raises:
-        InputError: If the network has no such choice, or an attack is not defined for batch statistics.
+        InputError: If the network has no such choice, an attack is not defined for batch statistics, or batches are of
+            one image.
     """
+    if batch_size < 2:
+        raise InputError('has no statistics of a batch', 'choose at least 2', argument='batch_size', value=batch_size)
     modes = ['population', 'batch']
     if any(isinstance(m, RobustNorm2d) for m in model.modules()):
         modes.insert(1, 'mean')

@@ -159,12 +159,15 @@ def open_surrogate(surrogate: Union[str, nn.Module, None], subject: Subject, che
     """The network to craft attacks on, if it is another.
 
     Raises:
-        InputError: If its classes or input are not those of the network.
+        InputError: If its classes or input are not those of the network, or a checkpoint is of no model.
     """
-    if surrogate is None or surrogate == '':
-        return None
     if isinstance(surrogate, nn.Module):
         return _of_module(surrogate, str(subject.device))
+    if not surrogate:
+        if checkpoint:
+            raise InputError('is of no model', 'name it as `surrogate`', argument='surrogate_checkpoint',
+                             value=checkpoint)
+        return None
     if subject.network is None:
         return open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
     return _of_network(build_surrogate(surrogate, subject.network, checkpoint))

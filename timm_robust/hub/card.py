@@ -72,6 +72,8 @@ class Card:
         if not (self.tag and is_model(self.model)):
             raise InputError('must be MODEL.TAG with a model timm knows', 'timm.list_models() lists them',
                              argument='name', value=self.name)
+        if not self.repo_id:
+            raise InputError('say where it will be published', argument='repo_id')
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:

@@ -1,7 +1,7 @@
 """What every command needs before it begins: a network with its weights, images, a device, and files that are whole."""
 from .device import Process, check_seed, init_process, resolve_device
 from .export import export_model
-from .files import json_text, read_json, write_bytes, write_json, write_text, written_whole
+from .files import json_text, read_json, read_yaml, write_bytes, write_json, write_text, written_whole
 from .images import DatasetConfig, Images, ImagesConfig, choose_images, open_dataset, open_images, pixel_loader
 from .network import (
     ModelConfig,
@@ -57,6 +57,7 @@ __all__ = [
     'pixel_network',
     'read_checkpoint',
     'read_json',
+    'read_yaml',
     'resolve_device',
     'resolve_preprocessing',
     'weights_sha256',

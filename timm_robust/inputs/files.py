@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that is read with one clear line about what is wrong with it."""
+"""Files that are whole or absent, and JSON and YAML read with one clear line about what is wrong with them."""
 import json
 import os
 import re
@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Union
 
+import yaml
+
 from ..errors import InputError
 
-__all__ = ['json_text', 'read_json', 'write_bytes', 'write_json', 'write_text', 'written_whole']
+__all__ = ['json_text', 'read_json', 'read_yaml', 'write_bytes', 'write_json', 'write_text', 'written_whole']
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -75,4 +77,39 @@ def read_json(path: PathLike, argument: str = 'path') -> Dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(
             f'must hold a JSON mapping, not a {type(content).__name__}', argument=argument, value=str(path))
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no name stands twice and 1e-3 is a number, as in YAML 1.2."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f'{name} stands there more than once')
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    'tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'), list('-+0123456789'))
+
+
+def read_yaml(path: PathLike, argument: str = 'config') -> Dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: The file.
+        argument: By which name errors call it.
+
+    Raises:
+        InputError: If it cannot be read, is no mapping, or has a name twice.
+    """
+    try:
+        content = yaml.load(Path(path).read_bytes().decode(), _Loader)
+    except (OSError, yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:200]
+        raise InputError(f'cannot be read as YAML ({reason})', argument=argument, value=str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError('must hold "name: value" lines', argument=argument, value=str(path))
     return content

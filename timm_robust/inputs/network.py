@@ -311,10 +311,6 @@ def build_surrogate(name: str, network: Network, checkpoint: str = '') -> Networ
     Raises:
         InputError: If it cannot be built or its classes or input are not those of the network.
     """
-    if not name:
-        raise InputError(
-            'is of no network', 'name its model as `surrogate`', argument='surrogate_checkpoint', value=checkpoint)
-
     def wrong(problem: str, remedy: str = '') -> InputError:
         return InputError(problem, remedy, argument='surrogate', value=name)
 

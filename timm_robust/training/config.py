@@ -1,18 +1,16 @@
 """The settings of a training run: one object for Python, command line and YAML, checked in one place."""
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 import yaml
 
 from ..errors import InputError, check_at_least, check_choice, check_range
-from ..inputs import DatasetConfig, ModelConfig, check_seed, resolve_device
+from ..inputs import DatasetConfig, ModelConfig, check_seed, read_yaml, resolve_device
 from ..settings import setting
 from ..tasks import NoFrostStar
 from .robust import RobustConfig
 
-__all__ = ['TrainConfig', 'read_yaml']
+__all__ = ['TrainConfig']
 
 _CHOICES: Dict[str, Tuple[str, ...]] = {
     'eval_metric': ('top1', 'top5', 'loss', 'robust_top1'),
@@ -22,41 +20,6 @@ _CHOICES: Dict[str, Tuple[str, ...]] = {
     'lr_base_scale': ('linear', 'sqrt', ''),
 }
 _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no name stands twice and 1e-3 is a number, as in YAML 1.2."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.YAMLError(f'{name} stands there more than once')
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'), list('-+0123456789'))
-
-
-def read_yaml(path: str, argument: str = 'config') -> Dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Args:
-        path: The file.
-        argument: By which name errors call it.
-
-    Raises:
-        InputError: If it cannot be read, is no mapping, or has a name twice.
-    """
-    try:
-        content = yaml.load(Path(path).read_bytes().decode(), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:200]
-        raise InputError(f'cannot be read as YAML ({reason})', argument=argument, value=str(path)) from error
-    if not isinstance(content, dict):
-        raise InputError('must hold "name: value" lines', argument=argument, value=str(path))
-    return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,16 +215,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         Raises:
             InputError: If the file cannot be read, has a name twice or one that is no setting, and on bad values.
         """
-        return cls.from_flat(cls.read_yaml(path))
-
-    @classmethod
-    def read_yaml(cls, path: str) -> Dict[str, Any]:
-        """The content of such a file, whose values are still to be checked."""
-        content = read_yaml(path)
-        for name in content:
-            if name not in cls.all_flat_names():
-                raise InputError(f'{name!r} is no setting of training', argument='config', value=str(path))
-        return content
+        return cls.from_flat(read_yaml(path))
 
     def to_yaml(self) -> str:
         """All settings as YAML that `from_yaml` reads back."""

@@ -4,15 +4,16 @@
 
 The network itself is the surrogate. Prints PGD-20 accuracy of both, then the findings for the masked one.
 """
-import sys
-
 import torch
 
 from timm_robust.attacks import PGD
 from timm_robust.cli.arguments import Parser
-from timm_robust.cli.diagnose import findings_text
-from timm_robust.cli.inputs import add_input_arguments, add_threat_arguments, open_inputs, read_threat
-from timm_robust.evaluation import diagnose
+from timm_robust.cli.flags import add_flags
+from timm_robust.evaluation import ThreatConfig, diagnose
+from timm_robust.evaluation.render import findings_text
+from timm_robust.evaluation.sources import open_data, open_model
+from timm_robust.inputs import ImagesConfig, NetworkConfig
+from timm_robust.settings import from_flat
 
 
 class GreyLevels(torch.nn.Module):
@@ -29,12 +30,15 @@ class GreyLevels(torch.nn.Module):
 def main() -> None:
     """Run."""
     parser = Parser(prog='masked_network.py', description=__doc__.split('\n', 1)[0])
-    add_threat_arguments(parser.add_argument_group('Threat model'))
-    add_input_arguments(parser, num_examples=40)
-    args = parser.parse_args(sys.argv[1:])
-    threat, inputs = read_threat(args), open_inputs(args, torch.device(args.device or 'cpu'))
-    x, y = inputs.first(len(inputs.indices))
-    honest, masked = inputs.pixel_model, GreyLevels(inputs.pixel_model).eval()
+    parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of images and noise (default: 0)')
+    for cls in (ThreatConfig, ImagesConfig, NetworkConfig):
+        add_flags(parser, cls)
+    parser.set_defaults(device='cpu')
+    args = parser.parse_args()
+    threat, subject = from_flat(ThreatConfig, vars(args)).threat, open_model(from_flat(NetworkConfig, vars(args)))
+    source = open_data(from_flat(ImagesConfig, vars(args)), subject, seed=args.seed, usual_examples=40)
+    x, y = (t.to(subject.device) for t in source.first(len(source.indices)))
+    honest, masked = subject.model, GreyLevels(subject.model).eval()
     for name, model in (('network', honest), ('masked', masked)):
         with torch.no_grad():
             held = (model(PGD(steps=20)(model, x, y, threat, seed=args.seed)).argmax(1) == y).double().mean()
