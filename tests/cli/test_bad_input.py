@@ -68,6 +68,7 @@ def fails(capsys, tmp_path, monkeypatch):
     (['--objective', 'trades', '--trades-beta', '-1'], ['--trades-beta -1: ', 'at least 0']),
     (['--objective', 'trades', '--trades-beta', 'inf'], ['--trades-beta inf', 'at least 0']),
     (['--objective', 'fat', '--mixup', '.5'], ['--objective fat', 'leave out --mixup']),
+    (['--cutmix', '.2', '--batch-size', '3'], ['--batch-size 3', 'even number']),
     (['--objective', 'mbnat'], ['--objective mbnat', 'no BatchNorm']),
     (['--objective', 'mbnat', '--eval-metric', 'robust_top1', '--robust-eval-steps', '2'],
      ['--eval-metric robust_top1', '--mbnat-gamma']),

@@ -8,6 +8,7 @@ from ..errors import InputError, check_at_least, check_choice, check_range
 from ..inputs import DatasetConfig, ModelConfig, check_seed, read_yaml, resolve_device
 from ..settings import setting
 from ..tasks import NoFrostStar
+from ..tasks.objective import mixes_images
 from .robust import RobustConfig
 
 __all__ = ['TrainConfig']
@@ -197,6 +198,9 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         if self.val_fraction and self.val_split not in ('', 'validation', self.train_split):
             raise InputError('holds images out of the training data, and `val_split` names other ones',
                              'leave one of them out', argument='val_fraction', value=self.val_fraction)
+        if mixes_images(self) and self.batch_size % 2:
+            raise InputError('timm mixes pairs of images', 'choose an even number', argument='batch_size',
+                             value=self.batch_size)
         check_at_least('crop_padding', self.crop_padding, 0)
         if not self.crop_padding:
             return
