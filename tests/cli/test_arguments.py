@@ -9,6 +9,8 @@ from timm_robust.errors import InputError
 from timm_robust.evaluation import EvalConfig
 from timm_robust.inputs import ImagesConfig, NetworkConfig
 from timm_robust.settings import from_flat
+from timm_robust.tasks import AWP, SAT, TrainingAttack
+from timm_robust.training import TrainConfig
 
 
 def test_a_second_command_of_a_process_logs_each_line_once(capsys):
@@ -55,3 +57,23 @@ def test_stopped_by_the_keyboard(monkeypatch, capsys):
     monkeypatch.setattr('timm_robust.cli.models.run', lambda argv: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(['models']) == 130
     assert capsys.readouterr().err == 'timm-robust models: stopped\n'
+
+
+def test_flags_reach_their_settings():
+    values = SettingsParser(NetworkConfig, prog='x').read(
+        '--checkpoint x --no-use-ema --pretrained --num-classes 7 --input-size 3 8 9 --mean .1 .2 .3 --std .4 .5 .6 '
+        '--crop-pct .9 --bn-mode batch --channels-last --model-kwargs depth=3'.split())
+    assert from_flat(NetworkConfig, values) == NetworkConfig(
+        checkpoint='x', use_ema=False, pretrained=True, num_classes=7, input_size=(3, 8, 9), mean=(.1, .2, .3),
+        std=(.4, .5, .6), crop_pct=.9, bn_mode='batch', channels_last=True, model_kwargs={'depth': 3})
+    config = train.read_config((
+        '--objective sat --adv-weight .3 --attack mim --attack-norm L2 --attack-eps .5 --attack-steps 3 '
+        '--attack-step-size .2 --attack-bn-mode train --attack-eps-warmup-epochs 2 --awp-gamma .01 '
+        '--awp-start-epoch 1 --resume last.pth.tar --initial-checkpoint first.pth --val-split test -b 6 -vb 5 '
+        '--model-ema --model-ema-decay .9 --sched-on-updates --dr .3 --device cpu').split())
+    assert config == TrainConfig(
+        objective=SAT(weight=.3), attack=TrainingAttack(
+            attack='mim', norm='L2', eps=.5, steps=3, step_size=.2, bn_mode='train', eps_warmup_epochs=2.),
+        awp=AWP(gamma=.01, start_epoch=1), resume='last.pth.tar', initial_checkpoint='first.pth', val_split='test',
+        batch_size=6, validation_batch_size=5, model_ema=True, model_ema_decay=.9, sched_on_updates=True,
+        decay_rate=.3, device='cpu')

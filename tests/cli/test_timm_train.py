@@ -7,12 +7,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn as nn
 import yaml
 from helpers import make_image_folder, run_cli
 from timm.task import ClassificationTask
 
+from timm_robust.attacks import InputSpace
 from timm_robust.cli.main import main
 from timm_robust.cli.timm_train import _add_flags
 from timm_robust.tasks import OBJECTIVES
@@ -80,22 +82,43 @@ class Dot(nn.Module):
     def __init__(self, space):
         super().__init__()
         self.space = space
+        self.threshold = nn.Parameter(torch.tensor(.5))
 
     def forward(self, x):
-        lead = self.space.to_pixels(x)[:, :, 0, 0].mean(1) - .5
+        lead = self.space.to_pixels(x)[:, :, 0, 0].mean(1) - self.threshold
         return torch.stack([-lead, lead], 1)
 
 
-def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):
-    argv = [str(STAND_IN), *flags(folder, tmp_path, '--robust-eval-steps', '3', '--robust-eval-samples', '16',
-                                  '--attack-eps', '64/255')]
-    monkeypatch.setattr(sys, 'argv', argv)
-    driver = TimmScript(load_script(argv[0]), _add_flags)
+def driven(monkeypatch, *argv):
+    monkeypatch.setattr(sys, 'argv', [str(STAND_IN), *argv])
+    driver = TimmScript(load_script(str(STAND_IN)), _add_flags)
     driver.script.main()
+    cfg = timm.get_pretrained_cfg('nofrost_resnet20_cifar')
+    assert driver.space == InputSpace(cfg.mean, cfg.std)
+    return driver
+
+
+def test_the_task_is_that_of_the_flags(folder, tmp_path, monkeypatch):
+    task = driven(monkeypatch, *flags(
+        folder, tmp_path, '--objective', 'sat', '--seed', '5', '--attack-eps-warmup-epochs', '1', '--awp-gamma', '.01',
+        '--attack-steps', '2')).task
+    assert (task.seed, task.steps_per_epoch, task.eps_warmup_steps, task.awp.gamma) == (5, 3, 3, .01)
+    assert task.space == InputSpace.of(task.bare_model) and task.step == 3
+
+
+def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):
+    driver = driven(monkeypatch, *flags(
+        folder, tmp_path, '--robust-eval-steps', '3', '--robust-eval-samples', '16', '--attack-eps', '64/255'))
     driver.task = ClassificationTask(Dot(driver.space), verbose=False)
-    metrics = driver.validate(
-        driver.task.get_eval_model(), driver.evaluation, nn.CrossEntropyLoss(), driver.args,
-        device=torch.device('cpu'), amp_autocast=nullcontext)
+    driver.task.setup_ema(decay=.5)
+    driver.task.trainable_module.threshold.data.fill_(9.)  # the averaged network alone tells the classes apart
+
+    def validated(ema):
+        return driver.validate(
+            driver.task.get_eval_model(ema=ema), driver.evaluation, nn.CrossEntropyLoss(), driver.args,
+            device=torch.device('cpu'), amp_autocast=nullcontext)
+
+    metrics = validated(ema=True)
     x, y = (torch.cat(parts) for parts in zip(*driver.evaluation))
     lead = driver.space.to_pixels(x)[:, :, 0, 0].mean(1) - .5
     right = (lead > 0) == y.bool()
@@ -103,6 +126,7 @@ def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):
     held = right & (lead.abs() > 64 / 255)
     assert 0 < held.sum() < right.sum(), 'the comparison says nothing'
     assert metrics['robust_top1'] == pytest.approx(100 * held.float().mean().item())
+    assert validated(ema=False)['robust_top1'] == 50
 
 
 def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ another test compares with a second run of the package, this one compares with t
 """
 import copy
 import csv
+import dataclasses
 import math
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Dict, List
@@ -29,7 +29,7 @@ from timm_robust import TrainConfig, train
 from timm_robust.attacks import Linf
 from timm_robust.attacks.ball import Ball, InputSpace
 from timm_robust.data import balanced_indices
-from timm_robust.tasks import SAT, TrainingAttack
+from timm_robust.tasks import AWP, MBNAT, SAT, TrainingAttack
 
 MEAN, STD = (.55, .45, .3), (.2, .35, .25)
 SIZE = 10
@@ -85,7 +85,7 @@ def make_images(root: Path) -> Path:
     return root
 
 
-@dataclass
+@dataclasses.dataclass
 class Reference:
     """What a run must come to."""
     rows: List[Dict[str, float]]
@@ -279,14 +279,15 @@ def reference_run(settings, root) -> Reference:
     return Reference(rows, model.state_dict(), average.state_dict(), states[best], best, values[best])
 
 
-def config(settings, root, output, **more):
-    own = dict(settings)
+def config(settings, root, output, resume=''):
+    own = {'objective': SAT(weight=settings['weight']), **settings}
+    del own['weight']
     attack = TrainingAttack(
         eps=own.pop('eps'), eps_warmup_epochs=own.pop('eps_warmup_epochs'), steps=own.pop('attack_steps'),
         step_size=own.pop('step_size'), random_start=own.pop('random_start'))
     return TrainConfig(
         model='reference_net', data_dir=str(root), output=str(output), experiment='run', workers=0, device='cpu',
-        train_interpolation='bilinear', objective=SAT(weight=own.pop('weight')), attack=attack, **own, **more)
+        train_interpolation='bilinear', attack=attack, resume=resume, **own)
 
 
 # Attacked images differ by the rounding of float32 in the loader's space, 1e-7, from those of the reference, which
@@ -364,6 +365,70 @@ def test_a_run_is_what_is_written_here(case, root, tmp_path, monkeypatch):
         result = train(config(settings, root, tmp_path))
     assert_as_written(tmp_path / 'run', settings, expected)
     assert (result.best_epoch, result.best_metric) == (expected.best_epoch, pytest.approx(expected.best_metric))
+
+
+def weights_of(root, output, **more):
+    train(config({**SETTINGS, 'batch_size': 4, 'robust_eval_steps': 0, **more}, root, output))
+    return torch.load(output / 'run' / 'last.pth.tar', weights_only=True)['state_dict']
+
+
+def apart(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.fixture(scope='module')
+def plain(root, tmp_path_factory):
+    return weights_of(root, tmp_path_factory.mktemp('plain'))
+
+
+@pytest.mark.parametrize('more', [
+    dict(awp=AWP(gamma=.05)), dict(reprob=.5), dict(mixup=.8), dict(cutmix=1.), dict(color_jitter=.1),
+    dict(color_jitter_prob=.5), dict(grayscale_prob=.5), dict(aa='rand-m9'),
+    dict(clip_grad=.01, clip_mode='value'), dict(bce_loss=True), dict(opt='adamw'), dict(layer_decay=.5),
+    dict(opt_kwargs={'nesterov': False}), dict(no_aug=True),
+    dict(crop_padding=2, scale=(.08, 1.), ratio=(3 / 4, 4 / 3))], ids=lambda more: next(iter(more)))
+def test_a_setting_reaches_the_run(more, root, tmp_path, plain):
+    assert apart(weights_of(root, tmp_path, **more), plain) > 1e-3
+
+
+def test_mixup_ends_when_it_is_told_to(root, tmp_path, plain):
+    ended = weights_of(root, tmp_path, mixup=.8, mixup_off_epoch=1)
+    assert apart(ended, plain) > 1e-3
+    assert apart(ended, weights_of(root, tmp_path / 'all', mixup=.8)) > 1e-3
+
+
+def test_first_weights_are_those_of_a_checkpoint(root, tmp_path, plain):
+    path = tmp_path / 'first.pth'
+    torch.save(plain, path)
+    found = weights_of(
+        root, tmp_path, initial_checkpoint=str(path), epochs=1, warmup_epochs=0, lr=1e-9, eps_warmup_epochs=0.)
+    assert all(torch.allclose(found[name], plain[name]) for name in plain if 'norm' not in name)
+
+
+@pytest.mark.parametrize('metric', ['loss', 'top1'])
+def test_plateau_lowers_the_rate_when_the_metric_gets_no_better(metric, root, tmp_path):
+    train(config(
+        {**SETTINGS, 'epochs': 6, 'warmup_epochs': 0, 'eval_metric': metric, 'robust_eval_steps': 0, 'lr': 1.,
+         'sched': 'plateau', 'patience_epochs': 0, 'decay_rate': .5}, root, tmp_path))
+    with open(tmp_path / 'run' / 'summary.csv') as file:
+        rows = list(csv.DictReader(file))
+    sign, best, lr, lowered = (-1 if metric == 'loss' else 1), -math.inf, 1., 0
+    for row in rows:
+        assert float(row['lr']) == pytest.approx(lr)
+        value = sign * float(row[f'eval_{metric}'])
+        lr, best, lowered = (lr, value, lowered) if value > best else (lr / 2, best, lowered + 1)
+    assert 0 < lowered < len(rows) - 1, 'the comparison says nothing'
+
+
+def test_mbnat_exports_both_of_its_networks(root, tmp_path):
+    train(config({**SETTINGS, 'objective': MBNAT(gamma=1.)}, root, tmp_path))
+    both = torch.load(tmp_path / 'run' / 'model_best.pth.tar', weights_only=True)['state_dict']
+    for folder, prefix in (('export', 'norm.'), ('export_aux', 'norm.aux.')):
+        exported = timm.create_model(f'local-dir:{tmp_path / "run" / folder}', pretrained=True).state_dict()
+        assert len(exported) == 9
+        for name, value in exported.items():
+            assert torch.equal(value, both[name.replace('norm.', prefix)]), name
+    assert apart({'aux': both['norm.aux.running_mean']}, {'aux': both['norm.running_mean']}) > 1e-3
 
 
 SCRIPT = """

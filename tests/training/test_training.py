@@ -19,6 +19,8 @@ from timm_robust.cli.main import main
 from timm_robust.cli.train import read_config
 from timm_robust.errors import InputError
 from timm_robust.inputs import Process
+from timm_robust.training import TrainConfig
+from timm_robust.training.build import resolve_lr
 from timm_robust.training.checkpoint import AtomicCheckpointSaver
 from timm_robust.training.data import open_training_data
 from timm_robust.training.loop import validate_robust
@@ -76,6 +78,21 @@ def test_args_yaml_repeats_the_run(folder, tmp_path):
     again = tmp_path / 'again'
     assert main(['train', '-c', str(tmp_path / 'run' / 'args.yaml'), '--output', str(again)]) == 0
     assert equal(first['state_dict'], checkpoint(again / 'run' / 'last.pth.tar')['state_dict'])
+
+
+@pytest.mark.parametrize('more,lr', [
+    (dict(), .2 * 3), (dict(opt='adamw'), .2 * 3 ** .5), (dict(opt='adamw', lr_base_scale='linear'), .2 * 3),
+    (dict(lr_base_scale='sqrt'), .2 * 3 ** .5), (dict(lr=.7), .7)])
+def test_learning_rate_follows_the_global_batch(more, lr):
+    config = TrainConfig(batch_size=16, grad_accum_steps=3, lr_base=.2, lr_base_size=32, **more)
+    assert resolve_lr(config, world_size=2) == pytest.approx(lr)
+
+
+def test_args_yaml_gives_way_to_flags(folder, tmp_path):
+    config = read_config([*TINY, str(folder), '--momentum', '.7'])
+    (tmp_path / 'args.yaml').write_text(config.to_yaml())
+    again = read_config(['-c', str(tmp_path / 'args.yaml'), '--epochs', '9'])
+    assert (again.epochs, again.momentum, again.model) == (9, .7, config.model)
 
 
 def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
