@@ -16,8 +16,19 @@ from torchvision.transforms import ToTensor
 
 from timm_robust.attacks import APGD, FGSM, PGD, AutoAttack, Linf
 from timm_robust.errors import InputError
-from timm_robust.evaluation import EvalConfig, EvaluationReport, Journal, Runner, evaluate, image_seeds, make_plan
+from timm_robust.evaluation import (
+    EvalConfig,
+    EvaluationReport,
+    Journal,
+    Runner,
+    evaluate,
+    image_seeds,
+    loss_surface,
+    make_plan,
+)
 from timm_robust.evaluation import diagnostics as diagnostics_module
+from timm_robust.evaluation.norm_statistics import compare_bn_modes
+from timm_robust.evaluation.properties import measure_properties
 from timm_robust.inputs import ImagesConfig, NetworkConfig, weights_sha256
 from timm_robust.layers import set_bn_mode
 from timm_robust.models import NormalizedModel
@@ -466,13 +477,23 @@ def test_no_pass_of_the_network_is_in_tf32():
             return self.inside(x)
 
     inside = undecided_net(x)
+    inside.norm = nn.BatchNorm2d(8).eval()
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision('high')
         Recorder(inside)(x)
         assert seen.pop() == (True, True), 'nothing to switch off'
-        measured(Recorder(inside).eval(), x, labels_of(inside, x), 'clean,pgd2,fab2', NEAR, exact=True, diagnose=True)
-        assert len(seen) > 10 and not any(map(any, seen))
+        measured(Recorder(inside).eval(), x, labels_of(inside, x), 'clean,pgd2,fab2', NEAR, exact=True)
+        recorder, y = NormalizedModel(Recorder(inside), 0, 1).eval(), labels_of(inside, x)
+        for measure in (
+                lambda: diagnostics_module.diagnose(recorder, x, y, NEAR, steps=(1, 2, 3), black_box_queries=5),
+                lambda: loss_surface(recorder, x, y, NEAR),
+                lambda: measure_properties(recorder, x, y, NEAR, steps=2),
+                lambda: compare_bn_modes(recorder, x, y, make_plan('clean,pgd2', NEAR), batch_size=4)):
+            assert len(seen) > 5 and not any(map(any, seen))
+            seen.clear()
+            measure()
+        assert len(seen) > 5 and not any(map(any, seen))
         assert torch.get_float32_matmul_precision() == 'high' and torch.backends.cudnn.conv.fp32_precision == 'tf32'
     finally:
         torch.set_float32_matmul_precision(before)

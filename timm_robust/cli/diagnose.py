@@ -6,7 +6,6 @@ from ..attacks import make_fast_model
 from ..evaluation import diagnose, loss_surface
 from ..evaluation.render import findings_text, plot_loss_surface
 from ..evaluation.sources import open_surrogate
-from ..precision import float32_proper
 from ..settings import setting, to_mapping
 from .arguments import SettingsParser
 from .measuring import MeasuringConfig, measuring_parser, open_measurement
@@ -39,11 +38,10 @@ def run(argv: List[str]) -> None:
     config, found = open_measurement(build_parser(), DiagnoseConfig, argv)
     surrogate = open_surrogate(config.surrogate, found.subject, config.surrogate_checkpoint)
     model, x, y, threat = found.subject.model, found.images, found.labels, found.threat
-    with float32_proper():
-        findings = diagnose(
-            model, x, y, threat, batch_size=found.batch_size, seed=config.seed,
-            surrogate=surrogate.model if surrogate else None, fast_model=make_fast_model(model, x[:8]))
-        surface = loss_surface(model, x, y, threat, batch_size=found.batch_size, seed=config.seed)
+    findings = diagnose(
+        model, x, y, threat, batch_size=found.batch_size, seed=config.seed,
+        surrogate=surrogate.model if surrogate else None, fast_model=make_fast_model(model, x[:8]))
+    surface = loss_surface(model, x, y, threat, batch_size=found.batch_size, seed=config.seed)
     found.write({'findings': [to_mapping(f) for f in findings], 'surface': to_mapping(surface)})
     figure = found.path.with_name('loss_surface.png')
     plot_loss_surface(surface, f'{found.name}, {found.sample}', figure)

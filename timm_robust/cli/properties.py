@@ -6,7 +6,6 @@ from typing import ClassVar, List
 from ..errors import check_at_least
 from ..evaluation.properties import measure_properties
 from ..evaluation.render import text_table
-from ..precision import float32_proper
 from ..settings import setting
 from .arguments import SettingsParser
 from .measuring import MeasuringConfig, measuring_parser, open_measurement
@@ -43,10 +42,9 @@ def build_parser() -> SettingsParser:
 def run(argv: List[str]) -> None:
     """Measure."""
     config, found = open_measurement(build_parser(), PropertiesConfig, argv)
-    with float32_proper():
-        measured = measure_properties(
-            found.subject.model, found.images, found.labels, found.threat, batch_size=found.batch_size,
-            seed=config.seed, steps=config.steps, num_targets=config.num_targets)
+    measured = measure_properties(
+        found.subject.model, found.images, found.labels, found.threat, batch_size=found.batch_size,
+        seed=config.seed, steps=config.steps, num_targets=config.num_targets)
     found.write({
         'clean_accuracy': 100 * sum(measured.correct) / len(measured.correct),
         'correct': [int(c) for c in measured.correct],

@@ -7,7 +7,6 @@ from ..evaluation import make_plan
 from ..evaluation.norm_statistics import compare_bn_modes
 from ..evaluation.render import text_table
 from ..evaluation.render.figures import plot_statistics
-from ..precision import float32_proper
 from ..settings import setting, to_mapping
 from .arguments import SettingsParser
 from .measuring import MeasuringConfig, measuring_parser, open_measurement
@@ -41,10 +40,9 @@ def build_parser() -> SettingsParser:
 def run(argv: List[str]) -> None:
     """Compare."""
     config, found = open_measurement(build_parser(), StatisticsConfig, argv)
-    with float32_proper():
-        measured = compare_bn_modes(
-            found.subject.model, found.images, found.labels, make_plan(config.attacks, found.threat),
-            batch_size=found.batch_size, seed=config.seed)
+    measured = compare_bn_modes(
+        found.subject.model, found.images, found.labels, make_plan(config.attacks, found.threat),
+        batch_size=found.batch_size, seed=config.seed)
     found.write({
         'accuracy': measured.accuracy,
         'layers': {

@@ -35,6 +35,7 @@ from ..attacks import (
 )
 from ..errors import InputError
 from ..layers import has_batch_statistics
+from ..precision import float32_proper
 from .batch_dependence import (
     POINT,
     ROUNDING,
@@ -329,6 +330,7 @@ _PER_IMAGE = (_more_steps, _black_box, _transfer, _unbounded)
 _REST = (_noise, _single_step, _rugged_loss, _batch_dependence)
 
 
+@float32_proper()
 def diagnose(
         model: nn.Module,
         x: torch.Tensor,

@@ -13,6 +13,7 @@ import torch.nn as nn
 from ..attacks import PGD, attack_mode, logits_of
 from ..errors import InputError
 from ..layers import RobustNorm2d, set_bn_mode, tracking_norms
+from ..precision import float32_proper
 from ..settings import check_types
 from .accuracy import Runner, assemble
 from .journal import Journal
@@ -64,6 +65,7 @@ def _of_batch(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.stack([values.mean(1), values.var(1, unbiased=False)])
 
 
+@float32_proper()
 @torch.no_grad()
 def layer_statistics(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -> Dict[str, LayerStatistics]:
     """Tracked statistics of each normalization layer, and those of batches on their way through the network.
@@ -150,6 +152,7 @@ class NormStatistics:
         return shift_rows(self.clean, self.adversarial, self.root)
 
 
+@float32_proper()
 def compare_bn_modes(
         model: nn.Module,
         x: torch.Tensor,

@@ -15,6 +15,7 @@ from ..attacks import PGD, ThreatModel, attack_mode, check_images, logits_of, wr
 from ..attacks.threat import l2_norm
 from ..errors import InputError
 from ..layers import has_batch_statistics
+from ..precision import float32_proper
 
 __all__ = ['Properties', 'Property', 'boundary_thickness', 'decision_margin', 'measure_properties', 'smoothness']
 
@@ -26,7 +27,7 @@ def _frozen(measure: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     """A measure of a network in eval mode, which is left as it was."""
     @wraps(measure)
     def measure_frozen(model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with attack_mode(model):
+        with attack_mode(model), float32_proper():
             return measure(model, *args, **kwargs)
     return measure_frozen
 
@@ -243,6 +244,7 @@ class Properties:
     properties: Tuple[Property, ...]
 
 
+@float32_proper()
 def measure_properties(
         model: nn.Module,
         x: torch.Tensor,

@@ -15,7 +15,6 @@ from ..attacks import Clean, Ensemble, FastModel, logits_of, make_fast_model
 from ..errors import InputError
 from ..inputs import ImagesConfig, NetworkConfig, weights_sha256
 from ..layers import at_gamma, has_batch_statistics
-from ..precision import float32_proper
 from .accuracy import Runner, assemble
 from .benchmarks import Benchmarks
 from .config import DTYPES, EvalConfig
@@ -301,11 +300,10 @@ class Stages:
         assert self.plan is not None and self.source is not None
         x, y = self._first(_NUM_DIAGNOSED)
         size, seed = self.source.batch_size, self.config.seed
-        with float32_proper():
-            findings = diagnose(
-                self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed, fast_model=self.fast_model,
-                surrogate=self.surrogate.model if self.surrogate else None, progress=self.config.progress)
-            surface = loss_surface(self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed)
+        findings = diagnose(
+            self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed, fast_model=self.fast_model,
+            surrogate=self.surrogate.model if self.surrogate else None, progress=self.config.progress)
+        surface = loss_surface(self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed)
         return replace(report, findings=tuple(findings), surface=surface)
 
 

@@ -10,6 +10,7 @@ import torch.nn as nn
 
 from ..attacks import ThreatModel, check_images, cross_entropy, image_seeds, input_gradient, logits_of
 from ..attacks.noise import signs
+from ..precision import float32_proper
 from ..settings import check_types
 
 __all__ = ['LossSurface', 'directions', 'input_gradients', 'loss_surface', 'mean_loss', 'seeded']
@@ -71,6 +72,7 @@ def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: in
     return cross_entropy(logits_of(model, x.clamp(0, 1), batch_size), y).mean().item()
 
 
+@float32_proper()
 def loss_surface(
         model: nn.Module,
         x: torch.Tensor,
