@@ -383,9 +383,9 @@ def plain(root, tmp_path_factory):
 
 @pytest.mark.parametrize('more', [
     dict(awp=AWP(gamma=.05)), dict(reprob=.5), dict(mixup=.8), dict(cutmix=1.), dict(color_jitter=.1),
-    dict(color_jitter_prob=.5), dict(grayscale_prob=.5), dict(aa='rand-m9'),
-    dict(clip_grad=.01, clip_mode='value'), dict(bce_loss=True), dict(opt='adamw'), dict(layer_decay=.5),
-    dict(opt_kwargs={'nesterov': False}), dict(no_aug=True),
+    dict(color_jitter_prob=.5), dict(grayscale_prob=.5), dict(aa='rand-m9'), dict(clip_grad=.01, clip_mode='value'),
+    dict(bce_loss=True), dict(opt='adamw'), dict(layer_decay=.5), dict(no_aug=True),
+    dict(opt_kwargs={'nesterov': False}),
     dict(crop_padding=2, scale=(.08, 1.), ratio=(3 / 4, 4 / 3))], ids=lambda more: next(iter(more)))
 def test_a_setting_reaches_the_run(more, root, tmp_path, plain):
     assert apart(weights_of(root, tmp_path, **more), plain) > 1e-3
@@ -405,6 +405,7 @@ def test_first_weights_are_those_of_a_checkpoint(root, tmp_path, plain):
     assert all(torch.allclose(found[name], plain[name]) for name in plain if 'norm' not in name)
 
 
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated')
 @pytest.mark.parametrize('metric', ['loss', 'top1'])
 def test_plateau_lowers_the_rate_when_the_metric_gets_no_better(metric, root, tmp_path):
     train(config(
