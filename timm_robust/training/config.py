@@ -94,7 +94,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     warmup_lr: float = setting(1e-5, 'warmup lr', metavar='LR')
     min_lr: float = setting(0., 'lower lr bound', metavar='LR')
     epochs: int = setting(300, 'epochs to train', metavar='N')
-    epoch_repeats: float = setting(0., 'repeats of the data set in an epoch', metavar='N')
+    epoch_repeats: float = setting(0., 'repeats of the data set in an epoch, for iterable datasets', metavar='N')
     decay_milestones: Tuple[int, ...] = setting(
         (90, 180, 270), 'decay epochs of the multistep schedule', metavar='MILESTONES')
     decay_epochs: float = setting(90., 'epoch interval to decay LR', metavar='N')

@@ -89,9 +89,9 @@ class _Part(Subset):
 
 def _divided(config: TrainConfig, train: Dataset) -> Tuple[List[int], List[int]]:
     """Indices of the images to train on, and of those held out."""
-    labels = None if isinstance(train, IterableDataset) or config.epoch_repeats else dataset_labels(train)
+    labels = None if isinstance(train, IterableDataset) else dataset_labels(train)
     if labels is None:
-        raise InputError('needs a data set with an index and known labels, whose images are read once an epoch',
+        raise InputError('needs a data set with an index and known labels',
                          'name a split in `val_split`', argument='val_fraction', value=config.val_fraction)
     count = max(round(config.val_fraction * len(labels)), 1)
     held = sorted(balanced_indices(labels, len(labels), count, seed=config.seed))
@@ -124,6 +124,10 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
     opened = partial(open_dataset, config, in_chans=in_chans, batch_size=config.batch_size, seed=config.seed)
     whole = opened(
         config.train_split, is_training=True, repeats=config.epoch_repeats, num_samples=config.train_num_samples)
+    for name in ('epoch_repeats', 'train_num_samples'):
+        value = getattr(config, name)
+        if value and not isinstance(whole, IterableDataset):
+            raise InputError('is for streamed data sets alone', 'leave it out', argument=name, value=value)
     hashes = check_images(whole) if process.primary and dataset_size(whole) is not None else []
     train: Dataset = whole
     validation: Optional[Dataset] = None

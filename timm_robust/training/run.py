@@ -336,7 +336,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     A run stopped at any moment continues from its last whole epoch with `resume`; on a CPU the final weights are then
     those of an uninterrupted run, since every epoch starts from a random state of its own. What was done of the epoch
-    that was cut is done again.
+    that was cut is done again. The plateau schedule begins anew, for timm does not save its state.
 
     Args:
         config: All settings.
