@@ -1,5 +1,6 @@
 """The shape of the package: which way imports go, who reads a command line, how long a file may be."""
 import ast
+import re
 from pathlib import Path
 
 import timm_robust
@@ -68,3 +69,14 @@ def test_the_command_line_is_read_in_one_place():
 def test_no_file_is_long():
     lines = {path.relative_to(ROOT): len(path.read_text(encoding='utf-8').splitlines()) for path in FILES}
     assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_errors_of_the_library_name_arguments_and_not_flags():
+    flags = []
+    for path in (p for p in FILES if p.relative_to(ROOT).parts[0] != 'cli' and p.name != 'timm_script.py'):
+        for statement in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(statement, ast.Raise):
+                texts = [node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)]
+                flags += [f'{path.relative_to(ROOT)}:{statement.lineno} {text}' for text in texts
+                          if isinstance(text, str) and re.search(r'(^|\W)--[a-z]', text)]
+    assert not flags

@@ -152,12 +152,12 @@ def test_the_deep_image_is_that_of_the_clean_one(folders):
     flat = [float(v[1][0].float().std()) < 2 for v in kinds]
     assert 2 < sum(flat) < 14
     (folders / 'EDSR' / 'a' / '3.jpg').unlink()
-    with pytest.raises(InputError, match=r'EDSR: has no a/3\.\*, it needs an image of the same class and name'):
+    with pytest.raises(InputError, match=r"EDSR': has no a/3\.\*; it needs an image of the same class and name"):
         ViewsDataset(dataset, 32, [str(folders / 'EDSR')])
     (folders / 'CAE' / 'a' / '2.jpg').write_bytes((folders / 'CAE' / 'a' / '2.jpg').read_bytes()[:300])
     with pytest.raises(InputError, match='unreadable image .*2.jpg'):
         ViewsDataset(dataset, 32, [str(folders / 'CAE')])
-    with pytest.raises(InputError, match='--deepaug-dirs .*nowhere: holds no images'):
+    with pytest.raises(InputError, match='deepaug_dirs=.*nowhere.: holds no images'):
         ViewsDataset(dataset, 32, [str(folders / 'nowhere')])
 
 

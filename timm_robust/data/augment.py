@@ -50,21 +50,23 @@ class _DeepFolders:
     def __init__(self, folders: Sequence[str], dataset: Any, mode: Optional[str]):
         samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
         if not samples:
-            raise InputError('--deepaug-dirs: needs training data in a folder of image files')
+            raise InputError(
+                'needs training data in a folder of image files', argument='deepaug_dirs', value=' '.join(folders))
         wanted = [self._name(dataset.filename(i, absolute=True)) for i in range(len(dataset))]
         self.files: List[List[str]] = []
         for folder in folders:
             try:
                 own = create_dataset('', root=folder, split='train', input_img_mode=mode or 'RGB')
             except (RuntimeError, OSError, ValueError, AssertionError) as error:
-                raise InputError(f'--deepaug-dirs {folder}: holds no images ({type(error).__name__})') from error
+                raise InputError(
+                    f'holds no images ({type(error).__name__})', argument='deepaug_dirs', value=folder) from error
             files = {self._name(path): path for path in (
                 own.filename(i, absolute=True) for i in range(len(own)))}
             missing = next((name for name in wanted if name not in files), None)
             if missing:
                 raise InputError(
-                    f'--deepaug-dirs {folder}: has no {missing}.*, it needs an image of the same class and name for '
-                    'each of the training data')
+                    f'has no {missing}.*', 'it needs an image of the same class and name for each of the training data',
+                    argument='deepaug_dirs', value=folder)
             check_images(own)
             self.files.append([files[name] for name in wanted])
 
@@ -78,7 +80,8 @@ class _DeepFolders:
             with Image.open(path) as image:
                 return image.convert(mode)
         except OSError as error:
-            raise InputError(f'--deepaug-dirs: unreadable image {path}: mend or make it again') from error
+            raise InputError(
+                f'unreadable image {path}', 'repair it or make it again', argument='deepaug_dirs') from error
 
 
 class ViewsDataset(Dataset):
@@ -110,7 +113,8 @@ class ViewsDataset(Dataset):
             hflip: float = 0.5,
     ):
         if isinstance(dataset, IterableDataset):
-            raise InputError('--objective nofrost_star: needs a data set with an index, streaming data has none')
+            raise InputError(
+                'needs a data set with an index, streaming data has none', argument='objective', value='nofrost_star')
         dataset.transform = None
         self.dataset, self.one_view = dataset, one_view
         self.debias = texture_debiased(img_size, hflip)

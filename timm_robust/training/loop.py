@@ -115,8 +115,8 @@ def train_one_epoch(
             value = loss.item() * group_size
             if not math.isfinite(value):
                 raise TrainingDivergedError(
-                    f'training loss is {value} in epoch {epoch}, batch {index}: lower --lr or set --clip-grad 1; '
-                    f'last good checkpoint: {last_checkpoint}')
+                    f'training loss is {value} in epoch {epoch}, batch {index}',
+                    f'lower `lr` or set `clip_grad=1`; last good checkpoint: {last_checkpoint}')
             clip_parameters = task.get_clip_parameters(exclude_head='agc' in clip_mode) if clip_grad else None
             if loss_scaler is not None:
                 loss_scaler(
