@@ -1,10 +1,12 @@
 """What the commands share."""
 import logging
+from pathlib import Path
 
 import pytest
 
 from timm_robust.cli import main, train
 from timm_robust.cli.arguments import SettingsParser, start_logging
+from timm_robust.cli.outputs import new_folder
 from timm_robust.errors import InputError
 from timm_robust.evaluation import EvalConfig
 from timm_robust.inputs import ImagesConfig, NetworkConfig
@@ -77,3 +79,12 @@ def test_flags_reach_their_settings():
         awp=AWP(gamma=.01, start_epoch=1), resume='last.pth.tar', initial_checkpoint='first.pth', val_split='test',
         batch_size=6, validation_batch_size=5, model_ema=True, model_ema_decay=.9, sched_on_updates=True,
         decay_rate=.3, device='cpu')
+
+
+@pytest.mark.parametrize('model, name', [
+    ('resnet50.a1_in1k', 'resnet50.a1_in1k'), ('local-dir:output/train/one/export/', 'output_train_one_export'),
+    ('out/one', 'out_one'), ('/a b/é', 'a_b_é'), ('hf-hub:me/mine@v1', 'me_mine_v1')])
+def test_names_of_folders(model, name):
+    folder = Path(new_folder('eval', model))
+    assert folder.parent == Path('output/eval') and folder.name.split('-', 2)[2].rsplit('-', 1)[0] == name
+    assert new_folder('eval', model) != str(folder)
