@@ -422,7 +422,7 @@ def test_optional_work_costs_nothing(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(diagnostics_module, '_zero_gradients', fail)
     monkeypatch.setattr(diagnostics_module, '_GRADIENTS', (fail,))
     report = measured(model, x, labels_of(model, x), 'clean,pgd2', output=tmp_path / 'b', diagnose=True)
-    assert EvaluationReport.load(tmp_path / 'b') == report and 'left out, no memory left' in caplog.text
+    assert EvaluationReport.load(tmp_path / 'b') == report and 'fit into memory (no memory left)' in caplog.text
     assert not list((tmp_path / 'b').glob('progress*'))
 
 

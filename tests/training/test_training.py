@@ -253,6 +253,24 @@ def test_diverging_run_stops_and_keeps_the_last_good_checkpoint(folder, tmp_path
     assert saved['epoch'] == 0 and all(torch.isfinite(v).all() for v in saved['state_dict'].values())
 
 
+@pytest.mark.parametrize('where', [
+    'timm_robust.training.run.train_one_epoch', 'timm_robust.training.checkpoint.resume_task_checkpoint',
+    'timm_robust.inputs.weights._read'])
+def test_where_memory_ends_the_batch_size_is_named_and_no_checkpoint_is_called_broken(
+        folder, tmp_path, capsys, monkeypatch, where):
+    assert train(folder, tmp_path, '--epochs', '1') == 0
+    capsys.readouterr()
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.50 GiB free.')
+
+    monkeypatch.setattr(where, full)
+    assert train(folder, tmp_path, '--epochs', '2', '--resume', str(tmp_path / 'run' / 'last.pth.tar')) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert '--batch-size 8: does not fit into memory (CUDA out of memory); choose a smaller one' in error
+    assert 'broken' not in error and 'truncated' not in error and 'other settings' not in error
+
+
 def test_fashion_mnist_by_timms_name(fashion_mnist_dir, tmp_path, capsys):
     assert main(['train', *TINY, '--dataset', 'torch/fashion_mnist', '--data-dir', str(fashion_mnist_dir),
                  '--val-split', 'test', '--epochs', '1']) == 2

@@ -16,6 +16,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from ..attacks import Attack, Clean, ThreatModel, logits_of
+from ..devices import halving, in_float64
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from ..precision import float32_proper
@@ -62,9 +63,10 @@ def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: 
     return tuple(found)
 
 
-def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel, name: str) -> None:
+def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel, name: str, batch_size: int) -> None:
     """Adversarial images are within the threat model; float32 rounding apart."""
-    size = threat.size(adv.double() - x.double()).max()
+    batches = zip(adv.split(batch_size), x.split(batch_size))
+    size = torch.cat([threat.size(in_float64(a) - in_float64(b)) for a, b in batches]).max()
     slack = _FLOAT32_SLACK * threat.unbounded(x.shape[1:]).eps
     if not (size <= threat.eps + slack and adv.min() >= 0 and adv.max() <= 1):
         raise RuntimeError(
@@ -105,7 +107,7 @@ class Runner:
         plan: The attacks.
         journal: Where outcomes are kept; what it holds already is not done again.
         num_classes: Classes of the network.
-        batch_size: Images in the network at once.
+        batch_size: Images in the network at once; halves where memory ends.
         device: Device of the network.
         seed: Seed of the noise.
         fast_model: Faster network to search with, see `Attack.run`.
@@ -129,6 +131,7 @@ class Runner:
         if self.model.training:
             raise InputError('is in training mode', 'call model.eval() before an evaluation', argument='model')
         self.batch_dependent = has_batch_statistics(self.model)
+        self.fixed_size = self.batch_dependent or self.surrogate is not None and has_batch_statistics(self.surrogate)
         self._bar: Optional[tqdm] = None
 
     def run(self, batches: Batches, indices: Sequence[int]) -> None:
@@ -177,14 +180,19 @@ class Runner:
             left = seconds * (total / len(indices) - 1)
             _logger.info(f'{len(indices)} of {total} images: {accuracies}, {tqdm.format_interval(left)} left')
 
-    def _logits(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What verdicts are taken from: logits of images, whose labels have to be classes of the network."""
         with float32_proper():
-            logits = logits_of(self.model, x, len(x) if self.batch_dependent else self.batch_size)
+            logits = self._fitting(lambda size: logits_of(self.model, x, len(x) if self.batch_dependent else size))
         if labels.max() >= logits.shape[1]:
             raise InputError(
                 f'hold class {labels.max().item()}, and the network has {logits.shape[1]} classes',
                 'choose a network of these classes', argument='labels')
         return logits
+
+    def _fitting(self, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        result, self.batch_size = halving(work, self.batch_size, self.fixed_size)
+        return result
 
     def _attack_pool(self, x: torch.Tensor, labels: torch.Tensor, indices: List[int], first: bool) -> None:
         if x.min() < 0 or x.max() > 1:
@@ -197,7 +205,7 @@ class Runner:
         self.journal.hashes.update(zip(indices, hashes))
         key = self.plan.clean_key
         start = time.perf_counter()
-        right = (self._logits(x, labels).argmax(1) == labels).tolist()
+        right = (self.logits(x, labels).argmax(1) == labels).tolist()
         if first and self.plan.real_attacks and not self.allow_chance:
             _refuse_chance(sum(right), len(right), self.num_classes)
         self.journal.take(key, indices, pool.hashes)
@@ -230,8 +238,8 @@ class Runner:
             start = time.perf_counter()
             rows = torch.tensor(todo, device=pool.x.device)
             adv = self.craft(attack, pool.x[rows], pool.labels[rows], [pool.indices[k] for k in todo])
-            _assert_allowed(adv, pool.x[rows], self.plan.threat, key)
-            right = self._logits(adv, pool.labels[rows]).argmax(1) == pool.labels[rows]
+            _assert_allowed(adv, pool.x[rows], self.plan.threat, key, self.batch_size)
+            right = self.logits(adv, pool.labels[rows]).argmax(1) == pool.labels[rows]
             self._record(key, pool, todo, right.tolist(), start)
         for k, stands in enumerate(withstood):
             withstood[k] = stands and known[pool.indices[k]]
@@ -240,17 +248,27 @@ class Runner:
     def craft(self, attack: Attack, x: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
         """Adversarial images of images at some indices of the data set."""
         seeds = image_seeds(self.seed, indices)
+        return self._fitting(lambda size: self._craft(attack, x, labels, seeds, size))
+
+    def _craft(
+            self,
+            attack: Attack,
+            x: torch.Tensor,
+            labels: torch.Tensor,
+            seeds: List[int],
+            batch_size: int,
+    ) -> torch.Tensor:
         if not self.batch_dependent and self.surrogate is None:
             # fills its batches from the pool itself
             progress = self._bar.update if self._bar is not None else None
             with float32_proper() if self.fast_model is None else nullcontext():
                 return attack(
-                    self.model, x, labels, self.plan.threat, seed=seeds, batch_size=self.batch_size,
+                    self.model, x, labels, self.plan.threat, seed=seeds, batch_size=batch_size,
                     fast_model=self.fast_model, progress=progress)
         # The best iterates of several images were never in one batch, which matters if the batch does; and an attack
         # that stops where the surrogate is fooled is a weak one on another network.
         with float32_proper():
-            parts = torch.arange(len(x), device=x.device).split(self.batch_size)
+            parts = torch.arange(len(x), device=x.device).split(batch_size)
             return torch.cat([
                 attack.craft(  # type: ignore[attr-defined]
                     self.surrogate or self.model, x[part], labels[part], self.plan.threat,

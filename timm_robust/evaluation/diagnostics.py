@@ -33,6 +33,7 @@ from ..attacks import (
     logit_gap,
     logits_of,
 )
+from ..devices import in_float64, naming_batch_size
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from ..precision import float32_proper
@@ -142,11 +143,10 @@ def _randomness(case: _Case) -> Finding:
 
 
 def _zero_gradients(case: _Case) -> Finding:
-    models = {'float32': case.model, 'float64': copy.deepcopy(case.model).double()}
+    precise = in_float64(copy.deepcopy(case.model)), in_float64(case.x)
     images, entries = {}, {}
-    for name, model in models.items():
-        x = case.x.to(getattr(torch, name))
-        zero = input_gradients(model, x, case.y, case.batch_size)[case.correct].flatten(1) == 0
+    for name, (model, x) in {'float32': (case.model, case.x), 'float64': precise}.items():
+        zero = input_gradients(model, x, case.y.to(x.device), case.batch_size).cpu()[case.correct.cpu()].flatten(1) == 0
         images[name], entries[name] = int(zero.all(1).sum()), zero.double().mean().item()
     total = int(case.correct.sum())
     verdict = _grade(images['float32'], total)
@@ -380,7 +380,7 @@ def diagnose(
     order = torch.randperm(len(x), generator=torch.Generator('cpu').manual_seed(seed), device='cpu')
     batch_size = even_batch_size(len(x), batch_size) if len(x) else batch_size
     findings = []
-    with seeded(seed, x.device):
+    with seeded(seed, x.device), naming_batch_size(batch_size):
         case = _Case(
             model, x[order].detach(), y[order], threat, batch_size, seed, surrogate, steps, black_box_queries,
             fast_model)

@@ -4,7 +4,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import torch
 
-from ..attacks import Clean, logits_of
+from ..attacks import Clean
 from .accuracy import Runner
 from .facts import Example
 from .outcome import AttackOutcome
@@ -35,7 +35,7 @@ def example_images(
     attacks = [(a, o) for a, o in zip(runner.plan.attacks, outcomes, strict=True) if not isinstance(a, Clean)]
     if not attacks:
         return ()
-    clean = logits_of(runner.model, x).softmax(1)
+    clean = runner.logits(x, labels).softmax(1)
     rows = (clean.argmax(1) == labels).nonzero().squeeze(1)[:count].tolist()
     by_attack: Dict[int, List[int]] = {}
     for i in rows:
@@ -47,7 +47,7 @@ def example_images(
         for key, member in runner.plan.members(attack, runner.num_classes):
             picked = list(range(len(x))) if runner.batch_dependent else standing
             adv = runner.craft(member, x[picked], labels[picked], [indices[i] for i in picked])
-            after = logits_of(runner.model, adv).softmax(1)
+            after = runner.logits(adv, labels[picked]).softmax(1)
             for i in standing:
                 j = picked.index(i)
                 examples[i] = Example(

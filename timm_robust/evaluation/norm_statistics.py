@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 
 from ..attacks import PGD, attack_mode, logits_of
+from ..devices import in_float64, naming_batch_size
 from ..errors import InputError
 from ..layers import RobustNorm2d, set_bn_mode, tracking_norms
 from ..precision import float32_proper
@@ -59,7 +60,7 @@ class ShiftRow(NamedTuple):
 
 def _of_batch(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Mean and spread (variance, or range of RobustNorm) of each channel, (2, C), in float64."""
-    values = x.detach().cpu().double().transpose(0, 1).flatten(1)
+    values = in_float64(x.detach()).transpose(0, 1).flatten(1)
     if isinstance(norm, RobustNorm2d):
         return torch.stack([values.mean(1), values.amax(1) - values.amin(1)])
     return torch.stack([values.mean(1), values.var(1, unbiased=False)])
@@ -189,10 +190,12 @@ def compare_bn_modes(
     num_classes = logits_of(model, x[:2]).shape[1]
     plan.check(num_classes, batch_dependent=True)
     batches = list(zip(x.split(batch_size), y.split(batch_size)))
-    adv = torch.cat([PGD(steps=20).craft(model, a, b, plan.threat, seed=seed + i) for i, (a, b) in enumerate(batches)])
-    clean, adversarial = (
-        {name.removeprefix('model.'): s for name, s in layer_statistics(model, images, batch_size).items()}
-        for images in (x, adv))
+    with naming_batch_size(batch_size):
+        adv = torch.cat([
+            PGD(steps=20).craft(model, a, b, plan.threat, seed=seed + i) for i, (a, b) in enumerate(batches)])
+        clean, adversarial = (
+            {name.removeprefix('model.'): s for name, s in layer_statistics(model, images, batch_size).items()}
+            for images in (x, adv))
     accuracy = {}
     for mode in modes:
         model = set_bn_mode(model, mode)

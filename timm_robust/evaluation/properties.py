@@ -13,6 +13,7 @@ import torch.nn as nn
 
 from ..attacks import PGD, ThreatModel, attack_mode, check_images, logits_of, wrong_classes
 from ..attacks.threat import l2_norm
+from ..devices import naming_batch_size
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from ..precision import float32_proper
@@ -282,11 +283,12 @@ def measure_properties(
         f'smoothness (KL, {threat})': lambda a, b: smoothness(model, a, threat, steps=steps, seed=seed),
     }
     size = batch_size or len(x)
-    with attack_mode(model):
-        correct = tuple((logits_of(model, x, size).argmax(1) == y).tolist())
     found = []
-    for name, measure in measures.items():
-        values = torch.cat([measure(a, b) for a, b in zip(x.split(size), y.split(size))]).double().tolist()
-        counted = correct if name.startswith('decision') else (True,) * len(correct)
-        found.append(Property(name, tuple(values), counted))
+    with naming_batch_size(size):
+        with attack_mode(model):
+            correct = tuple((logits_of(model, x, size).argmax(1) == y).tolist())
+        for name, measure in measures.items():
+            values = torch.cat([measure(a, b) for a, b in zip(x.split(size), y.split(size))]).tolist()
+            counted = correct if name.startswith('decision') else (True,) * len(correct)
+            found.append(Property(name, tuple(values), counted))
     return Properties(correct, tuple(found))

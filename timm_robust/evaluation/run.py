@@ -62,7 +62,8 @@ def evaluate(
     """Measure clean and robust accuracy.
 
     Images are attacked in pools, with noise seeded by the image: neither batch size nor number of processes changes an
-    outcome. Under torch.distributed the processes of the default group share the images, and all get the same report.
+    outcome, and where memory ends the batch is halved. Under torch.distributed the processes of the default group share
+    the images, and all get the same report.
 
     Args:
         model: A timm model (mean and std are those of its `pretrained_cfg`) or any other module that takes pixels,

@@ -1,6 +1,7 @@
 """Accuracy on shifted images, and what ImageNet-C makes of it."""
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn as nn
 from ..attacks import logits_of
 from ..data.corruptions import COMMON_CORRUPTIONS, SEVERITIES
 from ..data.shifts import Part
+from ..devices import halving
+from ..layers import has_batch_statistics
 from ..precision import float32_proper
 from ..settings import check_types
 from .journal import Journal
@@ -56,11 +59,12 @@ def evaluate_shift(
         device: Device of the network.
         classes: Classes that count: the others' logits are left out. None for all.
     """
-    done, start = 0, time.perf_counter()
+    done, start, size, fixed = 0, time.perf_counter(), 0, has_batch_statistics(model)
     among = None if classes is None else torch.tensor(classes, device=device)
     with float32_proper():
         for x, y in loader:
-            logits, y = logits_of(model, x.to(device)), y.to(device)
+            x, y = x.to(device), y.to(device)
+            logits, size = halving(partial(logits_of, model, x), size or len(x), fixed)
             these = slice(done, done + len(x))
             own, predicted = (list(indices[these]), list(hashes[these])), logits.argmax(1)
             if among is not None:

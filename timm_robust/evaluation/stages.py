@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 import torch
 
 from ..attacks import Clean, Ensemble, FastModel, logits_of, make_fast_model
+from ..devices import halving
 from ..errors import InputError
 from ..inputs import ImagesConfig, NetworkConfig, weights_sha256
 from ..layers import at_gamma, has_batch_statistics
@@ -82,6 +83,7 @@ class Stages:
         self.source: Optional[Source] = open_data(data, subject, seed=config.seed, **images) if self.plan else None
         self.surrogate = open_surrogate(config.surrogate, subject, config.surrogate_checkpoint)
         self.num_classes = known or self._count_classes()
+        self.batch_size = self.source.batch_size if self.source else 0  # halves where memory ends
         if self.plan:
             self._check_plan(self.num_classes)
         self.subject.facts = replace(subject.facts, num_classes=self.num_classes)
@@ -92,8 +94,9 @@ class Stages:
 
     def _count_classes(self) -> int:
         assert self.source is not None
-        x, _ = self.source.first(2)
-        return logits_of(self.subject.model, x.to(self.subject.device)).shape[1]
+        x, _ = self._first(2)
+        logits, _ = halving(lambda size: logits_of(self.subject.model, x[:size]), len(x))
+        return logits.shape[1]
 
     def _open_benchmarks(self, data: Any, images: Mapping[str, Any]) -> Benchmarks:
         if self.subject.network is None:
@@ -207,13 +210,15 @@ class Stages:
         if not self.plan or not self.plan.real_attacks or self.config.exact or self.surrogate or self.batch_dependent:
             return None
         assert self.source is not None
-        x, _ = self.source.first(8)
-        return make_fast_model(self.subject.model, x.to(self.subject.device), DTYPES[self.config.fast_dtype])
+        x, _ = self._first(8)
+        dtype = DTYPES[self.config.fast_dtype]
+        copied, _ = halving(lambda size: make_fast_model(self.subject.model, x[:size], dtype), len(x))
+        return copied
 
     def _runner(self, plan: Plan) -> Runner:
         assert self.source is not None
         return Runner(
-            self.subject.model, plan, self.journal, num_classes=self.num_classes, batch_size=self.source.batch_size,
+            self.subject.model, plan, self.journal, num_classes=self.num_classes, batch_size=self.batch_size,
             device=self.subject.device, seed=self.config.seed, fast_model=self.fast_model,
             surrogate=self.surrogate.model if self.surrogate else None, allow_chance=self.config.allow_chance,
             progress=self.config.progress if self.peers.primary else False)
@@ -223,7 +228,9 @@ class Stages:
         assert self.source is not None
         indices = self.source.indices
         own = self.peers.positions(len(indices), self.source.batch_size if self.batch_dependent else 1)
-        self._runner(plan).run(self.source.loader(own) if own else (), [indices[i] for i in own])
+        runner = self._runner(plan)
+        runner.run(self.source.loader(own) if own else (), [indices[i] for i in own])
+        self.batch_size = runner.batch_size
         self._merge()
         return assemble(plan, self.journal, indices, self.num_classes)
 
@@ -299,7 +306,7 @@ class Stages:
     def _add_findings(self, report: EvaluationReport) -> EvaluationReport:
         assert self.plan is not None and self.source is not None
         x, y = self._first(_NUM_DIAGNOSED)
-        size, seed = self.source.batch_size, self.config.seed
+        size, seed = self.batch_size, self.config.seed
         findings = diagnose(
             self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed, fast_model=self.fast_model,
             surrogate=self.surrogate.model if self.surrogate else None, progress=self.config.progress)

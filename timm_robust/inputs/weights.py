@@ -97,6 +97,8 @@ def read_checkpoint(path: PathLike, *, use_ema: bool = True, argument: str = 'ch
         raise wrong('no such file', 'give the path of a .safetensors, .pth or .pth.tar file')
     try:
         content = _read(path)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # safetensors, zip and pickle have exceptions of their own each
         if 'Unsupported globals' in str(error):
             raise wrong('cannot be loaded, it holds code, which is never run',

@@ -133,6 +133,8 @@ def resume(
         _check_optimizer(asked, optimizer)
     except InputError as error:
         raise error.about('resume', path) from error
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise InputError(

@@ -21,6 +21,7 @@ from timm.task import TrainingTask
 from timm.utils import distribute_bn, random_seed, unwrap_model
 
 from ..attacks import InputSpace
+from ..devices import naming_batch_size
 from ..errors import InputError
 from ..inputs import (
     Preprocessing,
@@ -352,9 +353,9 @@ def train(config: TrainConfig) -> TrainResult:
     if process.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    run = _Run(config, process)
     result: Optional[TrainResult] = None
-    with ExitStack() as stack:
+    with naming_batch_size(config.batch_size), ExitStack() as stack:
+        run = _Run(config, process)
         if process.primary:
             run.open_folder(stack)
         seconds = run.run_epochs()
