@@ -199,8 +199,8 @@ def steps(report: Report, device: torch.device, batches: Sequence[int], attack_s
             report.check(f'step {network} batch {batch} pgd{attack_steps} awp', measure)
 
 
-def main() -> None:
-    """Run the sections."""
+def main() -> int:
+    """Run the sections; returns the exit code: 1 if a check failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--sections', nargs='+', default=SECTIONS, choices=SECTIONS)
@@ -212,8 +212,8 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default=Path('gpu.json'))
     args = parser.parse_args()
     if args.device == 'cuda' and not torch.cuda.is_available():
-        print('no GPU is available: pass --device cpu to try the script itself')
-        return
+        print('no GPU is available: pass --device cpu to try the script itself', file=sys.stderr)
+        return 2
     device = torch.device(args.device)
     if args.images:
         images, labels = torch.load(args.images, weights_only=True)
@@ -238,7 +238,8 @@ def main() -> None:
     found = [(name, check) for of in report.content['checks'].values() for name, check in of.items()]
     failed = [name for name, check in found if not check['ok']]
     print(f"{len(found) - len(failed)} passed, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}")
+    return int(bool(failed))
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
