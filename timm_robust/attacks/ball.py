@@ -10,6 +10,7 @@ from typing import Any, Dict, Tuple
 import torch
 from timm.utils import unwrap_model
 
+from ..devices import without_wait
 from ..errors import InputError
 from . import noise
 from .threat import Seed, ThreatModel
@@ -21,7 +22,7 @@ __all__ = ['Ball', 'InputSpace']
 def _per_channel(values: Tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     # kept on the device: a copy from the CPU would make it wait in every pass
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+        return without_wait(torch.tensor(values, dtype=dtype, device='cpu'), device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)

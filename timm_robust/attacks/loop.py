@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
 import torch
 
+from ..devices import without_wait
 from ..errors import InputError, check_at_least
 from .ball import PIXELS
 from .checks import (
@@ -88,7 +89,7 @@ class _Pool:
         self.ages: List[int] = []
 
     def _index(self, places: List[int]) -> torch.Tensor:
-        return torch.tensor(places, dtype=torch.int64, device=self.x.device)
+        return without_wait(torch.tensor(places, dtype=torch.int64, device='cpu'), self.x.device)
 
     def _take(self, count: int) -> List[Tuple[int, int]]:
         """The next runs whose images still resist and may spend something."""

@@ -11,6 +11,8 @@ from typing import Sequence, Union
 
 import torch
 
+from ..devices import without_wait
+
 __all__ = ['image_seeds', 'normal', 'signs', 'uniform']
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -41,7 +43,7 @@ def image_seeds(
         return _mix(torch.arange(count, device=device) * _GOLDEN + int(seed))
     if isinstance(seed, torch.Tensor):
         return seed.to(device)
-    return torch.tensor([int(s) for s in seed], dtype=torch.int64, device=device)
+    return without_wait(torch.tensor([int(s) for s in seed], dtype=torch.int64, device='cpu'), device)
 
 
 def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Callable, Tuple
 
 import torch
 
+from ..devices import without_wait
 from ..errors import check_at_least, check_range
 from ..settings import setting
 from . import noise
@@ -47,7 +48,7 @@ def _two_pyramids(size: int) -> torch.Tensor:
 # Tables of a few numbers, kept on the device: a copy from the CPU would make it wait in every query.
 @cache
 def _window(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return _two_pyramids(size).to(device=device, dtype=dtype)
+    return without_wait(_two_pyramids(size).to(dtype), device)
 
 
 @lru_cache(maxsize=64)
@@ -63,7 +64,7 @@ def _sides(p_init: float, height: int, width: int, norm: str) -> Tuple[int, ...]
 
 @lru_cache(maxsize=64)
 def _on_device(values: Tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, device=device)
+    return without_wait(torch.tensor(values, device='cpu'), device)
 
 
 @register_attack
@@ -160,9 +161,9 @@ class Square(Attack):
         delta = state['best'] - x
         out = delta.clone()
         for size in sizes.unique().tolist():
-            own = (sizes == size).nonzero().squeeze(1)
+            own = without_wait((sizes == size).nonzero().squeeze(1), x.device)
             part, r = (delta.clone(), random) if len(own) == count else (
-                rows[own.to(x.device)] for rows in (delta, random))
+                rows[own] for rows in (delta, random))
             corners = [(r[:, i] * (side - size + 1)).long() for i, side in enumerate((height, width) * 2)]
             window = torch.arange(size, device=x.device)
             index = torch.arange(len(own), device=x.device)[:, None, None, None]
@@ -185,5 +186,5 @@ class Square(Attack):
             part[source] = 0
             part[target] = fresh / fresh.norm(dim=(2, 3), keepdim=True).clamp_min(1e-12) * budget
             moved = part / l2_norm(part).clamp_min(1e-12) * eps
-            out = moved if len(own) == count else out.index_copy(0, own.to(x.device), moved)
+            out = moved if len(own) == count else out.index_copy(0, own, moved)
         return (x + out).clamp(0, 1)

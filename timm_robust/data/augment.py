@@ -23,6 +23,7 @@ from torchvision.transforms import (
     RandomResizedCrop,
 )
 
+from ..devices import without_wait
 from ..errors import InputError
 from .check import check_images
 
@@ -157,13 +158,14 @@ def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
     Returns:
         Images of the same shape, pixels in [0, 1], without a graph.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator('cpu').manual_seed(seed)
     count, channels, height, width = pixels.shape
 
     def convolve(x: torch.Tensor, inside: int, outside: int, kernel: int) -> torch.Tensor:
         fan_in = inside * kernel ** 2
-        weight = torch.randn(count * outside, inside, kernel, kernel, generator=generator) * (2 / fan_in) ** .5
-        return F.conv2d(x, weight.to(x), padding=kernel // 2, groups=count)
+        weight = torch.randn(count * outside, inside, kernel, kernel, generator=generator, device='cpu')
+        weight = without_wait(weight * (2 / fan_in) ** .5, x.device)
+        return F.conv2d(x, weight, padding=kernel // 2, groups=count)
 
     def images(x: torch.Tensor) -> torch.Tensor:
         return x.view(count, -1, height, width)
@@ -181,5 +183,5 @@ def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
         own_std = out.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
         out = (out - out.mean(dim=(2, 3), keepdim=True)) / own_std * std + mean
         low, high = _SHARE
-        share = (low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)).to(x)
-        return torch.lerp(x, out, share).clamp(0, 1).to(pixels.dtype)
+        share = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator, device='cpu')
+        return torch.lerp(x, out, without_wait(share, x.device)).clamp(0, 1).to(pixels.dtype)

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 from ..data.augment import ViewsDataset, noise2net
+from ..devices import without_wait
 from ..errors import InputError
 from ..settings import setting
 from .adversarial import warn_of_batch_statistics
@@ -114,8 +115,9 @@ class NoFrostStarTask(RobustTask):
         deep = self.space.normalize(noise2net(self.space.to_pixels(clean).clamp(0, 1), self.step_seed()))
         if self.terms == 4:
             return [*given, deep]
-        generator = torch.Generator().manual_seed(self.step_seed() ^ _OTHER_STREAM)
-        chosen = torch.rand(len(clean), 1, 1, 1, generator=generator).to(clean.device) < .5
+        generator = torch.Generator('cpu').manual_seed(self.step_seed() ^ _OTHER_STREAM)
+        drawn = torch.rand(len(clean), 1, 1, 1, generator=generator, device='cpu')
+        chosen = without_wait(drawn, clean.device) < .5
         return [torch.where(chosen, deep, given[0])]
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -37,6 +37,36 @@ def trained_module(task: TrainingTask, ema: bool = False) -> nn.Module:
     module = task.get_trainable_module(ema=ema)
     assert module is not None
     return module
+
+
+class _Averages:
+    """Averages of what steps report, which is read now and then: each time the host waits for a GPU."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.meters: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
+        self._unread: List[Tuple[int, str, Any, int, int]] = []
+
+    def add(self, batch: int, loss: torch.Tensor, group_size: int, result: Dict[str, Any]) -> None:
+        """Note the loss of a batch, a share of that of its group, and the scalars of a task."""
+        size = len(result['output'])  # of several views an image is counted once
+        self._unread.append((batch, 'loss', loss.detach(), group_size, size))
+        for name, value in result.items():
+            if name not in ('loss', 'output'):
+                self._unread.append((batch, name, value.detach() if torch.is_tensor(value) else value, 1, size))
+
+    def read(self) -> Optional[Tuple[int, float]]:
+        """Bring the averages up to date; returns the first batch without a finite loss, and its loss."""
+        tensors = [v.to(self.device).reshape(()) for _, _, v, _, _ in self._unread if torch.is_tensor(v)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else ())
+        diverged = None
+        for batch, name, reported, factor, size in self._unread:
+            value = next(numbers) if torch.is_tensor(reported) else float(reported)
+            self.meters.setdefault(name, AverageMeter()).update(value * factor, size)
+            if name == 'loss' and diverged is None and not math.isfinite(value):
+                diverged = batch, value * factor
+        self._unread.clear()
+        return diverged
 
 
 def train_one_epoch(
@@ -78,7 +108,7 @@ def train_one_epoch(
         channels_last: Convert inputs to channels_last.
         move_to_device: Whether batches arrive on the CPU (no prefetcher).
         distributed: Average what is reported over processes.
-        log_interval: Updates between log lines.
+        log_interval: Updates between log lines, and between looks at the loss on a GPU.
         last_checkpoint: Named in the message if training diverges.
         verbose: Show progress on this process.
 
@@ -86,10 +116,10 @@ def train_one_epoch(
         Averages over the epoch: 'loss' and the scalars of the task.
 
     Raises:
-        TrainingDivergedError: If the loss is not finite, before the weights are touched.
+        TrainingDivergedError: If the loss is not finite; on a CPU before the weights are touched.
     """
     trained_module(task).train()
-    meters: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
+    averages = _Averages(device)
     num_batches = len(loader)
     updates_per_epoch = math.ceil(num_batches / accum_steps)
     num_updates = epoch * updates_per_epoch
@@ -112,10 +142,13 @@ def train_one_epoch(
             with autocast():
                 result = task(input, target)
                 loss = result['loss'] / group_size
-            value = loss.item() * group_size
-            if not math.isfinite(value):
+            averages.add(index, loss, group_size, result)
+            update_index = index // accum_steps
+            logs = need_update and (update_index % log_interval == 0 or index + 1 == num_batches)
+            diverged = averages.read() if logs or device.type == 'cpu' else None
+            if diverged is not None:
                 raise TrainingDivergedError(
-                    f'training loss is {value} in epoch {epoch}, batch {index}',
+                    f'training loss is {diverged[1]} in epoch {epoch}, batch {diverged[0]}',
                     f'lower `lr` or set `clip_grad=1`; last good checkpoint: {last_checkpoint}')
             clip_parameters = task.get_clip_parameters(exclude_head='agc' in clip_mode) if clip_grad else None
             if loss_scaler is not None:
@@ -135,20 +168,14 @@ def train_one_epoch(
                         dispatch_clip_grad(clip_parameters, value=clip_grad, mode=clip_mode)
                     optimizer.step()
 
-        size = len(result['output'])  # of several views an image is counted once
-        num_images += size
-        meters['loss'].update(value, size)
-        for name, scalar in result.items():
-            if name not in ('loss', 'output'):
-                meters.setdefault(name, AverageMeter()).update(float(scalar), size)
+        num_images += len(result['output'])
         if not need_update:
             continue
         num_updates += 1
         optimizer.zero_grad()
         task.update_ema(step=num_updates)
-        update_index = index // accum_steps
-        if verbose and (update_index % log_interval == 0 or index + 1 == num_batches):
-            text = '  '.join(f'{name} {meter.avg:.4g}' for name, meter in meters.items())
+        if verbose and logs:
+            text = '  '.join(f'{name} {meter.avg:.4g}' for name, meter in averages.meters.items())
             speed = num_images / (time.perf_counter() - start)
             lr = optimizer.param_groups[0]['lr']
             progress.set_postfix_str(text)
@@ -157,10 +184,10 @@ def train_one_epoch(
                     f'Train: {epoch} [{update_index + 1}/{updates_per_epoch}]  {text}  '
                     f'{speed:.1f} images/s  lr {lr:.3e}')
         if lr_scheduler is not None:
-            lr_scheduler.step_update(num_updates=num_updates, metric=meters['loss'].avg)
+            lr_scheduler.step_update(num_updates=num_updates, metric=averages.meters['loss'].avg)
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict((n, _mean_over_processes(m.avg, device, distributed)) for n, m in meters.items())
+    return OrderedDict((n, _mean_over_processes(m.avg, device, distributed)) for n, m in averages.meters.items())
 
 
 def _batches(
