@@ -193,11 +193,23 @@ def test_labels_that_fit_nothing_are_refused(cls, labels, message, problem):
 @pytest.mark.parametrize('network, message', [
     (lambda z: (z, z), 'model: returns tuple'), (lambda z: {'logits': z}, 'model: returns dict'),
     (lambda z: z[:, :, None, None], r'model: returns a tensor of shape \(20, 4, 1, 1\)'),
-    (lambda z: z[:7], r'model: returns a tensor of shape \(7, 4\)')])
+    (lambda z: z[:7], r'model: returns a tensor of shape \(7, 4\)'),
+    (lambda z: (1000 * z).long(), 'model: returns a tensor of .*int64'),
+    (lambda z: z * float('nan'), 'model: returns logits that are not finite')])
 def test_networks_that_return_no_logits_are_refused(cls, network, message, problem):
     model, x, y = problem
     with pytest.raises(InputError, match=message):
         short(cls)(lambda z: network(model(z)), x, y, its_threat(cls))
+
+
+@each_class
+def test_a_network_may_compute_in_another_precision(cls, problem):
+    model, x, y = problem
+    found = short(cls).run(
+        lambda z: model(z).double(), x, y, its_threat(cls), batch_size=7 if cls.image_by_image else None)
+    assert found.adversarial.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(found.fooled, model(found.adversarial).argmax(1) != y)
 
 
 @each_class
@@ -438,4 +450,3 @@ def test_an_attack_and_a_norm_of_ones_own_are_one_class_each(toys, problem):
         registry.register_attack(type('Other', (PGD,), {'name': 'pgd', '__module__': 'elsewhere'}))
     with pytest.raises(InputError, match="name='My Attack': is no name"):
         registry.register_attack(type('Other', (PGD,), {'name': 'My Attack'}))
-

@@ -82,7 +82,7 @@ def test_flags_reach_their_settings():
 
 
 @pytest.mark.parametrize('model, name', [
-    ('resnet50.a1_in1k', 'resnet50.a1_in1k'), ('local-dir:output/train/one/export/', 'output_train_one_export'),
+    ('resnet50.a1_in1k', 'resnet50_a1_in1k'), ('local-dir:output/train/one/export/', 'output_train_one_export'),
     ('out/one', 'out_one'), ('/a b/é', 'a_b_é'), ('hf-hub:me/mine@v1', 'me_mine_v1')])
 def test_names_of_folders(model, name):
     folder = Path(new_folder('eval', model))

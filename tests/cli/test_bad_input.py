@@ -333,3 +333,8 @@ def test_unknown_command_and_help(capsys):
 def test_exit_code_of_the_process(tmp_path):
     done = run_cli('eval', '--model', 'no_such_model', '--data-dir', tmp_path)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize('command', ['eval', 'diagnose', 'properties', 'train'])
+def test_a_path_that_is_no_model_needs_no_output_to_be_one_line(fails, folder, command):
+    fails(command, '--model', 'runs/export', '--data-dir', folder, mentions=['--model runs/export'])

@@ -237,7 +237,8 @@ def test_training_on_other_classes_than_the_network_has(root, tmp_path):
 @pytest.mark.parametrize('names, words', [
     ('a/0.png\nb/1.png\na/0.png', 'names the image a/0.png twice'),
     ('a/0.png\n0.png', '0.png is the name of more than one image'),
-    ('a/9.png', 'a/9.png is not in the data set')])
+    ('a/9.png', 'a/9.png is not in the data set'),
+    ('\n', 'names no image')])
 def test_lists_of_images(root, tmp_path, names, words):
     (tmp_path / 'list.txt').write_text('b/2.png\na/1.png\n')
     assert listed_indices(folder(root), str(tmp_path / 'list.txt'), None) == [5, 1]

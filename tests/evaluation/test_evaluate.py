@@ -252,6 +252,7 @@ def test_refusals():
     (dict(checkpoint='x.pth'), "checkpoint='x.pth': is for a model by name"),
     (dict(benchmarks='clean'), "benchmarks='clean': are for timm models"),
     (dict(attacks=None, benchmarks='clean', worst_case=True), 'worst_case=True: has no effect with `benchmarks`'),
+    (dict(severities=(1,)), 'severities=(1,): has no effect without `benchmarks`'),
 ])
 def test_bad_settings_are_refused_before_any_work(settings, message, tmp_path):
     x, y = data()

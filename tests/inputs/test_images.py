@@ -51,6 +51,16 @@ def test_pixels_and_labels_are_those_of_the_files(root, network):
     assert len(open_images(config(root), network, usual_examples=70)) == 20
 
 
+def test_a_file_that_a_link_shows_twice_is_not_counted_twice(root, network):
+    (root / 'test' / 'b' / 'up').symlink_to('..')
+    with pytest.raises(InputError, match='is the file of another image too; remove the link'):
+        open_images(config(root), network)
+    (root / 'test' / 'b' / 'up').unlink()
+    (root / 'test' / 'b').rename(root / 'elsewhere')
+    (root / 'test' / 'b').symlink_to(root / 'elsewhere')
+    assert len(open_images(config(root), network)) == 20
+
+
 def test_truncated_images_are_found_among_those_that_count(root, network):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
     chosen = open_images(config(root, num_examples=8), network).indices

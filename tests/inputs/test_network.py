@@ -43,7 +43,7 @@ def export(tmp_path, model):
 def edited(folder, **changes):
     config = json.loads((folder / 'config.json').read_text())
     for key, value in changes.items():
-        place = config['pretrained_cfg'] if key in ('mean', 'std') else config
+        place = config['pretrained_cfg'] if key in ('mean', 'std', 'interpolation', 'input_size') else config
         if value is None:
             place.pop(key)
         else:
@@ -99,10 +99,25 @@ def test_a_dropped_head_is_never_evaluated():
     (dict(mean='.5'), ("its config.json has '.5' as mean",)),
     (dict(std=[0, 0, 0]), ('must be above 0',)),
     (dict(num_classes='4'), ("its config.json has '4' as num_classes",)),
+    (dict(mean=[.5, .5]), ('its config.json has 2 numbers as mean, for 3 channels',)),
 ])
 def test_a_config_that_was_edited(export, edit, words):
     edited(export, **edit)
     refused(str(export), *words, model=str(export)) if 'std' not in edit else refused(*words, model=str(export))
+
+
+@pytest.mark.parametrize('edit, words', [
+    (dict(interpolation='foo'), "interpolation='foo': unknown"),
+    (dict(input_size=[3, 0, 32]), 'input_size=0: must be a whole number of at least 1'),
+])
+def test_preprocessing_that_a_config_cannot_mean(export, edit, words):
+    edited(export, **edit)
+    refused(words, model=str(export))
+
+
+def test_names_of_classes_that_are_none(export):
+    edited(export, label_names=7)
+    assert network(model=str(export)).class_names() is None
 
 
 def test_a_config_that_is_null(export):
@@ -238,6 +253,7 @@ def test_one_output_decides_between_two_classes(tmp_path):
     (dict(gamma=.5, checkpoint='x', bn_mode='batch'), "bn_mode='batch': does not go with `gamma=0.5`"),
     (dict(use_ema='false'), "use_ema='false': must be true or false"),
     (dict(mean=['a']), "mean=['a']: must be"),
+    (dict(crop_pct=0.), 'crop_pct=0.0: must be a number above 0'),
 ])
 def test_settings_that_are_none(settings, words):
     with pytest.raises(InputError) as caught:

@@ -258,6 +258,14 @@ def test_gradients_on_a_gpu_are_those_on_the_cpu(memory_format, shape, bn_mode):
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('shape', [(2, 3, 5), (3, 3), (2, 3, 4, 4, 4)])
+def test_only_images_are_normalized(training, shape):
+    for layer in (RobustNorm2d(3).train(training), torch.jit.script(RobustNorm2d(3).train(training))):
+        with pytest.raises((InputError, torch.jit.Error), match='Expected an input of shape'):
+            layer(torch.randn(shape))
+
+
 def test_single_image_warns_and_single_value_is_refused():
     layer = RobustNorm2d(3, bn_mode='batch').eval()
     with pytest.warns(UserWarning, match='batch of one image'):

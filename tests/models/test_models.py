@@ -6,10 +6,12 @@ import time
 import pytest
 import timm
 import torch
+import torch.nn as nn
 from timm.models import save_for_hf
 
 import timm_robust  # noqa: F401
-from timm_robust.errors import PretrainedWeightsError
+from timm_robust.attacks import PGD, InputSpace
+from timm_robust.errors import InputError, PretrainedWeightsError
 from timm_robust.inputs import weights_sha256
 from timm_robust.layers import RobustNorm2d
 from timm_robust.models import CifarNormFreeNet, CifarResNet, CifarVGG, NormalizedModel
@@ -265,6 +267,14 @@ def test_normalized_model():
     std = torch.tensor(model.pretrained_cfg['std']).view(3, 1, 1)
     assert torch.equal(wrapped(pixels), model((pixels - mean) / std))
     assert set(wrapped.state_dict()) == {f'model.{k}' for k in model.state_dict()}
+    inside = nn.Sequential(wrapped)
+    for make, words in (
+            (lambda: NormalizedModel(inside, .5, .5), 'is a NormalizedModel already'),
+            (lambda: NormalizedModel(model, std=0), 'std=0: must be finite and positive'),
+            (lambda: NormalizedModel(model, mean=float('nan')), 'mean=nan: must be finite'),
+            (lambda: PGD()(inside, pixels, [0, 1], 'Linf 8/255', space=InputSpace.of(model)), 'normalized twice')):
+        with pytest.raises(InputError, match=words):
+            make()
 
 
 def test_classes_are_configurations_of_timms():

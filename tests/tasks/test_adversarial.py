@@ -40,6 +40,16 @@ def make_task(model, criterion=None, steps=2, random_start=True, **kwargs):
     return SatTask(model, criterion or nn.CrossEntropyLoss(), attack=attack, space=SPACE, verbose=False, **kwargs)
 
 
+def test_labels_are_of_any_integer_type_and_nothing_else():
+    x, y = batch(dtype=torch.float32)
+    task = make_task(TinyNet(), random_start=False)
+    for labels, words in (
+            (y.float(), 'whole numbers'), (y[:, None], 'have shape'), (y[:2], '2 for 6'), (-y, 'hold -3')):
+        with pytest.raises(InputError, match=words):
+            task(x, labels)
+    assert torch.equal(task(x, y.int())['loss'], task(x, y)['loss'])
+
+
 @pytest.mark.parametrize('norm', [False, True], ids=['nofrost', 'sat'])
 @pytest.mark.parametrize('weight', [0., 0.3, 1.])
 def test_loss_and_gradients_follow_the_equation(norm, weight):

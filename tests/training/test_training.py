@@ -204,6 +204,19 @@ def test_robust_validation_does_not_stop_at_the_boundary():
         assert found == {'robust_top1': accuracy}
 
 
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def save(*args):
+        raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 405312 vs 405200')
+
+    monkeypatch.setattr('torch.save', save)
+    model = torch.nn.Linear(2, 2)
+    saver = AtomicCheckpointSaver(
+        ClassificationTask(model, verbose=False), {'model': 'linear'}, checkpoint_dir=str(tmp_path),
+        optimizer=torch.optim.SGD(model.parameters(), 0.1), recovery_dir=str(tmp_path))
+    with pytest.raises(OSError, match='cannot write .*, is the disk full'):
+        saver.save_checkpoint(0, metric=1.)
+
+
 def test_saver_never_leaves_a_gap(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     task = ClassificationTask(model, verbose=False)

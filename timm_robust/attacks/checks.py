@@ -4,7 +4,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import torch
 
 from ..errors import InputError
-from ..models.normalized import NormalizedModel
+from ..models.normalized import holds_normalized
 from .ball import PIXELS, InputSpace
 from .losses import hard_labels, precise
 
@@ -19,10 +19,11 @@ def as_logits(output: Any, count: int) -> torch.Tensor:
     """What a network returns for `count` images as logits (N, K): a single output z is two classes, [0, z].
 
     Raises:
-        InputError: If it is no tensor of shape (N, K), (N, 1) or (N,).
+        InputError: If it is no tensor of floats of shape (N, K), (N, 1) or (N,).
     """
-    if not isinstance(output, torch.Tensor) or output.ndim not in (1, 2) or len(output) != count:
-        got = f'a tensor of shape {tuple(output.shape)}' if isinstance(output, torch.Tensor) else type(output).__name__
+    is_tensor = isinstance(output, torch.Tensor)
+    if not is_tensor or output.ndim not in (1, 2) or len(output) != count or not output.is_floating_point():
+        got = f'a tensor of shape {tuple(output.shape)}, {output.dtype}' if is_tensor else type(output).__name__
         raise InputError(f'returns {got}', 'it must return logits of shape (N, K) for N images', argument='model')
     logits = output if output.ndim == 2 else output[:, None]
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
@@ -36,9 +37,18 @@ def logits_of(model: Callable, x: torch.Tensor, batch_size: Optional[int] = None
     """
     with torch.no_grad():
         logits = torch.cat([as_logits(model(part), len(part)) for part in x.split(batch_size or max(len(x), 1))])
+    check_finite(logits)
+    return logits
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """Refuse logits that are not finite.
+
+    Raises:
+        InputError: Naming the network.
+    """
     if not torch.isfinite(logits).all():
         raise InputError('returns logits that are not finite', 'its weights are broken', argument='model')
-    return logits
 
 
 class Classifier:
@@ -48,7 +58,7 @@ class Classifier:
         model: The network.
         space: Its input space.
         dtype: What it takes.
-        check: Called with the number of classes once it is known.
+        check: Called with the first logits, and again if the number of classes changes.
 
     Attributes:
         tolerance: For a copy to search with: largest difference from the network's logits, as a share of the largest.
@@ -59,7 +69,7 @@ class Classifier:
             model: Callable,
             space: InputSpace = PIXELS,
             dtype: torch.dtype = torch.float32,
-            check: Callable[[int], None] = lambda num_classes: None,
+            check: Callable[[torch.Tensor], None] = lambda logits: None,
     ):
         self.model = model
         self.space = space
@@ -70,10 +80,11 @@ class Classifier:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels if self.space == PIXELS else self.space.normalize(pixels)
-        logits = as_logits(self.model(x.to(self.dtype)), len(x))
+        # one precision from here on, also behind a network that computes in another
+        logits = as_logits(self.model(x.to(self.dtype)), len(x)).to(pixels.dtype)
         if logits.shape[1] != self.num_classes:
             self.num_classes = logits.shape[1]
-            self.check(self.num_classes)
+            self.check(logits)
         return logits
 
 
@@ -90,7 +101,7 @@ def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = N
     if not images.is_floating_point():
         raise InputError(f'are {images.dtype}', 'divide by 255: pixels must be numbers in [0, 1]', argument='images')
     if space is not None:
-        if isinstance(model, NormalizedModel) and not space.is_pixels:
+        if holds_normalized(model) and not space.is_pixels:
             raise InputError(
                 'the network normalizes by itself, images would be normalized twice', 'leave `space` out and give it '
                 'pixels', argument='space', value=space)
@@ -205,12 +216,13 @@ def check_targets(images: torch.Tensor, targets: Any) -> torch.Tensor:
     return values.long().view(len(images), -1) if len(images) else values.long().view(0, 1)
 
 
-def check_classes(checked: Checked, num_classes: int) -> None:
-    """Refuse labels that the network has no class for.
+def check_classes(checked: Checked, logits: torch.Tensor) -> None:
+    """Refuse labels that a network of such logits (N, K) has no class for.
 
     Raises:
         InputError: Naming the number of classes.
     """
+    num_classes = logits.shape[1]
     if checked.soft is not None and checked.num_classes != num_classes:
         raise InputError(
             f'are soft targets of {checked.num_classes} classes, the model has {num_classes}', argument='labels')

@@ -15,6 +15,7 @@ from .checks import (
     Classifier,
     check_batch,
     check_classes,
+    check_finite,
     check_images,
     check_targets,
     logits_of,
@@ -248,9 +249,11 @@ def run_attack(
         raise InputError(f'{attack} does not steer towards a class', 'leave it out, or use pgd', argument='targets')
     highest = 0
 
-    def check(num_classes: int) -> None:
+    def check(logits: torch.Tensor) -> None:
+        num_classes = logits.shape[1]
         attack.check(threat, num_classes)
-        check_classes(checked, num_classes)
+        check_classes(checked, logits)
+        check_finite(logits)
         if highest >= num_classes:
             raise InputError(f'hold class {highest}, the model has {num_classes} classes', argument='targets')
 

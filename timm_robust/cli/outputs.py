@@ -1,19 +1,18 @@
 """Where commands write."""
-import re
 import secrets
 from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError
+from ..inputs.files import file_name
 
 __all__ = ['new_file', 'new_folder']
 
 
 def new_folder(command: str, model: str) -> str:
     """A folder for the results of a command, named by time and model, that no other run has."""
-    name = re.sub(r'[^\w.-]+', '_', model.split(':', 1)[-1]).strip('_')[-80:]  # a name or the folder of an export
     time = datetime.now().strftime('%Y%m%d-%H%M%S')
-    return str(Path('output') / command / f'{time}-{name}-{secrets.token_hex(3)}')
+    return str(Path('output') / command / f'{time}-{file_name(model)}-{secrets.token_hex(3)}')
 
 
 def new_file(output: str, suffix: str) -> Path:

@@ -1,5 +1,6 @@
 from .check import (
     check_classes,
+    check_distinct,
     check_images,
     check_labels,
     check_split,
@@ -14,6 +15,7 @@ from .subset import balanced_indices, listed_indices
 __all__ = [
     'balanced_indices',
     'check_classes',
+    'check_distinct',
     'check_images',
     'check_labels',
     'check_split',

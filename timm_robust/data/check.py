@@ -17,6 +17,7 @@ from ..errors import InputError
 
 __all__ = [
     'check_classes',
+    'check_distinct',
     'check_images',
     'check_labels',
     'check_split',
@@ -263,6 +264,20 @@ def _digest(image: Any) -> str:
         return hashlib.sha256(image).hexdigest()
     array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     return hashlib.sha256(f'{array.dtype} {array.shape}'.encode() + array.tobytes()).hexdigest()
+
+
+def check_distinct(dataset: Any, indices: Sequence[int]) -> None:
+    """Refuse a folder in which a link shows the same files again: an evaluation would count them twice.
+
+    Raises:
+        InputError: Naming the second path of the first such file.
+    """
+    samples, seen = _samples(dataset), set()
+    for path in [samples[i][0] for i in indices] if samples else []:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise InputError(f'{path} is the file of another image too', 'remove the link', argument='data_dir')
+        seen.add(real)
 
 
 def _unchanged(image: Any) -> Any:

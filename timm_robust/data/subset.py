@@ -81,6 +81,8 @@ def listed_indices(dataset: Any, subset: str, num_examples: Optional[int]) -> Li
         names = [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise wrong(f'cannot be read as a list of image names ({type(error).__name__})') from error
+    if not names:
+        raise wrong('names no image')
     index: Dict[str, List[int]] = {}
     for i in range(len(dataset)):
         file = Path(dataset.filename(i, basename=False))

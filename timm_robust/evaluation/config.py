@@ -19,6 +19,7 @@ _DEFAULT_ATTACKS = 'clean,fgsm,pgd20'
 _OF_ATTACKS = (
     'threat', 'worst_case', 'exact', 'fast_dtype', 'eps_sweep', 'gamma_sweep', 'surrogate', 'surrogate_checkpoint',
     'diagnose', 'attack_settings')
+_OF_BENCHMARKS = ('corruptions', 'severities')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,22 +104,23 @@ class EvalConfig:
         if self.resume and not self.output:
             raise InputError('needs the folder of the evaluation that was cut off', 'pass `output`', argument='resume')
         if not self.plan:
-            self._refuse_unused()
+            self._refuse_unused(_OF_ATTACKS, 'with `benchmarks` and no attack', 'name `attacks` too')
+        if not self.benchmarks:
+            self._refuse_unused(_OF_BENCHMARKS, 'without `benchmarks`', 'name some')
         for name in ('eps_sweep', 'gamma_sweep'):
             if getattr(self, name) and not (self.plan and self.plan.real_attacks):
                 raise InputError('needs an attack in `attacks`, for example pgd20', argument=name,
                                  value=getattr(self, name))
         self.swept_plans()
 
-    def _refuse_unused(self) -> None:
+    def _refuse_unused(self, names: Tuple[str, ...], when: str, remedy: str) -> None:
         for own in fields(self):
             value = getattr(self, own.name)
             if own.name == 'threat':
                 value = str(parse_threat(value))
-            if own.name in _OF_ATTACKS and value != default_of(own):
+            if own.name in names and value != default_of(own):
                 raise InputError(
-                    'has no effect with `benchmarks` and no attack', 'remove it, or name `attacks` too',
-                    argument=own.name, value=value)
+                    f'has no effect {when}', f'remove it, or {remedy}', argument=own.name, value=value)
 
     @property
     def plan(self) -> Optional[Plan]:

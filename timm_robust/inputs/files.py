@@ -11,9 +11,15 @@ import yaml
 
 from ..errors import InputError
 
-__all__ = ['json_text', 'read_json', 'read_yaml', 'write_bytes', 'write_json', 'write_text', 'written_whole']
+__all__ = [
+    'file_name', 'json_text', 'read_json', 'read_yaml', 'write_bytes', 'write_json', 'write_text', 'written_whole']
 
 PathLike = Union[str, 'os.PathLike[str]']
+
+
+def file_name(model: str) -> str:
+    """A model, by name or by the path of its folder, as part of the name of a file."""
+    return re.sub(r'\W+', '_', model.rpartition(':')[2]).strip('_')[-80:]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from ..data import (
     balanced_indices,
     check_classes,
+    check_distinct,
     check_images,
     check_split,
     class_names,
@@ -265,6 +266,7 @@ def choose_images(
         indices = balanced_indices(dataset_labels(dataset), len(dataset), count, seed)
     else:
         indices = listed_indices(dataset, config.subset, count)
+    check_distinct(dataset, indices)
     hashes = check_images(dataset, indices)
     return Images(
         dataset, indices, hashes, network.preprocessing, network.device, config, names, mismatch)

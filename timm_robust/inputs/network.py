@@ -9,7 +9,7 @@ import torch.nn as nn
 from timm.data import resolve_input_data_config
 
 from ..attacks.checks import as_logits
-from ..errors import InputError, check_choice, check_range
+from ..errors import InputError, check_at_least, check_choice, check_range
 from ..layers import BN_MODES, convert_aux_norm, has_batch_statistics, set_bn_mode, set_gamma
 from ..models import NormalizedModel
 from ..settings import check_types, default_of, setting, to_mapping
@@ -34,6 +34,7 @@ _OF_RUN = (
     'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'gp',
     'model_kwargs')
 _SIZES = ('img_size', 'input_size')
+_INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 class Preprocessing(TypedDict):
@@ -70,6 +71,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.crop_pct is not None:
+            check_range('crop_pct', self.crop_pct, 0, open_low=True)
         if self.crop_mode is not None:
             check_choice('crop_mode', self.crop_mode, ('center', 'squash', 'border'))
 
@@ -205,6 +208,10 @@ def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessin
     for key in ('mean', 'std'):
         if not all(math.isfinite(v) and (key == 'mean' or v > 0) for v in found[key]):
             raise InputError(f"must be {'finite' if key == 'mean' else 'above 0'}", argument=key, value=found[key])
+    for size in found['input_size']:
+        check_at_least('input_size', size)
+    check_range('crop_pct', found['crop_pct'], 0, open_low=True)
+    check_choice('interpolation', found['interpolation'], _INTERPOLATIONS)
     return cast(Preprocessing, found)
 
 

@@ -98,12 +98,16 @@ def read_config(name: str) -> Optional[Dict[str, Any]]:
     cfg = config.get('pretrained_cfg', config)
     if not isinstance(config.get('architecture'), str) or not isinstance(cfg, dict):
         raise refuse('names no architecture')
+    size = cfg.get('input_size')
+    channels = size[0] if isinstance(size, list) and size else 3
     for key in _NUMBERS:
         values = cfg.get(key)
         numbers = isinstance(values, list) and values and all(
             isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
         if values is not None and not numbers:
             raise refuse(f'has {values!r} as {key}, which must be numbers')
+        if values is not None and len(values) not in (1, channels):
+            raise refuse(f'has {len(values)} numbers as {key}, for {channels} channels')
     for key, kind in (('weights_sha256', str), ('num_classes', int), ('model_args', dict)):
         if not isinstance(config.get(key, kind()), kind):
             raise refuse(f'has {config[key]!r} as {key}')
@@ -199,7 +203,7 @@ def label_names(model: nn.Module, data_names: Optional[Sequence[str]] = None) ->
     names = _pretrained_cfg(model).get('label_names')
     if isinstance(names, Mapping):
         names = [names.get(i, names.get(str(i))) for i in range(len(names))]
-    if names and len(names) == num_outputs(model) and all(isinstance(n, str) for n in names):
+    if isinstance(names, (list, tuple)) and len(names) == num_outputs(model) and all(isinstance(n, str) for n in names):
         return list(names)
     subset = infer_imagenet_subset(model)
     if subset and data_names and all(map(_SYNSET.fullmatch, data_names)):

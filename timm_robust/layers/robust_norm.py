@@ -56,8 +56,10 @@ def robust_norm(
         The normalized input, in its type.
 
     Raises:
-        InputError: In training on one value per channel.
+        InputError: On an input that is not (N, C, H, W), and in training on one value per channel.
     """
+    if x.dim() != 4:
+        raise InputError(f'Expected an input of shape (N, C, H, W), got {list(x.shape)}')
     if (not training and bn_mode == 'population') or x.numel() == 0:
         return normalize_by(x, running_mean, running_range, weight, bias, power, eps)
     if training and x.numel() == x.shape[1]:
@@ -131,7 +133,8 @@ class RobustNorm2d(nn.Module):
         bn_mode: What normalizes at inference, one of 'batch', 'mean', 'population'.
 
     Raises:
-        InputError: On an unknown `bn_mode`, a `power` outside [0, 1], and in training on one value per channel.
+        InputError: On an unknown `bn_mode`, a `power` outside [0, 1], an input of another shape, and in training on one
+            value per channel.
     """
     running_mean: torch.Tensor
     running_var: torch.Tensor

@@ -1,5 +1,5 @@
 """A network that takes pixels in [0, 1]."""
-from typing import Sequence, Union
+from typing import Any, Sequence, Union
 
 import torch
 import torch.nn as nn
@@ -7,6 +7,11 @@ import torch.nn as nn
 from ..errors import InputError
 
 __all__ = ['NormalizedModel']
+
+
+def holds_normalized(model: Any) -> bool:
+    """Whether a network normalizes by itself, as a `NormalizedModel` or around one."""
+    return isinstance(model, nn.Module) and any(isinstance(m, NormalizedModel) for m in model.modules())
 
 
 class NormalizedModel(nn.Module):
@@ -20,7 +25,8 @@ class NormalizedModel(nn.Module):
         std: Standard deviation of each channel, likewise.
 
     Raises:
-        InputError: On a model without mean and std, and in `forward` on images of another number of channels.
+        InputError: On a model without mean and std or one that normalizes already, on values that are none, and in
+            `forward` on images of another number of channels.
 
     Examples:
 
@@ -40,8 +46,8 @@ class NormalizedModel(nn.Module):
     ):
         super().__init__()
         self.model = model
-        if isinstance(model, NormalizedModel):
-            raise InputError('is a NormalizedModel already', 'pass the network inside, model.model', argument='model')
+        if holds_normalized(model):
+            raise InputError('is a NormalizedModel already', 'pass the network inside', argument='model')
         cfg = getattr(model, 'pretrained_cfg', None) or {}
         reference = next(iter(model.parameters()), torch.empty(0))
         for name, value in (('mean', mean), ('std', std)):
@@ -50,6 +56,8 @@ class NormalizedModel(nn.Module):
                 raise InputError('is missing, and the model is no timm model that has one', argument=name)
             with torch.inference_mode(False):  # a tensor made inside could never be part of a gradient
                 tensor = torch.tensor(value, dtype=torch.float32, device=reference.device).view(1, -1, 1, 1)
+            if not tensor.isfinite().all() or name == 'std' and not (tensor > 0).all():
+                raise InputError(f"must be finite{' and positive' * (name == 'std')}", argument=name, value=value)
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 
-from ..attacks import InputSpace, ThreatModel, hard_labels
+from ..attacks import InputSpace, ThreatModel, check_batch, hard_labels
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from .attack import TrainingAttack
@@ -190,6 +190,8 @@ class RobustTask(TwoPassTask):
         """
         if not self._looked:
             self._check_space(input)
+        checked = check_batch(input, target, look=False)
+        target = checked.labels if checked.soft is None else checked.soft
         adv = self.craft(input, target)
         if self.awp.gamma and self.step >= self.awp_start_step:
             self.refuse_checkpointing()

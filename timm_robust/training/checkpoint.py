@@ -47,6 +47,12 @@ class AtomicCheckpointSaver(CheckpointSaver):
     def __init__(self, task: TrainingTask, run: Mapping[str, Any], **kwargs: Any):
         super().__init__(model=task.get_trainable_module(), task=_Described(task, run), **kwargs)
 
+    def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
+        try:
+            super()._save(save_path, epoch, metric)
+        except RuntimeError as error:  # torch.save does not pass on what the system said
+            raise OSError(f'cannot write {save_path}, is the disk full?') from error
+
     def _replace(self, src: str, dst: str) -> None:
         with open(src, 'rb+') as file:
             os.fsync(file.fileno())

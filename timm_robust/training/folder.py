@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Iterator
 
 from filelock import FileLock, Timeout
-from timm.models import safe_model_name
 
 from ..errors import InputError
+from ..inputs.files import file_name
 from .checkpoint import is_resuming
 from .config import TrainConfig
 
@@ -27,7 +27,7 @@ def output_dir(config: TrainConfig, size: int) -> Path:
     """
     root = Path(config.output or './output/train')
     if not config.experiment:
-        name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{safe_model_name(config.model)}-{size}"
+        name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{file_name(config.model)}-{size}"
         root.mkdir(parents=True, exist_ok=True)
         for number in count(1):
             path = root / (name if number == 1 else f'{name}-{number}')
