@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import TinyNet, state_equal
 from safetensors.torch import load_file, save_file
@@ -186,3 +187,14 @@ def test_the_hash_is_of_names_types_shapes_and_values(net):
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     single = {k: v.float() if v.dtype == torch.half else v for k, v in half.items()}
     assert weights_sha256(half) == weights_sha256(single)
+
+
+@pytest.mark.parametrize('norm, warns', [('batchnorm2d', 'does not count batches'), ('robustnorm2d', 'counts batches')])
+def test_weights_of_the_other_norm_are_not_loaded_in_silence(tmp_path, caplog, norm, warns):
+    own, other = (timm.create_model('robustnorm_resnet20_cifar', norm_layer=n) for n in sorted(
+        ('batchnorm2d', 'robustnorm2d'), key=lambda n: n != norm))
+    for model, words in ((own, ''), (other, warns)):
+        torch.save(model.state_dict(), tmp_path / 'x.pth')
+        caplog.clear()
+        load_weights(own, tmp_path / 'x.pth')
+        assert words in caplog.text and bool(caplog.text) == bool(words)

@@ -3,6 +3,7 @@
 Used wherever weights come in: evaluation, conversion, resumed and initial weights of training, surrogates, cards.
 """
 import hashlib
+import logging
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from timm.data import resolve_model_data_config
 from timm.models._helpers import _torch_load
 
 from ..errors import InputError
-from ..layers import has_aux_norm
+from ..layers import RobustNorm2d, has_aux_norm
 from .files import PathLike, write_bytes
 
 __all__ = [
@@ -37,8 +38,11 @@ _WRAPPERS = ('model.', 'module.', '_orig_mod.')  # NormalizedModel and others li
 _VGG_LINEAR = {
     'classifier.0': 'pre_logits.fc1', 'classifier.1': 'pre_logits.fc1', 'classifier.3': 'pre_logits.fc2',
     'classifier.4': 'pre_logits.fc2', 'classifier.6': 'head.fc'}
-_COUNTERS = {'num_batches_tracked': 'batches', 'n_averaged': 'averaged models'}
+_BATCHES = 'num_batches_tracked'
+_COUNTERS = {_BATCHES: 'batches', 'n_averaged': 'averaged models'}
 _AUX = '.aux.'
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -260,7 +264,21 @@ def fit_weights(
     except InputError as error:
         raise error.about(argument, str(path)) from error
     model.load_state_dict(found.state_dict)
+    _warn_of_norm(model, found, path)
     return found
+
+
+def _warn_of_norm(model: nn.Module, found: Conversion, path: PathLike) -> None:
+    """Counters alone tell weights of BatchNorm from those of RobustNorm, which have the same names and shapes."""
+    dropped, added = (any(key.endswith(_BATCHES) for key in keys) for keys in (found.dropped, found.added))
+    if dropped and any(isinstance(m, RobustNorm2d) for m in model.modules()):
+        _logger.warning(
+            f'{path} counts batches, as BatchNorm does: its weights are loaded into RobustNorm, which is right for '
+            'files of the RobustNorm repository alone. A network with BatchNorm has norm_layer=batchnorm2d.')
+    elif added:
+        _logger.warning(
+            f'{path} does not count batches, as RobustNorm does not: its weights are loaded into BatchNorm, which is '
+            'right for files of old versions of torch alone.')
 
 
 def weights_sha256(model: Union[nn.Module, Mapping[str, torch.Tensor]]) -> str:
