@@ -130,22 +130,22 @@ def _after(report: EvaluationReport, outcome: AttackOutcome) -> str:
 
 
 def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
-    """Rows of the card's table, each with all an accuracy depends on."""
-    return [
+    """Rows of the card's table, each with all an accuracy depends on; what two evaluations agree on is there once."""
+    return list(dict.fromkeys(
         (name, f'{report.data.num_examples:,}', str(outcome.threat or '-'),
          outcome.name + _after(report, outcome), outcome.effort or '-', str(report.settings.seed),
          f'{report.accuracy(outcome.name):.2f}', '{:.1f} to {:.1f}'.format(*report.interval(outcome.name)))
-        for name, report in evaluations for outcome in _order(report)]
+        for name, report in evaluations for outcome in _order(report)))
 
 
 def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
     """The same numbers as metadata."""
-    found = []
+    found: List[EvalResult] = []
     for name, report in evaluations:
         for outcome in _order(report):
             threat = outcome.threat
             of_attack = {'attack': outcome.name, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
-            found.append(EvalResult(
+            result = EvalResult(
                 task_type='image-classification',
                 task_name='Image Classification',
                 dataset_type=name.split(' ')[0].lower(),
@@ -156,7 +156,9 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
                 metric_value=round(report.accuracy(outcome.name), 2),
                 metric_args={
                     **of_attack, 'num_examples': report.data.num_examples, 'seed': report.settings.seed},
-            ))
+            )
+            if result not in found:
+                found.append(result)
     return found
 
 
