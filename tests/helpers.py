@@ -3,12 +3,24 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
+
+from timm_robust.attacks import base
+
+
+def documented_attack(name: str = 'noise') -> str:
+    """The module of the attack in the docstring of attacks/base.py, under some name."""
+    example = base.__doc__.partition('    @register_attack')
+    code = textwrap.dedent(''.join(example[1:])).replace("name = 'noise'", f'name = {name!r}')
+    return (
+        'import math\nimport torch\nfrom timm_robust import Attack, register_attack\n'
+        f'from timm_robust.attacks import keep_best, logit_gap\nfrom timm_robust.settings import setting\n{code}')
 
 
 class TinyNet(nn.Module):

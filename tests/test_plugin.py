@@ -6,43 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import make_image_folder
-
-ATTACK = '''
-"""Random images."""
-import math
-
-import torch
-
-from timm_robust import Attack, register_attack
-from timm_robust.attacks import keep_best, logit_gap
-from timm_robust.settings import setting
-
-
-@register_attack
-class Noise(Attack):
-    """The worst of some random images, at a share of eps."""
-    name = 'noise'
-    budget = 'tries'
-    tries: int = setting(10, 'random images to try')
-    strength: float = setting(1., 'share of eps to use', metavar='SHARE')
-
-    @property
-    def run_length(self):
-        return self.tries
-
-    def start(self, batch, threat):
-        return batch.state()
-
-    def step(self, model, state, threat):
-        noise = threat.scaled(self.strength).random(state['seed'] + state['step'], state['x'][0].numel())
-        point = (state['x'] + noise.view_as(state['x'])).clamp(0, 1)
-        with torch.no_grad():
-            logits = model(point)
-        keep_best(state, point, logits.argmax(1) != state['y'], logit_gap(logits, state['y']))
-        state['step'] = state['step'] + 1
-        state['done'] = (state['score'] == math.inf) | (state['step'] >= self.tries)
-'''
+from helpers import documented_attack, make_image_folder
 
 OBJECTIVE = '''
 """A power of the loss on adversarial images."""
@@ -100,7 +64,7 @@ PLUGINS = ('--plugin', 'my_attack', '--plugin', 'my_objective', '--device-module
 def world(tmp_path_factory):
     """A folder with the three files and some data, and what runs a command in it."""
     folder = tmp_path_factory.mktemp('plugins')
-    for name, text in (('my_attack', ATTACK), ('my_objective', OBJECTIVE), ('my_norm', NORM)):
+    for name, text in (('my_attack', documented_attack()), ('my_objective', OBJECTIVE), ('my_norm', NORM)):
         (folder / f'{name}.py').write_text(text)
     make_image_folder(folder / 'data', classes=('a', 'b', 'c'), per_class=8, size=28)
 
@@ -136,20 +100,20 @@ def test_training(export):
 def test_evaluation(world, export):
     folder, commands = world
     shown = commands([
-        'eval', '--model', str(export / 'export'), '--data-dir', 'data', *PLUGINS, '--attacks', 'clean,noise3,pgd2',
-        '--strength', '0.5', '--norm', 'L4', '--eps', '0.5', '-b', '8', '-j', '0', '--device', 'cpu', '--allow-chance',
+        'eval', '--model', str(export / 'export'), '--data-dir', 'data', *PLUGINS, '--attacks', 'clean,noise,pgd2',
+        '--tries', '3', '--norm', 'L4', '--eps', '0.5', '-b', '8', '-j', '0', '--device', 'cpu', '--allow-chance',
         '--output', 'out']).stdout
     assert 'noise3' in shown and 'L4 0.5' in shown
     found = json.loads((folder / 'out' / 'results.json').read_text())
     assert [a['attack'] for a in found['attacks'][1:]] == [
-        {'attack': 'noise', 'tries': 3, 'strength': .5},
+        {'attack': 'noise', 'tries': 3},
         {**found['attacks'][2]['attack'], 'attack': 'pgd', 'steps': 2}]
     assert found['threat'] == {'norm': 'L4', 'eps': .5, 'text': 'L4 0.5'}
 
 
 def test_settings_are_flags_with_help(world):
     shown = ' '.join(world[1](['eval', *PLUGINS, '--help'], ['train', '--help']).stdout.split())
-    assert '--strength SHARE share of eps to use (noise)' in shown and 'random images to try' in shown
+    assert '--tries TRIES random images to try (noise)' in shown
     assert 'Linf, L2, L4' in shown and ', noise, ' in shown
     assert '--squared-power P power of the loss (default: 2.0)' in shown
 

@@ -63,4 +63,4 @@ def halving(work: Callable[[int], T], batch_size: int, fixed: bool = False) -> T
                     raise
         # outside of the handler, which keeps what did not fit
         batch_size //= 2
-        _logger.warning(f'Out of memory: in batches of {batch_size} from here on, which changes no outcome.')
+        _logger.warning(f'Out of memory, continuing with batches of {batch_size} from here on')

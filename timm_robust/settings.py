@@ -103,7 +103,7 @@ def _converted(value: Any, hint: Any) -> Tuple[bool, Any]:
 def check_types(settings: Any) -> None:
     """Refuse values that are not of their field's type: `worst_case='false'` is text, not a bool.
 
-    A whole number stands for a number, a list for a tuple, a mapping for a settings class; nothing else is converted.
+    A whole number becomes a float, a list a tuple, a mapping a settings class; nothing else is converted.
 
     Raises:
         InputError: Naming the field and its value.

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from helpers import TinyNet, state_equal
+from helpers import TinyNet, documented_attack, state_equal
 
 from timm_robust.attacks import (
     APGD,
@@ -355,11 +355,7 @@ def test_what_an_attack_is_not_defined_for(attack, threat, classes, message):
 
 
 TOY = '''
-import math
-import torch
-from timm_robust.attacks import (
-    Attack, GradientAttack, ThreatModel, keep_best, logit_gap, register_attack, register_norm)
-from timm_robust.settings import setting
+from timm_robust.attacks import GradientAttack, ThreatModel, register_norm
 
 
 @register_norm
@@ -372,30 +368,6 @@ class PerChannel(ThreatModel):
 
     def steepest(self, gradient):
         return gradient / gradient.flatten(2).norm(dim=2).clamp_min(1e-12)[..., None, None]
-
-
-@register_attack
-class Noise(Attack):
-    """The worst of some random images."""
-    name = 'toy-noise'
-    budget = 'tries'
-    tries: int = setting(10, 'random images to try')
-
-    @property
-    def run_length(self):
-        return self.tries
-
-    def start(self, batch, threat):
-        return batch.state()
-
-    def step(self, model, state, threat):
-        noise = threat.random(state['seed'] + state['step'], state['x'][0].numel())
-        point = (state['x'] + noise.view_as(state['x'])).clamp(0, 1)
-        with torch.no_grad():
-            logits = model(point)
-        keep_best(state, point, logits.argmax(1) != state['y'], logit_gap(logits, state['y']))
-        state['step'] = state['step'] + 1
-        state['done'] = (state['score'] == math.inf) | (state['step'] >= self.tries)
 
 
 @register_attack
@@ -414,7 +386,7 @@ def toys(tmp_path):
     """The module, registered for one test."""
     tables = [(table, dict(table)) for table in (ATTACKS, NORMS, registry._NAMES)]
     path = tmp_path / 'toy_plugin.py'
-    path.write_text(TOY)
+    path.write_text(f"{documented_attack('toy-noise')}\n\n{TOY}")
     spec = importlib.util.spec_from_file_location('toy_plugin', path)
     module = importlib.util.module_from_spec(spec)
     sys.modules['toy_plugin'] = module  # where dataclasses look types up

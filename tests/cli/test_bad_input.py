@@ -101,7 +101,7 @@ def fails(capsys, tmp_path, monkeypatch):
      ['--model vit_tiny_patch16_224', '(32, 32)', '(224, 224)', 'img_size=N in --model-kwargs']),
     (['--model', 'nofrost_resnet5000'], ['--model nofrost_resnet5000', 'timm.list_models()']),
     (['--model-kwargs', 'colour=red'], ['colour']),
-    (['--model-kwargs', 'in_chans=1'], ['--model-kwargs in_chans=1', 'setting of its own']),
+    (['--model-kwargs', 'in_chans=1'], ['--model-kwargs in_chans=1', 'a separate setting']),
     (['--no-such-flag'], ['--no-such-flag', '--help']),
     (['--batch-size', '64'], ['--batch-size 64', '8 images']),
     (['--num-classes', '1'], ['--num-classes 1', '--num-classes 2']),

@@ -3,14 +3,16 @@ import copy
 import dataclasses
 import inspect
 import logging
+import random
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn as nn
 from helpers import TinyNet, make_image_folder, run_distributed
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
@@ -22,7 +24,7 @@ from timm_robust.evaluation import (
     Journal,
     Runner,
     evaluate,
-    image_seeds,
+    index_seeds,
     loss_surface,
     make_plan,
 )
@@ -151,8 +153,10 @@ def test_classes_of_a_data_set_object_are_those_of_the_network(tmp_path, transfo
     report = evaluate(model, ImageFolder(right, transform), attacks='clean', workers=0, progress=False)
     assert report.data.class_names == tuple(names) and report.data.mismatch == ''
     for folder, problem in ((missing, 'has 9 classes, the network 10'), (renamed, "class 0 of the data is 'a'")):
-        with pytest.raises(InputError, match=problem):
-            evaluate(model, ImageFolder(folder, transform), attacks='clean', workers=0, progress=False)
+        data = ImageFolder(folder, transform)
+        for dataset in (data, Subset(data, [3, 1]), ConcatDataset([ImageFolder(right, transform), data])):
+            with pytest.raises(InputError, match=problem):
+                evaluate(model, dataset, attacks='clean', workers=0, progress=False)
         report = evaluate(
             model, ImageFolder(folder, transform), attacks='clean', workers=0, progress=False,
             allow_class_mismatch=True)
@@ -205,8 +209,75 @@ def test_a_network_in_training_mode_is_measured_in_eval_mode_and_put_back():
     assert model.drop.training
 
 
+class Counting(nn.Module):
+    """Counts its passes in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('passes', torch.tensor(0))
+        self.seen = False
+
+    def forward(self, x):
+        self.passes += self.training
+        self.seen = self.seen or self.training
+        return x
+
+
+@pytest.mark.parametrize('form', ['images', 'tensors', 'pictures', 'folder'])
+def test_nothing_of_the_caller_is_left_changed(tmp_path, form):
+    model = timm.create_model('nofrost_resnet20_cifar', num_classes=2).eval()
+    model.stem.add_module('counting', Counting().train())
+    folder = make_image_folder(tmp_path, splits=('test',), per_class=3)
+    x = torch.rand(6, 3, 32, 32)
+    data = {
+        'images': (x, torch.arange(6) % 2), 'tensors': TensorDataset(x, torch.arange(6) % 2),
+        'pictures': ImageFolder(folder / 'test'), 'folder': folder}[form]
+    more = {'images': {}, 'folder': {'workers': 0, 'split': 'test'}}.get(form, {'workers': 0})
+
+    def state():
+        return (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate(),
+                [m.training for m in model.modules()], [b.tolist() for b in model.buffers()])
+
+    before = state()
+    evaluate(model, data, attacks='clean,fgsm', batch_size=3, progress=False, **more)
+    assert state() == before and model.stem.counting.seen, 'a part in training mode was not'
+
+
+def test_settings_that_would_have_no_effect():
+    model, (x, y) = timm.create_model('nofrost_resnet20_cifar', num_classes=4), (torch.rand(4, 3, 32, 32), range(4))
+    config = NetworkConfig(model='nofrost_resnet20_cifar', num_classes=4)
+    for network, name, settings in (
+            (model, 'checkpoint', {}), (config, 'checkpoint', {}), (config, 'device', {}), (model, 'split', {}),
+            (model, 'subset', {}), (model, 'surrogate_checkpoint', {'surrogate': model})):
+        with pytest.raises(InputError, match=f"{name}='cpu': is "):
+            evaluate(network, x, list(y), attacks='pgd2', **settings, **{name: 'cpu'})
+    with pytest.raises(InputError, match="split='test': is for data by name"):
+        evaluate(model, TensorDataset(x, torch.tensor(y)), attacks='clean', split='test')
+
+
+def test_a_surrogate_has_the_classes_of_the_network():
+    x, _ = data()
+    model = undecided_net(x)
+    y = labels_of(model, x)
+    for count in (3, 5):  # with more classes its gradients would be of others, and the accuracy too high
+        with pytest.raises(InputError, match="surrogate='TinyNet': has other classes than the model, which has 4"):
+            measured(model, x, y % 3, 'clean,pgd2', surrogate=TinyNet(num_classes=count))
+    model, x = timm.create_model('nofrost_resnet20_cifar', pretrained=True), torch.rand(4, 3, 32, 32)
+    other = timm.create_model('nofrost_resnet20_cifar', num_classes=12)
+    with pytest.raises(InputError, match='has 12 classes, the model 10'):
+        measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
+    other = timm.create_model('nofrost_resnet20_cifar', pretrained=True)
+    other.pretrained_cfg['label_names'] = model.pretrained_cfg['label_names'][::-1]
+    with pytest.raises(InputError, match='other classes than the model, or in another order'):
+        measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
+
+
 def test_refusals():
     model, (x, y) = TinyNet().eval(), data()
+    partly = TinyNet(norm=True).eval()
+    partly.norm.train()
+    with pytest.raises(InputError, match=r'model: has a normalization layer in training mode \(norm\)'):
+        measured(partly, x, y)
     with pytest.raises(InputError, match=r'images: span \[-'):
         measured(model, x * 2 - 1, y)
     with pytest.raises(InputError, match='labels: hold class 7, and the network has 4 classes'):
@@ -323,7 +394,7 @@ def test_autoattack_and_its_examples():
     model = undecided_net(x)
     y = labels_of(model, x)
     report = measured(model, x, y, 'clean,fgsm,autoattack', NEAR, save_images=12, batch_size=12, diagnose=False)
-    adv = AutoAttack()(model, x, y, NEAR, seed=image_seeds(0, range(12)))
+    adv = AutoAttack()(model, x, y, NEAR, seed=index_seeds(0, range(12)))
     result = report['autoattack']
     assert result.correct == tuple((labels_of(model, adv) == y).tolist())
     assert [m['attack'] for m in result.members] == ['apgd', 'apgd-t', 'fab-t', 'square']

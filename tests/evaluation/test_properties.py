@@ -138,6 +138,6 @@ def test_the_command(tmp_path, capsys):
     for more, message in (
             (own, 'already holds properties.json'), ([*own, '--eps', '0'], '--eps 0'),
             (['--model', 'robustnorm_resnet20_cifar', '--checkpoint', str(tmp_path / 'robustnorm_resnet20_cifar.pth'),
-              '--bn-mode', 'batch', '--output', str(tmp_path / 'b')], 'no boundary of its own')):
+              '--bn-mode', 'batch', '--output', str(tmp_path / 'b')], 'no decision boundary per image')):
         assert main([*argv, *more]) == 2
         assert message in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_switch_refuses_what_does_not_exist():
     with pytest.raises(InputError, match='tracks no statistics'):
         set_bn_mode(nn.BatchNorm2d(3, track_running_stats=False), 'population')
     model = nn.Sequential(RobustNorm2d(3), nn.BatchNorm2d(3), SplitBatchNorm2d(3))
-    with pytest.raises(InputError, match='SplitBatchNorm2d is a BatchNorm of its own kind'):
+    with pytest.raises(InputError, match='SplitBatchNorm2d is a custom BatchNorm'):
         set_bn_mode(model, 'batch')
     assert model[0].bn_mode == 'population' and type(model[1]) is nn.BatchNorm2d, 'half of it was done'
 

@@ -72,7 +72,7 @@ class Adaptive(Attack):
             threat: ThreatModel,
             call: Call,
     ) -> AttackResult:
-        """Attack the images as one batch. A `fast_model` has statistics of its own and is not used.
+        """Attack the images as one batch. A `fast_model` has other statistics and is not used.
 
         Raises:
             InputError: On bad arguments, and on `targets` and a `batch_size` other than the number of images.

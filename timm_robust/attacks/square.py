@@ -37,7 +37,7 @@ def _pyramid(height: int, width: int) -> torch.Tensor:
 
 
 def _two_pyramids(size: int) -> torch.Tensor:
-    """A positive pyramid beside a negative one in a window of size x size, with norm 1."""
+    """A positive pyramid next to a negative one in a window of size x size, with norm 1."""
     half = size // 2
     window = torch.ones(size, size, device='cpu')
     if half:

@@ -33,7 +33,7 @@ _MOST_CHANGE = 0.1  # of a probability, by rounding, in percentage points
 class ConvertConfig:
     """Settings of `timm-robust convert`."""
     output: str = setting(
-        '', 'safetensors file to write; the report goes beside it, as FILE.json', short='-o', metavar='FILE')
+        '', 'safetensors file to write; the report is written to FILE.json', short='-o', metavar='FILE')
     dtype: str = setting(
         'float32', 'of the floats in the file, float32 or float16: float16 halves it and rounds the weights, which is '
         'judged on images (500, unless --num-examples says otherwise); evaluate the file then, not the checkpoint')

@@ -1,4 +1,4 @@
-"""`--plugin MODULE` on every command: a module that registers attacks, objectives, norms or models of its own."""
+"""`--plugin MODULE` on every command: a module that registers attacks, objectives, norms or models."""
 import importlib
 import os
 import sys

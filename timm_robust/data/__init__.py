@@ -9,6 +9,7 @@ from .check import (
     dataset_size,
     image_channels,
     is_grey,
+    whole_datasets,
 )
 from .subset import balanced_indices, listed_indices
 
@@ -25,4 +26,5 @@ __all__ = [
     'image_channels',
     'is_grey',
     'listed_indices',
+    'whole_datasets',
 ]

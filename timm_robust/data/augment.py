@@ -145,7 +145,7 @@ class ViewsDataset(Dataset):
 
 
 def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
-    """Deep augmentation without images made beforehand: each image through a network of its own, drawn at random.
+    """Deep augmentation without images made beforehand: each image through a different random network.
 
     After Noise2Net of Hendrycks et al. 2021: convolutions with normal weights in branches of growing kernel size, each
     fed by the one before. The output gets the image's own mean and standard deviation in each channel and is mixed with

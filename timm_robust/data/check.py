@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.img_extensions import get_img_extensions
-from torch.utils.data import IterableDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from ..errors import InputError
 
@@ -26,6 +26,7 @@ __all__ = [
     'dataset_size',
     'image_channels',
     'is_grey',
+    'whole_datasets',
 ]
 
 _MAX_CHECKED_FILES = 100_000
@@ -53,6 +54,12 @@ def dataset_size(dataset: Any) -> Optional[int]:
 
 def dataset_labels(dataset: Any) -> Optional[np.ndarray]:
     """Class index of every image, shape (N,), or None where only reading the images would tell."""
+    if isinstance(dataset, Subset):
+        inside = dataset_labels(dataset.dataset)
+        return None if inside is None else inside[list(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        found = [labels for labels in map(dataset_labels, dataset.datasets) if labels is not None]
+        return np.concatenate(found) if len(found) == len(dataset.datasets) else None
     samples = _samples(dataset)
     labels = [s[1] for s in samples] if samples else getattr(dataset, 'targets', None)
     if labels is None:
@@ -60,8 +67,18 @@ def dataset_labels(dataset: Any) -> Optional[np.ndarray]:
     return None if labels is None else np.asarray(labels, dtype=np.int64)
 
 
+def whole_datasets(dataset: Any) -> List[Any]:
+    """The data sets behind subsets and concatenations of torch."""
+    if isinstance(dataset, Subset):
+        return whole_datasets(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [whole for part in dataset.datasets for whole in whole_datasets(part)]
+    return [dataset]
+
+
 def class_names(dataset: Any) -> Optional[List[str]]:
-    """Names of the classes by index, where the data set knows them."""
+    """Names of the classes by index, where the data set, or the first of several, knows them."""
+    dataset = whole_datasets(dataset)[0]
     reader = getattr(dataset, 'reader', None)
     index = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None)
     if isinstance(index, dict) and index:

@@ -1,4 +1,4 @@
-"""Real images that ship in a dependency, for a machine without data of its own."""
+"""Real images that ship in a dependency, for a machine without data."""
 from typing import Tuple
 
 import torch

@@ -47,7 +47,7 @@ FOLDERS = {
 
 @dataclass
 class Part:
-    """One set of images with an accuracy of its own.
+    """One set of images with its accuracy.
 
     Attributes:
         key: Name of the benchmark; of corruptions 'NAME/CORRUPTION/SEVERITY'.

@@ -1,5 +1,5 @@
 """Evaluation: accuracy under attack, diagnosis, benchmarks, properties; results in one report."""
-from .accuracy import Runner, image_seeds
+from .accuracy import Runner, index_seeds
 from .config import EvalConfig, ThreatConfig
 from .diagnostics import diagnose
 from .facts import DataFacts, Example, Finding, ModelFacts, RunFacts, ThreatFacts, versions
@@ -30,7 +30,7 @@ __all__ = [
     'ThreatFacts',
     'diagnose',
     'evaluate',
-    'image_seeds',
+    'index_seeds',
     'join_reports',
     'loss_surface',
     'make_plan',

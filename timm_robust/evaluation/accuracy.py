@@ -24,7 +24,7 @@ from .journal import Journal, batch_hashes, image_hashes
 from .outcome import AttackOutcome
 from .plan import Plan, effort, threat_facts
 
-__all__ = ['Batches', 'Runner', 'assemble', 'image_seeds']
+__all__ = ['Batches', 'Runner', 'assemble', 'index_seeds']
 
 # float32 cannot hold clean + eps exactly: a pixel near 1 is half an ulp (6e-8) off, and the comparison as much again
 _FLOAT32_SLACK = 1.2e-7
@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 Batches = Iterable[Tuple[torch.Tensor, torch.Tensor]]
 
 
-def image_seeds(seed: int, indices: Sequence[int]) -> List[int]:
+def index_seeds(seed: int, indices: Sequence[int]) -> List[int]:
     """A seed for each image of a data set, whatever batch it comes in."""
     return [(seed * 0x9E3779B1 + i) % (1 << 62) for i in indices]
 
@@ -247,7 +247,7 @@ class Runner:
 
     def craft(self, attack: Attack, x: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
         """Adversarial images of images at some indices of the data set."""
-        seeds = image_seeds(self.seed, indices)
+        seeds = index_seeds(self.seed, indices)
         return self._fitting(lambda size: self._craft(attack, x, labels, seeds, size))
 
     def _craft(

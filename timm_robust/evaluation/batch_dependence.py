@@ -1,6 +1,6 @@
 """What a prediction owes to the other images of its batch, and attacks that reckon with it.
 
-A network that normalizes by the batch at hand has no robust accuracy per image: an adversarial image found in one batch
+A network that normalizes by the current batch has no robust accuracy per image: an adversarial image found in one batch
 need not fool in another, nor a clean one be classified alike. What can be measured is a joint attack on fixed batches,
 with gradients through the statistics.
 """

@@ -1,6 +1,6 @@
 """Outcomes so far, image by image, on disk as soon as they are known, so that an evaluation can be resumed.
 
-Each process appends to a file of its own, one line for each attack on some images. A line carries hashes of all that
+Each process appends to its own file, one line for each attack on some images. A line carries hashes of all that
 decides its outcomes: of network, attack, threat model, seed and versions together (its context), and of each image with
 its label. Whoever resumes, with however many processes, reads the lines of all; what does not fit is not used.
 """

@@ -1,4 +1,4 @@
-"""What an attack does to the statistics that normalize: clean and adversarial batches beside the tracked values.
+"""What an attack does to the statistics that normalize: clean and adversarial batches against the tracked values.
 
 RobustNorm, figure 2 - https://arxiv.org/abs/2006.11007; NoFrost's argument against one BatchNorm for both kinds of
 image - https://arxiv.org/abs/2207.01156

@@ -19,7 +19,7 @@ class Plan:
     """Attacks of an evaluation.
 
     Attributes:
-        attacks: In order; `Clean` stands for clean images.
+        attacks: In order; `Clean` means clean images.
         threat: Threat model of all of them.
         worst_case: Run each attack only on images that withstood those before it; otherwise each runs on all images
             classified correctly.
@@ -47,7 +47,7 @@ class Plan:
             (f'{self.prefix}{attack}/{m}' if isinstance(attack, Ensemble) else f'{self.prefix}{m}', m) for m in members]
 
     def at(self, eps: float) -> 'Plan':
-        """The last attack at another eps; a step size of its own was made for one eps and is left out."""
+        """The last attack at another eps; its step size was made for one eps and is dropped."""
         last: Attack = Clean() if eps == 0 else self.real_attacks[-1]
         if getattr(last, 'step_size', None) is not None:
             last = replace(last, step_size=None)  # type: ignore[call-arg]

@@ -274,7 +274,7 @@ def measure_properties(
     """
     if has_batch_statistics(model):
         raise InputError(
-            'a network that normalizes by the batch has no boundary of its own', "use `bn_mode='population'`",
+            'a network that normalizes by the batch has no decision boundary per image', "use `bn_mode='population'`",
             argument='model')
     measures: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
         'decision margin (L2)': lambda a, b: decision_margin(

@@ -22,7 +22,7 @@ __all__ = ['RESULTS', 'EvaluationReport', 'read_reports']
 
 FORMAT = 3
 RESULTS = 'results.json'
-_DIGITS = 1e-6  # to which stored percentages must agree with the outcomes beside them
+_DIGITS = 1e-6  # to which stored percentages must agree with the stored outcomes
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

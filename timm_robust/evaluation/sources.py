@@ -3,7 +3,7 @@ import copy
 import logging
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union, cast
 
@@ -15,7 +15,14 @@ from timm.data import resolve_data_config
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..attacks import InputSpace, check_batch, check_images
-from ..data import balanced_indices, check_classes, class_names, dataset_labels, listed_indices
+from ..data import (
+    balanced_indices,
+    check_classes,
+    class_names,
+    dataset_labels,
+    listed_indices,
+    whole_datasets,
+)
 from ..errors import InputError
 from ..inputs import (
     Images,
@@ -26,12 +33,14 @@ from ..inputs import (
     build_network,
     build_surrogate,
     check_batch_size,
+    check_surrogate,
     open_images,
     pixel_loader,
     resolve_device,
     weights_sha256,
 )
-from ..models import NormalizedModel
+from ..layers import is_norm
+from ..models.normalized import NormalizedModel, holds_normalized
 from .accuracy import Batches
 from .facts import DataFacts, ModelFacts
 
@@ -79,30 +88,44 @@ def _of_network(network: Network) -> Subject:
 def eval_mode(*models: Any) -> Iterator[None]:
     """Networks in training mode, as `timm.create_model` returns them, are in eval mode inside.
 
-    A network in eval mode is left alone: a part of it that stays in training mode, such as dropout, belongs to it.
+    A network in eval mode keeps its parts in training mode, such as dropout: they belong to it. Modes and the buffers
+    such parts change (running averages) are put back.
     """
-    training = [
-        (part, part.training) for model in models if isinstance(model, nn.Module) and model.training
-        for part in model.modules()]
+    networks = [model for model in models if isinstance(model, nn.Module)]
+    training = [part for model in networks for part in model.modules() if part.training]
+    buffers = [(buffer, buffer.clone()) for part in training for buffer in part.buffers(recurse=False)]
     try:
-        for part, _ in training:
-            part.training = False
+        for model in networks:
+            if model.training:
+                for part in model.modules():
+                    part.training = False
         yield
     finally:
-        for part, flag in training:
-            part.training = flag
+        for part in training:
+            part.training = True
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
     low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if low is not None:
         raise InputError(f'has weights in {low}', 'pass model.float(): verdicts are in float32', argument='model')
+    still = next((name for name, part in model.named_modules() if part.training and is_norm(part)), None)
+    if still is not None:  # attacks would be crafted on the tracked statistics
+        raise InputError(
+            f'has a normalization layer in training mode ({still})',
+            "call model.eval(), or set_bn_mode(model, 'batch') for batch statistics", argument='model')
     own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device('cpu'))
     place = own if device is None else torch.device(resolve_device(device))
     if place != own:
         model = copy.deepcopy(model).to(place)  # the caller's network stays where it is
     space = InputSpace.of(model)
-    on_pixels = model if space.is_pixels else NormalizedModel(model, space.mean, space.std).eval()
+    on_pixels = model
+    if not space.is_pixels:
+        on_pixels = NormalizedModel(model, space.mean, space.std)
+        on_pixels.training = False  # and no part of the caller's network, as .eval() would have it
     timm_model: Any = model.model if isinstance(model, NormalizedModel) else model
     name = type(model).__name__
     if not (getattr(timm_model, 'pretrained_cfg', None) and getattr(timm_model, 'num_classes', None)):
@@ -123,13 +146,19 @@ def _decimals(values: torch.Tensor) -> Tuple[float, ...]:
 
 def _warn_of_inner_model(model: nn.Module) -> None:
     inner = next((m for m in model.modules() if not InputSpace.of(m).is_pixels), None)
-    if inner is not None and not any(isinstance(m, NormalizedModel) for m in model.modules()):
+    if inner is not None and not holds_normalized(model):
         _logger.warning(
             f'{type(model).__name__} gets pixels in [0, 1], and the timm model {type(inner).__name__} inside expects '
             'normalized images: unless the former normalizes them, wrap the latter in NormalizedModel')
 
 
-def open_model(model: ModelSource, *, checkpoint: str = '', device: Optional[str] = None) -> Subject:
+def open_model(
+        model: ModelSource,
+        *,
+        checkpoint: str = '',
+        device: Optional[str] = None,
+        main_branch: bool = False,
+) -> Subject:
     """The network behind what a caller passed as `model`.
 
     Args:
@@ -137,21 +166,29 @@ def open_model(model: ModelSource, *, checkpoint: str = '', device: Optional[str
             of its `pretrained_cfg`, or any other that takes pixels.
         checkpoint: Weights of a network by name.
         device: Where to, by default where a module is.
+        main_branch: Of a network by name with two BatchNorms, take that of clean images unless it has a gamma.
 
     Raises:
-        InputError: If it cannot be built.
+        InputError: If it cannot be built, and on what a module or a `NetworkConfig` has no use for.
     """
+    if checkpoint and isinstance(model, (nn.Module, NetworkConfig)):
+        raise InputError('is for a model by name', 'load the weights into the module, or name them there',
+                         argument='checkpoint', value=checkpoint)
     if isinstance(model, nn.Module):
-        if checkpoint:
-            raise InputError('is for a model by name', 'load the weights into the module', argument='checkpoint',
-                             value=checkpoint)
         return _of_module(model, device)
     if isinstance(model, (str, Path)):
         model = NetworkConfig(model=str(model), checkpoint=checkpoint, device=device)
-    if not isinstance(model, NetworkConfig):
+    elif not isinstance(model, NetworkConfig):
         raise InputError(
             f'is {type(model).__name__}', 'pass a module, the name of a timm model, the folder of an exported model or '
             'hf-hub:ORG/NAME', argument='model')
+    elif device is not None:
+        raise InputError('is a setting of the NetworkConfig', 'give it there', argument='device', value=device)
+    if main_branch and model.gamma is None:
+        try:
+            model = replace(model, gamma=0.)
+        except InputError as error:
+            raise error.about('gamma_sweep', True) from error
     return _of_network(build_network(model, torch.device(resolve_device(model.device))))
 
 
@@ -161,16 +198,16 @@ def open_surrogate(surrogate: Union[str, nn.Module, None], subject: Subject, che
     Raises:
         InputError: If its classes or input are not those of the network, or a checkpoint is of no model.
     """
-    if isinstance(surrogate, nn.Module):
-        return _of_module(surrogate, str(subject.device))
+    if checkpoint and (not surrogate or isinstance(surrogate, nn.Module)):
+        raise InputError('is of no model', 'name it as `surrogate`', argument='surrogate_checkpoint', value=checkpoint)
     if not surrogate:
-        if checkpoint:
-            raise InputError('is of no model', 'name it as `surrogate`', argument='surrogate_checkpoint',
-                             value=checkpoint)
         return None
-    if subject.network is None:
-        return open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
-    return _of_network(build_surrogate(surrogate, subject.network, checkpoint))
+    if isinstance(surrogate, str) and subject.network is not None:
+        return _of_network(build_surrogate(surrogate, subject.network, checkpoint))
+    found = open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
+    if found.network is not None and subject.network is not None:
+        check_surrogate(found.network, subject.network, found.facts.name)
+    return found
 
 
 class Source:
@@ -262,9 +299,9 @@ class _OfDataset(Source):
             self.indices = listed_indices(dataset, config.subset, config.num_examples)
         self.batch_size = config.batch_size
         names, network = class_names(dataset), subject.network
-        mismatch = '' if network is None else check_classes(
-            dataset, network.num_classes, network.class_names(names), allow_mismatch=config.allow_class_mismatch,
-            argument='data')
+        mismatch = '' if network is None else '; '.join(filter(None, dict.fromkeys(check_classes(
+            part, network.num_classes, network.class_names(class_names(part)),
+            allow_mismatch=config.allow_class_mismatch, argument='data') for part in whole_datasets(dataset))))
         self.facts = DataFacts(
             dataset=type(dataset).__name__, subset=_how(config), num_images=len(dataset),
             class_names=tuple(names) if names else None, mismatch=mismatch)
@@ -279,7 +316,8 @@ class _OfDataset(Source):
 
     def _tensors(self, indices: List[int]) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         for x, y in DataLoader(
-                Subset(self.dataset, indices), batch_size=self.batch_size, num_workers=self.config.workers):
+                Subset(self.dataset, indices), batch_size=self.batch_size, num_workers=self.config.workers,
+                generator=torch.Generator('cpu')):  # or a seed for its workers is drawn from the caller's
             check_images(x)
             yield x.float(), torch.as_tensor(y)
 
@@ -326,11 +364,15 @@ def open_data(
                 'the model is no timm model that says how to preprocess images', 'pass (images, labels), or a data '
                 'set with a transform that makes tensors in [0, 1]', argument='data')
         return _Named(open_images(data, subject.network, seed=seed, usual_examples=usual_examples))
-    config = ImagesConfig(**settings)
-    check_batch_size(subject.model, config.batch_size)
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise InputError('are missing', 'pass the class of each image', argument='labels')
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (torch.Tensor, np.ndarray)):
+    in_memory = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (torch.Tensor, np.ndarray))
+    for name in ('split', 'subset', 'allow_class_mismatch') if in_memory else ('split',):
+        if name in settings:
+            raise InputError('is for data by name', 'leave it out', argument=name, value=settings[name])
+    config = ImagesConfig(**settings)
+    check_batch_size(subject.model, config.batch_size)
+    if in_memory:
         return _Tensors(torch.as_tensor(data[0]), data[1], config, seed)
     if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, tuple):
         if not len(data):

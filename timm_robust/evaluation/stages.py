@@ -14,7 +14,7 @@ import torch
 from ..attacks import Clean, Ensemble, FastModel, logits_of, make_fast_model
 from ..devices import halving
 from ..errors import InputError
-from ..inputs import ImagesConfig, NetworkConfig, weights_sha256
+from ..inputs import ImagesConfig, weights_sha256
 from ..layers import at_gamma, has_batch_statistics
 from .accuracy import Runner, assemble
 from .benchmarks import Benchmarks
@@ -74,7 +74,7 @@ class Stages:
         if self.folder is not None:
             _refuse_unfit(self.folder, config.resume)
         self.subject = subject = open_model(
-            _at_main_branch(model) if config.gamma_sweep else model, checkpoint=checkpoint, device=device)
+            model, checkpoint=checkpoint, device=device, main_branch=config.gamma_sweep)
         self.batch_dependent = has_batch_statistics(subject.model)
         known = subject.facts.num_classes
         if self.plan and known:
@@ -82,7 +82,10 @@ class Stages:
         self.benchmarks = self._open_benchmarks(data, images) if config.benchmarks else None
         self.source: Optional[Source] = open_data(data, subject, seed=config.seed, **images) if self.plan else None
         self.surrogate = open_surrogate(config.surrogate, subject, config.surrogate_checkpoint)
-        self.num_classes = known or self._count_classes()
+        self.num_classes = known or self._count_classes(subject)
+        if self.surrogate and self._count_classes(self.surrogate) != self.num_classes:
+            raise InputError(f'has other classes than the model, which has {self.num_classes}', argument='surrogate',
+                             value=self.surrogate.facts.name)
         self.batch_size = self.source.batch_size if self.source else 0  # halves where memory ends
         if self.plan:
             self._check_plan(self.num_classes)
@@ -92,10 +95,9 @@ class Stages:
         assert self.plan is not None
         self.plan.check(num_classes, self.batch_dependent, bool(self.config.surrogate))
 
-    def _count_classes(self) -> int:
-        assert self.source is not None
+    def _count_classes(self, subject: Subject) -> int:
         x, _ = self._first(2)
-        logits, _ = halving(lambda size: logits_of(self.subject.model, x[:size]), len(x))
+        logits, _ = halving(lambda size: logits_of(subject.model, x[:size]), len(x))
         return logits.shape[1]
 
     def _open_benchmarks(self, data: Any, images: Mapping[str, Any]) -> Benchmarks:
@@ -312,16 +314,6 @@ class Stages:
             surrogate=self.surrogate.model if self.surrogate else None, progress=self.config.progress)
         surface = loss_surface(self.subject.model, x, y, self.plan.threat, batch_size=size, seed=seed)
         return replace(report, findings=tuple(findings), surface=surface)
-
-
-def _at_main_branch(model: Any) -> Any:
-    """The network whose gamma a sweep changes, at that of clean images."""
-    if not isinstance(model, NetworkConfig) or model.gamma is not None:
-        return model
-    try:
-        return replace(model, gamma=0.)
-    except InputError as error:
-        raise error.about('gamma_sweep', True) from error
 
 
 def _refuse_unfit(folder: Path, resume: bool) -> None:

@@ -39,7 +39,7 @@ Evaluations = Sequence[Tuple[str, EvaluationReport]]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card says of a model beside its measurements.
+    """What a card says of a model, apart from measurements.
 
     Attributes:
         name: Model and tag, 'nofrost_resnet50.nofrost_linf8_in1k'.
@@ -185,7 +185,7 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
     """The card as Markdown with metadata.
 
     Args:
-        card: What it says beside measurements.
+        card: What it says, apart from measurements.
         evaluations: Measurements of these weights, each with the name of its data.
     """
     data = ModelCardData(
@@ -253,7 +253,7 @@ def measured_preprocessing(evaluations: Evaluations) -> Preprocessing:
 
 
 def _figures(results: Sequence[str]) -> Dict[str, Path]:
-    """Figures beside results, by the names they get in the folder."""
+    """Figures next to results, by the names they get in the folder."""
     return {
         f'{index}_{figure}' if index else figure: Path(path).parent / figure
         for index, path in enumerate(results) for figure in FIGURES if (Path(path).parent / figure).is_file()}
@@ -270,7 +270,7 @@ def build_card_folder(
 
     Args:
         folder: Where to.
-        card: What the card says; its figures are those beside the results.
+        card: What the card says; its figures are those next to the results.
         model: The network with its weights.
         results: Paths of results.json.
         data_names: How to call the data of each.

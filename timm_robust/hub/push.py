@@ -39,7 +39,7 @@ class Plan:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file of its own: links lead out of the folder."""
+    """Refuse links: they lead out of the folder."""
     try:
         kind = path.lstat().st_mode
     except OSError as error:

@@ -151,8 +151,13 @@ class _CheckedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        done = 0
-        for x, y in self.loader:
+        done, batches = 0, iter(self.loader)
+        while True:
+            with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
+                batch = next(batches, None)
+            if batch is None:
+                return
+            x, y = batch
             if self.labels is not None and y.tolist() != list(self.labels[done:done + len(y)]):
                 raise InputError(
                     f'of the images {done} to {done + len(y) - 1} of this evaluation the loader delivers other labels '

@@ -29,7 +29,7 @@ __all__ = [
     'resolve_preprocessing',
 ]
 
-# what decides the output of a network beside its weights, as timm's training flags call it
+# what decides the output of a network, apart from its weights, as timm's training flags call it
 _OF_RUN = (
     'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'gp',
     'model_kwargs')
@@ -174,7 +174,7 @@ def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False
     kwargs.update(in_chans=in_chans, num_classes=config.num_classes, global_pool=config.gp)
     for key in sorted(kwargs.keys() & config.model_kwargs.keys()):
         raise InputError(
-            f'{key} is a setting of its own', 'use that', argument='model_kwargs',
+            f'{key} is a separate setting', 'use that', argument='model_kwargs',
             value=f'{key}={config.model_kwargs[key]}')
     name = resolve_name(config.model)
     recorded = read_config(name) if pretrained else None
@@ -318,15 +318,25 @@ def build_surrogate(name: str, network: Network, checkpoint: str = '') -> Networ
     Raises:
         InputError: If it cannot be built or its classes or input are not those of the network.
     """
-    def wrong(problem: str, remedy: str = '') -> InputError:
-        return InputError(problem, remedy, argument='surrogate', value=name)
-
     try:
         found = build_network(dataclasses.replace(
             network.config, model=name, checkpoint=checkpoint, model_kwargs={}, mean=None, std=None, gp=None,
             bn_mode=None, gamma=None, num_classes=num_outputs(network.model) if checkpoint else None), network.device)
     except InputError as error:
         raise error.renamed({'model': 'surrogate', 'checkpoint': 'surrogate_checkpoint'}) from error
+    check_surrogate(found, network, name)
+    return found
+
+
+def check_surrogate(found: Network, network: Network, name: str) -> None:
+    """Refuse a surrogate, called `name`, of other classes or input than a network.
+
+    Raises:
+        InputError: Saying what differs.
+    """
+    def wrong(problem: str, remedy: str = '') -> InputError:
+        return InputError(problem, remedy, argument='surrogate', value=name)
+
     if found.num_classes != network.num_classes:
         raise wrong(f'has {found.num_classes} classes, the model {network.num_classes}')
     names, own = network.class_names(), found.class_names()
@@ -335,4 +345,3 @@ def build_surrogate(name: str, network: Network, checkpoint: str = '') -> Networ
     size, wanted = found.preprocessing['input_size'], network.preprocessing['input_size']
     if size != wanted:
         raise wrong(f'takes {size} images, the model {wanted}', 'give both `input_size`')
-    return found

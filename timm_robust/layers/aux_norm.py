@@ -1,4 +1,4 @@
-"""A second BatchNorm beside every BatchNorm, for images of another kind.
+"""A second BatchNorm for every BatchNorm, for images of another kind.
 
 Xie et al. 2020, `Adversarial Examples Improve Image Recognition` - https://arxiv.org/abs/1911.09665; Xie & Yuille 2020,
 `Intriguing Properties of Adversarial Training at Scale` - https://arxiv.org/abs/1906.03787
@@ -102,7 +102,7 @@ def _with_twin(norm: Norm) -> nn.Module:
             "call set_bn_mode(model, 'population') before")
     if type(norm) not in AUX_CLASSES or norm.running_mean is None:
         raise InputError(
-            f'{name} tracks no statistics or is a BatchNorm of its own kind, and can have no twin',
+            f'{name} tracks no statistics or is a custom BatchNorm, and can have no twin',
             'put a BatchNorm of torch or timm in its place')
     new = recast(norm, AUX_CLASSES[type(norm)])
     new.aux = copy.deepcopy(norm)
@@ -111,7 +111,7 @@ def _with_twin(norm: Norm) -> nn.Module:
 
 
 def convert_aux_norm(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm of a model an auxiliary twin with statistics and affine parameters of its own.
+    """Give every BatchNorm of a model an auxiliary twin with its own statistics and affine parameters.
 
     The twin starts as a copy. Names in the state dict stay, the twin's are added under `aux.`.
 
@@ -123,7 +123,7 @@ def convert_aux_norm(model: nn.Module) -> nn.Module:
 
     Raises:
         InputError: If the model has no BatchNorm, or one that tracks no statistics, normalizes by the batch at
-            inference or is of its own kind.
+            inference or is a custom one.
     """
     if has_aux_norm(model):
         return model

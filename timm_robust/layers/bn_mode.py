@@ -81,7 +81,7 @@ def _in_mode(norm: Norm, mode: str) -> nn.Module:
             argument='mode', value=mode)
     if type(norm) not in BATCH_MODE_CLASSES:
         raise InputError(
-            f'{name} is a BatchNorm of its own kind, which cannot be switched',
+            f'{name} is a custom BatchNorm, which cannot be switched',
             'put a BatchNorm of torch or timm in its place', argument='mode', value=mode)
     return recast(norm, BATCH_MODE_CLASSES[type(norm)])
 

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import torch
 import torch.nn as nn
 from timm.layers import ScaledStdConv2d, StdConv2d
+from torch.nn.utils import skip_init
 
 from ..precision import float32_proper
 from .aux_norm import AuxNorm
@@ -61,9 +62,9 @@ def _plain_conv(conv: Any) -> Any:
         weight = standardized_weight(conv)
     else:
         return None
-    plain: Any = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-        bias=True, padding_mode=conv.padding_mode, device=weight.device, dtype=weight.dtype)
+    plain: Any = skip_init(  # which draws nothing from torch's generator
+        nn.Conv2d, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+        conv.groups, bias=True, padding_mode=conv.padding_mode, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         plain.weight.copy_(weight)
         plain.bias.zero_() if conv.bias is None else plain.bias.copy_(conv.bias)

@@ -56,7 +56,7 @@ class NormPerturbation:
     x̂ is the input normalized by its batch, through which gradients flow as ever; mean and spread of the shift are the
     tracked ones when a pass begins (spread is sqrt(var + eps), for RobustNorm range^p + eps), through which none flows.
     d has a value per channel, and per group if there are groups: image i is of group i modulo their number, and in the
-    adversarial pass each group has batch statistics of its own.
+    adversarial pass each group has its own batch statistics.
 
     The layers stay the user's own objects: what they compute changes inside `clean_pass` and `adversarial_pass` alone,
     and no key of the state dict ever.

@@ -112,7 +112,7 @@ class RobustNorm2d(nn.Module):
     .. math:: y = \gamma \frac{x - \mu}{r^p + \epsilon} + \beta, \qquad r = \max x - \min x
 
     Running averages of :math:`\mu` and :math:`r` are kept in training. At inference `bn_mode` chooses what
-    normalizes: ``'batch'`` (the paper's RN: both of the batch at hand), ``'mean'`` (RN with tracked mean: tracked
+    normalizes: ``'batch'`` (the paper's RN: both of the current batch), ``'mean'`` (RN with tracked mean: tracked
     mean, range of the batch) or ``'population'`` (both tracked). In the first two the prediction for an image depends
     on its neighbours in the batch, so ``'population'`` is the default; see `set_bn_mode` to switch a model.
 

@@ -22,7 +22,7 @@ def _synchronized(norm: Norm, process_group: Any) -> Norm:
         sync_class = BATCH_MODE_CLASSES[sync_class]
     elif type(norm) not in PLAIN_BATCH_NORMS:
         raise InputError(
-            f'{type(norm).__name__} is a BatchNorm of its own kind, which cannot be synchronized',
+            f'{type(norm).__name__} is a custom BatchNorm, which cannot be synchronized',
             'put a BatchNorm of torch or timm in its place')
     new = recast(norm, sync_class)
     new.process_group = process_group
@@ -45,7 +45,7 @@ def sync_norm_statistics(model: nn.Module, process_group: Any = None) -> nn.Modu
         The converted model.
 
     Raises:
-        InputError: On a BatchNorm of its own kind.
+        InputError: On a custom BatchNorm.
     """
     twins = {m.aux for m in model.modules() if isinstance(m, AuxNorm)}
     replacements = {

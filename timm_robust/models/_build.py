@@ -39,7 +39,7 @@ _CLASSES = {
         'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'),
 }
 
-_NORMS = {  # beside those timm has names for
+_NORMS = {  # in addition to those timm has names for
     'robustnorm2d': RobustNorm2d,
     'instancenorm2d': partial(nn.InstanceNorm2d, affine=True),
 }

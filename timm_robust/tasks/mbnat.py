@@ -1,4 +1,4 @@
-"""MBNAT: adversarial training with a BatchNorm of its own for each kind of image.
+"""MBNAT: adversarial training with a separate BatchNorm for each kind of image.
 
 Xie & Yuille 2020, `Intriguing Properties of Adversarial Training at Scale` - https://arxiv.org/abs/1906.03787; Xie et
 al. 2020, `Adversarial Examples Improve Image Recognition` - https://arxiv.org/abs/1911.09665
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 @register_objective
 @dataclass(frozen=True, kw_only=True)
 class MBNAT(Objective):
-    """MBNAT: (1 - λ) L(x) + λ L(x*), each kind of images through a BatchNorm of its own."""
+    """MBNAT: (1 - λ) L(x) + λ L(x*), each kind of image through its own BatchNorm."""
     name: ClassVar[str] = 'mbnat'
 
     weight: float = setting(

@@ -18,7 +18,7 @@ __all__ = ['AtomicCheckpointSaver', 'is_resuming', 'resume', 'resume_ema']
 
 _logger = logging.getLogger(__name__)
 
-# of where and how long a run goes on, not of what it trains
+# where and how long a run continues, not what it trains
 _MAY_CHANGE = {
     'resume', 'output', 'experiment', 'epochs', 'workers', 'pin_mem', 'log_interval', 'checkpoint_hist', 'data_dir',
     'device', 'val_interval', 'validation_batch_size'}

@@ -93,7 +93,7 @@ def train_one_epoch(
     """Train for one epoch.
 
     Args:
-        task: timm training task; scalars in its result beside 'loss' and 'output' are averaged and reported.
+        task: timm training task; scalars in its result other than 'loss' and 'output' are averaged and reported.
         loader: Delivers (input, target).
         optimizer: Optimizer of the task's parameters.
         epoch: Number of the epoch, from 0.

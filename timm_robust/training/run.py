@@ -81,7 +81,7 @@ def _naming(argument: str, value: str) -> Iterator[None]:
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
-    # every epoch starts from a state of its own, so that a resumed run repeats it
+    # every epoch starts from its own random state, so that a resumed run repeats it
     return (seed + epoch * 10007) % (1 << 31)
 
 
@@ -336,7 +336,7 @@ def train(config: TrainConfig) -> TrainResult:
     """Train a network.
 
     A run stopped at any moment continues from its last whole epoch with `resume`; on a CPU the final weights are then
-    those of an uninterrupted run, since every epoch starts from a random state of its own. What was done of the epoch
+    those of an uninterrupted run, since every epoch starts from its own random state. What was done of the epoch
     that was cut is done again. The plateau schedule begins anew, for timm does not save its state.
 
     Args:

@@ -4,7 +4,7 @@ With --check, only say whether they are up to date.
 """
 import json
 import sys
-from typing import Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 from claims import claims
 from common import HERE, accuracies, table
@@ -14,8 +14,6 @@ from timm_robust.evaluation.render import findings_text
 from timm_robust.models._build import WEIGHTS_DIR
 
 ROOT = HERE.parents[1]
-PLACES = {'costs': 'README.md', 'zoo': 'README.md', 'results': 'docs/results.md', 'claims': 'docs/results.md',
-          'diagnosis': 'docs/evaluation.md'}
 COSTS_OF = 'objectives_nofrost_resnet26_batch_32'
 BEGIN_WITH = {
     'standard': 'no defence, to compare with',
@@ -72,6 +70,12 @@ def zoo() -> str:
         [[f'`{name}`', *others] for name, *others in rows])
 
 
+def quickstart() -> str:
+    """What `timm-robust quickstart` printed, without the training it announces and where it wrote."""
+    text = (HERE / 'tables' / 'quickstart.txt').read_text()
+    return f"```\n{text[text.index('network '):text.index('Written to ')].strip()}\n```"
+
+
 def costs() -> str:
     """What training by an objective costs, from the benchmark."""
     found = json.loads((ROOT / 'benchmarks' / 'results' / f'{COSTS_OF}.json').read_text())
@@ -91,19 +95,23 @@ def diagnosis() -> str:
     return f"```\n$ {found['settings']['command']}\n\n{findings_text(alarms)}\n```"
 
 
+PAGES: Dict[str, Tuple[Callable[[], str], ...]] = {
+    'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, claims), 'docs/evaluation.md': (diagnosis,)}
+
+
 def main() -> int:
     """Rewrite or check the pages."""
     stale = False
-    for place in dict.fromkeys(PLACES.values()):
-        text = new = (ROOT / place).read_text()
-        for part in (make for make in (costs, zoo, results, claims, diagnosis) if PLACES[make.__name__] == place):
+    for page, parts in PAGES.items():
+        text = new = (ROOT / page).read_text()
+        for part in parts:
             begin, end = BEGIN.format(part.__name__), END.format(part.__name__)
             start, stop = new.index(begin), new.index(end)
-            made = part() if place == 'README.md' else part().replace('](train_scripts', '](../train_scripts')
+            made = part() if page == 'README.md' else part().replace('](train_scripts', '](../train_scripts')
             new = f'{new[:start]}{begin}\n{made}\n{new[stop:]}'
         stale = stale or new != text
         if '--check' not in sys.argv:
-            (ROOT / place).write_text(new)
+            (ROOT / page).write_text(new)
     return int(stale and '--check' in sys.argv)
 
 
