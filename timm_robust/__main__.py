@@ -1,6 +1,6 @@
 import sys
 
-from .cli import main
+from timm_robust_command import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -1,7 +1,8 @@
 """Parsers of the commands: errors are one line, flags are settings, and a YAML file can hold them."""
 import argparse
 import logging
-from typing import Any, Dict, NoReturn, Sequence
+import textwrap
+from typing import Any, Collection, Dict, List, NoReturn, Sequence
 
 from timm.utils import setup_default_logging
 from timm.utils.log import FormatterNoInfo
@@ -17,11 +18,58 @@ _PLUGINS = (
     'attacks, objectives, norms and models they register are then known by name, and their settings are flags.')
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line and an `InputError`."""
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help texts in which the names of attacks stay whole."""
 
-    def __init__(self, *, epilog: str = '', **kwargs: Any):
-        super().__init__(allow_abbrev=False, epilog=f'{epilog} {_PLUGINS}'.lstrip(), **kwargs)
+    def _split_lines(self, text: str, width: int) -> List[str]:
+        return textwrap.wrap(' '.join(text.split()), width, break_on_hyphens=False)
+
+
+class _ShowAll(argparse.Action):
+    """--help-all."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.first = ()
+        parser.print_help()
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line and an `InputError`.
+
+    Args:
+        examples: Command lines for the end of the help text.
+        first: The flags that --help shows; --help-all shows the others too. By default --help shows all.
+        **kwargs: Of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), first: Collection[str] = (), **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+        self.examples, self.first = examples, first
+        self.description = textwrap.fill(self.description or '', 79)
+        if first:
+            self.add_argument('--help-all', action=_ShowAll, help='show all flags and exit')
+
+    def format_help(self) -> str:
+        """The help text."""
+        shown = (*self.first, 'help', argparse.SUPPRESS)
+        hidden = [(action, action.help) for action in self._actions
+                  if self.first and action.option_strings and action.dest not in shown]
+        ending = [f'--help-all lists {len(hidden)} more flags.'] if hidden else []
+        self.epilog = '\n\n'.join([
+            *(['\n  '.join(['examples:', *self.examples])] if self.examples else []),
+            *(textwrap.fill(text, 79, break_on_hyphens=False) for text in [_PLUGINS, *ending])])
+        try:
+            for action, _ in hidden:
+                action.help = argparse.SUPPRESS
+            return super().format_help()
+        finally:
+            for action, text in hidden:
+                action.help = text
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f'{message} ({self.prog} --help lists the flags)')
@@ -32,11 +80,14 @@ class SettingsParser(Parser):
 
     Args:
         *classes: The settings classes.
-        **kwargs: Of `argparse.ArgumentParser`.
+        data: Take --data-dir as a positional argument too.
+        **kwargs: Of `Parser`.
     """
 
-    def __init__(self, *classes: Any, **kwargs: Any):
+    def __init__(self, *classes: Any, data: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
+        if data:
+            self.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (root dir), same as --data-dir')
         self.add_argument('-c', '--config', metavar='FILE', help='YAML file with values for these flags')
         for cls in classes:
             add_flags(self, cls)
@@ -56,6 +107,11 @@ class SettingsParser(Parser):
         values = self.given(argv)
         path = values.pop('config', None)
         content = {} if path is None else read_yaml(path)
+        data = values.pop('data', None)
+        if data is not None:
+            if 'data_dir' in values:
+                raise InputError('the folder of the data is there twice', argument='data_dir', value=values['data_dir'])
+            values['data_dir'] = data
         flags = {action.dest for action in self._actions if action.option_strings} - {'help', 'config'}
         for name in content:
             if name not in flags:

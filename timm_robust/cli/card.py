@@ -54,7 +54,10 @@ def build_parser() -> SettingsParser:
     """The parser of `timm-robust card`."""
     parser = SettingsParser(
         CardConfig, prog='timm-robust card',
-        description='Build the folder of a model for the Hugging Face Hub: card, config, weights, results, figures.')
+        description='Build the folder of a model for the Hugging Face Hub: card, config, weights, results, figures.',
+        examples=(
+            'timm-robust card resnet18.trades_linf8_birds --num-classes 10 --checkpoint weights.safetensors '
+            '--results output/eval/mine/results.json --data-name Birds --repo-id ME/MINE',))
     parser.add_argument('name', metavar='MODEL.TAG', help='for example nofrost_resnet50.nofrost_linf8_in1k')
     add_flags(parser, NetworkConfig, without=('model', *NO_FLAGS))
     return parser

@@ -18,7 +18,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog='timm-robust compare',
         description='Put networks side by side, from the folders that timm-robust eval wrote, with attacks or '
-                    '--benchmarks: those accuracies that all have, on the same images (NoFrost, figures 3 and 4).')
+                    '--benchmarks: those accuracies that all have, on the same images (NoFrost, figures 3 and 4).',
+        examples=('timm-robust compare hardened=output/eval/A,output/eval/B undefended=output/eval/C --kind radar',))
     parser.add_argument('networks', nargs='+', metavar='NAME=FOLDER[,FOLDER]',
                         help='a name for the figure and the folders of its evaluations')
     parser.add_argument('--kind', default='bars', help='bars or radar (default: bars)')

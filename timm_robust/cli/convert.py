@@ -49,7 +49,8 @@ def build_parser() -> SettingsParser:
         ConvertConfig, ImagesConfig, prog='timm-robust convert',
         description='Turn a checkpoint into a safetensors file for a named model. Knows state dicts, also of '
                     "DataParallel, training checkpoints of timm and of this package, the NoFrost authors' and the "
-                    "RobustNorm authors'. Nothing in a checkpoint is run.")
+                    "RobustNorm authors'. Nothing in a checkpoint is run.",
+        examples=('timm-robust convert best_RA.pth --model nofrost_resnet50 -o weights.safetensors',))
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='.safetensors, .pth, .pt or .pth.tar file')
     add_flags(parser, NetworkConfig, without=NO_FLAGS)
     return parser

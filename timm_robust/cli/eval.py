@@ -20,8 +20,16 @@ __all__ = ['build_parser', 'run']
 
 def _parser() -> Tuple[SettingsParser, Dict[str, str]]:
     parser = SettingsParser(
-        ThreatConfig, EvalConfig, ImagesConfig, NetworkConfig, prog='timm-robust eval',
-        description='Measure clean and robust accuracy of a timm model.')
+        ThreatConfig, EvalConfig, ImagesConfig, NetworkConfig, data=True, prog='timm-robust eval',
+        description='Measure clean and robust accuracy of a timm model.',
+        examples=(
+            'timm-robust eval "my data" --model output/train/mine/export --attacks clean,pgd20,autoattack',
+            'timm-robust eval cifar10 --model nofrost_resnet20_cifar --split test --num-examples 1000 --eps 8/255',
+            'timm-robust eval "my data" --model resnet50 --pretrained --benchmarks corruptions --severities 1 3 5'),
+        first=(
+            'config', 'norm', 'eps', 'attacks', 'worst_case', 'diagnose', 'benchmarks', 'seed', 'output', 'resume',
+            'data_dir', 'dataset', 'split', 'num_examples', 'batch_size', 'workers', 'model', 'pretrained',
+            'num_classes', 'device', 'checkpoint'))
     return parser, add_attack_flags(parser)
 
 

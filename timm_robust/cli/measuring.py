@@ -1,4 +1,5 @@
 """What `diagnose`, `properties` and `statistics` share: flags, the network, the images and the file of results."""
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -86,8 +87,14 @@ def measuring_parser(
         without: Settings of the network that it has no flags for.
     """
     parser = SettingsParser(
-        ThreatConfig, config, ImagesConfig, prog=f'timm-robust {command}',
-        description=f'{description} Measures on {config.usual_examples} images unless --num-examples says otherwise.')
+        ThreatConfig, config, ImagesConfig, data=True, prog=f'timm-robust {command}',
+        description=f'{description} Measures on {config.usual_examples} images unless --num-examples says otherwise.',
+        examples=(
+            f'timm-robust {command} "my data" --model output/train/mine/export',
+            f'timm-robust {command} cifar10 --model nofrost_resnet20_cifar --split test --num-examples 200'),
+        first=(
+            'norm', 'eps', *(field.name for field in dataclasses.fields(config)), 'data_dir', 'dataset', 'split',
+            'num_examples', 'batch_size', 'model', 'pretrained', 'device', 'checkpoint'))
     add_flags(parser, NetworkConfig, without=without)
     return parser
 

@@ -20,7 +20,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog='timm-robust models',
         description='List the models of this package with their tags. Weights in the package load with the network '
-                    'off, others once they are on the Hub. Accuracies are those measured for their cards.')
+                    'off, others once they are on the Hub. Accuracies are those measured for their cards.',
+        examples=("timm-robust models 'nofrost_*cifar*'",))
     parser.add_argument('filter', nargs='?', default='*', metavar='PATTERN', help="for example 'nofrost_*cifar*'")
     parser.add_argument('--cards', default='hub_cards', metavar='DIR', help='card folders (default: %(default)s)')
     return parser

@@ -14,7 +14,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog='timm-robust push',
         description='Publish a folder of timm-robust card as one commit: card, config, results, figures and weights as '
-                    'safetensors. The token is that of HF_TOKEN or of `hf auth login`.')
+                    'safetensors. The token is that of HF_TOKEN or of `hf auth login`.',
+        examples=('timm-robust push hub_cards/resnet18.trades_linf8_birds --repo-id ME/MINE --dry-run',))
     parser.add_argument('folder', metavar='DIR', help='hub_cards/MODEL.TAG')
     parser.add_argument('--org', default=HUB_ORG, metavar='NAME', help='organization or user (default: %(default)s)')
     parser.add_argument('--repo-id', default='', metavar='ORG/NAME', help='repository (default: ORG/MODEL.TAG)')

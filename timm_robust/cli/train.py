@@ -1,7 +1,6 @@
 """`timm-robust train`: timm's training flags and ours, made of the fields of `TrainConfig`."""
 from typing import List
 
-from ..errors import InputError
 from ..training import TrainConfig, train
 from .arguments import SettingsParser, start_logging
 from .flags import add_flags, add_objective_flags
@@ -12,9 +11,16 @@ __all__ = ['build_parser', 'read_config', 'run']
 def build_parser() -> SettingsParser:
     """The parser of `timm-robust train`."""
     parser = SettingsParser(
-        prog='timm-robust train', description='Train a timm model to be robust against adversarial images.',
-        epilog='example: timm-robust train "my data" --model resnet18 --pretrained --objective trades.')
-    parser.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (root dir), same as --data-dir')
+        data=True, prog='timm-robust train', description='Train a timm model to be robust against adversarial images.',
+        examples=(
+            'timm-robust train "my data" --model resnet18 --pretrained --objective trades --epochs 30',
+            'timm-robust train "my data" --model nofrost_resnet26 --objective nofrost --attack-eps 4/255 --amp',
+            'timm-robust train -c recipe.yaml --data-dir "my data" --resume output/train/mine/last.pth.tar'),
+        first=(
+            'config', 'objective', 'adv_weight', 'trades_beta', 'attack', 'attack_norm', 'attack_eps', 'attack_steps',
+            'robust_eval_steps', 'data_dir', 'dataset', 'val_split', 'val_fraction', 'model', 'pretrained',
+            'num_classes', 'img_size', 'device', 'epochs', 'batch_size', 'lr', 'opt', 'weight_decay', 'warmup_epochs',
+            'amp', 'model_ema', 'eval_metric', 'workers', 'seed', 'resume', 'output', 'experiment'))
     add_objective_flags(parser)
     add_flags(parser, TrainConfig)
     return parser
@@ -22,15 +28,7 @@ def build_parser() -> SettingsParser:
 
 def read_config(argv: List[str]) -> TrainConfig:
     """The settings of a command line; flags win over the file of -c."""
-    parser = build_parser()
-    values = parser.read(argv)
-    data = values.pop('data', None)
-    if data is not None:
-        twice = parser.given(argv).get('data_dir')
-        if twice is not None:
-            raise InputError('the folder of the data is there twice', argument='data_dir', value=twice)
-        values['data_dir'] = data
-    return TrainConfig.from_flat(values)
+    return TrainConfig.from_flat(build_parser().read(argv))
 
 
 def run(argv: List[str]) -> None:
