@@ -126,5 +126,5 @@ def start_logging() -> None:
     for handler in [h for h in logging.root.handlers if isinstance(h.formatter, FormatterNoInfo)]:
         logging.root.removeHandler(handler)  # of an earlier command in this process
     setup_default_logging()
-    for name in ('timm', 'httpx', 'httpx2'):
+    for name in ('timm', 'httpx', 'httpx2', 'matplotlib'):
         logging.getLogger(name).setLevel(logging.WARNING)

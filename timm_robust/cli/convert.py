@@ -20,7 +20,7 @@ from ..inputs.weights import logits_of_fixed_input
 from ..settings import check_types, from_flat, setting
 from .arguments import SettingsParser
 from .flags import add_flags
-from .outputs import new_file
+from .outputs import new_file, print_next
 
 __all__ = ['NO_FLAGS', 'ConvertConfig', 'build_parser', 'run']
 
@@ -115,3 +115,7 @@ def run(argv: List[str]) -> None:
     _print_listed('added', found.added, '-')
     first = ', '.join(f'{v:.4f}' for v in logits[0, :5])
     print(f'logits of a fixed input: {first} ...\n{rounding}Written: {output}, {output}.json')
+    print_next('eval', {
+        'attacks': 'clean,pgd20,autoattack', 'data_dir': images.data_dir or 'DIR', 'dataset': images.dataset,
+        'checkpoint': str(output), **{name: values[name] for name in (
+            'model', 'num_classes', 'in_chans', 'img_size', 'model_kwargs') if name in values}})

@@ -2,6 +2,7 @@
 import dataclasses
 import os
 import shlex
+from pathlib import Path
 from typing import Dict, List, Tuple
 
 import torch
@@ -10,10 +11,11 @@ from ..errors import InputError
 from ..evaluation import EvalConfig, ThreatConfig, evaluate
 from ..evaluation.render import findings_text
 from ..inputs import ImagesConfig, NetworkConfig, init_process
+from ..inputs.pretrained import read_config, resolve_name
 from ..settings import from_flat
 from .arguments import SettingsParser, start_logging
 from .flags import add_attack_flags
-from .outputs import new_folder
+from .outputs import new_folder, print_next
 
 __all__ = ['build_parser', 'run']
 
@@ -66,3 +68,10 @@ def run(argv: List[str]) -> None:
     if report.findings:
         print('\nIs the robustness real?\n\n' + findings_text(report.findings))
     print(f'\nWritten to {config.output}: ' + ', '.join(sorted(os.listdir(config.output))))
+    best = Path(network.model).parent / 'model_best.pth.tar'
+    exported = read_config(resolve_name(network.model))
+    if exported and best.is_file() and report.attacks:  # of `timm-robust train`
+        print_next('card', {
+            'checkpoint': str(best), 'results': [str(Path(config.output) / 'results.json')],
+            'data_name': [Path(images.data_dir or images.dataset).name], 'train_args': str(best.with_name('args.yaml')),
+            'repo_id': 'ME/MINE'}, [f"{exported['architecture']}.{best.parent.name}"])

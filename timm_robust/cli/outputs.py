@@ -1,12 +1,16 @@
-"""Where commands write."""
+"""Where commands write, and what comes after them."""
+import importlib
 import secrets
+import shlex
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Mapping, Sequence
 
 from ..errors import InputError
 from ..inputs.files import file_name
+from .flags import as_flags
 
-__all__ = ['new_file', 'new_folder']
+__all__ = ['new_file', 'new_folder', 'print_next']
 
 
 def new_folder(command: str, model: str) -> str:
@@ -27,3 +31,16 @@ def new_file(output: str, suffix: str) -> Path:
     if not path.parent.is_dir():
         raise InputError('no such folder, make it first', argument='output', value=output)
     return path
+
+
+def print_next(command: str, values: Mapping[str, Any], positional: Sequence[str] = ()) -> None:
+    """Print the command that usually comes next, to be pasted.
+
+    Args:
+        command: Its name.
+        values: Its flags by name; those that are None or '' are left out.
+        positional: Its other arguments.
+    """
+    parser = importlib.import_module(f'.{command}', __package__).build_parser()
+    given = {name: value for name, value in values.items() if value not in (None, '')}
+    print(f'\nNext:\n{shlex.join([*parser.prog.split(), *positional, *as_flags(parser, given)])}')

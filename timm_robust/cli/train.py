@@ -1,9 +1,11 @@
 """`timm-robust train`: timm's training flags and ours, made of the fields of `TrainConfig`."""
+import os
 from typing import List
 
 from ..training import TrainConfig, train
 from .arguments import SettingsParser, start_logging
 from .flags import add_flags, add_objective_flags
+from .outputs import print_next
 
 __all__ = ['build_parser', 'read_config', 'run']
 
@@ -35,4 +37,11 @@ def run(argv: List[str]) -> None:
     """Train."""
     config = read_config(argv)
     start_logging()
-    train(config)
+    result = train(config)
+    if int(os.environ.get('RANK', 0)):
+        return
+    threat = {'norm': config.attack.norm, 'eps': config.attack.eps} if config.objective.crafts else {}
+    print_next('eval', {
+        'model': str(result.export), **threat, 'attacks': 'clean,pgd20,autoattack', 'dataset': config.dataset,
+        'class_map': config.class_map, 'split': '' if config.val_split == 'validation' else config.val_split,
+    }, [config.data_dir] if config.data_dir else [])

@@ -54,7 +54,8 @@ class ModelConfig:
         'resnet50', 'any timm model name, the folder of an exported model, or hf-hub:ORG/NAME', metavar='MODEL',
         group='Model parameters')
     pretrained: bool = setting(False, 'use pretrained weights')
-    num_classes: Optional[int] = setting(None, 'number of classes (default: of the model)', metavar='N')
+    num_classes: Optional[int] = setting(
+        None, 'number of classes (default: of the model, in training of the data)', metavar='N')
     img_size: Optional[int] = setting(None, 'image size (default: of the model)', metavar='N')
     in_chans: Optional[int] = setting(None, 'input channels (default: of the model)', metavar='N')
     input_size: Optional[Tuple[int, int, int]] = setting(None, 'input size as C H W', metavar='N')

@@ -18,7 +18,7 @@ from ..inputs import Preprocessing, Process, open_dataset
 from ..tasks.objective import mixes_images
 from .config import TrainConfig
 
-__all__ = ['Loader', 'Loaders', 'TrainingData', 'create_loaders', 'open_training_data']
+__all__ = ['Loader', 'Loaders', 'TrainingData', 'classes_of_data', 'create_loaders', 'open_training_data']
 
 Loader = Union[DataLoader, PrefetchLoader]  # timm makes the one or the other
 
@@ -107,6 +107,12 @@ def _fingerprint(train: Any, hashes: List[str], held: List[int]) -> str:
         [train.filename(i) for i in range(len(train))] if hasattr(train, 'filename') else [len(train)])
     content = [images, None if labels is None else labels.tolist(), held]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def classes_of_data(config: TrainConfig, in_chans: int) -> Optional[int]:
+    """The number of classes of the training data, where the data set knows it."""
+    names = class_names(open_dataset(config, config.train_split, in_chans))
+    return len(names) if names else None
 
 
 def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, process: Process) -> TrainingData:

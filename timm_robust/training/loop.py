@@ -4,6 +4,7 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
@@ -22,6 +23,7 @@ from .data import Loader
 __all__ = ['trained_module', 'train_one_epoch', 'validate', 'validate_robust']
 
 _logger = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LINES = 60
 
 
 def _mean_over_processes(value: float, device: torch.device, distributed: bool) -> float:
@@ -87,6 +89,7 @@ def train_one_epoch(
         move_to_device: bool = False,
         distributed: bool = False,
         log_interval: int = 50,
+        num_epochs: int = 1,
         last_checkpoint: str = 'none yet',
         verbose: bool = True,
 ) -> Dict[str, float]:
@@ -108,7 +111,8 @@ def train_one_epoch(
         channels_last: Convert inputs to channels_last.
         move_to_device: Whether batches arrive on the CPU (no prefetcher).
         distributed: Average what is reported over processes.
-        log_interval: Updates between log lines, and between looks at the loss on a GPU.
+        log_interval: Updates between log lines, and between looks at the loss on a GPU; a minute passes at most.
+        num_epochs: Epochs of the run, for the time that is left.
         last_checkpoint: Named in the message if training diverges.
         verbose: Show progress on this process.
 
@@ -125,6 +129,7 @@ def train_one_epoch(
     num_updates = epoch * updates_per_epoch
     second_order = getattr(optimizer, 'is_second_order', False)
     start, num_images = time.perf_counter(), 0
+    logged = start
     optimizer.zero_grad()
     progress = tqdm(loader, desc=f'epoch {epoch}', leave=False, disable=None if verbose else True, unit='batch')
     for index, (input, target) in enumerate(progress):
@@ -144,7 +149,8 @@ def train_one_epoch(
                 loss = result['loss'] / group_size
             averages.add(index, loss, group_size, result)
             update_index = index // accum_steps
-            logs = need_update and (update_index % log_interval == 0 or index + 1 == num_batches)
+            late = time.perf_counter() - logged > _SECONDS_BETWEEN_LINES
+            logs = need_update and (late or update_index % log_interval == 0 or index + 1 == num_batches)
             diverged = averages.read() if logs or device.type == 'cpu' else None
             if diverged is not None:
                 raise TrainingDivergedError(
@@ -176,13 +182,16 @@ def train_one_epoch(
         task.update_ema(step=num_updates)
         if verbose and logs:
             text = '  '.join(f'{name} {meter.avg:.4g}' for name, meter in averages.meters.items())
-            speed = num_images / (time.perf_counter() - start)
+            logged = time.perf_counter()
+            speed = num_images / (logged - start)
+            batches_left = num_batches * (num_epochs - epoch) - index - 1
+            left = timedelta(seconds=round((logged - start) / (index + 1) * batches_left))
             lr = optimizer.param_groups[0]['lr']
             progress.set_postfix_str(text)
             if progress.disable:
                 _logger.info(
                     f'Train: {epoch} [{update_index + 1}/{updates_per_epoch}]  {text}  '
-                    f'{speed:.1f} images/s  lr {lr:.3e}')
+                    f'{speed:.1f} images/s  lr {lr:.3e}  {left} left')
         if lr_scheduler is not None:
             lr_scheduler.step_update(num_updates=num_updates, metric=averages.meters['loss'].avg)
     if hasattr(optimizer, 'sync_lookahead'):
@@ -215,17 +224,20 @@ def validate(
         move_to_device: bool = False,
         distributed: bool = False,
 ) -> Dict[str, float]:
-    """Loss, top-1 and top-5 accuracy in percent on clean images, by timm's evaluator."""
+    """Loss, top-1 and, of more than five classes, top-5 accuracy in percent on clean images, by timm's evaluator."""
     model = task.get_eval_model(ema=ema)
     assert model is not None
     model.eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    num_classes = 0
     with torch.inference_mode():
         for input, target in _batches(loader, device, channels_last, move_to_device):
             with autocast():
                 output = model(input)
             evaluator.update(output, target)
-    return evaluator.compute(distributed=distributed)
+            num_classes = output.shape[-1]
+    metrics = evaluator.compute(distributed=distributed)
+    return {name: value for name, value in metrics.items() if name != 'top5' or num_classes > 5}
 
 
 def validate_robust(

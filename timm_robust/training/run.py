@@ -37,7 +37,7 @@ from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
 from .build import Autocast, build_criterion, build_network, mixed_precision, resolve_lr
 from .checkpoint import open_saver, resume, resume_ema
 from .config import TrainConfig
-from .data import Loader, create_loaders, open_training_data
+from .data import Loader, classes_of_data, create_loaders, open_training_data
 from .folder import export_incomplete, locked, output_dir
 from .loop import train_one_epoch, trained_module, validate, validate_robust
 from .summary import add_row, plot_curves, trim
@@ -105,12 +105,23 @@ class _Run:
     """The parts of a run, in the order in which they are made."""
 
     def __init__(self, config: TrainConfig, process: Process):
-        self.config, self.process = config, process
         random_seed(config.seed, process.rank)
         model = build_network(config)
         self.preprocessing: Preprocessing = resolve_preprocessing(config, model)
-        num_classes = num_outputs(model)
-        self.data = open_training_data(config, self.preprocessing['input_size'][0], num_classes, process)
+        in_chans, num_classes = self.preprocessing['input_size'][0], num_outputs(model)
+        if config.num_classes is None:
+            found = classes_of_data(config, in_chans) or num_classes
+            config = replace(config, num_classes=found)
+            if found != num_classes:
+                if process.primary:
+                    _logger.info(f'{found} classes, as the training data has')
+                random_seed(config.seed, process.rank)
+                model, num_classes = build_network(config), found
+        if config.eval_metric == 'top5' and num_classes <= 5:
+            raise InputError(f'says nothing of {num_classes} classes', "choose 'top1'", argument='eval_metric',
+                             value='top5')
+        self.config, self.process = config, process
+        self.data = open_training_data(config, in_chans, num_classes, process)
         model.to(process.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -214,7 +225,7 @@ class _Run:
         _logger.info(
             f'{config.model}: {sum(p.numel() for p in self.model.parameters()):,} parameters, objective '
             f'{config.objective.name}{attack}, {len(self.data.train):,} images, epochs {self.start_epoch} to '
-            f'{self.num_epochs}, lr {self.lr:g}{warmup}, in {self.folder}')
+            f'{self.num_epochs - 1}, lr {self.lr:g}{warmup}, in {self.folder}')
 
     def _last_checkpoint(self) -> str:
         last = self.folder / 'last.pth.tar' if self.process.primary else None
@@ -239,6 +250,7 @@ class _Run:
             lr_scheduler=self.lr_scheduler,
             mixup_fn=loaders.mixup_fn,
             log_interval=config.log_interval,
+            num_epochs=self.num_epochs,
             last_checkpoint=self._last_checkpoint(),
             verbose=world.primary,
             **self.common,
