@@ -1,4 +1,5 @@
-"""Python in README.md and docs/ runs as it is printed."""
+"""Python in README.md and docs/ runs as it is printed, and links of the site lead somewhere."""
+import importlib.util
 import re
 from pathlib import Path
 
@@ -18,3 +19,29 @@ def test_snippet(code, tmp_path, monkeypatch, capsys):
 
 def test_there_are_snippets():
     assert len(SNIPPETS) >= 4
+
+
+@pytest.fixture(scope='module')
+def site():
+    spec = importlib.util.spec_from_file_location('build', ROOT / 'docs' / 'site' / 'build.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_lead_to_pages_of_the_site_or_name_a_file(site):
+    texts = {name: site.linked(source.read_text(), source) for source, name in site.PAGES.items()}
+    assert '[training](training.md)' in texts['index.md']
+    assert 'the cards (`hub_cards`)' in texts['results.md'] and '[table](index.md)' in texts['harden.md']
+    for text in texts.values():
+        for target in re.findall(r'\]\((?!http)([^)#]+)', text):
+            assert target in texts
+    with pytest.raises(FileNotFoundError, match=r'README.md links to docs/none.md'):
+        site.linked('[x](docs/none.md)', ROOT / 'README.md')
+
+
+def test_the_site_lists_every_flag_and_every_public_name(site):
+    flags = site.flags()
+    assert '--gamma-sweep' in flags and '--trades-beta' in flags and '## quickstart' in flags
+    assert '::: timm_robust.attacks.PGD\n' in site.reference('attacks')
+    assert '::: timm_robust.evaluate\n' in site.reference('')

@@ -121,7 +121,12 @@ class GradientAttack(Attack):
         """Move a whole batch: for training, for another network, for a network that normalizes by the batch.
 
         Args:
-            model, images, labels, threat, space, seed: See `run`.
+            model: Maps images to logits.
+            images: Images (N, C, H, W), valid as pixels.
+            labels: Class indices (N,).
+            threat: Threat model.
+            space: Input space of the images, by default pixels in [0, 1].
+            seed: Seed of the noise.
             bn_mode: 'eval' or 'train', see `attack_mode`.
             start_std: Start from the images under Gaussian noise of this standard deviation in pixel units (TRADES:
                 0.001).

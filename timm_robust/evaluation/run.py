@@ -98,8 +98,13 @@ def evaluate(
         command: Command line to write down.
         checkpoint: Weights of a network by name.
         device: Where to, by default where a module is, and for a network by name the best there is.
-        split, num_examples, subset, batch_size, workers, allow_class_mismatch: See `ImagesConfig`, in which they are
-            for one. Images in memory and data set objects stay in their order unless `num_examples` chooses some.
+        split: Split of a folder or named data set; this and what follows are as in `ImagesConfig`, and belong in one if
+            `data` is one.
+        num_examples: Number of images. Images in memory and data set objects keep their order unless it chooses some.
+        subset: How those are chosen: 'balanced', 'robustbench', or a file of image names.
+        batch_size: Images in the network at once.
+        workers: Processes that load images.
+        allow_class_mismatch: Evaluate although the classes of the data are not those of the network.
 
     Returns:
         The report. It is written before anything optional begins (sweeps, images, diagnosis, figures), whose failure is

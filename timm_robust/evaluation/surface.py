@@ -86,7 +86,10 @@ def loss_surface(
     """Mean cross-entropy on a grid around clean images, spanned by the gradient and a random direction.
 
     Args:
-        model, x, y, threat: See `diagnose`.
+        model: Maps pixels to logits, in eval mode.
+        x: Images (N, C, H, W) in [0, 1].
+        y: Class indices (N,).
+        threat: Threat model.
         points: Points along each direction, from -eps to eps; images are clamped to [0, 1].
         batch_size: Images in the network at once.
         seed: Seed of the random signs and of the network's own noise.

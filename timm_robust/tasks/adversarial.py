@@ -75,7 +75,8 @@ class SatTask(RobustTask):
     targets act on both terms.
 
     Args:
-        model, criterion: See `RobustTask`.
+        model: The timm model.
+        criterion: Any timm criterion.
         weight: λ, the weight of the adversarial loss, in [0, 1].
         **kwargs: Further arguments of `RobustTask`.
 

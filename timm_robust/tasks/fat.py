@@ -113,10 +113,10 @@ class FatTask(_Friendly, SatTask):
     The paper has λ = 1, the default here; with less the clean loss has its share, as in `SatTask`.
 
     Args:
-        model, criterion: See `RobustTask`.
-        weight: See `SatTask`.
-        tau_epochs: Epochs at which τ, 0 at first, rises by one.
-        **kwargs: Further arguments of `RobustTask`; the attack is PGD in eval mode.
+        *args: The timm model and its criterion.
+        weight: λ, the weight of the adversarial loss, in [0, 1].
+        **kwargs: Further arguments of `RobustTask`; the attack is PGD in eval mode. `tau_epochs` are the epochs
+            at which τ, 0 at first, rises by one.
     """
 
     def __init__(self, *args: Any, weight: float = 1., **kwargs: Any):
@@ -127,9 +127,9 @@ class TradesFatTask(_Friendly, TradesTask):
     """TRADES-FAT: TRADES on images that stop τ steps after they first fool the network.
 
     Args:
-        model, criterion, beta: See `TradesTask`.
+        *args: The timm model and its criterion.
         tau_epochs: Epochs at which τ, 0 at first, rises by one.
-        **kwargs: Further arguments of `RobustTask`; the attack is PGD in eval mode.
+        **kwargs: Further arguments of `TradesTask`; the attack is PGD in eval mode.
     """
 
     def attack_divergence(

@@ -87,7 +87,9 @@ class MbnatTask(SatTask):
 
     Args:
         model: A model of `convert_aux_norm`, without gradient checkpointing.
-        criterion, weight, **kwargs: See `SatTask`.
+        criterion: Any timm criterion.
+        weight: λ, the weight of the adversarial loss, in (0, 1).
+        **kwargs: Further arguments of `RobustTask`.
 
     Raises:
         InputError: If the model has no auxiliary BatchNorm, or λ is 0 or 1, which would leave one of them untrained;

@@ -81,7 +81,8 @@ class NoFrostStarTask(RobustTask):
     is made here; if only three terms are wanted it takes the place of half of the batch's other kind.
 
     Args:
-        model, criterion: See `RobustTask`.
+        model: The timm model.
+        criterion: Any timm criterion.
         terms: Terms of the loss, 3 or 4.
         noise2net: Whether to augment clean images by networks drawn at random.
         **kwargs: Further arguments of `RobustTask`.

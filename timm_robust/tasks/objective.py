@@ -117,8 +117,12 @@ class Objective:
 
         Args:
             model: The network, after `prepare_model`.
-            criterion, attack, awp, space, steps_per_epoch, seed: See `RobustTask`; objectives that craft no images
-                leave all but the criterion aside.
+            criterion: Any timm criterion.
+            attack: The attack of training; this and what follows is for objectives that craft images.
+            awp: Adversarial weight perturbation.
+            space: Input space of the images.
+            steps_per_epoch: Batches of an epoch.
+            seed: Seed of the noise.
             **kwargs: Further arguments of timm's `ClassificationTask`.
         """
         if self.crafts:

@@ -58,7 +58,8 @@ class TradesTask(RobustTask):
     any timm criterion; smoothing and soft targets act on it alone.
 
     Args:
-        model, criterion: See `RobustTask`.
+        model: The timm model.
+        criterion: Any timm criterion.
         beta: β, not negative.
         **kwargs: Further arguments of `RobustTask`. The attack is PGD; with `random_start=True` it starts from a
             random point of the ball instead.
