@@ -134,7 +134,7 @@ def test_a_gpu_is_asked_after_1_2_4_and_8_steps_and_then_every_8(problem, monkey
 def test_the_batch_stays_full_until_the_queue_is_empty(problem):
     model, x, y = problem
     counting = Counting(model)
-    found = APGD(steps=20, restarts=2).run(counting, x, y, LINF, batch_size=8)
+    found = APGD(steps=20, restarts=2).run(counting, x, y, LINF, batch_size=8, all_correct=True)
     assert 0 < found.fooled.sum() < 40
     shrinking = next(i for i, n in enumerate(counting.sizes) if n < 8)
     assert all(n == 8 for n in counting.sizes[:shrinking]) and sum(counting.sizes[:shrinking]) > 40 * 8
@@ -148,7 +148,7 @@ def test_the_batch_stays_full_until_the_queue_is_empty(problem):
 def test_queries_are_counted_truly_and_limited(problem, cls):
     model, x, y = problem
     counting = Counting(model)
-    found = cls(query_limit=37).run(counting, x, y, LINF, batch_size=16)
+    found = cls(query_limit=37).run(counting, x, y, LINF, batch_size=16, all_correct=True)
     assert found.queries.sum() == sum(counting.sizes) and found.queries.max() == 37
     assert (found.queries[~found.fooled] == 37).all() and found.fooled.any()
     more = cls(query_limit=400).run(model, x, y, LINF)
@@ -164,7 +164,7 @@ def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
     y = torch.zeros(40, dtype=torch.int64)
     for attack, most in ((APGD(), 101), (FABT(), 9 * 101 + 1)):
         counting = Counting(robust)
-        attack(counting, x, y, LINF)
+        attack(counting, x, y, LINF, all_correct=True)
         assert sum(counting.sizes) / 40 == most, 'nothing can be fooled here, so every evaluation is made'
 
 
@@ -274,7 +274,7 @@ def test_searching_on_a_copy_leaves_the_answer(dtype):
 def test_the_copy_is_what_is_searched(problem):
     model, x, y = problem
     own, faster = Counting(model), Counting(model)
-    found = APGD(steps=5).run(own, x, y, LINF, fast_model=faster)
+    found = APGD(steps=5).run(own, x, y, LINF, fast_model=faster, all_correct=True)
     resists = (~found.fooled).sum()
     assert sum(own.sizes) == 40, 'a last look at each image'
     assert sum(faster.sizes) == found.queries.sum() + resists, 'and at those it could not fool'

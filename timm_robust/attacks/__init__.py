@@ -3,7 +3,7 @@ from .apgd import APGD, APGDT
 from .autoattack import AutoAttack, Ensemble
 from .ball import Ball, InputSpace
 from .base import Attack
-from .checks import check_batch, check_images, logits_of, wrong_classes
+from .checks import check_batch, check_classes, check_images, check_tensor, logits_of, wrong_classes
 from .clean import Clean
 from .context import ATTACK_BN_MODES, attack_mode, input_gradient, input_gradients
 from .cw_l2 import CWL2
@@ -70,7 +70,9 @@ __all__ = [
     'attack_names',
     'attack_mode',
     'check_batch',
+    'check_classes',
     'check_images',
+    'check_tensor',
     'cross_entropy',
     'cw_loss',
     'dlr',

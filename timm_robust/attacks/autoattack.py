@@ -4,7 +4,6 @@ Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemb
 https://arxiv.org/abs/2003.01690, section 5; the versions and their parameters are those of the authors' code.
 """
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Optional, Tuple
 
 import torch
@@ -16,6 +15,7 @@ from .base import Attack
 from .checks import Classifier, check_batch, check_classes, check_images, logits_of
 from .context import attack_mode
 from .fab import FAB, FABT
+from .losses import precise
 from .noise import image_seeds
 from .registry import register_attack
 from .square import Square
@@ -74,11 +74,11 @@ class Ensemble(Attack):
         with attack_mode(model):
             check_images(images, call.space, model)
             checked = check_batch(images, labels)
-            y, x = checked.labels, images.detach().clone()
+            y, x = checked.labels, precise(images.detach()).clone()
             if not len(x):
                 return AttackResult(x, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y))
             seeds = image_seeds(call.seed, len(x), x.device)
-            classifier = Classifier(model, dtype=images.dtype, check=partial(check_classes, checked))
+            classifier = Classifier(model, dtype=images.dtype, check=lambda z: check_classes(checked, z.shape[1]))
             wrong = logits_of(classifier, x, call.batch_size).argmax(1) != y
             found = AttackResult(x, wrong, torch.ones_like(y))
             tell(int(wrong.sum()))
@@ -87,7 +87,8 @@ class Ensemble(Attack):
                 if not len(left):
                     break
                 result = member.attack_images(
-                    model, images[left], y[left], threat, replace(call, seed=seeds[left], progress=None))
+                    model, images[left], y[left], threat, replace(
+                        call, seed=seeds[left], progress=None, all_correct=True))
                 fooled = logits_of(classifier, result.adversarial, call.batch_size).argmax(1) != y[left]
                 found.queries[left] += result.queries
                 fallen = left[fooled]
