@@ -382,6 +382,8 @@ def other_weights(folder):
     (lambda f: edit(f, 'results.json', r'"correct": \[', '"correct": [null, '), 'results.json'),
     (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": 99.9'), 'says 99.9 % where its outcomes'),
     (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": NaN'), 'says nan % where its outcomes'),
+    (lambda f: edit(f, 'results.json', r'"eps": [\d.]+', '"eps": 0.0627'), 'is not as it was written'),
+    (lambda f: edit(f, 'results.json', r'"labels": \[\s*\d', '"labels": [9'), 'is not as it was written'),
     (lambda f: edit(f, 'results.json', '"card": {', '"cards": {'), 'results.json holds no card'),
     (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'), 'README.md is not the card'),
     (lambda f: edit(f, 'results.json', '"images.png"', '"../secret.png"'), 'is no figure of an evaluation'),

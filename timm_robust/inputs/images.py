@@ -13,6 +13,7 @@ from ..data import (
     check_images,
     check_split,
     class_names,
+    conflicting_labels,
     dataset_labels,
     image_channels,
     is_grey,
@@ -211,7 +212,7 @@ class Images:
         device: Where batches go.
         config: How they are loaded.
         class_names: Names of the classes by index, where the data set knows them.
-        mismatch: How its classes differ from those of the network, '' if they do not.
+        mismatch: How its classes differ from those of the network, and images under two labels; '' if nothing.
     """
     dataset: Any
     indices: List[int]
@@ -273,6 +274,7 @@ def choose_images(
         indices = listed_indices(dataset, config.subset, count)
     check_distinct(dataset, indices)
     hashes = check_images(dataset, indices)
+    mismatch = '; '.join(filter(None, (mismatch, conflicting_labels(dataset, indices, hashes))))
     return Images(
         dataset, indices, hashes, network.preprocessing, network.device, config, names, mismatch)
 

@@ -262,12 +262,18 @@ def _with_two_norms(model: nn.Module, gamma: float) -> nn.Module:
         raise _about(error, 'gamma', gamma) from error
 
 
-def build_network(config: NetworkConfig, device: Optional[torch.device] = None) -> Network:
+def build_network(
+        config: NetworkConfig,
+        device: Optional[torch.device] = None,
+        *,
+        converts: bool = False,
+) -> Network:
     """Build a network and load its weights: never random ones, and never part of them.
 
     Args:
         config: The network.
         device: Where to, by default to the device of the config.
+        converts: Of `fit_weights`.
 
     Raises:
         InputError: If there is no such network, or its weights are missing, broken, of another network, or not finite.
@@ -279,7 +285,7 @@ def build_network(config: NetworkConfig, device: Optional[torch.device] = None) 
     model = create_network(config, pretrained=checkpoint is None)
     if config.gamma is not None:
         model = _with_two_norms(model, config.gamma)
-    conversion = fit_weights(model, checkpoint, config.checkpoint) if checkpoint else None
+    conversion = fit_weights(model, checkpoint, config.checkpoint, converts=converts) if checkpoint else None
     if not num_outputs(model):
         raise InputError('has no classifier', argument='model', value=config.model)
     broken = next((k for k, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()), None)
