@@ -66,9 +66,9 @@ def test_an_image_under_two_labels_is_recorded(root, network):
     shutil.copy(root / 'test' / 'c' / '1.png', root / 'test' / 'a' / '3.png')
     shutil.copy(root / 'test' / 'b' / '0.png', root / 'test' / 'b' / '1.png')
     images = open_images(config(root), network)
-    assert images.mismatch == (
-        f"1 images occur under another label too, {root / 'test' / 'a' / '3.png'} as {root / 'test' / 'c' / '1.png'} "
-        'for example: one of them is counted as wrong')
+    pair = [str(root / 'test' / name) for name in ('a/3.png', 'c/1.png')]
+    assert images.mismatch.startswith('1 images occur under another label too, ')
+    assert all(path in images.mismatch for path in pair)
     assert not open_images(config(root, subset=str(listed(root, 'a/3.png'))), network).mismatch
 
 
