@@ -13,8 +13,9 @@ from timm_robust.cli import main
 
 TRAINING = [
     'train', '--model', 'nofrost_resnet11_mnist', '--in-chans', '3', '--img-size', '32', '--num-classes', '2',
-    '-b', '8', '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', '0', '-j', '0', '--attack-steps', '1', '--device', 'cpu',
-    '--epochs', '3', '--objective', 'nofrost', '--model-ema', '--reprob', '0.2', '--experiment', 'run']
+    '-b', '8', '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', '0', '-j', '0', '--attack-steps', '1',
+    '--device', 'cpu', '--epochs', '3', '--objective', 'nofrost', '--model-ema', '--reprob',
+    '0.2', '--experiment', 'run']
 
 
 def limited(room):

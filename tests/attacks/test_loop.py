@@ -22,11 +22,13 @@ from timm_robust.attacks import (
     Linf,
     RayS,
     Square,
+    keep_best,
     loop,
     make_fast_model,
     noise,
     wrong_classes,
 )
+from timm_robust.attacks.state import Batch
 from timm_robust.errors import InputError
 from timm_robust.layers import fold_for_inference, set_bn_mode
 
@@ -111,6 +113,29 @@ def test_looking_seldom_changes_nothing(problem, attack, monkeypatch):
     runs = getattr(attack, 'num_targets', None) or 1
     assert late.queries.max() <= runs * attack.run_length, 'went beyond the number of steps'
     assert (late.queries >= prompt.queries).all()
+
+
+def test_steps_after_an_image_is_done_are_ignored(problem):
+    _, x, y = problem
+    zero = torch.zeros(3, dtype=torch.int64)
+    state = Batch(x[:3], y[:3], zero, zero).state()
+    state['done'] = torch.tensor([True, False, False])
+    better = keep_best(state, 1 - x[:3], torch.tensor([True, True, False]), torch.ones(3))
+    assert better.tolist() == [False, True, True]
+    assert torch.equal(state['best'][0], x[0]) and torch.equal(state['best'][1:], 1 - x[1:3])
+    assert state['score'].tolist() == [float('-inf'), float('inf'), 1.]
+
+
+@pytest.mark.parametrize('seed', [
+    [.5] * 40, torch.rand(40), torch.arange(40)[:, None], [1, 2], '7', 2 ** 80, [2 ** 70] * 40, 1.5, True])
+def test_seeds_that_are_none(problem, seed):
+    with pytest.raises(InputError, match='seed: '):
+        PGD(steps=1)(*problem, LINF, seed=seed)
+
+
+def test_a_copy_of_other_classes_is_refused(problem):
+    with pytest.raises(InputError, match='fast_model: has 7 classes, the model 4'):
+        PGD(steps=1)(*problem, Linf(0.), fast_model=TinyNet(num_classes=7).eval())
 
 
 def test_a_gpu_is_asked_after_1_2_4_and_8_steps_and_then_every_8(problem, monkeypatch):

@@ -158,7 +158,9 @@ def test_labels_of_any_integer_type(cls, kind, problem):
     (lambda y: y[:7], 'labels: 7 for 20 images'), (lambda y: y + 3, 'hold class [456], the model has 4 classes'),
     (lambda y: y - 9, 'labels: hold -'), (lambda y: y.bool(), 'labels: are torch.bool'),
     (lambda y: ['a'] * len(y), 'labels: are no class indices'), (lambda y: 3, 'labels: a single number for 20 images'),
-    (lambda y: torch.ones(len(y), 3), 'soft targets of 3 classes, the model has 4')])
+    (lambda y: torch.ones(len(y), 3), 'soft targets of 3 classes, the model has 4'),
+    (lambda y: torch.full((len(y), 4), -1.), 'labels: hold negative numbers'),
+    (lambda y: torch.full((len(y), 4), float('nan')), 'labels: hold negative numbers or none')])
 def test_labels_that_fit_nothing_are_refused(cls, labels, message, problem):
     model, x, y = problem
     with pytest.raises(InputError, match=message):
@@ -312,7 +314,8 @@ def test_a_shared_setting_goes_to_all_that_have_it_and_is_missed_by_none():
 @pytest.mark.parametrize('names, message', [
     ('clean,pdg20', "attacks='pdg20': unknown attack; choose from"), ('', 'names none'), (' , ', 'names none'),
     ('fgsm3', 'takes no number; write fgsm'), ('pgd0', 'must be at least 1'), ('pgd-5', 'unknown attack'),
-    ('pgd2.5', 'unknown attack'), ([3], 'neither a name nor an attack')])
+    ('pgd2.5', 'unknown attack'), ('pgd２', 'unknown attack'), (f"pgd{'9' * 400}", r'must be below 2\*\*31'),
+    ([3], 'neither a name nor an attack')])
 def test_names_that_are_none(names, message):
     with pytest.raises(InputError, match=message):
         parse_attacks(names)

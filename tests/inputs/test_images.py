@@ -78,6 +78,12 @@ def listed(root, *names):
     return path
 
 
+@pytest.mark.parametrize('split', ['/', '../data/test', 'test/', '..', '.'])
+def test_a_split_is_a_name(root, network, split):
+    with pytest.raises(InputError, match='split=.*leads out of the data'):
+        open_images(config(root, split=split), network)
+
+
 def test_truncated_images_are_found_among_those_that_count(root, network):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
     chosen = open_images(config(root, num_examples=8), network).indices

@@ -46,7 +46,7 @@ def _read_step_size(size: Union[str, float]) -> float:
         number = parse_eps(size)
     except InputError as error:
         raise error.about('step_size', size) from error
-    if isinstance(size, bool) or not 0 < number < float('inf'):
+    if not 0 < number < float('inf'):
         raise InputError(
             'must be positive, in pixel units on [0, 1]', 'write it as 2/255 or 0.01', argument='step_size', value=size)
     return number

@@ -213,6 +213,8 @@ def check_batch(images: torch.Tensor, labels: Any, *, look: bool = True) -> Chec
     """
     values = _class_indices(labels, images, 'labels')
     if values.ndim == 2 and values.is_floating_point() and values.shape[1] > 1:
+        if (look or values.device.type == 'cpu') and not ((values >= 0) & values.isfinite()).all():
+            raise InputError('hold negative numbers or none', 'soft targets are probabilities', argument='labels')
         return Checked(hard_labels(values), values, values.shape[1])
     if values.ndim != 1:
         raise InputError(

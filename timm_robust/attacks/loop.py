@@ -199,6 +199,8 @@ def _verify(
     holds = logits_of(model, found.adversarial[claimed], batch_size).argmax(1) == y[claimed]
     found.fooled[claimed] = ~holds
     own, copied = (logits_of(m, found.adversarial[resists], batch_size) for m in (model, fast_model))
+    if own.shape != copied.shape:
+        raise InputError(f'has {copied.shape[1]} classes, the model {own.shape[1]}', argument='fast_model')
     agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)
     found.fooled[resists] = own.argmax(1) != y[resists]
     return claimed[holds], resists[~agree & ~found.fooled[resists]]
@@ -278,8 +280,6 @@ def run_attack(
             targets = wrong_classes(clean, checked.labels, getattr(attack, 'num_targets', None))
         runs = getattr(attack, 'restarts', 1) * (1 if targets is None else targets.shape[1])
         seeds = image_seeds(call.seed, len(x), x.device)
-        if len(seeds) != len(x):
-            raise InputError(f'{len(seeds)} for {len(x)} images', 'give one for all or one for each', argument='seed')
         work = _Work(x, checked.labels, checked.soft, seeds, runs, targets)
         if looks:
             wrong = clean.argmax(1) != checked.labels

@@ -1,5 +1,6 @@
 """The images that a network is evaluated on: opened, chosen, decoded once, and delivered with the right labels."""
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -106,6 +107,8 @@ def open_dataset(
         return InputError(problem, remedy, argument=argument, value=value)
 
     _check_torch_split(config.dataset, split)
+    if not config.dataset and (Path(split).name != split or split == '..'):
+        raise wrong('leads out of the data', 'give the name of a folder in it', 'split', split)
     create: Any = create_dataset  # whose hints are narrower than what it takes
     try:
         dataset = create(

@@ -33,6 +33,7 @@ __all__ = [
 _OF_RUN = (
     'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'gp',
     'model_kwargs')
+_LARGEST_SIDE = 1 << 15  # of an image before it is cropped
 _SIZES = ('img_size', 'input_size')
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
@@ -212,6 +213,10 @@ def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessin
     for size in found['input_size']:
         check_at_least('input_size', size)
     check_range('crop_pct', found['crop_pct'], 0, open_low=True)
+    resized = max(found['input_size'][1:]) / found['crop_pct']
+    if resized > _LARGEST_SIDE:
+        raise InputError(f'images would be resized to {resized:.3g} pixels, above {_LARGEST_SIDE}', argument='crop_pct',
+                         value=found['crop_pct'])
     check_choice('interpolation', found['interpolation'], _INTERPOLATIONS)
     return cast(Preprocessing, found)
 
