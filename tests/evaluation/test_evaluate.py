@@ -379,7 +379,8 @@ def test_data_that_is_none_is_refused():
     model, (x, y) = TinyNet().eval(), data()
     for images, message in ((3, 'data: is int'), ({'x': x}, 'data: delivers no pairs of an image and'),
                             ([(x[0], 'cat')], 'data: delivers no pairs'), (TensorDataset(x, y[:, None]), 'as a label'),
-                            ([(x[0], .5)], 'data: delivers 0.5 as a label'), (x, 'labels: are missing'), ((x,), 'data: is tuple'),
+                            ([(x[0], .5)], 'data: delivers 0.5 as a label'), (x, 'labels: are missing'),
+                            ((x,), 'data: is tuple'),
                             ('nowhere', 'the model is no timm model'), ((x[:0], y[:0]), 'data: holds no image')):
         with pytest.raises(InputError, match=message):
             evaluate(model, images, attacks='clean')

@@ -174,7 +174,7 @@ def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False
     """
     in_chans = config.in_chans or (config.input_size[0] if config.input_size else None)
     kwargs.update(in_chans=in_chans, num_classes=config.num_classes, global_pool=config.gp)
-    for key in sorted(kwargs.keys() & config.model_kwargs.keys()):
+    for key in sorted({*kwargs, 'pretrained'} & config.model_kwargs.keys()):
         raise InputError(
             f'{key} is a separate setting', 'use that', argument='model_kwargs',
             value=f'{key}={config.model_kwargs[key]}')
