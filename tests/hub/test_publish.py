@@ -376,6 +376,8 @@ def other_weights(folder):
     (lambda f: save_file({k: v + 1 for k, v in load_file(f / 'model.safetensors').items()}, f / 'model.safetensors'),
      'its weights are not those of its config'),
     (lambda f: other_weights(f), 'results and weights are of different networks'),
+    (lambda f: edit(f, 'results.json', r'"weights_sha256": "\w+"', '"weights_sha256": "0"'),
+     'results and weights are of different networks'),
     (lambda f: linked(f / 'images.png', '/etc/passwd'), 'images.png is a link or no file'),
     (lambda f: linked(f / 'README.md', f / 'config.json'), 'README.md is a link or no file'),
     (lambda f: (f / 'images.png').write_text('root:x:0:0'), 'images.png is no figure'),

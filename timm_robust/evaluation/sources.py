@@ -328,17 +328,13 @@ class _OfDataset(Source):
 
 
 def _first_pair(dataset: Any) -> Tuple[Any, Any]:
-    """The first image of a data set object and its label.
-
-    Raises:
-        InputError: If it delivers no such pairs.
-    """
+    """The first image of a data set object and its label; `InputError` if it delivers no such pairs."""
     try:
         image, label = dataset[0]
-        whole = not torch.as_tensor(label).is_floating_point() and torch.as_tensor(label).ndim == 0
+        index = torch.as_tensor(label)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError('delivers no pairs of an image and the index of its class', argument='data') from error
-    if not whole:
+    if index.is_floating_point() or index.ndim:
         raise InputError(f'delivers {label!r} as a label', 'the index of a class is a whole number', argument='data')
     return image, label
 
