@@ -119,7 +119,7 @@ def state_equal(a: nn.Module, b: nn.Module) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-EPS = {'Linf': .03, 'L2': .3}
+EPS = {'Linf': .03, 'L2': .3, 'L1': 2.}
 SETTINGS = {  # in so few steps a default would find nothing
     'cw-l2': dict(steps=20, binary_search_steps=3, initial_const=10.), 'rays': dict(query_limit=200),
     'square': dict(query_limit=50)}
@@ -138,7 +138,7 @@ def defined_attacks():
     """Every registered attack under each norm that it is for."""
     for cls in ATTACKS.values():
         if cls is not NFGSM:  # whose images are not within eps
-            for norm in ['Linf', 'L2'] if cls.norms is None else cls.norms:
+            for norm in EPS if cls.norms is None else cls.norms:
                 members = short_attack(cls).all_members() if issubclass(cls, Ensemble) else ()
                 if all(m.norms is None or norm in m.norms for m in members):
                     yield pytest.param(cls, make_threat(norm, EPS[norm]), id=f'{cls.name}-{norm}')

@@ -40,7 +40,7 @@ from timm_robust.models import NormalizedModel
 from timm_robust.tasks import AWP, OBJECTIVES, NoFrostStar, TrainingAttack, create_task
 from timm_robust.training.loop import train_one_epoch
 
-EPS = {'Linf': .03, 'L2': .3}
+EPS = {'Linf': .03, 'L2': .3, 'L1': 2.}
 SETTINGS = {
     'cw-l2': dict(steps=10, binary_search_steps=2, initial_const=10.), 'rays': dict(query_limit=40),
     'square': dict(query_limit=24), 'fab': dict(steps=3), 'fab-t': dict(steps=3), 'apgd-t': dict(num_targets=2)}

@@ -1,6 +1,6 @@
 """Adversarially robust models, training objectives and honest evaluation for timm. Importing registers the models."""
 from . import attacks, tasks
-from .attacks import L2, Attack, InputSpace, Linf, ThreatModel, register_attack, register_norm
+from .attacks import L1, L2, Attack, InputSpace, Linf, ThreatModel, register_attack, register_norm
 from .errors import InputError
 from .evaluation import EvaluationReport, diagnose, evaluate
 from .layers import RobustNorm2d, replace_norm, set_bn_mode, sync_norm_statistics
@@ -14,6 +14,7 @@ __all__ = [
     'EvaluationReport',
     'InputError',
     'InputSpace',
+    'L1',
     'L2',
     'Linf',
     'NormalizedModel',

@@ -395,7 +395,7 @@ def test_an_attack_and_a_norm_of_ones_own_are_one_class_each(toys, problem):
     crafted = toys.TwoSteps().craft(model, x, y, threat)
     assert threat.size(crafted - x).max() <= .5 * (1 + 1e-5)
     for attack in (Square(), FAB(), AutoAttack()):
-        with pytest.raises(InputError, match='is for Linf and L2 alone, not PerChannel'):
+        with pytest.raises(InputError, match='is for Linf, L2 and L1 alone, not PerChannel'):
             attack(model, x, y, threat)
     with pytest.raises(InputError, match="name='pgd': is taken by timm_robust.attacks.pgd.PGD"):
         registry.register_attack(type('Other', (PGD,), {'name': 'pgd', '__module__': 'elsewhere'}))

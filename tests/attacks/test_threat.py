@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from timm_robust.attacks import (
+    L1,
     L2,
     NORMS,
     Ball,
@@ -17,6 +19,7 @@ from timm_robust.attacks import (
     parse_threat,
     register_norm,
 )
+from timm_robust.attacks.threat import project_onto_l1, sparse_signs
 from timm_robust.errors import InputError
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -50,13 +53,13 @@ def test_threat_model_in_words():
     assert str(Linf('8/255')) == 'Linf 8/255'
     assert str(Linf(0.2)) == 'Linf 0.2'
     assert str(Linf(0.031)) == 'Linf 0.031'
-    assert str(L2(1)) == 'L2 1' and str(L2(.5)) == 'L2 0.5'
+    assert str(L2(1)) == 'L2 1' and str(L2(.5)) == 'L2 0.5' and str(L1(12)) == 'L1 12'
     assert repr(Linf('8/255')) == f'Linf(eps={8 / 255})'
 
 
 @pytest.mark.parametrize('text,threat', [
     ('Linf 8/255', Linf(8 / 255)), ('linf eps 8/255', Linf(8 / 255)), ('LINF 0.1', Linf(.1)), ('l2 .5', L2(.5)),
-    (' Linf  8 / 255 ', Linf(8 / 255)), (L2(2), L2(2))])
+    (' Linf  8 / 255 ', Linf(8 / 255)), (L2(2), L2(2)), ('l1 12', L1(12))])
 def test_threats_are_read_as_they_are_printed(text, threat):
     assert parse_threat(text) == threat and hash(parse_threat(text)) == hash(threat)
 
@@ -109,6 +112,60 @@ def test_geometry_of_every_norm(threat):
     assert threat.scaled(.5) == make_threat(threat.norm, .15) and threat.scaled(1e9).eps <= threat.largest
 
 
+def by_bisection(delta, lowest, highest, eps):
+    """The projection onto the L1 ball and a box of one perturbation: the shift by halving an interval."""
+    def shifted(s):
+        return (delta.sign() * (delta.abs() - s).clamp_min(0)).clamp(lowest, highest)
+
+    low, high = 0., delta.abs().max().item()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if shifted(middle).abs().sum() > eps else (low, middle)
+    return delta.clamp(lowest, highest) if shifted(0.).abs().sum() <= eps else shifted(high)
+
+
+def test_projection_onto_the_l1_ball_within_the_box_is_the_nearest_point():
+    """Against bisection, and for few pixels against a solver that knows nothing of shifts; each row has its eps."""
+    torch.manual_seed(0)
+    cut = 0
+    for pixels, spread in ((5, .5), (5, 3.), (300, .1), (300, 4.)):
+        x = torch.rand(40, pixels, dtype=torch.float64).round(decimals=1)  # some pixels are black or white
+        delta = torch.randn_like(x) * spread
+        delta[:, 1] = delta[:, 0]  # ties
+        eps = torch.linspace(.01, .4 * pixels, 40, dtype=torch.float64)
+        found = project_onto_l1(delta, -x, 1 - x, eps)
+        assert (found.abs().sum(1) <= eps * (1 + 1e-12)).all() and (x + found).min() >= 0 and (x + found).max() <= 1
+        for i in range(40):
+            torch.testing.assert_close(
+                found[i], by_bisection(delta[i], -x[i], 1 - x[i], eps[i]), rtol=0, atol=1e-12, msg=f'{pixels} {i}')
+            cut += bool((found[i].abs().sum() - eps[i]).abs() < 1e-9)
+        if pixels == 5:
+            for i in range(0, 40, 8):
+                # d = up - down, up and down of at least 0
+                up, down = ((1 - x[i]).numpy(), x[i].numpy())
+                goal, limit = delta[i].numpy(), eps[i].item()
+                best = minimize(
+                    lambda v, goal=goal: ((v[:5] - v[5:] - goal) ** 2).sum(), [0.] * 10, method='SLSQP',
+                    bounds=[(0, u) for u in (*up, *down)], options={'ftol': 1e-15, 'maxiter': 1000},
+                    constraints={'type': 'ineq', 'fun': lambda v, limit=limit: limit - v.sum()}).x
+                assert abs(found[i].numpy() - (best[:5] - best[5:])).max() < 1e-5
+    assert cut > 60, 'hardly any perturbation was too long'
+    x, delta = torch.rand(50, 3072), torch.randn(50, 3072)
+    assert project_onto_l1(delta, -x, 1 - x, 12.).abs().sum(1).max() <= 12 * (1 + 1e-6), 'float32'
+    assert not project_onto_l1(delta, -x, 1 - x, 0.).any()
+
+
+def test_sparse_steps_move_the_largest_gradients_alone():
+    gradient = torch.tensor([[5., -4, 3, 0], [0, 0, 0, 0], [0, -2, 0, 0]]).view(3, 1, 2, 2)
+    expected = torch.tensor([[.5, -.5, 0, 0], [0, 0, 0, 0], [0, -1, 0, 0]]).view(3, 1, 2, 2)
+    assert torch.equal(sparse_signs(gradient, 2), expected)
+    assert torch.equal(sparse_signs(gradient, torch.tensor([2, 1, 4])), expected)
+    assert torch.equal(sparse_signs(gradient, torch.tensor([3, 1, 1]))[0].flatten() * 3, torch.tensor([1., -1, 1, 0]))
+    stride = L1(12).stride(torch.randn(2, 3, 20, 20))
+    assert (stride != 0).flatten(1).sum(1).tolist() == [12, 12], '1 % of the pixels'
+    assert torch.allclose(stride[stride != 0].abs(), torch.tensor(1 / 12))
+
+
 def test_step_sizes():
     assert math.isclose(nofrost_step_size(Linf('8/255'), 10), 1 / 255)
     assert math.isclose(nofrost_step_size(Linf('32/255'), 10), 3.6 / 255)
@@ -136,13 +193,13 @@ def test_spaces_are_inverse():
     torch.testing.assert_close(SPACE.to_pixels(SPACE.normalize(pixels)), pixels, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize('norm,eps', [('Linf', 0.1), ('L2', 0.7)])
+@pytest.mark.parametrize('norm,eps', [('Linf', 0.1), ('L2', 0.7), ('L1', 5.)])
 def test_projection_is_within_eps_in_pixels(norm, eps):
     pixels = torch.rand(5, 3, 6, 6, dtype=torch.float64)
     ball = Ball(SPACE.normalize(pixels), make_threat(norm, eps), SPACE)
     adv = SPACE.to_pixels(ball.project(ball.x + 3 * torch.randn_like(ball.x)))
     delta = (adv - pixels).flatten(1)
-    size = delta.abs().amax(1) if norm == 'Linf' else delta.norm(dim=1)
+    size = {'Linf': delta.abs().amax(1), 'L2': delta.norm(dim=1), 'L1': delta.abs().sum(1)}[norm]
     assert size.max() <= eps * (1 + 1e-12) and size.min() > 0.5 * eps
     assert adv.min() >= -1e-15 and adv.max() <= 1 + 1e-15
     inside = ball.x + 0.01 * eps * torch.randn_like(ball.x).clamp(-1, 1)
@@ -150,7 +207,7 @@ def test_projection_is_within_eps_in_pixels(norm, eps):
     torch.testing.assert_close(ball.project(inside), inside, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('norm', ['Linf', 'L2', 'L1'])
 def test_pixels_outside_the_range_are_not_forced_back(norm):
     # what random erasing leaves behind
     x = torch.full((1, 3, 2, 2), 4., dtype=torch.float64)

@@ -18,6 +18,7 @@ from .registry import ATTACKS, attack_from_dict, attack_names, parse_attack, par
 from .square import Square
 from .state import AttackResult, Batch, State, keep_best
 from .threat import (
+    L1,
     L2,
     NORMS,
     Linf,
@@ -55,6 +56,7 @@ __all__ = [
     'GradientAttack',
     'InputSpace',
     'IterativeAttack',
+    'L1',
     'L2',
     'Linf',
     'MIM',

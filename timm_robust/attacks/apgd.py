@@ -1,7 +1,7 @@
 """Auto-PGD: momentum steps whose length halves, image by image, where progress stalls.
 
 Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks` -
-https://arxiv.org/abs/2003.01690, algorithm 1.
+https://arxiv.org/abs/2003.01690, algorithm 1; under L1 sparse steps, see `apgd_l1`.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ import torch
 
 from ..errors import check_at_least, check_choice, check_range
 from ..settings import setting
+from . import apgd_l1
 from .ball import Ball
 from .base import Attack
 from .context import input_gradient
@@ -49,6 +50,8 @@ class _AutoPGD(Attack):
         return self.steps + 1
 
     def start(self, batch: Batch, threat: ThreatModel) -> State:
+        if threat.norm == 'L1':
+            return apgd_l1.start(batch, threat.eps, self.steps)
         x, ball = batch.x, Ball(batch.x, threat)
         # on the surface of the ball, as the reference starts
         direction = threat.direction(batch.seeds, 0, x[0].numel())
@@ -80,18 +83,28 @@ class _AutoPGD(Attack):
             gradient, loss = gradient + more, loss + more_loss
             # that one noisy pass is fooled says little about the next: the highest mean loss decides, at the end
             fooled = torch.zeros_like(fooled)
+        if threat.norm == 'L1':
+            fooled = fooled & apgd_l1.is_within_eps(state['step'], self.steps)
         better = keep_best(state, state['point'], fooled, loss / self.queries)
         state['best_gradient'] = torch.where(better.view(-1, 1, 1, 1), gradient, state['best_gradient'])
         state['done'] = (state['score'] == float('inf')) | (state['step'] >= self.steps)
-        self._check_step_size(state, loss / self.queries)
+        if threat.norm == 'L1':
+            apgd_l1.move(state, gradient, threat.eps, self.steps)
+        else:
+            self._move(state, gradient, loss / self.queries, threat)
+        state['step'] = state['step'] + 1
+
+    def _move(self, state: State, gradient: torch.Tensor, loss: torch.Tensor, threat: ThreatModel) -> None:
+        self._check_step_size(state, loss)
         halved = state.pop('halved').view(-1, 1, 1, 1)
         point = torch.where(halved, state['best'], state['point'])
         gradient = torch.where(halved, state['best_gradient'], gradient)
         momentum = torch.where((state['step'] == 0).view(-1, 1, 1, 1), 0., point - state['previous'])
         share = torch.where(state['step'] == 0, 1., _MOMENTUM).to(point.dtype).view(-1, 1, 1, 1)
         state['previous'] = point
-        state['point'] = self._next(state, threat, point, gradient, momentum, share)
-        state['step'] = state['step'] + 1
+        ball = Ball.of_rows(state, threat)
+        ahead = ball.project(point + threat.steepest(gradient) * state['step_size'].view(-1, 1, 1, 1))
+        state['point'] = ball.project(point + (ahead - point) * share + momentum * (1 - share))
 
     def _check_step_size(self, state: State, loss: torch.Tensor) -> None:
         """Conditions 1 and 2 of the paper's section 3.2; sets state['halved']."""
@@ -110,19 +123,6 @@ class _AutoPGD(Attack):
         state['since_check'] = torch.where(due, 0, since)
         state['ascents'] = torch.where(due, 0, state['ascents'])
         state['halved'] = halved
-
-    def _next(
-            self,
-            state: State,
-            threat: ThreatModel,
-            point: torch.Tensor,
-            gradient: torch.Tensor,
-            momentum: torch.Tensor,
-            share: torch.Tensor,
-    ) -> torch.Tensor:
-        ball = Ball.of_rows(state, threat)
-        ahead = ball.project(point + threat.steepest(gradient) * state['step_size'].view(-1, 1, 1, 1))
-        return ball.project(point + (ahead - point) * share + momentum * (1 - share))
 
 
 @register_attack

@@ -36,14 +36,18 @@ class Ensemble(Attack):
         """The attacks, in order."""
         raise NotImplementedError
 
-    def members(self, num_classes: int) -> Tuple[Attack, ...]:
+    def adapted(self, member: Attack, num_classes: int, threat: ThreatModel) -> Attack:
+        """A member with the settings it has under a threat model."""
+        return member
+
+    def members(self, num_classes: int, threat: Optional[ThreatModel] = None) -> Tuple[Attack, ...]:
         members = self.all_members()
         for member in members:
             if num_classes < member.classes_needed:
                 raise InputError(
                     f'needs {member.classes_needed} classes for {member}, the model has {num_classes}',
                     'run its other attacks by themselves', argument='attack', value=str(self))
-        return members
+        return members if threat is None else tuple(self.adapted(m, num_classes, threat) for m in members)
 
     def check(self, threat: ThreatModel, num_classes: Optional[int] = None) -> None:
         if num_classes is not None:
@@ -82,7 +86,7 @@ class Ensemble(Attack):
             wrong = logits_of(classifier, x, call.batch_size).argmax(1) != y
             found = AttackResult(x, wrong, torch.ones_like(y))
             tell(int(wrong.sum()))
-            for member in self.members(classifier.num_classes):
+            for member in self.members(classifier.num_classes, threat):
                 left = (~found.fooled).nonzero().squeeze(1)
                 if not len(left):
                     break
@@ -100,7 +104,10 @@ class Ensemble(Attack):
 
 @register_attack
 class AutoAttack(Ensemble):
-    """AutoAttack. Targeted attacks steer towards 9 classes, or all wrong ones if there are fewer."""
+    """AutoAttack. Targeted attacks steer towards 9 classes, or all wrong ones if there are fewer.
+
+    Under L1 standard runs APGD-CE five times, and APGD-T steers towards 5 classes.
+    """
     name = 'autoattack'
     aliases = ('aa', 'autoattack-standard')
     variants = {'autoattack-plus': {'version': 'plus'}, 'autoattack-rand': {'version': 'rand'}}
@@ -121,3 +128,10 @@ class AutoAttack(Ensemble):
         if self.version == 'standard':
             return APGD(), *targeted, Square()
         return APGD(restarts=5), APGD(loss='dlr', restarts=5), FAB(restarts=5), Square(), *targeted
+
+    def adapted(self, member: Attack, num_classes: int, threat: ThreatModel) -> Attack:
+        if threat.norm != 'L1' or self.version != 'standard':
+            return member
+        if isinstance(member, APGDT) and self.num_targets is None:
+            return replace(member, num_targets=min(5, num_classes - 1))
+        return replace(member, restarts=5) if isinstance(member, APGD) else member

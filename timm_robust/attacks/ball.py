@@ -133,14 +133,16 @@ class Ball:
         return delta if self.std is None else delta / self.std
 
     def project(self, adv: torch.Tensor) -> torch.Tensor:
-        """Allowed images near these: within eps by `ThreatModel.project`, then clamped, which only shortens."""
+        """Allowed images near these: within eps by `ThreatModel.project`, and within valid pixels."""
         if not self.threat.box:
             delta = adv - self.x
             pixels = delta if self.std is None else delta * self.std
             if type(self.threat).project is ThreatModel.project:
                 adv = self.x + delta * self.threat.shrink(pixels)  # a factor needs no change of units
             else:
-                adv = self.x + self.to_input(self.threat.project(pixels))
+                lowest, highest = (
+                    end - self.x if self.std is None else (end - self.x) * self.std for end in (self.lower, self.upper))
+                adv = self.x + self.to_input(self.threat.project_in_box(pixels, lowest, highest))
         return torch.clamp(adv, self.lower, self.upper)
 
     def random(self, seed: Seed = None) -> torch.Tensor:
@@ -163,11 +165,11 @@ class Ball:
         return self.project(self.x + self.to_input(pixels.to(self.x.dtype).view(self.x.shape)))
 
     def ascend(self, adv: torch.Tensor, pixel_direction: torch.Tensor, step_size: float) -> torch.Tensor:
-        """Steepest ascent under the norm, then projection.
+        """A step uphill, along the threat model's `stride`, then projection.
 
         Args:
             adv: Current images in the network's input space, shape (N, C, H, W).
             pixel_direction: Direction in pixel space, a gradient for example.
             step_size: Length of the step in pixel units.
         """
-        return self.project(adv + self.to_input(self.threat.steepest(pixel_direction) * step_size))
+        return self.project(adv + self.to_input(self.threat.stride(pixel_direction) * step_size))

@@ -174,8 +174,9 @@ class Attack:
         """What `run` does; here each image alone, by `start` and `step`."""
         return run_attack(self, model, images, labels, threat, call)
 
-    def members(self, num_classes: int) -> Tuple['Attack', ...]:
-        """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble.
+    def members(self, num_classes: int, threat: Optional[ThreatModel] = None) -> Tuple['Attack', ...]:
+        """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble,
+        with the settings that are theirs under a threat model.
 
         Raises:
             InputError: If one of them is not defined for so few classes.
@@ -190,8 +191,8 @@ class Attack:
         """
         norms = self.norms
         if norms is not None and threat.norm not in norms:
-            raise InputError(
-                f"is for {' and '.join(norms)} alone, not {threat.norm}", argument='attack', value=str(self))
+            names = ' and '.join((', '.join(norms[:-1]), norms[-1])[-len(norms):])
+            raise InputError(f'is for {names} alone, not {threat.norm}', argument='attack', value=str(self))
         if num_classes is None:
             return
         if num_classes < self.classes_needed:

@@ -1,5 +1,5 @@
 """No attack: clean images, so that they can stand in a list of attacks."""
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
@@ -21,7 +21,7 @@ class Clean(Attack):
     budget = None
     whole_batch = True
 
-    def members(self, num_classes: int) -> Tuple[Attack, ...]:
+    def members(self, num_classes: int, threat: Optional[ThreatModel] = None) -> Tuple[Attack, ...]:
         return ()
 
     def attack_images(

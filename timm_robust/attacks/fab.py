@@ -28,13 +28,14 @@ def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tens
     Solves min |d| subject to <w, p + d> = b and 0 <= p + d <= 1. Where the box does not reach the hyperplane, the
     corner nearest to it is approached. With residual c = b - <w, p> the solution is
     d_i = sign(c w_i) min(s g_i, room_i), g = 1 for Linf and |w| for L2; the length s is the root of a concave
-    piecewise linear function, which Newton's method reaches from below.
+    piecewise linear function, which Newton's method reaches from below. For L1 the pixels of the largest |w| go to
+    their ends, the last of them only as far as it has to.
 
     Args:
         points: Shape (N, D), in [0, 1].
         w: Normals, shape (N, D).
         b: Offsets, shape (N,).
-        norm: 'Linf' or 'L2'.
+        norm: 'Linf', 'L2' or 'L1'.
 
     Returns:
         The move d, shape (N, D).
@@ -44,6 +45,13 @@ def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tens
     residual = residual.abs()[:, None]
     room = torch.where(w > 0, 1 - points, points)
     weight = w.abs()
+    if norm == 'L1':
+        order = weight.argsort(dim=1, descending=True)
+        sorted_weight = weight.gather(1, order)
+        gains = sorted_weight * room.gather(1, order)
+        missing = residual - (gains.cumsum(1) - gains)
+        moves = torch.minimum(gains, missing.clamp_min(0)) / sorted_weight.clamp_min(1e-30)
+        return w.sign() * torch.zeros_like(w).scatter(1, order, moves)
     pace, slope = (torch.ones_like(residual), weight) if norm == 'Linf' else (weight, weight.square())
     length = residual / slope.sum(1, keepdim=True).clamp_min(1e-30)
     on_cpu = points.device.type == 'cpu'
@@ -71,7 +79,7 @@ class _Boundary(Attack):
     point fools, the walk goes back towards the image and on along the boundary as seen from that point (the reference
     evaluates the network again to see it from the point it went back to).
     """
-    norms = ('Linf', 'L2')
+    norms = ('Linf', 'L2', 'L1')
     steerable = True
     needs_float32 = True  # for the distance to the boundary
     steps: int = setting(100, 'number of iterations')

@@ -2,6 +2,9 @@
 
 Andriushchenko et al. 2020, `Square Attack: a query-efficient black-box adversarial attack via random search` -
 https://arxiv.org/abs/1912.00049, algorithms 1 to 3.
+
+Under L1: Croce & Hein 2021, `Mind the box: l1-APGD for sparse adversarial attacks on image classifiers` -
+https://arxiv.org/abs/2103.01208, section 4.
 """
 from functools import cache, lru_cache
 from typing import Callable, Tuple
@@ -12,6 +15,7 @@ from ..devices import without_wait
 from ..errors import check_at_least, check_range
 from ..settings import setting
 from . import noise
+from .ball import Ball
 from .base import Attack
 from .losses import logit_gap
 from .registry import register_attack
@@ -25,30 +29,30 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULED = 10000
 
 
-def _pyramid(height: int, width: int) -> torch.Tensor:
-    """The paper's eta for L2: nested rectangles, each of weight 1/i^2 around the centre, with norm 1."""
+def _pyramid(height: int, width: int, norm: str) -> torch.Tensor:
+    """The papers' eta: nested rectangles around the centre, each of weight 1/i^2, for L1 1/i^4, with norm 1."""
     rows, columns = torch.arange(height, device='cpu'), torch.arange(width, device='cpu')
     top, left = height // 2, width // 2
     eta = torch.zeros(height, width, device='cpu')
     for i in range(max(height // 2, width // 2) + 1):
         inside = ((rows - top).abs() <= i)[:, None] & ((columns - left).abs() <= i)[None, :]
-        eta += inside / (i + 1) ** 2
-    return eta / eta.norm().clamp_min(1e-12)
+        eta += inside / (i + 1) ** (4 if norm == 'L1' else 2)
+    return eta / eta.norm(p=int(norm[1:])).clamp_min(1e-12)
 
 
-def _two_pyramids(size: int) -> torch.Tensor:
+def _two_pyramids(size: int, norm: str = 'L2') -> torch.Tensor:
     """A positive pyramid next to a negative one in a window of size x size, with norm 1."""
     half = size // 2
     window = torch.ones(size, size, device='cpu')
     if half:
-        window = torch.cat([_pyramid(half, size), -_pyramid(size - half, size)])
-    return window / window.norm().clamp_min(1e-12)
+        window = torch.cat([_pyramid(half, size, norm), -_pyramid(size - half, size, norm)])
+    return window / window.norm(p=int(norm[1:])).clamp_min(1e-12)
 
 
 # Tables of a few numbers, kept on the device: a copy from the CPU would make it wait in every query.
 @cache
-def _window(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return without_wait(_two_pyramids(size).to(dtype), device)
+def _window(size: int, norm: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return without_wait(_two_pyramids(size, norm).to(dtype), device)
 
 
 @lru_cache(maxsize=64)
@@ -57,7 +61,7 @@ def _sides(p_init: float, height: int, width: int, norm: str) -> Tuple[int, ...]
     halvings = torch.arange(len(_HALVINGS) + 1, dtype=torch.float64, device='cpu')
     share = p_init / 2. ** halvings
     size = (share * height * width).sqrt().round().long().clamp_min(1 if norm == 'Linf' else 3)
-    if norm == 'L2':
+    if norm != 'Linf':
         size = size + (size % 2 == 0)
     return tuple(size.clamp_max(min(height, width)).tolist())
 
@@ -71,7 +75,7 @@ def _on_device(values: Tuple[int, ...], device: torch.device) -> torch.Tensor:
 class Square(Attack):
     """Square attack on the gap of the logits; takes no gradient."""
     name = 'square'
-    norms = ('Linf', 'L2')
+    norms = ('Linf', 'L2', 'L1')
     budget = 'query_limit'
     counts_queries = True
     needs_float32 = True  # a patch changes the margin by less than bfloat16 can tell
@@ -107,15 +111,18 @@ class Square(Attack):
             stripes = noise.signs(batch.seeds, 0, channels * width).view(count, channels, 1, width)
             delta = threat.eps * stripes.to(x.dtype)
         else:
-            delta = self._tiles(batch) * threat.eps
+            delta = self._tiles(batch, threat.norm)
+            if threat.norm == 'L1':
+                return batch.state(point=Ball(x, threat).project(x + delta))
+            delta = delta / l2_norm(delta).clamp_min(1e-12) * threat.eps
         return batch.state(point=(x + delta).clamp(0, 1))
 
     @staticmethod
-    def _tiles(batch: Batch) -> torch.Tensor:
+    def _tiles(batch: Batch, norm: str) -> torch.Tensor:
         count, channels, height, width = batch.x.shape
         delta = torch.zeros_like(batch.x)
         size = max(min(height, width) // 5, 1)
-        window = _window(size, delta.dtype, delta.device)
+        window = _window(size, norm, delta.dtype, delta.device)
         top, left = (height % size) // 2, (width % size) // 2
         places = [(i, j) for i in range(height // size) for j in range(width // size)]
         random = noise.signs(batch.seeds, 0, len(places) * (channels + 1)).view(count, len(places), channels + 1)
@@ -124,7 +131,7 @@ class Square(Attack):
             rows, columns = top + i * size, left + j * size
             delta[:, :, rows:rows + size, columns:columns + size] = (
                 turned[:, None] * random[:, k, 1:, None, None].to(delta.dtype))
-        return delta / l2_norm(delta).clamp_min(1e-12)
+        return delta
 
     def step(self, model: Callable, state: State, threat: ThreatModel) -> None:
         with torch.no_grad():
@@ -134,8 +141,8 @@ class Square(Attack):
         keep_best(state, state['point'], fooled, logit_gap(logits, state['y']))
         state['step'] = state['step'] + 1
         state['done'] = (state['score'] == float('inf')) | (state['step'] >= self.query_limit)
-        propose = self._propose_linf if threat.norm == 'Linf' else self._propose_l2
-        state['point'] = propose(state, threat.eps)
+        state['point'] = (
+            self._propose_linf(state, threat.eps) if threat.norm == 'Linf' else self._propose_windows(state, threat))
 
     def _propose_linf(self, state: State, eps: float) -> torch.Tensor:
         x, best = state['x'], state['best']
@@ -151,12 +158,16 @@ class Square(Attack):
         sign = torch.where(random[:, 2:] < .5, -1., 1.).to(x.dtype)[:, :, None, None]
         return torch.where(inside, (x + sign * eps).clamp(0, 1), best)
 
-    def _propose_l2(self, state: State, eps: float) -> torch.Tensor:
-        x = state['x']
+    def _propose_windows(self, state: State, threat: ThreatModel) -> torch.Tensor:
+        x, eps, is_l1 = state['x'], threat.eps, threat.norm == 'L1'
+
+        def norm_of(windows: torch.Tensor) -> torch.Tensor:
+            return windows.abs().sum((2, 3), keepdim=True) if is_l1 else windows.norm(dim=(2, 3), keepdim=True)
+
         count, channels, height, width = x.shape
         # on the host, where the steps are known too: a GPU would have to be waited for
         steps = torch.tensor([age + 1 for age in state.ages] or state['step'].tolist(), device='cpu')
-        sizes = self.patch_sizes(steps, height, width, 'L2')
+        sizes = self.patch_sizes(steps, height, width, threat.norm)
         random = noise.uniform(state['seed'], state['step'], 5 + channels)
         delta = state['best'] - x
         out = delta.clone()
@@ -177,14 +188,17 @@ class Square(Attack):
             union[target] = 1
             union[source] = 1
             # the budget of both windows and what the image has left goes into the first window
-            budget = ((eps ** 2 - l2_norm(part) ** 2).clamp_min(0) / channels
-                      + (part * union).square().sum((2, 3), keepdim=True)).sqrt()
-            shape = _window(size, x.dtype, x.device)
+            if is_l1:
+                budget = (eps - threat.size(part)).clamp_min(0).view(-1, 1, 1, 1) + norm_of(part * union) * channels
+            else:
+                budget = ((eps ** 2 - l2_norm(part) ** 2).clamp_min(0) / channels
+                          + (part * union).square().sum((2, 3), keepdim=True)).sqrt()
+            shape = _window(size, threat.norm, x.dtype, x.device)
             shape = torch.where(r[:, 4].view(-1, 1, 1) < .5, shape, shape.T)[:, None]
             sign = torch.where(r[:, 5:] < .5, -1., 1.).to(x.dtype)[:, :, None, None]
-            fresh = shape * sign + taken / taken.norm(dim=(2, 3), keepdim=True).clamp_min(1e-12)
+            fresh = shape * sign + taken / norm_of(taken).clamp_min(1e-12)
             part[source] = 0
-            part[target] = fresh / fresh.norm(dim=(2, 3), keepdim=True).clamp_min(1e-12) * budget
-            moved = part / l2_norm(part).clamp_min(1e-12) * eps
+            part[target] = fresh / norm_of(fresh).clamp_min(1e-12) * budget
+            moved = part if is_l1 else part / l2_norm(part).clamp_min(1e-12) * eps
             out = moved if len(own) == count else out.index_copy(0, own, moved)
-        return (x + out).clamp(0, 1)
+        return Ball(x, threat).project(x + out) if is_l1 else (x + out).clamp(0, 1)

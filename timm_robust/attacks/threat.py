@@ -15,6 +15,7 @@ from ..errors import InputError
 from . import noise
 
 __all__ = [
+    'L1',
     'L2',
     'Linf',
     'NORMS',
@@ -26,11 +27,14 @@ __all__ = [
     'norm_names',
     'parse_eps',
     'parse_threat',
+    'project_onto_l1',
     'register_norm',
+    'sparse_signs',
 ]
 
 Seed = Union[int, Sequence[int], torch.Tensor, None]
 Size = Union[str, float]
+_SHIFTS, _ULPS = 30, 8  # most steps of the projection onto the L1 ball, and how near the sum has to come to eps
 _Norm = TypeVar('_Norm', bound=Type['ThreatModel'])
 
 
@@ -105,6 +109,10 @@ class ThreatModel(ABC):
     def steepest(self, gradient: torch.Tensor) -> torch.Tensor:
         """The perturbation of size 1 along which a function of this gradient, (N, C, H, W), rises most."""
 
+    def stride(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The perturbation of size 1 along which attacks step: `steepest`, unless that moves too few pixels."""
+        return self.steepest(gradient)
+
     def dual_size(self, gradient: torch.Tensor) -> torch.Tensor:
         """How fast a function of this gradient can rise, (N, ...) to (N,): the dual norm."""
         return (gradient * self.steepest(gradient)).flatten(1).sum(1)
@@ -116,6 +124,10 @@ class ThreatModel(ABC):
     def project(self, delta: torch.Tensor) -> torch.Tensor:
         """Perturbations (N, C, H, W) within eps, near these; by default these scaled down."""
         return delta * self.shrink(delta)
+
+    def project_in_box(self, delta: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+        """Perturbations within eps and between `lowest` <= 0 and `highest` >= 0, near these."""
+        return self.project(delta).clamp(lowest, highest)
 
     def direction(self, seeds: torch.Tensor, stream: int, count: int) -> torch.Tensor:
         """Random perturbations of size 1, shape (N, count); arguments of `noise.uniform`."""
@@ -194,6 +206,102 @@ class L2(ThreatModel):
 
     def dual_size(self, gradient: torch.Tensor) -> torch.Tensor:
         return self.size(gradient)
+
+
+def sparse_signs(gradient: torch.Tensor, count: Union[int, torch.Tensor]) -> torch.Tensor:
+    """Signs of the largest entries of each gradient, scaled to an L1 norm of 1.
+
+    Args:
+        gradient: Shape (N, C, H, W).
+        count: Number of entries that move, of at least 1: one for all or one for each, shape (N,); more where some are
+            equally large.
+    """
+    size = gradient.flatten(1).abs()
+    if isinstance(count, int):
+        smallest = size.topk(min(count, size.shape[1]), dim=1).values[:, -1:]
+    else:
+        smallest = size.sort(dim=1, descending=True).values.gather(1, count[:, None] - 1)
+    signs = torch.where(size >= smallest, gradient.flatten(1).sign(), 0.)
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
+
+
+def project_onto_l1(
+        delta: torch.Tensor,
+        lowest: torch.Tensor,
+        highest: torch.Tensor,
+        eps: Union[float, torch.Tensor],
+) -> torch.Tensor:
+    """The perturbations nearest to these of all whose absolute values add up to at most eps within a box around 0.
+
+    Croce & Hein 2021, `Mind the box: l1-APGD for sparse adversarial attacks on image classifiers` -
+    https://arxiv.org/abs/2103.01208, section 2: d_i = sign(delta_i) min(max(|delta_i| - s, 0), room_i), room_i being
+    the way to the end of the box and s >= 0 the least shift that keeps to eps. The sum of |d_i| is piecewise linear in
+    s: Newton's method, held in an interval around the root, ends on the right piece after a few steps.
+
+    Args:
+        delta: Shape (N, ...).
+        lowest: Lower end of the box, at most 0; like delta, or one for all.
+        highest: Upper end, at least 0; likewise.
+        eps: One for all or one for each, shape (N,).
+    """
+    size = delta.abs().flatten(1)
+    room = torch.where(delta > 0, highest, -lowest).flatten(1)
+    limit = eps.view(-1, 1) if isinstance(eps, torch.Tensor) else eps
+    shift = low = torch.zeros_like(size[:, :1])
+    high = size.amax(1, keepdim=True)
+    on_cpu = size.device.type == 'cpu'
+    for _ in range(_SHIFTS):
+        rest = size - shift
+        kept = torch.minimum(rest.clamp_min(0), room)
+        over = kept.sum(1, keepdim=True) - limit
+        settled = (over.abs() <= _ULPS * torch.finfo(size.dtype).eps * limit) | ((shift == 0) & (over <= 0))
+        # a GPU would have to be waited for
+        if on_cpu and settled.all():
+            break
+        low, high = torch.where(over > 0, shift, low), torch.where(over > 0, high, shift)
+        newton = shift + over / ((rest > 0) & (rest < room)).sum(1, keepdim=True)
+        inside = (newton > low) & (newton < high)
+        shift = torch.where(settled, shift, torch.where(inside, newton, (low + high) / 2))
+    kept = kept * (limit / kept.sum(1, keepdim=True).clamp_min(1e-30)).clamp_max(1)  # rounding
+    return delta.sign() * kept.view_as(delta)
+
+
+@register_norm
+class L1(ThreatModel):
+    """The absolute changes of all pixels and channels of an image add up to at most eps.
+
+    A step along the steepest direction would move one pixel: attacks spread it evenly over the 1 % with the largest
+    gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple Perturbations` -
+    https://arxiv.org/abs/1904.13000, section 4), APGD over a share that it adapts.
+    """
+    norm = 'L1'
+
+    def size(self, delta: torch.Tensor) -> torch.Tensor:
+        return delta.flatten(1).abs().sum(1)
+
+    def steepest(self, gradient: torch.Tensor) -> torch.Tensor:
+        flat = gradient.flatten(1)
+        largest = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
+
+    def stride(self, gradient: torch.Tensor) -> torch.Tensor:
+        return sparse_signs(gradient, max(gradient.shape[1:].numel() // 100, 1))
+
+    def dual_size(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.flatten(1).abs().amax(1)
+
+    def project(self, delta: torch.Tensor) -> torch.Tensor:
+        unlimited = delta.new_full((), math.inf)
+        return self.project_in_box(delta, -unlimited, unlimited)
+
+    def project_in_box(self, delta: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+        return project_onto_l1(delta, lowest, highest, self.eps)
+
+    def direction(self, seeds: torch.Tensor, stream: int, count: int) -> torch.Tensor:
+        # exponentials over their sum are uniform on the faces of the ball
+        radius, side = noise.uniform(seeds, stream, 2 * count).chunk(2, dim=1)
+        drawn = torch.where(side < .5, 1., -1.) * torch.log1p(-radius)
+        return drawn / self.size(drawn)[:, None].clamp_min(1e-12)
 
 
 def norm_names() -> str:

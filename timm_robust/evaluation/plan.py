@@ -42,7 +42,7 @@ class Plan:
 
     def members(self, attack: Attack, num_classes: int) -> List[Tuple[str, Attack]]:
         """The attacks to run one after the other, each with the key of its outcomes; none for clean images."""
-        members = attack.members(num_classes)
+        members = attack.members(num_classes, self.threat)
         return [
             (f'{self.prefix}{attack}/{m}' if isinstance(attack, Ensemble) else f'{self.prefix}{m}', m) for m in members]
 

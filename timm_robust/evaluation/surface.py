@@ -61,10 +61,10 @@ def directions(
         batch_size: int,
         seed: int,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Steepest ascent of the cross-entropy, and random signs; of length eps."""
+    """A step up the cross-entropy, and one along random signs; of length eps."""
     gradient = input_gradients(model, x, y, batch_size)
     random = signs(image_seeds(seed, len(x), x.device), 0, x[0].numel()).view_as(x).to(x.dtype)
-    return threat.eps * threat.steepest(gradient), threat.eps * threat.steepest(random)
+    return threat.eps * threat.stride(gradient), threat.eps * threat.stride(random)
 
 
 def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> float:

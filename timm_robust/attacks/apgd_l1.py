@@ -1,0 +1,84 @@
+"""APGD under L1: sparse steps, whose number of pixels follows the best perturbation so far, from a larger eps to eps.
+
+Croce & Hein 2021, `Mind the box: l1-APGD for sparse adversarial attacks on image classifiers` -
+https://arxiv.org/abs/2103.01208, algorithm 1, with the larger eps of section 3.2: 30 % of the steps within 3 eps, 30 %
+within 2 eps, the rest within eps, each part from the best point of the one before, projected. That projection counts as
+a step.
+"""
+import torch
+
+from . import noise
+from .state import Batch, State
+from .threat import project_onto_l1, sparse_signs
+
+__all__ = ['is_within_eps', 'move', 'start']
+
+_PARTS = 3
+_SHORTER, _SHORTEST = 1.5, 10.  # a step size is divided by the first, and at least the current eps over the second
+_SPARSER = .95  # share of the changed pixels below which the best perturbation counts as sparser
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _part(step: torch.Tensor, steps: int) -> torch.Tensor:
+    """Which part a step belongs to, 0 to 2."""
+    length = min(-(-3 * steps // 10), steps // 2)
+    return (step >= length).long() + (step >= 2 * length)
+
+
+def is_within_eps(step: torch.Tensor, steps: int) -> torch.Tensor:
+    """Whether the point of a step is an allowed one, shape (N,)."""
+    return _part(step, steps) == _PARTS - 1
+
+
+def _project(point: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    return (x + project_onto_l1(point - x, -x, 1 - x, eps)).clamp(0, 1)
+
+
+def _changed(point: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Number of pixels that differ, shape (N,)."""
+    return (point != x).flatten(1).sum(1)
+
+
+def start(batch: Batch, eps: float, steps: int) -> State:
+    """Gaussian noise projected onto the ball of the first part."""
+    x, zero = batch.x, batch.full(0, torch.int64)
+    size = (_PARTS - _part(zero, steps)) * batch.full(eps)
+    drawn = noise.normal(batch.seeds, 0, x[0].numel()) if len(x) else torch.zeros_like(x)
+    point = _project(x + drawn.to(x.dtype).view(x.shape), x, size)
+    return batch.state(
+        point=point, best_gradient=torch.zeros_like(x), step_size=size, changed=_changed(point, x),
+        since_check=zero - 1)
+
+
+def move(state: State, gradient: torch.Tensor, eps: float, steps: int) -> None:
+    """From the point just evaluated, of this gradient, to the next."""
+    x, point = state['x'], state['point']
+    part, following = _part(state['step'], steps), _part(state['step'] + 1, steps)
+    size = (_PARTS - part) * eps
+    # the sparsity of the best point decides how many pixels the next steps move
+    state['since_check'] = state['since_check'] + 1
+    length = torch.where(part < _PARTS - 1, -(-3 * steps // 10), steps - 2 * -(-3 * steps // 10))
+    due = state['since_check'] == (length / 25).long().clamp_min(1)
+    changed = _changed(state['best'], x)
+    sparser = due & (changed < _SPARSER * state['changed'])
+    shorter = torch.where(due, (state['step_size'] / _SHORTER).clamp_min(size / _SHORTEST), state['step_size'])
+    state['step_size'] = torch.where(sparser, size.to(shorter.dtype), shorter)
+    state['changed'] = torch.where(due, changed, state['changed'])
+    state['since_check'] = torch.where(due, 0, state['since_check'])
+    point = torch.where(_rows(sparser), state['best'], point)
+    gradient = torch.where(_rows(sparser), state['best_gradient'], gradient)
+
+    count = (state['changed'] / _SHORTER).ceil().long().clamp(1, x[0].numel())
+    ahead = point + _rows(state['step_size']) * sparse_signs(gradient, count)
+    # at the end of a part its best point goes to the smaller ball, where it has to prove itself again
+    turns = following > part
+    size = (_PARTS - following) * eps
+    state['point'] = _project(torch.where(_rows(turns), state['best'], ahead), x, size)
+    state['best'] = torch.where(_rows(turns), state['point'], state['best'])
+    state['score'] = torch.where(turns, float('-inf'), state['score'])
+    state['step_size'] = torch.where(turns, size.to(shorter.dtype), state['step_size'])
+    state['changed'] = torch.where(turns, _changed(state['point'], x), state['changed'])
+    state['since_check'] = torch.where(turns, -1, state['since_check'])
