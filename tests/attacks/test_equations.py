@@ -13,6 +13,7 @@ from timm_robust.attacks import (
     CWL2,
     FAB,
     FABT,
+    L1,
     L2,
     Batch,
     Linf,
@@ -22,12 +23,13 @@ from timm_robust.attacks import (
     dlr_targeted,
     logit_gap,
     make_threat,
+    noise,
     wrong_classes,
 )
 from timm_robust.attacks.fab import project_onto_hyperplane
 from timm_robust.attacks.square import _two_pyramids
 
-LINF, EUCLID = Linf(.05), L2(.4)
+LINF, EUCLID, CITY = Linf(.05), L2(.4), L1(.8)
 
 
 @pytest.fixture
@@ -121,6 +123,73 @@ def test_apgd_is_algorithm_1(problem, threat, loss):
     assert checks > 40, 'hardly a step was compared'
 
 
+def project_l1(p, x, eps):
+    """Onto the L1 ball around x and the box, the shift by bisection."""
+    def shifted(s):
+        return x + (d.sign() * (d.abs() - s).clamp_min(0)).clamp(-x, 1 - x)
+
+    d, low, high = p - x, 0., (p - x).abs().max().item()
+    if (shifted(0.) - x).abs().sum() <= eps:
+        return shifted(0.)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (shifted(middle) - x).abs().sum() > eps else (low, middle)
+    return shifted(high)
+
+
+@pytest.mark.parametrize('steps', [40, 120])
+@pytest.mark.parametrize('loss', ['ce', 'dlr'])
+def test_apgd_under_l1_is_algorithm_1_of_mind_the_box(problem, loss, steps):
+    """Croce & Hein 2021, iterate by iterate: sparse steps, their sparsity and size, and the parts of larger eps."""
+    model, x, y = problem
+    attack = APGD(loss=loss, steps=steps)
+    state = attack.start(jobs(x, y), CITY)
+    first = state['point'].clone()
+    path = []
+    for _ in range(steps + 1):
+        path.append(state['point'].clone())
+        attack.step(model, state, CITY)
+
+    def value_and_gradient(p, label):
+        p = p.clone().requires_grad_()
+        z = model(p[None])
+        value = F.cross_entropy(z, label[None]) if loss == 'ce' else dlr(z, label[None]).sum()
+        return value.item(), torch.autograd.grad(value, p)[0], z.argmax().item() != label.item()
+
+    part = math.ceil(.3 * steps)
+    compared = sparser = longer = 0
+    for i in range(len(x)):
+        assert (first[i] - x[i]).abs().sum().item() == pytest.approx(3 * CITY.eps)
+        point, k = first[i], 0
+        for factor, length in ((3, part), (2, part), (1, steps - 2 * part + 1)):
+            eps = factor * CITY.eps
+            point = project_l1(point, x[i], eps)
+            size, changed, best_value = eps, (point != x[i]).sum().item(), -math.inf
+            for j in range(length):
+                torch.testing.assert_close(path[k][i], point, rtol=0, atol=1e-9, msg=f'image {i} step {k}')
+                compared, k = compared + 1, k + 1
+                value, gradient, fooled = value_and_gradient(point, y[i])
+                if value > best_value:
+                    best, best_value, best_gradient = point, value, gradient
+                if fooled and factor == 1:
+                    break
+                if j and j % max(int(.04 * (part if factor > 1 else steps - 2 * part)), 1) == 0:
+                    now = (best != x[i]).sum().item()
+                    if now < .95 * changed:
+                        size, point, gradient = eps, best, best_gradient
+                        sparser += 1
+                    else:
+                        size = max(size / 1.5, eps / 10)
+                        longer += size > eps / 10
+                    changed = now
+                count = max(math.ceil(changed / 1.5), 1)
+                mask = gradient.abs() >= gradient.abs().flatten().sort(descending=True).values[count - 1]
+                point = project_l1(point + size * gradient.sign() * mask / mask.sum(), x[i], eps)
+            point = best
+        assert (state['best'][i] - x[i]).abs().sum() <= CITY.eps * (1 + 1e-9), 'returned from a larger ball'
+    assert compared > 3 * steps and sparser > 3 and longer > 3, 'the comparison says little'
+
+
 def shortest(p, w, b, norm):
     """Size of the shortest move of p onto the hyperplane within the box, by scipy's solvers."""
     dim = len(p)
@@ -129,12 +198,16 @@ def shortest(p, w, b, norm):
         upper = np.block([[np.eye(dim), -np.ones((dim, 1))], [-np.eye(dim), -np.ones((dim, 1))]])
         return linprog(np.r_[np.zeros(dim), 1], upper, np.zeros(2 * dim), np.r_[w, 0][None], [b - w @ p],
                        [(-v, 1 - v) for v in p] + [(0, None)]).fun
+    if norm == 'L1':
+        # min the sum of up and down, d = up - down
+        return linprog(np.ones(2 * dim), A_eq=np.r_[w, -w][None], b_eq=[b - w @ p],
+                       bounds=[(0, 1 - v) for v in p] + [(0, v) for v in p]).fun
     return minimize(lambda v: v @ v, np.zeros(dim), jac=lambda v: 2 * v, bounds=[(-v, 1 - v) for v in p],
                     constraints={'type': 'eq', 'fun': lambda v: w @ (p + v) - b, 'jac': lambda v: w},
                     options={'ftol': 1e-14, 'maxiter': 500}).fun
 
 
-@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('norm', ['Linf', 'L2', 'L1'])
 def test_projection_onto_the_boundary_against_a_solver(norm):
     generator = np.random.default_rng(0)
     reached = 0
@@ -153,7 +226,7 @@ def test_projection_onto_the_boundary_against_a_solver(norm):
             continue
         reached += 1
         np.testing.assert_allclose(w @ (p + d), b, atol=1e-6)
-        size = np.abs(d).max() if norm == 'Linf' else d @ d
+        size = {'Linf': np.abs(d).max(), 'L2': d @ d, 'L1': np.abs(d).sum()}[norm]
         assert size == pytest.approx(shortest(p, w, b, norm), abs=1e-5)
     assert reached > 15
 
@@ -168,7 +241,7 @@ def test_fab_finds_the_boundary_of_a_linear_network():
         z = model(x)
     y = z.argmax(1)
     w = (model[1].weight[0] - model[1].weight[1]).detach()
-    for norm, dual in (('Linf', w.abs().sum()), ('L2', w.norm())):
+    for norm, dual in (('Linf', w.abs().sum()), ('L2', w.norm()), ('L1', w.abs().max())):
         distance = (z[:, 0] - z[:, 1]).abs() / dual
         eps = distance.median().item()
         target = (1 - y)[:, None]
@@ -183,6 +256,12 @@ def shortest_move(p, w, b, norm):
     missing = b - w @ p
     side = w * missing.sign()
     room = torch.where(side > 0, 1 - p, p)
+    if norm == 'L1':
+        move, left = torch.zeros_like(p), missing.abs()
+        for k in w.abs().argsort(descending=True).tolist():
+            move[k] = torch.minimum(room[k], left / w[k].abs())
+            left = left - move[k] * w[k].abs()
+        return side.sign() * move
     pace = torch.ones_like(w) if norm == 'Linf' else w.abs()
     low, high = 0., 1e6
     for _ in range(200):
@@ -195,7 +274,7 @@ def shortest_move(p, w, b, norm):
 def reference_fab(model, x, y, target, threat, steps):
     """Algorithm 1 for one image and one target, with one evaluation an iteration."""
     def size(d):
-        return d.abs().max() if threat.norm == 'Linf' else d.norm()
+        return {'Linf': d.abs().max(), 'L2': d.norm(), 'L1': d.abs().sum()}[threat.norm]
 
     point, image, back = x.clone(), x.flatten(), 0
     for _ in range(steps + 1):
@@ -217,7 +296,7 @@ def reference_fab(model, x, y, target, threat, steps):
     return x, back
 
 
-@pytest.mark.parametrize('threat', [Linf(.012), L2(.08)], ids=['linf', 'l2'])
+@pytest.mark.parametrize('threat', [Linf(.012), L2(.08), L1(.25)], ids=['linf', 'l2', 'l1'])
 def test_fab_is_algorithm_1(problem, threat):
     model, x, y = problem
     targets = wrong_classes(model(x), y, 4)
@@ -235,9 +314,9 @@ def test_fab_starts_over_half_an_eps_away(problem):
     _, x, y = problem
     x = x * .5 + .25
     again = Batch(x, y, torch.arange(4), torch.tensor([0, 1, 2, 0]))
-    for threat in (LINF, EUCLID):
+    for threat in (LINF, EUCLID, CITY):
         delta = (FABT().start(again, threat)['point'] - x).flatten(1)
-        size = delta.abs().amax(1) if threat.norm == 'Linf' else delta.norm(dim=1)
+        size = {'Linf': delta.abs().amax(1), 'L2': delta.norm(dim=1), 'L1': delta.abs().sum(1)}[threat.norm]
         expected = torch.tensor([0, threat.eps / 2, threat.eps / 2, 0], dtype=size.dtype)
         torch.testing.assert_close(size, expected, rtol=0, atol=1e-6)
 
@@ -309,6 +388,39 @@ def test_square_l2_spends_the_whole_budget_and_no_more(problem):
     assert (changed <= 2 * side ** 2).all() and 2 * side ** 2 < x[0, 0].numel() and (changed > 0).all()
     window = _two_pyramids(5)
     assert window.norm().item() == pytest.approx(1, abs=1e-6) and (window[:2] > 0).all() and (window[2:] < 0).all()
+
+
+def test_square_under_l1_moves_the_budget_of_two_windows_into_one(problem):
+    """Croce & Hein 2021, section 4: a pyramid on what the window holds, with the budget of both, then projected."""
+    model, x, y = problem
+    eta = _two_pyramids(3, 'L1')
+    assert eta.abs().sum().item() == pytest.approx(1, abs=1e-6) and (eta[:1] > 0).all() and (eta[1:] < 0).all()
+    torch.testing.assert_close(eta[1:] / eta[2, 1], torch.tensor([[1 / 17, 1 / 17, 1 / 17], [1 / 17, 1, 1 / 17]]))
+    attack, accepted = Square(), 0
+    state = attack.start(jobs(x, y), CITY)
+    for k in range(1, 20):
+        held = state['best'].clone()
+        attack.step(model, state, CITY)
+        accepted += int((state['best'] != held).any())
+        size = attack.patch_sizes(torch.tensor([k]), 6, 6, 'L1').item()
+        assert size >= 3 and (size % 2 or size == 6)
+        draws = noise.uniform(state['seed'], state['step'], 7).double()
+        for i in range(len(x)):
+            delta, r = state['best'][i] - x[i], draws[i]
+            corners = (r[:4] * (7 - size)).long().tolist()
+            target, source = (
+                (slice(None), slice(top, top + size), slice(left, left + size))
+                for top, left in (corners[:2], corners[2:]))
+            union = torch.zeros_like(delta)
+            union[target] = union[source] = 1
+            budget = (CITY.eps - delta.abs().sum()).clamp_min(0) + 2 * (delta * union).abs().sum((1, 2), keepdim=True)
+            shape = _two_pyramids(size, 'L1').double()
+            held = delta[target] / delta[target].abs().sum((1, 2), keepdim=True).clamp_min(1e-12)
+            fresh = (shape if r[4] < .5 else shape.T) * torch.where(r[5:] < .5, -1., 1.).view(2, 1, 1) + held
+            delta[source] = 0
+            delta[target] = fresh / fresh.abs().sum((1, 2), keepdim=True) * budget
+            torch.testing.assert_close(state['point'][i], project_l1(x[i] + delta, x[i], CITY.eps), rtol=0, atol=1e-6)
+    assert accepted > 3, 'hardly a window was kept'
 
 
 def reference_rays(model, x, label, limit):

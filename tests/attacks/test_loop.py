@@ -13,6 +13,7 @@ from timm_robust.attacks import (
     CWL2,
     FABT,
     FGSM,
+    L1,
     L2,
     PGD,
     Attack,
@@ -361,6 +362,15 @@ def test_versions_of_autoattack(version, monkeypatch):
     assert made == PARTS[version] and sizes == [20 - 3 * k for k in range(len(made))]
     assert [str(member) for member in attack.members(10)] == [name for name, _, _ in made]
     assert (adv == 0).all((1, 2, 3)).sum() == 3 * len(made)
+
+
+def test_standard_autoattack_under_l1_has_settings_of_its_own():
+    standard = AutoAttack().members(10, L1(12))
+    assert standard == (APGD(restarts=5), APGDT(num_targets=5), FABT(), Square())
+    assert AutoAttack().members(4, L1(12))[1] == APGDT(num_targets=3)
+    assert AutoAttack(num_targets=2).members(10, L1(12))[1:3] == (APGDT(num_targets=2), FABT(num_targets=2))
+    for attack, threat in ((AutoAttack(), LINF), (AutoAttack(version='plus'), L1(12)), (AutoAttack(), L2(1))):
+        assert attack.members(10, threat) == attack.members(10)
 
 
 @pytest.mark.parametrize('attack', [

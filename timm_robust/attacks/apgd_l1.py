@@ -57,7 +57,7 @@ def move(state: State, gradient: torch.Tensor, eps: float, steps: int) -> None:
     """From the point just evaluated, of this gradient, to the next."""
     x, point = state['x'], state['point']
     part, following = _part(state['step'], steps), _part(state['step'] + 1, steps)
-    size = (_PARTS - part) * eps
+    size = (_PARTS - part).to(x.dtype) * eps
     # the sparsity of the best point decides how many pixels the next steps move
     state['since_check'] = state['since_check'] + 1
     length = torch.where(part < _PARTS - 1, -(-3 * steps // 10), steps - 2 * -(-3 * steps // 10))
@@ -65,7 +65,7 @@ def move(state: State, gradient: torch.Tensor, eps: float, steps: int) -> None:
     changed = _changed(state['best'], x)
     sparser = due & (changed < _SPARSER * state['changed'])
     shorter = torch.where(due, (state['step_size'] / _SHORTER).clamp_min(size / _SHORTEST), state['step_size'])
-    state['step_size'] = torch.where(sparser, size.to(shorter.dtype), shorter)
+    state['step_size'] = torch.where(sparser, size, shorter)
     state['changed'] = torch.where(due, changed, state['changed'])
     state['since_check'] = torch.where(due, 0, state['since_check'])
     point = torch.where(_rows(sparser), state['best'], point)
@@ -75,10 +75,10 @@ def move(state: State, gradient: torch.Tensor, eps: float, steps: int) -> None:
     ahead = point + _rows(state['step_size']) * sparse_signs(gradient, count)
     # at the end of a part its best point goes to the smaller ball, where it has to prove itself again
     turns = following > part
-    size = (_PARTS - following) * eps
+    size = (_PARTS - following).to(x.dtype) * eps
     state['point'] = _project(torch.where(_rows(turns), state['best'], ahead), x, size)
     state['best'] = torch.where(_rows(turns), state['point'], state['best'])
     state['score'] = torch.where(turns, float('-inf'), state['score'])
-    state['step_size'] = torch.where(turns, size.to(shorter.dtype), state['step_size'])
+    state['step_size'] = torch.where(turns, size, state['step_size'])
     state['changed'] = torch.where(turns, _changed(state['point'], x), state['changed'])
     state['since_check'] = torch.where(turns, -1, state['since_check'])
