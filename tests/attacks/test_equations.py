@@ -15,6 +15,7 @@ from timm_robust.attacks import (
     FABT,
     L1,
     L2,
+    PGD,
     Batch,
     Linf,
     RayS,
@@ -249,6 +250,34 @@ def test_fab_finds_the_boundary_of_a_linear_network():
         found = FAB(steps=20).run(model, x, y, make_threat(norm, eps), targets=target)
         clear = ((distance / eps - 1).abs() > .06)
         assert (found.fooled == (distance < eps))[clear].all() and 5 < found.fooled.sum() < 25
+
+
+@pytest.mark.parametrize('attack, share', [
+    (APGD(), .99), (PGD(steps=100, random_start=False), .97), (FAB(steps=20), 1.)], ids=str)
+def test_l1_attacks_on_a_linear_network_reach_the_known_optimum(attack, share):
+    """All of eps goes to the pixels of the largest weights, each as far as black and white allow."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 2)).double()
+    x = torch.rand(24, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model[1].bias -= model(x).mean(0)
+        z = model(x)
+    y = z.argmax(1)
+    w = (model[1].weight[1] - model[1].weight[0]).detach()
+    order = w.abs().argsort(descending=True)
+    towards = w * (1 - 2 * y.double())[:, None]  # what raises the wrong class
+    room = torch.where(towards > 0, 1 - x.flatten(1), x.flatten(1))[:, order]
+    spent = torch.minimum(room.cumsum(1), torch.tensor(1.5)).diff(dim=1, prepend=torch.zeros(24, 1))
+    gain, lead = (spent * w.abs()[order]).sum(1), (z[:, 0] - z[:, 1]).abs()
+    adv = attack(model, x, y, L1(1.5), **({'targets': 1 - y} if isinstance(attack, FAB) else {}))
+    with torch.no_grad():
+        after = model(adv)
+    fooled = after.argmax(1) != y
+    assert not (fooled & (gain < lead * (1 - 1e-6))).any(), 'an image that is safe was fooled'
+    assert fooled[share * gain > lead * 1.06].all() and 3 < fooled.sum() < 21
+    if not isinstance(attack, FAB):
+        left = (lead - (after.gather(1, y[:, None]) - after.gather(1, 1 - y[:, None])).squeeze(1))[~fooled]
+        assert (left >= share * gain[~fooled]).all(), left / gain[~fooled]
 
 
 def shortest_move(p, w, b, norm):

@@ -49,6 +49,9 @@ class _AutoPGD(Attack):
     def run_length(self) -> int:
         return self.steps + 1
 
+    def runs_in_turn(self, threat: ThreatModel) -> bool:
+        return threat.norm == 'L1'
+
     def start(self, batch: Batch, threat: ThreatModel) -> State:
         if threat.norm == 'L1':
             return apgd_l1.start(batch, threat.eps, self.steps)

@@ -172,4 +172,7 @@ class Ball:
             pixel_direction: Direction in pixel space, a gradient for example.
             step_size: Length of the step in pixel units.
         """
+        if self.threat.sparse:
+            stuck = torch.where(pixel_direction > 0, adv >= self.upper, adv <= self.lower)
+            pixel_direction = torch.where(stuck, 0., pixel_direction)
         return self.project(adv + self.to_input(self.threat.stride(pixel_direction) * step_size))

@@ -108,6 +108,10 @@ class Attack:
         """Largest number of steps of a run; None if unknown."""
         return None
 
+    def runs_in_turn(self, threat: ThreatModel) -> bool:
+        """Start no run of an image while another is under way: where none can succeed early, most would be in vain."""
+        return False
+
     def start(self, batch: Batch, threat: ThreatModel) -> State:
         """State of images that have not been advanced yet."""
         raise NotImplementedError

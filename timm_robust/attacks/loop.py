@@ -3,8 +3,9 @@
 A batch is kept full of images at whatever step each of them is: an image that is fooled leaves at once, and the next
 image, the next restart or the next target class takes its place. No image's outcome depends on its neighbours.
 """
+from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Set, Tuple
 
 import torch
 
@@ -84,7 +85,8 @@ class _Pool:
         count = len(work.x)
         self.attack, self.threat, self.x, self.work, self.budget = attack, threat, work.x, work, work.budget
         self.batch_size, self.progress = call.batch_size or count, call.progress
-        self.queue = ((run, image) for run in range(work.runs) for image in range(count))
+        self.queue = deque((run, image) for run in range(work.runs) for image in range(count))
+        self.in_turn = attack.runs_in_turn(threat)
         self.best, self.score = work.x.clone(), [-_INF] * count
         self.queries, self.runs_left = [0] * count, [work.runs] * count
         # of each slot of the batch: the image it holds, and its steps so far
@@ -94,13 +96,17 @@ class _Pool:
     def _index(self, places: List[int]) -> torch.Tensor:
         return without_wait(torch.tensor(places, dtype=torch.int64, device='cpu'), self.x.device)
 
-    def _take(self, count: int) -> List[Tuple[int, int]]:
-        """The next runs whose images still resist and may spend something."""
+    def _take(self, count: int, busy: Set[int]) -> List[Tuple[int, int]]:
+        """The next runs whose images still resist and may spend something; `busy` are those with a run under way."""
         items: List[Tuple[int, int]] = []
-        while len(items) < count and (item := next(self.queue, None)) is not None:
+        later: List[Tuple[int, int]] = []
+        while len(items) < count and self.queue:
+            item = self.queue.popleft()
             image = item[1]
             if self.score[image] < _INF and (self.budget is None or self.queries[image] < self.budget[image]):
-                items.append(item)
+                (later if self.in_turn and image in busy else items).append(item)
+                busy.add(image)
+        self.queue.extendleft(reversed(later))
         return items
 
     def _start(self, items: List[Tuple[int, int]], slots: List[int]) -> Tuple[State, torch.Tensor]:
@@ -144,7 +150,8 @@ class _Pool:
 
     def _replace(self, state: State, finished: List[int]) -> State:
         """Give slots to the next runs, or up if there are none."""
-        items = self._take(len(finished))
+        ended = set(finished)
+        items = self._take(len(finished), {image for slot, image in enumerate(self.owners) if slot not in ended})
         refilled, left = finished[:len(items)], set(finished[len(items):])
         if items:
             fresh, index = self._start(items, refilled)
@@ -162,7 +169,7 @@ class _Pool:
     def run(self, model: Callable) -> AttackResult:
         """Work off the queue."""
         longest, gap = longest_gap(self.x.device), 1
-        items = self._take(self.batch_size)
+        items = self._take(self.batch_size, set())
         self.owners, self.ages = [image for _, image in items], [0] * len(items)
         state = self._start(items, list(range(len(items))))[0] if items else State()
         while self.owners:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Dict, Sequence, Type, TypeVar, Union
+from typing import ClassVar, Dict, Sequence, Tuple, Type, TypeVar, Union
 
 import torch
 
@@ -27,6 +27,7 @@ __all__ = [
     'norm_names',
     'parse_eps',
     'parse_threat',
+    'parse_threats',
     'project_onto_l1',
     'register_norm',
     'sparse_signs',
@@ -68,6 +69,7 @@ class ThreatModel(ABC):
         norm: What is printed and read back, 'Linf' for example.
         largest: Largest eps that makes sense, infinite if the number of pixels decides.
         box: The ball is the box of half width eps: clamping each pixel projects onto it.
+        sparse: A step moves few pixels, which must not be spent on those at the end of their range.
 
     Raises:
         InputError: If eps is negative, not finite or above `largest`.
@@ -77,6 +79,7 @@ class ThreatModel(ABC):
     norm: ClassVar[str] = ''
     largest: ClassVar[float] = math.inf
     box: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
 
     def __init__(self, eps: Size):
         number = parse_eps(eps)
@@ -272,9 +275,12 @@ class L1(ThreatModel):
 
     A step along the steepest direction would move one pixel: attacks spread it evenly over the 1 % with the largest
     gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple Perturbations` -
-    https://arxiv.org/abs/1904.13000, section 4), APGD over a share that it adapts.
+    https://arxiv.org/abs/1904.13000, section 4), of those that can still move (Maini et al. 2020, `Adversarial
+    Robustness Against the Union of Multiple Perturbation Models` - https://arxiv.org/abs/1909.04068); APGD over a share
+    that it adapts.
     """
     norm = 'L1'
+    sparse = True
 
     def size(self, delta: torch.Tensor) -> torch.Tensor:
         return delta.flatten(1).abs().sum(1)
@@ -338,6 +344,19 @@ def parse_threat(threat: Union[str, ThreatModel]) -> ThreatModel:
         return make_threat(words[0], ''.join(words[1:]))
     except InputError as error:
         raise error.about('threat', threat) from error
+
+
+def parse_threats(threat: Union[str, ThreatModel, Sequence[Union[str, ThreatModel]]]) -> Tuple[ThreatModel, ...]:
+    """Read one threat model or several: 'Linf 8/255, L2 0.5, L1 12', or a list.
+
+    Raises:
+        InputError: If one of them is none, and on one given twice.
+    """
+    given = threat.split(',') if isinstance(threat, str) else threat if isinstance(threat, (list, tuple)) else [threat]
+    parsed = tuple(parse_threat(one) for one in given or [''])
+    if len(set(parsed)) < len(parsed):
+        raise InputError('names one threat model twice', argument='threat', value=', '.join(map(str, parsed)))
+    return parsed
 
 
 def madry_step_size(threat: ThreatModel, steps: int) -> float:
