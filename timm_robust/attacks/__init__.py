@@ -29,6 +29,7 @@ from .threat import (
     norm_names,
     parse_eps,
     parse_threat,
+    parse_threats,
     register_norm,
 )
 
@@ -95,6 +96,7 @@ __all__ = [
     'parse_attacks',
     'parse_eps',
     'parse_threat',
+    'parse_threats',
     'register_attack',
     'register_norm',
     'wrong_classes',

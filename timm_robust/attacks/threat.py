@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Dict, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, ClassVar, Dict, Sequence, Tuple, Type, TypeVar, Union
 
 import torch
 
@@ -352,7 +352,8 @@ def parse_threats(threat: Union[str, ThreatModel, Sequence[Union[str, ThreatMode
     Raises:
         InputError: If one of them is none, and on one given twice.
     """
-    given = threat.split(',') if isinstance(threat, str) else threat if isinstance(threat, (list, tuple)) else [threat]
+    several: Any = threat.split(',') if isinstance(threat, str) else threat
+    given = several if isinstance(several, (list, tuple)) else [several]
     parsed = tuple(parse_threat(one) for one in given or [''])
     if len(set(parsed)) < len(parsed):
         raise InputError('names one threat model twice', argument='threat', value=', '.join(map(str, parsed)))

@@ -47,13 +47,17 @@ def run(argv: List[str]) -> None:
     start_logging()
     network, images = from_flat(NetworkConfig, values), from_flat(ImagesConfig, values)
     threat = from_flat(ThreatConfig, values)
+    for name in ('norm', 'eps'):
+        if name in values and 'threat' in values:
+            raise InputError('says what `threat` says too', 'give one of them', argument=name, value=values[name])
     try:
         config = from_flat(EvalConfig, {
-            **values, 'threat': threat.threat, 'output': values.get('output') or new_folder('eval', network.model),
+            'threat': threat.threat, **values, 'output': values.get('output') or new_folder('eval', network.model),
             'attack_settings': {name: values[flag] for name, flag in attack_flags.items() if flag in values},
             'command': shlex.join(['timm-robust', 'eval', *argv])})
     except InputError as error:
-        raise (error.about('eps', threat.eps) if error.argument == 'threat' else error) from error
+        of_eps = error.argument == 'threat' and 'threat' not in values
+        raise (error.about('eps', threat.eps) if of_eps else error) from error
     process = init_process(network.device)
     try:
         report = evaluate(

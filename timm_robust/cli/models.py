@@ -30,7 +30,8 @@ def build_parser() -> Parser:
 def _accuracies(path: Path) -> Tuple[str, ...]:
     """What the evaluation with AutoAttack, else the first, is of, and its clean and AutoAttack accuracy."""
     def autoattack(report: EvaluationReport) -> Optional[float]:
-        return next((report.accuracy(a.name) for a in report.attacks if a.is_autoattack), None)
+        found = next((report.accuracy(a.name) for a in report.attacks if a.is_autoattack), None)
+        return found if found is None or len(report.threats) == 1 else report.worst_case_accuracy
 
     pairs = read_reports(path)
     name, report = next((p for p in pairs if autoattack(p[1]) is not None), pairs[0])

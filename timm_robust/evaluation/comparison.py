@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Dict, Hashable, Mapping, Sequence, Tuple
 
 from ..errors import InputError
+from .outcome import percent
 from .report import EvaluationReport
 
 __all__ = ['collect']
@@ -31,8 +32,11 @@ def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
         if outcome.is_clean:
             found[outcome.name] = report.accuracy(outcome.name), sample
         elif outcome.complete:  # it was run on all images, not on what other attacks left
-            found[f'{outcome.name} {outcome.threat}'] = (
+            found[f'{outcome.attack_name} {outcome.threat}'] = (
                 report.accuracy(outcome.name), (*sample, repr(sorted(outcome.attack.items()))))
+    if len(report.threats) > 1:
+        names = tuple((a.attack_name, repr(sorted(a.attack.items()))) for a in report.real_attacks)
+        found[f'worst case of {report.threat}'] = percent(report.worst_case), (*sample, *names)
     return found
 
 

@@ -1,11 +1,11 @@
 """Settings of an evaluation, which the command line, a YAML file and Python make alike."""
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
 
-from ..attacks import Attack, ThreatModel, attack_names, make_threat, norm_names, parse_eps, parse_threat
+from ..attacks import Attack, ThreatModel, attack_names, make_threat, norm_names, parse_eps, parse_threats
 from ..data.corruptions import SEVERITIES
 from ..errors import InputError, check_at_least, check_choice
 from ..inputs import check_seed
@@ -44,7 +44,7 @@ class EvalConfig:
     """How to evaluate; what the network and the images are stands elsewhere.
 
     Attributes:
-        threat: Threat model of the attacks, or how it is printed: 'Linf 8/255'.
+        threat: Threat model of the attacks, or how it is printed: 'Linf 8/255'; or several, by commas or in a tuple.
         attack_settings: Settings that go to every attack named which has such a field.
         progress: Show a progress bar; by default on a terminal, and a line for each pool of images in a log.
         command: Command line that asked for the evaluation.
@@ -56,7 +56,9 @@ class EvalConfig:
         None, lambda: 'comma-separated: clean, and attacks, with a number of steps or queries (default: '
         f'{_DEFAULT_ATTACKS}; none with benchmarks). Attacks: {attack_names()}',
         metavar='NAMES', group='Evaluation parameters')
-    threat: Union[str, ThreatModel] = 'Linf 8/255'
+    threat: Union[str, ThreatModel, Tuple[Any, ...]] = setting(
+        'Linf 8/255', "instead of norm and eps: a threat model, or several, each of which every attack is run under, "
+        "as in 'Linf 8/255, L2 0.5, L1 12'", metavar='TEXT')
     attack_settings: Dict[str, Any] = field(default_factory=dict)
     worst_case: bool = setting(
         False, 'run each attack only on images that withstood those before it (default: all on all)')
@@ -111,26 +113,40 @@ class EvalConfig:
             if getattr(self, name) and not (self.plan and self.plan.real_attacks):
                 raise InputError('needs an attack in `attacks`, for example pgd20', argument=name,
                                  value=getattr(self, name))
+            if getattr(self, name) and len(self.plans) > 1:
+                raise InputError('is for one threat model', 'give one in `threat`', argument=name,
+                                 value=getattr(self, name))
         self.swept_plans()
 
     def _refuse_unused(self, names: Tuple[str, ...], when: str, remedy: str) -> None:
         for own in fields(self):
             value = getattr(self, own.name)
             if own.name == 'threat':
-                value = str(parse_threat(value))
+                value = ', '.join(map(str, parse_threats(value)))
             if own.name in names and value != default_of(own):
                 raise InputError(
                     f'has no effect {when}', f'remove it, or {remedy}', argument=own.name, value=value)
 
     @property
-    def plan(self) -> Optional[Plan]:
-        """The attacks; None if there are benchmarks alone."""
+    def plans(self) -> Tuple[Plan, ...]:
+        """The attacks under each threat model, clean images in the first alone; none if there are benchmarks alone."""
         attacks = self.attacks
         if attacks is None:
             if self.benchmarks:
-                return None
+                return ()
             attacks = _DEFAULT_ATTACKS
-        return make_plan(attacks, self.threat, worst_case=self.worst_case, **self.attack_settings)
+        threats = parse_threats(self.threat)
+        made = [make_plan(attacks, t, worst_case=self.worst_case, **self.attack_settings) for t in threats]
+        if len(made) == 1:
+            return tuple(made)
+        return tuple(replace(
+            plan, prefix=f'{plan.threat}/', attacks=plan.real_attacks if k else plan.attacks)
+            for k, plan in enumerate(made) if not k or plan.real_attacks)
+
+    @property
+    def plan(self) -> Optional[Plan]:
+        """The attacks under the first threat model; None if there are benchmarks alone."""
+        return next(iter(self.plans), None)
 
     def swept_plans(self) -> Dict[float, Plan]:
         """The plan for each eps of the sweep, ascending."""

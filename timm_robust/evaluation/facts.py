@@ -29,9 +29,9 @@ class ThreatFacts:
     """A threat model, which a reader need not know the norm of.
 
     Attributes:
-        norm: Name of the norm, 'Linf' or 'L2'.
-        eps: Largest perturbation in pixel units on [0, 1].
-        text: As people write it, 'Linf 8/255'.
+        norm: Name of the norm, 'Linf' for example; of several threat models the names of all.
+        eps: Largest perturbation in pixel units on [0, 1]; 0 for several, of which each outcome has its own.
+        text: As people write it, 'Linf 8/255', or 'Linf 8/255, L2 0.5'.
     """
     norm: str
     eps: float

@@ -38,7 +38,7 @@ class AttackOutcome:
     """What one attack came to.
 
     Attributes:
-        name: The attack as it is written, 'pgd20'.
+        name: The attack as it is written, 'pgd20'; in a report of several threat models 'pgd20 L2 0.5'.
         attack: All its settings, as `Attack.to_dict` gives them.
         threat: Threat model, None for clean images.
         effort: What it spent on an image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'.
@@ -59,6 +59,11 @@ class AttackOutcome:
 
     def __post_init__(self) -> None:
         check_types(self)
+
+    @property
+    def attack_name(self) -> str:
+        """The attack without its threat model."""
+        return self.name.removesuffix(f' {self.threat}')
 
     @property
     def is_clean(self) -> bool:

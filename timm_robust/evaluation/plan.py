@@ -9,9 +9,11 @@ from .facts import ThreatFacts
 __all__ = ['Plan', 'effort', 'make_plan', 'threat_facts']
 
 
-def threat_facts(threat: ThreatModel) -> ThreatFacts:
-    """A threat model as a report writes it down."""
-    return ThreatFacts(threat.norm, threat.eps, str(threat))
+def threat_facts(*threats: ThreatModel) -> ThreatFacts:
+    """A threat model, or none or several, as a report writes it down."""
+    return ThreatFacts(
+        ', '.join(t.norm for t in threats), threats[0].eps if len(threats) == 1 else 0.,
+        ', '.join(map(str, threats)) or 'no attack')
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ..errors import InputError
 from ..inputs import json_text, read_json, write_text
@@ -35,7 +35,7 @@ class EvaluationReport:
     Attributes:
         model: The network.
         data: The images.
-        threat: Threat model of the attacks.
+        threat: Threat model of the attacks, or what several are called together.
         settings: How they were run.
         attacks: Outcomes, in the order of the attacks.
         eps_sweep: Accuracy over eps under the last attack, ascending.
@@ -95,10 +95,19 @@ class EvaluationReport:
         except KeyError:
             return False
 
+    def _withstood(self, attacks: Sequence[AttackOutcome]) -> Tuple[bool, ...]:
+        return tuple(all(c is not False for c in image) for image in zip(*(a.correct for a in attacks)))
+
     def standing(self, name: str) -> Tuple[bool, ...]:
-        """By image, whether it is classified correctly under an attack and all before it."""
-        until = self.attacks.index(self[name]) + 1
-        return tuple(all(c is not False for c in image) for image in zip(*(a.correct for a in self.attacks[:until])))
+        """By image, whether it is classified correctly under an attack and all before it within its threat model."""
+        own = self[name]
+        until = self.attacks[:self.attacks.index(own) + 1]
+        return self._withstood([a for a in until if a.is_clean or a.threat == own.threat])
+
+    @property
+    def threats(self) -> Tuple[ThreatFacts, ...]:
+        """The threat models that attacks were run under."""
+        return tuple(dict.fromkeys(a.threat for a in self.attacks if a.threat is not None))
 
     def accuracy(self, name: str) -> float:
         """Percent of images classified correctly under an attack; with those before it where it ran on what they left.
@@ -117,7 +126,7 @@ class EvaluationReport:
     @property
     def worst_case(self) -> Tuple[bool, ...]:
         """By image, whether it is classified correctly whatever the attack."""
-        return self.standing(self.attacks[-1].name) if self.attacks else ()
+        return self._withstood(self.attacks)
 
     @property
     def worst_case_accuracy(self) -> Optional[float]:
@@ -138,15 +147,15 @@ class EvaluationReport:
     def robust_accuracy(self) -> Optional[RobustAccuracy]:
         """The robust accuracy to quote; None if no attack was run.
 
-        AutoAttack's, together with the attacks before it where it ran on what they left; without it that of all attacks
-        together.
+        AutoAttack's, together with the attacks before it where it ran on what they left; without it, and under several
+        threat models, that of all attacks together.
         """
         names = [a.name for a in self.real_attacks]
         quoted = [
             RobustAccuracy(
                 self.accuracy(a.name), self.interval(a.name), (a.name,) if a.complete else tuple(names[:i + 1]))
             for i, a in enumerate(self.real_attacks) if a.is_autoattack]
-        if quoted:
+        if quoted and len(self.threats) == 1:
             return min(quoted, key=lambda q: q.accuracy)
         if not names:
             return None

@@ -1,6 +1,6 @@
 """`timm_robust.evaluate`: clean and robust accuracy of a network, image by image."""
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Union
+from typing import Any, Mapping, Optional, Sequence, Union, cast
 
 import torch
 import torch.nn as nn
@@ -29,7 +29,7 @@ def evaluate(
         labels: Any = None,
         *,
         attacks: Union[str, Attack, Sequence[Union[str, Attack]], None] = None,
-        threat: Union[str, ThreatModel] = 'Linf 8/255',
+        threat: Union[str, ThreatModel, Sequence[Union[str, ThreatModel]]] = 'Linf 8/255',
         attack_settings: Optional[Mapping[str, Any]] = None,
         worst_case: bool = False,
         eps_sweep: Union[str, Sequence[Union[str, float]]] = '',
@@ -73,7 +73,8 @@ def evaluate(
         labels: Class indices (N,), if `data` is a tensor.
         attacks: 'clean,pgd20,autoattack', or a list of names and attacks; 'clean,fgsm,pgd20' by default, and nothing if
             there are `benchmarks`.
-        threat: Threat model: `Linf('8/255')` or 'Linf 8/255'.
+        threat: Threat model: `Linf('8/255')` or 'Linf 8/255'; or several, 'Linf 8/255, L2 0.5', and every
+            attack is run under each.
         attack_settings: Settings that go to every attack named which has such a field.
         worst_case: Run each attack only on images that withstood those before it; by default on all images classified
             correctly.
@@ -121,11 +122,11 @@ def evaluate(
         ```
     """
     config = EvalConfig(
-        attacks=_frozen(attacks), threat=threat, attack_settings=dict(attack_settings or {}), worst_case=worst_case,
-        eps_sweep=_frozen(eps_sweep), gamma_sweep=gamma_sweep, surrogate=surrogate,
-        surrogate_checkpoint=surrogate_checkpoint, exact=exact, fast_dtype=fast_dtype, seed=seed,
-        allow_chance=allow_chance, diagnose=diagnose, save_images=save_images, benchmarks=_frozen(benchmarks),
-        corruptions=_frozen(corruptions), severities=tuple(severities),
+        attacks=_frozen(attacks), threat=cast(Any, tuple(threat) if isinstance(threat, list) else threat),
+        attack_settings=dict(attack_settings or {}), worst_case=worst_case, eps_sweep=_frozen(eps_sweep),
+        gamma_sweep=gamma_sweep, surrogate=surrogate, surrogate_checkpoint=surrogate_checkpoint, exact=exact,
+        fast_dtype=fast_dtype, seed=seed, allow_chance=allow_chance, diagnose=diagnose, save_images=save_images,
+        benchmarks=_frozen(benchmarks), corruptions=_frozen(corruptions), severities=tuple(severities),
         output=str(output) if isinstance(output, Path) else output, resume=resume,
         progress=progress, command=command)
     given = dict(

@@ -21,7 +21,7 @@ from .benchmarks import Benchmarks
 from .config import DTYPES, EvalConfig
 from .diagnostics import diagnose
 from .examples import example_images
-from .facts import DataFacts, RunFacts, ThreatFacts, versions
+from .facts import DataFacts, RunFacts, versions
 from .journal import FolderLock, Journal
 from .outcome import AttackOutcome, EpsPoint, GammaPoint
 from .plan import Plan, threat_facts
@@ -67,7 +67,7 @@ class Stages:
             checkpoint: str = '',
             device: Optional[str] = None,
     ):
-        self.config, self.peers, self.plan = config, peers, config.plan
+        self.config, self.peers, self.plan, self.plans = config, peers, config.plan, config.plans
         output = peers.broadcast(config.output)
         self.folder = Path(output) if output else None
         if self.folder is not None:
@@ -91,8 +91,8 @@ class Stages:
         self.subject.facts = replace(subject.facts, num_classes=self.num_classes)
 
     def _check_plan(self, num_classes: int) -> None:
-        assert self.plan is not None
-        self.plan.check(num_classes, self.batch_dependent, bool(self.config.surrogate))
+        for plan in self.plans:
+            plan.check(num_classes, self.batch_dependent, bool(self.config.surrogate))
 
     def _count_classes(self, subject: Subject) -> int:
         x, _ = self._first(2)
@@ -120,7 +120,7 @@ class Stages:
         return EvaluationReport(
             model=self.subject.facts,
             data=given.facts,
-            threat=threat_facts(self.plan.threat) if self.plan else ThreatFacts('', 0., 'no attack'),
+            threat=threat_facts(*(plan.threat for plan in self.plans)),
             settings=RunFacts(
                 seed=config.seed, batch_size=given.batch_size, batch_dependent=self.batch_dependent,
                 worst_case=config.worst_case, exact=config.exact, fast_dtype=config.fast_dtype,
@@ -151,7 +151,7 @@ class Stages:
         """The plan of the evaluation and those of its sweeps, by prefix of their keys."""
         if not self.plan:
             return {}
-        plans = {'': self.plan, **{p.prefix: p for p in self.config.swept_plans().values()}}
+        plans = {p.prefix: p for p in (*self.plans, *self.config.swept_plans().values())}
         return {**plans, **{p.prefix: p for p in self._gamma_plans().values()}}
 
     def _gamma_plans(self) -> Dict[float, Plan]:
@@ -179,7 +179,10 @@ class Stages:
         self.fast_model = self._make_fast_model()
         with self.journal:
             if self.plan:
-                outcomes = self._attack(self.plan)
+                outcomes = tuple(outcome for plan in self.plans for outcome in self._attack(plan))
+                if len(self.plans) > 1:
+                    outcomes = tuple(
+                        o if o.is_clean else replace(o, name=f'{o.name} {o.threat}') for o in outcomes)
                 report = replace(report, attacks=outcomes, data=self._data_facts(report))
             if self.benchmarks:
                 self.benchmarks.run(self.journal, self.peers, self.config.progress)
@@ -302,7 +305,8 @@ class Stages:
         assert self.plan is not None and self.source is not None
         x, y = self._first(self.source.batch_size)
         return replace(report, examples=example_images(
-            self._runner(self.plan), x, y, self.source.indices[:len(x)], report.attacks, self.config.save_images))
+            self._runner(self.plan), x, y, self.source.indices[:len(x)], report.attacks[:len(self.plan.attacks)],
+            self.config.save_images))
 
     def _add_findings(self, report: EvaluationReport) -> EvaluationReport:
         assert self.plan is not None and self.source is not None

@@ -125,17 +125,26 @@ def _after(report: EvaluationReport, outcome: AttackOutcome) -> str:
     """The attacks whose remaining images an attack ran on, if it ran on these only."""
     if outcome.complete:
         return ''
-    names = [a.name for a in report.real_attacks]
-    return f" after {', '.join(names[:names.index(outcome.name)])}"
+    names = [a.attack_name for a in report.real_attacks if a.threat == outcome.threat]
+    return f" after {', '.join(names[:names.index(outcome.attack_name)])}"
 
 
 def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
     """Rows of the card's table, each with all an accuracy depends on; what two evaluations agree on is there once."""
-    return list(dict.fromkeys(
-        (name, f'{report.data.num_examples:,}', str(outcome.threat or '-'),
-         outcome.name + _after(report, outcome), outcome.effort or '-', str(report.settings.seed),
-         f'{report.accuracy(outcome.name):.2f}', '{:.1f} to {:.1f}'.format(*report.interval(outcome.name)))
-        for name, report in evaluations for outcome in _order(report)))
+    def row(name: str, report: EvaluationReport, threat: object, attack: str, effort: str, accuracy: float,
+            interval: Tuple[float, float]) -> Tuple[str, ...]:
+        return (name, f'{report.data.num_examples:,}', str(threat or '-'), attack, effort or '-',
+                str(report.settings.seed), f'{accuracy:.2f}', '{:.1f} to {:.1f}'.format(*interval))
+
+    rows: List[Tuple[str, ...]] = []
+    for name, report in evaluations:
+        if len(report.threats) > 1 and report.robust_accuracy is not None:
+            worst = report.robust_accuracy
+            rows.append(row(name, report, report.threat, 'worst case over all', '', worst.accuracy, worst.interval))
+        rows += [
+            row(name, report, outcome.threat, outcome.attack_name + _after(report, outcome), outcome.effort,
+                report.accuracy(outcome.name), report.interval(outcome.name)) for outcome in _order(report)]
+    return list(dict.fromkeys(rows))
 
 
 def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
@@ -144,7 +153,7 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
     for name, report in evaluations:
         for outcome in _order(report):
             threat = outcome.threat
-            of_attack = {'attack': outcome.name, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
+            of_attack = {'attack': outcome.attack_name, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
             result = EvalResult(
                 task_type='image-classification',
                 task_name='Image Classification',
@@ -152,7 +161,7 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
                 dataset_name=name,
                 dataset_split=report.data.split,
                 metric_type='accuracy',
-                metric_name=f'Robust accuracy ({outcome.name}, {threat})' if threat else 'Clean accuracy',
+                metric_name=f'Robust accuracy ({outcome.attack_name}, {threat})' if threat else 'Clean accuracy',
                 metric_value=round(report.accuracy(outcome.name), 2),
                 metric_args={
                     **of_attack, 'num_examples': report.data.num_examples, 'seed': report.settings.seed},

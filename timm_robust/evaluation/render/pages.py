@@ -137,6 +137,8 @@ def text_report(report: EvaluationReport) -> str:
     blocks = [words.title(report)]
     if report.attacks:
         blocks.append(text_table(words.attack_rows(report), list(map(_wrapped, words.HEADER))))
+    if words.threat_rows(report):
+        blocks.append(text_table(words.threat_rows(report), words.threat_header(report)))
     if report.benchmarks:
         blocks.append(text_table(words.benchmark_rows(report), words.BENCHMARK_HEADER))
         blocks += [

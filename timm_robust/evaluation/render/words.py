@@ -27,6 +27,8 @@ __all__ = [
     'severity_header',
     'severity_rows',
     'swept_attack',
+    'threat_header',
+    'threat_rows',
     'title',
     'upper_bound',
     'warnings',
@@ -55,6 +57,10 @@ _ON_ALL = (
     '"This attack": each attack ran on all images classified correctly. "Cumulative" counts images that withstand it '
     "and all above it. Intervals are Wilson's.")
 
+_OF_EACH_THREAT = (
+    '"Cumulative" counts within each threat model; the worst case over all counts images that withstand every attack '
+    'under every threat model. A diagnosis is of the first.')
+
 
 def _number(value: Optional[float]) -> str:
     return '-' if value is None else f'{value:.2f}'
@@ -80,7 +86,7 @@ def title(report: EvaluationReport) -> str:
 def _row(report: EvaluationReport, outcome: AttackOutcome) -> Tuple[str, ...]:
     low, high = report.interval(outcome.name)
     return (
-        outcome.name,
+        outcome.attack_name,
         str(outcome.threat or '-'),
         outcome.effort or '-',
         '-' if outcome.is_clean else str(outcome.attacked),
@@ -96,11 +102,36 @@ def attack_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
     return [_row(report, outcome) for outcome in report.attacks]
 
 
+def threat_header(report: EvaluationReport) -> Tuple[str, ...]:
+    """Header of the table of several threat models."""
+    return ('robust accuracy (%)', *map(str, report.threats), 'worst case over all')
+
+
+def threat_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
+    """Rows under `threat_header`: each attack under each threat model, and all attacks; none for a single one."""
+    if len(report.threats) < 2:
+        return []
+    attacks: Dict[str, List[AttackOutcome]] = {}
+    for outcome in report.real_attacks:
+        attacks.setdefault(outcome.attack_name, []).append(outcome)
+    last = [[a for a in report.real_attacks if a.threat == threat][-1] for threat in report.threats]
+
+    def row(title: str, under: Sequence[Sequence[Optional[bool]]]) -> Tuple[str, ...]:
+        return (title, *(_number(percent(correct)) for correct in (*under, map(all, zip(*under)))))
+
+    return [
+        *(row(name, [o.correct if o.complete else report.standing(o.name) for o in found])
+          for name, found in attacks.items()),
+        *([row('all attacks', [report.standing(o.name) for o in last])] if len(attacks) > 1 else [])]
+
+
 def reading(report: EvaluationReport) -> List[str]:
     """What the columns of the table mean."""
     if not report.real_attacks:
         return []
-    return [_ONLY_REMAINING if report.settings.worst_case else _ON_ALL]
+    return [
+        _ONLY_REMAINING if report.settings.worst_case else _ON_ALL,
+        *([_OF_EACH_THREAT] if len(report.threats) > 1 else [])]
 
 
 def _transfer(report: EvaluationReport) -> List[str]:
@@ -235,7 +266,7 @@ def facts(report: EvaluationReport) -> Dict[str, List[Tuple[str, str]]]:
     """What it takes to repeat the evaluation, by group, as pairs of name and value; the command apart."""
     groups = {
         'Settings': _group(report.settings, ('command',)),
-        'Threat model': _group(report.threat, ()),
+        'Threat model': _group(report.threat, ('norm', 'eps') if len(report.threats) > 1 else ()),
         'Model': _group(report.model, ()),
         'Data': _group(report.data, ('indices', 'labels', 'class_names')),
         'Versions': list(report.versions.items()),

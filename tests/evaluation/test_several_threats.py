@@ -1,0 +1,144 @@
+"""Several threat models at once: a column for each, and the worst case over all."""
+import re
+
+import pytest
+import torch
+from helpers import TinyNet
+
+from timm_robust.attacks import L1, L2, Linf, parse_threats
+from timm_robust.cli import compare, models
+from timm_robust.cli import eval as eval_command
+from timm_robust.errors import InputError
+from timm_robust.evaluation import EvaluationReport, evaluate
+from timm_robust.evaluation.comparison import collect
+from timm_robust.evaluation.render import html_table, words
+from timm_robust.hub.card import result_rows
+from timm_robust.inputs import write_json
+
+THREATS = (Linf('1/255'), L2(.1), L1(1))
+TEXT = 'Linf 1/255, L2 0.1, L1 1'
+
+
+def measured(threat, **kwargs):
+    torch.manual_seed(5)
+    model, x = TinyNet().eval(), torch.rand(24, 3, 8, 8)
+    with torch.no_grad():
+        model.fc.weight *= 20
+        model.fc.bias -= model(x).mean(0)
+        y = model(x).argmax(1)
+    y[:3] = (y[:3] + 1) % 4
+    return evaluate(model, x, y, **{
+        'attacks': 'clean,fgsm,pgd3', 'threat': threat, 'batch_size': 8, 'progress': False, 'save_images': 0,
+        **kwargs})
+
+
+@pytest.fixture(scope='module')
+def together():
+    return measured(TEXT)
+
+
+@pytest.fixture(scope='module')
+def apart():
+    return [measured(threat) for threat in THREATS]
+
+
+def test_every_threat_model_has_the_outcomes_it_has_alone(together, apart):
+    names = ['clean', *(f'{attack} {threat}' for threat in THREATS for attack in ('fgsm', 'pgd3'))]
+    assert [a.name for a in together.attacks] == names
+    assert [str(t) for t in together.threats] == TEXT.split(', ') and str(together.threat) == TEXT
+    for threat, own in zip(THREATS, apart):
+        for attack in ('fgsm', 'pgd3'):
+            found = together[f'{attack} {threat}']
+            assert found.correct == own[attack].correct and found.threat == own[attack].threat
+            assert together.accuracy(found.name) == own.accuracy(attack)
+            assert together.standing(found.name) == own.standing(attack), 'cumulative over another threat model too'
+    worst = tuple(map(all, zip(*(own.worst_case for own in apart))))
+    assert together.worst_case == worst and sum(worst) < min(sum(own.worst_case) for own in apart)
+    assert together.robust_accuracy.accuracy == together.worst_case_accuracy == 100 * sum(worst) / 24
+    assert together.robust_accuracy.attacks == tuple(names[1:])
+
+
+def test_a_sequence_of_attacks_begins_anew_with_each_threat_model(together, apart):
+    turn, alone = measured(THREATS, worst_case=True), [measured(t, worst_case=True) for t in THREATS]
+    assert turn.worst_case == together.worst_case
+    for threat, own in zip(THREATS, alone):
+        assert turn[f'pgd3 {threat}'].correct == own['pgd3'].correct
+        assert turn.accuracy(f'pgd3 {threat}') == own.accuracy('pgd3')
+    assert [row[1:] for row in words.threat_rows(turn)[1:]] == [row[1:] for row in words.threat_rows(together)[2:]] * 2
+
+
+def test_the_table_of_all_threat_models(together, apart, tmp_path):
+    rows = words.threat_rows(together)
+    assert words.threat_header(together)[1:] == (*TEXT.split(', '), 'worst case over all')
+    assert [row[0] for row in rows] == ['fgsm', 'pgd3', 'all attacks']
+    for attack, row in zip(('fgsm', 'pgd3'), rows):
+        over_all = tuple(map(all, zip(*(own[attack].correct for own in apart))))
+        assert row[1:] == (*(f'{own.accuracy(attack):.2f}' for own in apart), f'{100 * sum(over_all) / 24:.2f}')
+    assert rows[-1][1:] == (
+        *(f'{own.worst_case_accuracy:.2f}' for own in apart), f'{together.worst_case_accuracy:.2f}')
+    assert words.threat_rows(apart[0]) == []
+    together.save(tmp_path)
+    assert EvaluationReport.load(tmp_path) == together
+    page, markdown = (tmp_path / 'report.html').read_text(), (tmp_path / 'report.md').read_text()
+    for text in (page, markdown, str(together)):
+        assert 'worst case over all' in text and f'{together.worst_case_accuracy:.2f}' in text
+    assert re.search(r'\| all attacks \|', markdown) and '<td>pgd3</td>' in html_table(together)
+    assert f'robust accuracy at most {together.worst_case_accuracy:.2f} %' in words.headline(together).lower()
+
+
+def test_networks_are_compared_by_threat_model_and_by_the_worst_case(together, apart, tmp_path):
+    for name, report in (('all', together), ('again', measured(list(THREATS))), ('l2', apart[1])):
+        report.save(tmp_path / name)
+    found = collect({'a': [tmp_path / 'all'], 'b': [tmp_path / 'again']})['a']
+    named = {key.partition(' (')[0]: value for key, value in found.items()}
+    assert list(named) == [*(a.name for a in together.attacks), f'worst case of {TEXT}']
+    assert named[f'worst case of {TEXT}'] == together.worst_case_accuracy
+    with_one = collect({'a': [tmp_path / 'all'], 'b': [tmp_path / 'l2']})
+    assert [key.partition(' (')[0] for key in with_one['b']] == ['clean', 'fgsm L2 0.1', 'pgd3 L2 0.1']
+    compare.run([f'a={tmp_path / "all"}', f'b={tmp_path / "again"}', '-o', str(tmp_path / 'figure.png')])
+
+
+def test_a_card_and_the_list_of_models_say_the_worst_case(together, tmp_path):
+    rows = result_rows([('toys', together)])
+    assert rows[0][2:5] == (TEXT, 'worst case over all', '-')
+    assert rows[0][6] == f'{together.worst_case_accuracy:.2f}' and len(rows) == 8
+    assert {(row[2], row[3]) for row in rows[1:-1]} == {(str(t), a) for t in THREATS for a in ('fgsm', 'pgd3')}
+    with_autoattack = EvaluationReport.from_dict({**together.to_dict(), 'attacks': [
+        {**entry, 'attack': {'attack': 'autoattack'}} if entry['threat'] else entry
+        for entry in together.to_dict()['attacks']]})
+    assert with_autoattack.robust_accuracy.accuracy == together.worst_case_accuracy
+    write_json(tmp_path / 'results.json', with_autoattack.to_dict())
+    assert models._accuracies(tmp_path / 'results.json')[2:] == (
+        TEXT, f'{together.clean_accuracy:.2f}', f'{together.worst_case_accuracy:.2f}')
+
+
+@pytest.mark.parametrize('threat, more, message', [
+    ('Linf 1/255, linf 1/255', {}, 'names one threat model twice'), ('Linf 1/255,', {}, 'is not a threat model'),
+    ((), {}, 'is not a threat model'), (TEXT, {'eps_sweep': '0,.1'}, 'eps_sweep=.*is for one threat model'),
+    ('L2 .1, L1 1', {'attacks': 'rays'}, 'is for Linf alone, not L2')])
+def test_threat_models_that_do_not_go_together(threat, more, message):
+    with pytest.raises(InputError, match=message):
+        measured(threat, **more)
+
+
+def test_threat_models_are_read_from_text_and_lists():
+    assert parse_threats(TEXT) == parse_threats(list(THREATS)) == THREATS
+    assert parse_threats(L2(1)) == parse_threats('L2 1') == (L2(1),)
+
+
+@pytest.mark.parametrize('argv, expected', [
+    (['--threat', TEXT], TEXT), (['--norm', 'L1', '--eps', '12'], L1(12)), ([], Linf('8/255'))])
+def test_the_flag(argv, expected, monkeypatch, tmp_path):
+    class Asked(Exception):
+        pass
+
+    def ask(*_, threat, **__):
+        raise Asked(threat)
+
+    monkeypatch.setattr(eval_command, 'evaluate', ask)
+    with pytest.raises(Asked) as asked:
+        eval_command.run(['--model', 'resnet18', '--data-dir', str(tmp_path), *argv])
+    assert asked.value.args == (expected,)
+    if '--threat' in argv:
+        with pytest.raises(InputError, match='eps=.*says what `threat` says too'):
+            eval_command.run(['--model', 'resnet18', '--data-dir', str(tmp_path), '--eps', '.1', *argv])
