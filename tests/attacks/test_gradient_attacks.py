@@ -144,7 +144,7 @@ def test_n_fgsm_steps_from_strong_noise_and_does_not_come_back(problem):
 
 
 GRADIENT = [cls() for cls in ATTACKS.values() if issubclass(cls, GradientAttack) and cls.transfers]
-THREATS = {'Linf': LINF, 'L2': EUCLID, 'L1': L1(12)}
+THREATS = {'Linf': LINF, 'L2': EUCLID, 'L1': L1(.2)}
 
 
 @pytest.mark.parametrize('attack', GRADIENT, ids=str)
