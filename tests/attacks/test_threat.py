@@ -150,6 +150,11 @@ def test_projection_onto_the_l1_ball_within_the_box_is_the_nearest_point():
                     constraints={'type': 'ineq', 'fun': lambda v, limit=limit: limit - v.sum()}).x
                 assert abs(found[i].numpy() - (best[:5] - best[5:])).max() < 1e-5
     assert cut > 60, 'hardly any perturbation was too long'
+    # `x` and `delta` of 300 pixels, as images in another space
+    images, moved = x.view(40, 3, 10, 10), (x + delta).view(40, 3, 10, 10)
+    adv = SPACE.to_pixels(Ball(SPACE.normalize(images), L1(9), SPACE).project(SPACE.normalize(moved)))
+    expected = torch.stack([by_bisection(d, -p, 1 - p, 9.) for d, p in zip(delta, x)]).view_as(images)
+    torch.testing.assert_close(adv - images, expected, rtol=0, atol=1e-9)
     x, delta = torch.rand(50, 3072), torch.randn(50, 3072)
     assert project_onto_l1(delta, -x, 1 - x, 12.).abs().sum(1).max() <= 12 * (1 + 1e-6), 'float32'
     assert not project_onto_l1(delta, -x, 1 - x, 0.).any()
