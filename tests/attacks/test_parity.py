@@ -97,7 +97,7 @@ def check(name, trained, norm, theirs, ours, monkeypatch):
     the means of four seeds may differ by 0.5 points and twice their standard error.
     """
     model, x, y = trained
-    eps = {'Linf': EPS, 'L2': 1.2}[norm]
+    eps = {'Linf': EPS, 'L2': 1.2, 'L1': 4.}[norm]
     threat = make_threat(norm, eps)
     clean = robust_accuracy(model, x, y)
     seeds = range(4) if name == 'square' else [0]
@@ -113,8 +113,8 @@ def check(name, trained, norm, theirs, ours, monkeypatch):
     assert mean(own) <= mean(reference) + .5 + 2 * error, f'{name}: ours leaves {own} %, theirs {reference} %'
     for adv in adversarial:
         delta = (adv - x).flatten(1).double()
-        size = delta.abs().amax(1) if norm == 'Linf' else delta.norm(dim=1)
-        assert size.max() <= eps * (1 + 1e-6) and adv.min() >= 0 and adv.max() <= 1
+        size = {'Linf': delta.abs().amax(1), 'L2': delta.norm(dim=1), 'L1': delta.abs().sum(1)}[norm]
+        assert size.max() <= eps * (1 + (1e-5 if norm == 'L1' else 1e-6)) and adv.min() >= 0 and adv.max() <= 1
 
 
 COMPONENTS = {
@@ -164,7 +164,7 @@ REFERENCE = {
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('norm', ['Linf', 'L2', 'L1'])
 @pytest.mark.parametrize('name', [*REFERENCE, 'autoattack'])
 def test_as_strong_as_the_reference(trained, name, norm, monkeypatch):
     """The authors' repository, which is on no package index: pip install git+https://github.com/fra31/auto-attack."""
@@ -177,6 +177,8 @@ def test_as_strong_as_the_reference(trained, name, norm, monkeypatch):
             return AutoAttack(model, norm=norm, eps=eps, seed=seed, device='cpu', verbose=False).run_standard_evaluation
         module, cls, settings, _ = REFERENCE[name]
         attack = getattr(importlib.import_module(f'autoattack.{module}'), cls)
+        if norm == 'L1' and name.startswith('apgd'):
+            settings = {**settings, 'use_largereps': True}  # as its AutoAttack does
         return attack(model, norm=norm, eps=eps, seed=seed, device='cpu', **settings).perturb
 
     check(name, trained, norm, theirs, AutoAttack() if name == 'autoattack' else REFERENCE[name][3], monkeypatch)
