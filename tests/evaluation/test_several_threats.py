@@ -1,5 +1,6 @@
 """Several threat models at once: a column for each, and the worst case over all."""
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,9 +104,8 @@ def test_a_card_and_the_list_of_models_say_the_worst_case(together, tmp_path):
     assert rows[0][2:5] == (TEXT, 'worst case over all', '-')
     assert rows[0][6] == f'{together.worst_case_accuracy:.2f}' and len(rows) == 8
     assert {(row[2], row[3]) for row in rows[1:-1]} == {(str(t), a) for t in THREATS for a in ('fgsm', 'pgd3')}
-    with_autoattack = EvaluationReport.from_dict({**together.to_dict(), 'attacks': [
-        {**entry, 'attack': {'attack': 'autoattack'}} if entry['threat'] else entry
-        for entry in together.to_dict()['attacks']]})
+    with_autoattack = replace(together, attacks=tuple(
+        a if a.is_clean else replace(a, attack={'attack': 'autoattack'}) for a in together.attacks))
     assert with_autoattack.robust_accuracy.accuracy == together.worst_case_accuracy
     write_json(tmp_path / 'results.json', with_autoattack.to_dict())
     assert models._accuracies(tmp_path / 'results.json')[2:] == (
