@@ -82,15 +82,15 @@ def problem(count=12, norm=False):
 def short(cls):
     """An attack of the class that does not take long."""
     if issubclass(cls, Ensemble):
-        members = tuple(short(type(m)) for m in cls().members(10))
-        return type(cls.__name__, (cls,), {'all_members': lambda self: members})()
+        members = tuple(short(type(m)) for m in cls().members())
+        return type(cls.__name__, (cls,), {'members': lambda self, num_classes=None: members})()
     return cls(**{**({cls.budget: 6} if cls.budget else {}), **SETTINGS.get(cls.name, {})})
 
 
 def defined():
     for cls in ATTACKS.values():
         attack = short(cls)
-        members = attack.all_members() if issubclass(cls, Ensemble) else (attack,)
+        members = attack.members()
         for norm in [n.norm for n in NORMS.values()]:
             if cls is not NFGSM and all(m.norms is None or norm in m.norms for m in members):
                 yield pytest.param(attack, make_threat(norm, EPS[norm]), id=f'{cls.name}-{norm}')

@@ -20,8 +20,10 @@ from timm_robust.attacks import (
     Square,
     dlr,
     dlr_targeted,
+    gap_targeted,
     logit_gap,
     make_threat,
+    probability_margin,
     wrong_classes,
 )
 from timm_robust.attacks.fab import project_onto_hyperplane
@@ -53,11 +55,14 @@ def test_dlr_losses():
     assert dlr(z, torch.tensor([2])).item() == pytest.approx(-(2 - 3) / (3 - 1))
     assert dlr_targeted(z, y, torch.tensor([4])).item() == pytest.approx(-(3 - 0) / (3 - (1 + 0) / 2))
     assert logit_gap(z, torch.tensor([1])).item() == 2
+    assert gap_targeted(z, torch.tensor([1]), torch.tensor([3])).item() == -2
+    p = torch.tensor([3., 1., 2., -1., 0.], dtype=torch.float64).exp() / sum(map(math.exp, (3, 1, 2, -1, 0)))
+    assert probability_margin(z, torch.tensor([2])).item() == pytest.approx((p[0] - p[2]).item())
     torch.testing.assert_close(dlr(z, y), dlr(7 * z + 5, y))
 
 
 @pytest.mark.parametrize('threat', [LINF, EUCLID], ids=['linf', 'l2'])
-@pytest.mark.parametrize('loss', ['ce', 'dlr'])
+@pytest.mark.parametrize('loss', ['ce', 'dlr', 'gap', 'pm'])
 def test_apgd_is_algorithm_1(problem, threat, loss):
     """Croce & Hein 2020, algorithm 1 and conditions 1 and 2, iterate by iterate."""
     model, x, y = problem
@@ -81,7 +86,9 @@ def test_apgd_is_algorithm_1(problem, threat, loss):
     def value_and_gradient(p, label):
         p = p.clone().requires_grad_()
         z = model(p[None])
-        value = F.cross_entropy(z, label[None]) if loss == 'ce' else dlr(z, label[None]).sum()
+        shown = z[0].exp() / z.exp().sum() if loss == 'pm' else z[0]
+        value = {'ce': F.cross_entropy, 'dlr': lambda z, y: dlr(z, y).sum()}.get(
+            loss, lambda z, y: torch.cat([shown[:label], shown[label + 1:]]).max() - shown[label])(z, label[None])
         return value.item(), torch.autograd.grad(value, p)[0], z.argmax().item() != label.item()
 
     checks, checkpoints = 0, set()

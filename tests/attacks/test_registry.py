@@ -14,6 +14,7 @@ from helpers import TinyNet, documented_attack, state_equal
 
 from timm_robust.attacks import (
     APGD,
+    APGDT,
     ATTACKS,
     CWL2,
     FAB,
@@ -48,11 +49,16 @@ SETTINGS = {  # in so few steps a default would find nothing
 
 def short(cls, **settings):
     """An attack of the class that does not take long."""
-    if issubclass(cls, Ensemble):
-        members = tuple(short(type(m)) for m in cls().members(10))
-        return type(cls.__name__, (cls,), {'all_members': lambda self: members})()
+    return shortened(cls(), **settings)
+
+
+def shortened(attack, **settings):
+    cls = type(attack)
+    if isinstance(attack, Ensemble):
+        return type(cls.__name__, (cls,), {
+            'members': lambda self, num_classes=None: tuple(map(shortened, attack.members(num_classes)))})()
     budget = {cls.budget: 6} if cls.budget else {}
-    return cls(**{**budget, **SETTINGS.get(cls.name, {}), **settings})
+    return dataclasses.replace(attack, **{**budget, **SETTINGS.get(cls.name, {}), **settings})
 
 
 def has(cls, field):
@@ -63,7 +69,7 @@ def defined():
     for cls in ATTACKS.values():
         if cls is not NFGSM:  # whose images are not within eps
             for norm in ['Linf', 'L2'] if cls.norms is None else cls.norms:
-                members = short(cls).all_members() if issubclass(cls, Ensemble) else ()
+                members = short(cls).members()
                 if all(m.norms is None or norm in m.norms for m in members):
                     yield pytest.param(cls, make_threat(norm, EPS[norm]), id=f'{cls.name}-{norm}')
 
@@ -220,8 +226,7 @@ def test_one_output_is_two_classes(cls, problem):
         return model(z)[:, 1:2] - model(z)[:, :1]
 
     y = (lead(x)[:, 0] > 0).long()
-    members = short(cls).all_members() if issubclass(cls, Ensemble) else (cls(),)
-    if max(m.classes_needed for m in members) > 2:
+    if cls().classes_needed > 2:
         with pytest.raises(InputError, match='classes'):
             short(cls)(lead, x, y, its_threat(cls))
         return
@@ -345,7 +350,8 @@ def test_names_that_are_none(names, message):
 @pytest.mark.parametrize('attack, threat, classes, message', [
     (RayS(), L2(1.), 10, "attack='rays': is for Linf alone, not L2"), (CWL2(), Linf(.1), 10, 'is for L2 alone'),
     (APGD(loss='dlr'), Linf(.1), 2, "attack='apgd-dlr': needs at least 3 classes, the model has 2"),
-    (AutoAttack(), Linf(.1), 3, "attack='autoattack': needs 4 classes for apgd-t, the model has 3"),
+    (APGDT(), Linf(.1), 3, "attack='apgd-t': needs at least 4 classes, the model has 3"),
+    (AutoAttack(num_targets=3), Linf(.1), 3, 'num_targets=3: must be between 1 and 2'),
     (parse_attack('apgd-t', num_targets=4), Linf(.1), 4, 'num_targets=4: must be between 1 and 3')])
 def test_what_an_attack_is_not_defined_for(attack, threat, classes, message):
     with pytest.raises(InputError, match=message):

@@ -10,7 +10,16 @@ from .cw_l2 import CWL2
 from .fab import FAB, FABT
 from .fast_model import FastModel, make_fast_model
 from .gradient import GradientAttack, IterativeAttack
-from .losses import cross_entropy, cw_loss, dlr, dlr_targeted, hard_labels, logit_gap
+from .losses import (
+    cross_entropy,
+    cw_loss,
+    dlr,
+    dlr_targeted,
+    gap_targeted,
+    hard_labels,
+    logit_gap,
+    probability_margin,
+)
 from .noise import image_seeds
 from .pgd import BIM, FGSM, FGSMRS, MIM, NFGSM, PGD, CWLinf, PGDTargeted
 from .rays import RayS
@@ -75,6 +84,7 @@ __all__ = [
     'cw_loss',
     'dlr',
     'dlr_targeted',
+    'gap_targeted',
     'hard_labels',
     'image_seeds',
     'input_gradient',
@@ -91,6 +101,7 @@ __all__ = [
     'parse_attacks',
     'parse_eps',
     'parse_threat',
+    'probability_margin',
     'register_attack',
     'register_norm',
     'wrong_classes',

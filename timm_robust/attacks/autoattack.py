@@ -25,6 +25,7 @@ from .threat import ThreatModel
 __all__ = ['AutoAttack', 'Ensemble']
 
 _VERSIONS = ('standard', 'plus', 'rand')
+_MANY = 1000  # classes, where their number is not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +33,11 @@ class Ensemble(Attack):
     """Several attacks in sequence; subclasses say which."""
     budget = None
 
-    def all_members(self) -> Tuple[Attack, ...]:
-        """The attacks, in order."""
+    def members(self, num_classes: Optional[int] = None) -> Tuple[Attack, ...]:
         raise NotImplementedError
 
-    def members(self, num_classes: int) -> Tuple[Attack, ...]:
-        members = self.all_members()
-        for member in members:
-            if num_classes < member.classes_needed:
-                raise InputError(
-                    f'needs {member.classes_needed} classes for {member}, the model has {num_classes}',
-                    'run its other attacks by themselves', argument='attack', value=str(self))
-        return members
-
     def check(self, threat: ThreatModel, num_classes: Optional[int] = None) -> None:
-        if num_classes is not None:
-            self.members(num_classes)
-        for member in self.all_members():
+        for member in self.members(num_classes):
             member.check(threat, num_classes)
 
     def attack_images(
@@ -65,7 +54,7 @@ class Ensemble(Attack):
             An image that fools for each clean one, the clean image itself where none was found.
 
         Raises:
-            InputError: See `Attack.run`; on `targets`, and on too few classes for one of the attacks.
+            InputError: See `Attack.run`; on `targets`.
         """
         self.check(threat)
         if call.targets is not None:
@@ -99,7 +88,12 @@ class Ensemble(Attack):
 
 @register_attack
 class AutoAttack(Ensemble):
-    """AutoAttack. Targeted attacks steer towards 9 classes, or all wrong ones if there are fewer."""
+    """AutoAttack. Targeted attacks steer towards 9 classes, or all wrong ones if there are fewer.
+
+    The DLR needs 3 classes and the targeted DLR 4, which the authors' code leaves to its users. With fewer the same
+    attacks ascend the logit gap, whose scale the steps of APGD do not depend on: APGD-T on z_t - z_y, and in plus and
+    rand for 2 classes APGD on max_{j != y} z_j - z_y. A single output z counts as the two logits [0, z].
+    """
     name = 'autoattack'
     aliases = ('aa', 'autoattack-standard')
     variants = {'autoattack-plus': {'version': 'plus'}, 'autoattack-rand': {'version': 'rand'}}
@@ -112,11 +106,14 @@ class AutoAttack(Ensemble):
         super().__post_init__()
         check_choice('version', self.version, _VERSIONS)
 
-    def all_members(self) -> Tuple[Attack, ...]:
-        targets = self.num_targets
+    def members(self, num_classes: Optional[int] = None) -> Tuple[Attack, ...]:
+        count, targets = num_classes or _MANY, self.num_targets
+        margin = 'dlr' if count >= 3 else 'gap'
         if self.version == 'rand':
-            return APGD(eot_iter=20), APGD(loss='dlr', eot_iter=20)
-        targeted = APGDT(num_targets=targets), FABT(num_targets=targets)
+            return APGD(eot_iter=20), APGD(loss=margin, eot_iter=20)
+        apgd_t = APGDT(num_targets=targets, loss='dlr' if count >= 4 else 'gap')
         if self.version == 'standard':
-            return APGD(), *targeted, Square()
-        return APGD(restarts=5), APGD(loss='dlr', restarts=5), FAB(restarts=5), Square(), *targeted
+            return APGD(), apgd_t, FABT(num_targets=targets), Square()
+        return (
+            APGD(restarts=5), APGD(loss=margin, restarts=5), FAB(restarts=5), Square(), apgd_t,
+            FABT(num_targets=targets))

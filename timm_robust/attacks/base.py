@@ -169,11 +169,11 @@ class Attack:
         """What `run` does; here each image alone, by `start` and `step`."""
         return run_attack(self, model, images, labels, threat, call)
 
-    def members(self, num_classes: int) -> Tuple['Attack', ...]:
+    def members(self, num_classes: Optional[int] = None) -> Tuple['Attack', ...]:
         """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble.
 
-        Raises:
-            InputError: If one of them is not defined for so few classes.
+        Args:
+            num_classes: Classes of the network, which an ensemble may depend on; many by default.
         """
         return (self,)
 

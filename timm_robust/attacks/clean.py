@@ -1,6 +1,6 @@
 """No attack: clean images, so that they can stand in a list of attacks."""
 from functools import partial
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
@@ -21,7 +21,7 @@ class Clean(Attack):
     budget = None
     whole_batch = True
 
-    def members(self, num_classes: int) -> Tuple[Attack, ...]:
+    def members(self, num_classes: Optional[int] = None) -> Tuple[Attack, ...]:
         return ()
 
     def attack_images(

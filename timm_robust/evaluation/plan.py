@@ -106,7 +106,7 @@ def effort(attack: Attack) -> str:
     if isinstance(attack, Clean):
         return ''
     if isinstance(attack, Ensemble):
-        return f'{len(attack.all_members())} attacks'
+        return f'{len(attack.members())} attacks'
     number = 1 if attack.budget is None else getattr(attack, attack.budget)
     restarts = getattr(attack, 'restarts', 1)
     return f"{number}{' queries' if attack.counts_queries else ''}{f' x {restarts}' if restarts > 1 else ''}"

@@ -100,13 +100,21 @@ def reading(report: EvaluationReport) -> List[str]:
     """What the columns of the table mean."""
     if not report.real_attacks:
         return []
-    return [_ONLY_REMAINING if report.settings.worst_case else _ON_ALL]
+    return [_ONLY_REMAINING if report.settings.worst_case else _ON_ALL, *_few_classes(report)]
 
 
 def _transfer(report: EvaluationReport) -> List[str]:
     surrogate = report.settings.surrogate
     return [
         f'Black-box transfer: the attacks were crafted on {surrogate}, not on this network.'] if surrogate else []
+
+
+def _few_classes(report: EvaluationReport) -> List[str]:
+    names = ' and '.join(
+        a.name for a in report.attacks if a.is_autoattack and any(m.get('loss') == 'gap' for m in a.members))
+    return [
+        f'The model has {report.model.num_classes} classes, too few for the difference of logits ratio (DLR): {names} '
+        'ascends the logit gap instead, towards all wrong classes.'] if names else []
 
 
 def upper_bound(report: EvaluationReport) -> List[str]:
