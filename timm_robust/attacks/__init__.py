@@ -3,7 +3,7 @@ from .apgd import APGD, APGDT
 from .autoattack import AutoAttack, Ensemble
 from .ball import Ball, InputSpace
 from .base import Attack
-from .checks import check_batch, check_images, logits_of, wrong_classes
+from .checks import check_batch, check_images, error_rates, logits_of, wrong_classes
 from .clean import Clean
 from .context import ATTACK_BN_MODES, attack_mode, input_gradient, input_gradients
 from .cw_l2 import CWL2
@@ -85,6 +85,7 @@ __all__ = [
     'dlr',
     'dlr_targeted',
     'gap_targeted',
+    'error_rates',
     'hard_labels',
     'image_seeds',
     'input_gradient',

@@ -21,6 +21,7 @@ from .threat import ThreatModel
 
 __all__ = ['APGD', 'APGDT']
 
+_PASSES = 100  # to know an error rate to 10 points
 _MOMENTUM = .75  # share of the new step (alpha in the paper)
 
 
@@ -43,6 +44,10 @@ class _AutoPGD(Attack):
     @property
     def queries(self) -> int:
         return self.eot_iter
+
+    @property
+    def passes(self) -> int:
+        return _PASSES if self.eot_iter > 1 else 1
 
     @property
     def run_length(self) -> int:

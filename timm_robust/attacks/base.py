@@ -104,6 +104,11 @@ class Attack:
         return 1
 
     @property
+    def passes(self) -> int:
+        """Passes of the network that decide whether an image fools: several where it is taken to have noise inside."""
+        return 1
+
+    @property
     def run_length(self) -> Optional[int]:
         """Largest number of steps of a run; None if unknown."""
         return None

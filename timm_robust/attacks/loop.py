@@ -18,6 +18,7 @@ from .checks import (
     check_finite,
     check_images,
     check_targets,
+    error_rates,
     logits_of,
     pixels_of,
     wrong_classes,
@@ -281,7 +282,9 @@ def run_attack(
         found = _search(attack, classifier, fast, threat, work, call)
         if attack.queries > 1 and len(x):
             # one noisy pass does not say whether an image fools, so the loop never did
-            found.fooled = logits_of(classifier, found.adversarial, call.batch_size).argmax(1) != checked.labels
+            found.error_rates = error_rates(
+                lambda: logits_of(classifier, found.adversarial, call.batch_size), checked.labels, attack.passes)
+            found.fooled = found.error_rates >= .5
         adversarial = found.adversarial if call.space is None else space.normalize(found.adversarial)
         found.adversarial = adversarial.to(images.dtype)
     return found

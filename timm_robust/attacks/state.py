@@ -98,7 +98,9 @@ class AttackResult:
         adversarial: Best image of each clean one, like the images that were attacked, detached.
         fooled: Whether it fools the network, shape (N,).
         queries: Evaluations of the network spent on each image, shape (N,); a last look at a finding is not counted.
+        error_rates: Share of the passes in which the image is misclassified, shape (N,), where several decide.
     """
     adversarial: torch.Tensor
     fooled: torch.Tensor
     queries: torch.Tensor
+    error_rates: Optional[torch.Tensor] = None

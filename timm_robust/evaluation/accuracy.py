@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..attacks import Attack, Clean, ThreatModel, logits_of
+from ..attacks import Attack, Clean, ThreatModel, error_rates, logits_of
 from ..devices import halving, in_float64
 from ..errors import InputError
 from ..layers import has_batch_statistics
@@ -55,11 +55,15 @@ def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: 
             # members of an ensemble that come after one that fooled have no outcome
             correct.append(None if skipped else right and all(journal.correct[key][i] for key in keys))
         standing = [stands and right is not False for stands, right in zip(standing, correct)]
+        rates: List[Optional[float]] = []
+        if plan.passes > 1:
+            rates = [None if right is None else max(
+                journal.rates[key].get(i, 0.) for key in (plan.clean_key, *keys)) for i, right in zip(indices, correct)]
         attacked = len({i for key in keys for i in journal.correct[key]} & chosen)
         found.append(AttackOutcome(
             str(attack), attack.to_dict(), threat_facts(plan.threat) if changes else None, effort(attack),
             tuple(correct), attacked, round(sum(journal.seconds[key] for key in keys or [plan.clean_key]), 3),
-            tuple(m.to_dict() for _, m in members) if len(members) > 1 else ()))
+            tuple(m.to_dict() for _, m in members) if len(members) > 1 else (), plan.passes, tuple(rates)))
     return tuple(found)
 
 
@@ -190,6 +194,11 @@ class Runner:
                 'choose a network of these classes', argument='labels')
         return logits
 
+    def error_rates(self, x: torch.Tensor, labels: torch.Tensor) -> List[float]:
+        """How often each image is misclassified, of the plan's number of passes."""
+        found: List[float] = error_rates(lambda: self.logits(x, labels), labels, self.plan.passes).tolist()
+        return found
+
     def _fitting(self, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
         result, self.batch_size = halving(work, self.batch_size, self.fixed_size)
         return result
@@ -205,13 +214,14 @@ class Runner:
         self.journal.hashes.update(zip(indices, hashes))
         key = self.plan.clean_key
         start = time.perf_counter()
-        right = (self.logits(x, labels).argmax(1) == labels).tolist()
+        rates = self.error_rates(x, labels)
+        right = [rate < .5 for rate in rates]
         if first and self.plan.real_attacks and not self.allow_chance:
             _refuse_chance(sum(right), len(right), self.num_classes)
         self.journal.take(key, indices, pool.hashes)
         new = [k for k, i in enumerate(indices) if i not in self.journal.correct[key]]
         if new:
-            self._record(key, pool, new, [right[k] for k in new], start)
+            self._record(key, pool, new, [rates[k] for k in new], start)
         # on another device an image may be classified otherwise than before a resume
         correct = standing = [self.journal.correct[key][i] for i in indices]
         for attack in self.plan.attacks:
@@ -220,10 +230,10 @@ class Runner:
                 self._run(key, member, pool, withstood)
             standing = [a and b for a, b in zip(standing, withstood)]
 
-    def _record(self, key: str, pool: _Pool, rows: Sequence[int], correct: Sequence[bool], start: float) -> None:
+    def _record(self, key: str, pool: _Pool, rows: Sequence[int], rates: Sequence[float], start: float) -> None:
         self.journal.record(
-            key, [pool.indices[k] for k in rows], [pool.hashes[k] for k in rows], correct,
-            time.perf_counter() - start)
+            key, [pool.indices[k] for k in rows], [pool.hashes[k] for k in rows], [rate < .5 for rate in rates],
+            time.perf_counter() - start, rates if self.plan.passes > 1 else ())
 
     def _run(self, key: str, attack: Attack, pool: _Pool, withstood: List[bool]) -> None:
         assert self._bar is not None
@@ -239,8 +249,7 @@ class Runner:
             rows = torch.tensor(todo, device=pool.x.device)
             adv = self.craft(attack, pool.x[rows], pool.labels[rows], [pool.indices[k] for k in todo])
             _assert_allowed(adv, pool.x[rows], self.plan.threat, key, self.batch_size)
-            right = self.logits(adv, pool.labels[rows]).argmax(1) == pool.labels[rows]
-            self._record(key, pool, todo, right.tolist(), start)
+            self._record(key, pool, todo, self.error_rates(adv, pool.labels[rows]), start)
         for k, stands in enumerate(withstood):
             withstood[k] = stands and known[pool.indices[k]]
         self._bar.update(end - self._bar.n)

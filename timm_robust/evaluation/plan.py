@@ -46,6 +46,11 @@ class Plan:
         return [
             (f'{self.prefix}{attack}/{m}' if isinstance(attack, Ensemble) else f'{self.prefix}{m}', m) for m in members]
 
+    @property
+    def passes(self) -> int:
+        """Passes of the network that decide whether an image is classified correctly."""
+        return max(attack.passes for attack in self.attacks)
+
     def at(self, eps: float) -> 'Plan':
         """The last attack at another eps; its step size was made for one eps and is dropped."""
         last: Attack = Clean() if eps == 0 else self.real_attacks[-1]

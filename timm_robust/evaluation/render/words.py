@@ -1,7 +1,7 @@
 """What a report says, in sentences and rows that every form of it shares."""
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from ..outcome import AttackOutcome, percent
+from ..outcome import AttackOutcome, percent, wilson_interval
 from ..report import EvaluationReport
 from ..shifts import BenchmarkResult
 
@@ -100,7 +100,7 @@ def reading(report: EvaluationReport) -> List[str]:
     """What the columns of the table mean."""
     if not report.real_attacks:
         return []
-    return [_ONLY_REMAINING if report.settings.worst_case else _ON_ALL, *_few_classes(report)]
+    return [_ONLY_REMAINING if report.settings.worst_case else _ON_ALL, *_few_classes(report), *_randomized(report)]
 
 
 def _transfer(report: EvaluationReport) -> List[str]:
@@ -115,6 +115,22 @@ def _few_classes(report: EvaluationReport) -> List[str]:
     return [
         f'The model has {report.model.num_classes} classes, too few for the difference of logits ratio (DLR): {names} '
         'ascends the logit gap instead, towards all wrong classes.'] if names else []
+
+
+def _randomized(report: EvaluationReport) -> List[str]:
+    texts = []
+    for outcome in report.real_attacks:
+        mean = outcome.single_pass_accuracy
+        if outcome.passes > 1 and mean is not None:
+            total = len(outcome.correct)
+            low, high = wilson_interval(mean / 100 * total, total)
+            least, most = outcome.verdict_interval
+            texts.append(
+                f'{outcome.name}: {outcome.passes} passes decide, since the network is taken to be randomized; an '
+                f'image misclassified in half of them counts as broken. A single pass classifies {mean:.2f} % '
+                f'correctly (95 % interval {low:.1f} to {high:.1f}). With images too near to half to tell, robust '
+                f'accuracy is between {least:.2f} and {most:.2f} %.')
+    return texts
 
 
 def upper_bound(report: EvaluationReport) -> List[str]:
