@@ -11,9 +11,12 @@ from scipy.optimize import linprog, minimize
 from timm_robust.attacks import (
     APGD,
     CWL2,
+    DDN,
     FAB,
     FABT,
+    FMN,
     L2,
+    MALT,
     Batch,
     Linf,
     RayS,
@@ -387,3 +390,111 @@ def test_cw_l2_is_adam_on_its_loss(problem):
             if math.isfinite(distance):
                 adv = attack(model, x[i:i + 1], y[i:i + 1], L2(distance * factor))
                 assert bool((model(adv).argmax(1) != y[i]).item()) is expected
+
+
+@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+def test_malt_steers_to_the_nearest_hyperplanes_of_a_linear_network(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 7)).double()
+    with torch.no_grad():
+        model[1].weight *= torch.linspace(.3, 3, 7, dtype=torch.float64)[:, None]
+    x = torch.rand(9, 3, 2, 2, dtype=torch.float64)
+    z, w = model(x).detach().numpy(), model[1].weight.detach().numpy()
+    y = z.argmax(1)
+    chosen = MALT(num_targets=3).choose_targets(model, x, torch.tensor(y), make_threat(norm, .1), 4)
+    differs = 0
+    for i in range(9):
+        distance = {c: (z[i, y[i]] - z[i, c]) / np.linalg.norm(w[y[i]] - w[c], 1 if norm == 'Linf' else 2)
+                    for c in range(7) if c != y[i]}
+        assert chosen[i].tolist() == sorted(distance, key=distance.get)[:3]
+        differs += chosen[i].tolist() != wrong_classes(model(x), torch.tensor(y), 3)[i].tolist()
+    assert differs > 3, 'the likeliest classes are the nearest'
+
+
+def reference_fmn(model, x, y, norm, steps):
+    """Pintor et al. 2021, algorithm 1, for one image; all points. The first radii reach .1 % further."""
+    def size(d, p):
+        return d.abs().max() if p == math.inf else d.abs().sum() if p == 1 else d.norm()
+
+    p, dual = (math.inf, 1) if norm == 'Linf' else (2, 2)
+    farthest = size(torch.maximum(x, 1 - x), p)
+    delta, radius, best, found, points = torch.zeros_like(x), math.inf, farthest, False, []
+    for k in range(steps + 1):
+        cosine = (1 + math.cos(math.pi * k / steps)) / 2
+        alpha, gamma = .01 + .99 * cosine, .001 + .049 * cosine
+        leaf = (x + delta).requires_grad_(True)
+        points.append(leaf.detach())
+        z = model(leaf[None])[0]
+        gap = torch.cat([z[:y], z[y + 1:]]).max() - z[y]
+        gradient, = torch.autograd.grad(gap, leaf)
+        if gap > 0:
+            found, best = True, min(best, size(delta, p))
+            radius = min(radius * (1 - gamma), best)
+        elif found:
+            radius = radius * (1 + gamma)
+        else:
+            radius = (size(delta, p) + gap.detach().abs() / size(gradient, dual)) * 1.001
+        radius = min(radius, farthest)
+        delta = delta + alpha * gradient / gradient.norm()
+        if norm == 'Linf':
+            delta = delta.clamp(-radius, radius)
+        elif delta.norm() > radius:
+            delta = delta * radius / delta.norm()
+        delta = (x + delta).clamp(0, 1) - x
+    return points
+
+
+def reference_ddn(model, x, y, norm, steps):
+    """Rony et al. 2019, algorithm 1, for one image; all points."""
+    delta, radius, points = torch.zeros_like(x), 1., []
+    for k in range(steps + 1):
+        leaf = (x + delta).requires_grad_(True)
+        points.append(leaf.detach())
+        z = model(leaf[None])
+        gradient, = torch.autograd.grad(F.cross_entropy(z, y[None]), leaf)
+        radius = radius * (.95 if z.argmax() != y else 1.05)
+        radius = min(radius, torch.maximum(x, 1 - x).norm())
+        delta = delta + (.01 + .99 * (1 + math.cos(math.pi * k / steps)) / 2) * gradient / gradient.norm()
+        delta = (x + delta * radius / delta.norm()).clamp(0, 1) - x
+    return points
+
+
+@pytest.mark.parametrize('attack, norm, reference', [
+    (FMN(steps=25), 'Linf', reference_fmn), (FMN(steps=25), 'L2', reference_fmn), (DDN(steps=25), 'L2', reference_ddn)])
+def test_minimum_norm_attacks_are_their_algorithms(problem, attack, norm, reference):
+    model, x, y = problem
+    threat = make_threat(norm, .1).unbounded(x.shape[1:])
+    state, path = attack.start(jobs(x, y), threat), []
+    for _ in range(26):
+        path.append(state['point'])
+        attack.step(model, state, threat)
+    found = attack.run(model, x, y, threat)
+    for i in range(len(x)):
+        points = reference(model, x[i], y[i], norm, 25)
+        for k, point in enumerate(points):
+            torch.testing.assert_close(path[k][i], point, rtol=0, atol=1e-8, msg=f'image {i} step {k}')
+        fooling = [p for p in points if model(p[None]).argmax() != y[i]]
+        nearest = min(fooling, key=lambda p: threat.size((p - x[i])[None]).item())
+        torch.testing.assert_close(found.adversarial[i], nearest, rtol=0, atol=1e-8)
+    assert found.fooled.all()
+
+
+@pytest.mark.parametrize('attack, norm, above', [
+    (FMN(), 'Linf', .005), (FMN(), 'L2', .005), (DDN(steps=200), 'L2', .06)])
+def test_minimum_norm_of_a_linear_network_is_the_distance_to_its_boundary(attack, norm, above):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
+    x = torch.rand(30, 3, 2, 2, dtype=torch.float64) * .2 + .4
+    with torch.no_grad():
+        model[1].bias -= model(x).mean(0)
+        z = model(x)
+    w = (model[1].weight[0] - model[1].weight[1]).detach()
+    exact = (z[:, 0] - z[:, 1]).abs() / (w.abs().sum() if norm == 'Linf' else w.norm())
+    threat = make_threat(norm, .5)
+    size = threat.size(attack(model, x, z.argmax(1), threat) - x)
+    assert (size >= exact).all() and (size <= exact * (1 + above)).all()
+    # a run at any eps finds what is within that eps, and nothing else
+    near = make_threat(norm, size.median().item() * 1.0001)
+    within = attack.run(model, x, z.argmax(1), near)
+    assert torch.equal(within.fooled, size <= near.eps)
+    assert torch.equal(within.adversarial[~within.fooled], x[~within.fooled])

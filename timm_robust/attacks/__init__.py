@@ -3,12 +3,15 @@ from .apgd import APGD, APGDT
 from .autoattack import AutoAttack, Ensemble
 from .ball import Ball, InputSpace
 from .base import Attack
+from .best import Best
 from .checks import check_batch, check_images, error_rates, logits_of, wrong_classes
 from .clean import Clean
 from .context import ATTACK_BN_MODES, attack_mode, input_gradient, input_gradients
 from .cw_l2 import CWL2
+from .ddn import DDN
 from .fab import FAB, FABT
 from .fast_model import FastModel, make_fast_model
+from .fmn import FMN
 from .gradient import GradientAttack, IterativeAttack
 from .losses import (
     cross_entropy,
@@ -20,8 +23,11 @@ from .losses import (
     logit_gap,
     probability_margin,
 )
+from .malt import MALT
+from .minimum_norm import MinimumNorm
 from .noise import image_seeds
 from .pgd import BIM, FGSM, FGSMRS, MIM, NFGSM, PGD, CWLinf, PGDTargeted
+from .quick import Quick
 from .rays import RayS
 from .registry import ATTACKS, attack_from_dict, attack_names, parse_attack, parse_attacks, register_attack
 from .square import Square
@@ -51,26 +57,32 @@ __all__ = [
     'BIM',
     'ATTACK_BN_MODES',
     'Ball',
+    'Best',
     'Batch',
     'CWL2',
     'CWLinf',
     'Clean',
+    'DDN',
     'Ensemble',
     'FAB',
     'FABT',
     'FGSM',
     'FGSMRS',
+    'FMN',
     'FastModel',
     'GradientAttack',
     'InputSpace',
     'IterativeAttack',
     'L2',
     'Linf',
+    'MALT',
     'MIM',
+    'MinimumNorm',
     'NFGSM',
     'NORMS',
     'PGD',
     'PGDTargeted',
+    'Quick',
     'RayS',
     'Square',
     'State',

@@ -33,6 +33,11 @@ class Ensemble(Attack):
     """Several attacks in sequence; subclasses say which."""
     budget = None
 
+    @property
+    def first(self) -> Optional['Ensemble']:
+        """An ensemble whose attacks are the first of this one."""
+        return None
+
     def members(self, num_classes: Optional[int] = None) -> Tuple[Attack, ...]:
         raise NotImplementedError
 

@@ -34,6 +34,7 @@ import torch
 from ..errors import InputError
 from ..settings import check_types
 from .ball import InputSpace
+from .checks import logits_of, wrong_classes
 from .loop import run_attack
 from .state import AttackResult, Batch, Call, State
 from .threat import Seed, ThreatModel, parse_eps, parse_threat
@@ -67,6 +68,7 @@ class Attack:
         targeted: Steers towards the likeliest wrong classes, `num_targets` of them.
         steerable: Can steer towards a class, by `targets` of a call.
         counts_queries: Evaluations of the network are its budget.
+        minimizes: Looks for the nearest image that fools, so that one run says what fools at every eps.
         needs_float32: A faster copy in lower precision would make it weaker.
         image_by_image: Attacks each image alone, whatever its neighbours.
         whole_batch: Can move a batch as one, by `craft`: for networks that normalize by the batch.
@@ -82,6 +84,7 @@ class Attack:
     targeted: ClassVar[bool] = False
     steerable: ClassVar[bool] = False
     counts_queries: ClassVar[bool] = False
+    minimizes: ClassVar[bool] = False
     needs_float32: ClassVar[bool] = False
     image_by_image: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
@@ -112,6 +115,17 @@ class Attack:
     def run_length(self) -> Optional[int]:
         """Largest number of steps of a run; None if unknown."""
         return None
+
+    def choose_targets(
+            self,
+            model: Callable[[torch.Tensor], torch.Tensor],
+            x: torch.Tensor,
+            y: torch.Tensor,
+            threat: ThreatModel,
+            batch_size: Optional[int],
+    ) -> torch.Tensor:
+        """Classes a targeted attack steers towards, shape (N, T), in this order: the likeliest wrong ones."""
+        return wrong_classes(logits_of(model, x, batch_size), y, getattr(self, 'num_targets', None))
 
     def start(self, batch: Batch, threat: ThreatModel) -> State:
         """State of images that have not been advanced yet."""

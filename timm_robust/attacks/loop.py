@@ -21,7 +21,6 @@ from .checks import (
     error_rates,
     logits_of,
     pixels_of,
-    wrong_classes,
 )
 from .context import attack_mode
 from .noise import image_seeds
@@ -178,8 +177,8 @@ class _Pool:
                 finished = [s for s, flag in enumerate(done) if flag or self.score[self.owners[s]] == _INF]
             if finished:
                 state, gap = self._replace(state, finished), 1
-        return AttackResult(
-            self.best, self._index([score == _INF for score in self.score]).bool(), self._index(self.queries))
+        fools = [score > -_INF if self.attack.minimizes else score == _INF for score in self.score]
+        return AttackResult(self.best, self._index(fools).bool(), self._index(self.queries))
 
 
 def _verify(
@@ -272,8 +271,7 @@ def run_attack(
             targets = check_targets(images, targets)
             highest = int(targets.max()) if targets.numel() else 0
         elif attack.targeted and len(x):
-            targets = wrong_classes(
-                logits_of(classifier, x, call.batch_size), checked.labels, getattr(attack, 'num_targets', None))
+            targets = attack.choose_targets(classifier, x, checked.labels, threat, call.batch_size)
         runs = getattr(attack, 'restarts', 1) * (1 if targets is None else targets.shape[1])
         seeds = image_seeds(call.seed, len(x), x.device)
         if len(seeds) != len(x):

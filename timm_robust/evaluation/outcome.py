@@ -49,6 +49,8 @@ class AttackOutcome:
         seconds: Time spent.
         members: Of an ensemble, the settings of its attacks.
         passes: Passes of the network behind each verdict: correct is an image that is misclassified in less than half.
+        distances: By image, of an attack that minimizes the norm, how far the nearest image that fools is; 0 where the
+            clean one is misclassified, None where none was found or looked for.
         error_rates: By image, where there are several, the share in which its worst image is misclassified.
     """
     name: str
@@ -61,6 +63,7 @@ class AttackOutcome:
     members: Tuple[Dict[str, object], ...] = ()
     passes: int = 1
     error_rates: Tuple[Optional[float], ...] = ()
+    distances: Tuple[Optional[float], ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -76,6 +79,16 @@ class AttackOutcome:
         return self.attack.get('attack') == 'autoattack'
 
     @property
+    def includes_autoattack(self) -> bool:
+        """Whether its accuracy is at most AutoAttack's."""
+        return self.is_autoattack or self.is_best
+
+    @property
+    def is_best(self) -> bool:
+        """Whether it is AutoAttack and all that is known to break what it leaves."""
+        return self.attack.get('attack') == 'best'
+
+    @property
     def complete(self) -> bool:
         """Whether it has an outcome for every image."""
         return None not in self.correct
@@ -89,6 +102,10 @@ class AttackOutcome:
     def interval(self) -> Optional[Tuple[float, float]]:
         """Wilson's 95 % interval of `accuracy`."""
         return wilson_interval(sum(map(bool, self.correct)), len(self.correct)) if self.complete else None
+
+    def accuracy_at(self, eps: float) -> float:
+        """Percent of images that nothing within eps was found for, by `distances`."""
+        return percent(d is None or d > eps for d in self.distances)
 
     @property
     def single_pass_accuracy(self) -> Optional[float]:

@@ -42,9 +42,11 @@ class Plan:
 
     def members(self, attack: Attack, num_classes: int) -> List[Tuple[str, Attack]]:
         """The attacks to run one after the other, each with the key of its outcomes; none for clean images."""
-        members = attack.members(num_classes)
-        return [
-            (f'{self.prefix}{attack}/{m}' if isinstance(attack, Ensemble) else f'{self.prefix}{m}', m) for m in members]
+        if not isinstance(attack, Ensemble):
+            return [(f'{self.prefix}{m}', m) for m in attack.members(num_classes)]
+        # two ensembles that begin alike share these outcomes
+        shared = [] if attack.first is None else self.members(attack.first, num_classes)
+        return shared + [(f'{self.prefix}{attack}/{m}', m) for m in attack.members(num_classes)[len(shared):]]
 
     @property
     def passes(self) -> int:
