@@ -43,7 +43,8 @@ from timm_robust.training.loop import train_one_epoch
 EPS = {'Linf': .03, 'L2': .3}
 SETTINGS = {
     'cw-l2': dict(steps=10, binary_search_steps=2, initial_const=10.), 'rays': dict(query_limit=40),
-    'square': dict(query_limit=24), 'fab': dict(steps=3), 'fab-t': dict(steps=3), 'apgd-t': dict(num_targets=2)}
+    'ddn': dict(first_norm=.2), 'square': dict(query_limit=24),
+    'fab': dict(steps=3), 'fab-t': dict(steps=3), 'apgd-t': dict(num_targets=2)}
 SPACE = InputSpace((.5, .4, .3), (.2, .25, .5))
 # besides those of looks: ranges of images and labels, first logits and what an ensemble does between its members
 SETUP = 6

@@ -43,7 +43,8 @@ from timm_robust.models import NormalizedModel
 
 EPS = {'Linf': .03, 'L2': .3}
 SETTINGS = {  # in so few steps a default would find nothing
-    'cw-l2': dict(steps=20, binary_search_steps=3, initial_const=10.), 'rays': dict(query_limit=200),
+    'cw-l2': dict(steps=20, binary_search_steps=3, initial_const=10.), 'ddn': dict(first_norm=.2),
+    'fmn': dict(steps=20), 'rays': dict(query_limit=200),
     'square': dict(query_limit=50)}
 
 

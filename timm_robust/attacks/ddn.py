@@ -50,6 +50,7 @@ class DDN(MinimumNorm):
     ) -> torch.Tensor:
         delta = state['point'] - state['x']
         delta = delta + (.01 + .99 * cosine) * gradient / l2_norm(gradient).clamp_min(1e-12)
-        radius = state['radius'] * (1 + self.gamma * torch.where(fools, -1, 1))
+        radius = state['radius']
+        radius = radius + self.gamma * torch.where(fools, -radius, radius)
         radius = state['radius'] = torch.minimum(radius, state['farthest'])
         return delta * (radius.view(-1, 1, 1, 1) / l2_norm(delta).clamp_min(1e-12))

@@ -4,7 +4,7 @@ A batch is kept full of images at whatever step each of them is: an image that i
 image, the next restart or the next target class takes its place. No image's outcome depends on its neighbours.
 """
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -89,7 +89,7 @@ class _Pool:
         self.owners: List[int] = []
         self.ages: List[int] = []
 
-    def _index(self, places: List[int]) -> torch.Tensor:
+    def _index(self, places: Sequence[int]) -> torch.Tensor:
         return without_wait(torch.tensor(places, dtype=torch.int64, device='cpu'), self.x.device)
 
     def _take(self, count: int) -> List[Tuple[int, int]]:

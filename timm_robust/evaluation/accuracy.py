@@ -268,7 +268,8 @@ class Runner:
                 threat = threat.unbounded(x.shape[1:])
             adv = self.craft(attack, x, pool.labels[rows], [pool.indices[k] for k in todo], threat)
             _assert_allowed(adv, x, threat, key, self.batch_size)
-            rates, distances = self.error_rates(adv, pool.labels[rows]), [{}] * len(todo)
+            rates = self.error_rates(adv, pool.labels[rows])
+            distances: List[Dict[str, float]] = [{}] * len(todo)
             if attack.minimizes:
                 sizes = torch.cat([threat.size(in_float64(a) - in_float64(b)) for a, b in zip(
                     adv.split(self.batch_size), x.split(self.batch_size))]).tolist()
