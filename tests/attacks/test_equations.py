@@ -438,7 +438,7 @@ def reference_fmn(model, x, y, norm, steps):
         delta = delta + alpha * gradient / gradient.norm()
         if norm == 'Linf':
             delta = delta.clamp(-radius, radius)
-        elif delta.norm() > radius:
+        else:
             delta = delta * radius / delta.norm()
         delta = (x + delta).clamp(0, 1) - x
     return points

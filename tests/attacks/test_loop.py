@@ -339,7 +339,7 @@ def test_autoattack_of_a_linear_network_of_few_classes_is_exact(num_classes, nor
         slope = (w[None] - w[y][:, None]).abs().sum(2) if norm == 'Linf' else (w[None] - w[y][:, None]).norm(dim=2)
         distance = (gap / slope.clamp_min(1e-9)).scatter(1, y[:, None], math.inf).amin(1)
     eps = distance.median().item()
-    without_square = type('Part', (AutoAttack,), {'members': lambda self, count: AutoAttack().members(count)[:3]})
+    without_square = type('Part', (AutoAttack,), {'members': lambda self, count=None: AutoAttack().members(count)[:3]})
     found = without_square()(linear, x, y, make_threat(norm, eps))
     fooled = as_logits(linear(found), 60).argmax(1) != y
     clear = (distance / eps - 1).abs() > .02
