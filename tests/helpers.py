@@ -1,4 +1,5 @@
 """What several tests need."""
+import dataclasses
 import os
 import socket
 import subprocess
@@ -7,11 +8,12 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn as nn
 from PIL import Image
 
-from timm_robust.attacks import base
+from timm_robust.attacks import ATTACKS, NFGSM, Ensemble, base, make_threat
 
 
 def documented_attack(name: str = 'noise') -> str:
@@ -95,3 +97,34 @@ def state_equal(a: nn.Module, b: nn.Module) -> bool:
     """Whether two state dicts are bit-equal."""
     left, right = a.state_dict(), b.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+EPS = {'Linf': .03, 'L2': .3}
+SETTINGS = {  # in so few steps a default would find nothing
+    'cw-l2': dict(steps=20, binary_search_steps=3, initial_const=10.), 'ddn': dict(first_norm=.2),
+    'fmn': dict(steps=20), 'rays': dict(query_limit=200),
+    'square': dict(query_limit=50)}
+
+
+def short_attack(cls, **settings):
+    """An attack of the class that does not take long."""
+    return _shortened(cls(), **settings)
+
+
+def _shortened(attack, **settings):
+    cls = type(attack)
+    if isinstance(attack, Ensemble):
+        return type(cls.__name__, (cls,), {
+            'members': lambda self, num_classes=None: tuple(map(_shortened, attack.members(num_classes)))})()
+    budget = {cls.budget: 6} if cls.budget else {}
+    return dataclasses.replace(attack, **{**budget, **SETTINGS.get(cls.name, {}), **settings})
+
+
+def defined_attacks():
+    """Every registered attack under each norm that it is for."""
+    for cls in ATTACKS.values():
+        if cls is not NFGSM:  # whose images are not within eps
+            for norm in ['Linf', 'L2'] if cls.norms is None else cls.norms:
+                members = short_attack(cls).members()
+                if all(m.norms is None or norm in m.norms for m in members):
+                    yield pytest.param(cls, make_threat(norm, EPS[norm]), id=f'{cls.name}-{norm}')

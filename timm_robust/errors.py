@@ -84,9 +84,11 @@ def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
 
 
 def check_at_least(argument: str, value: Any, least: int = 1) -> None:
-    """Raise `InputError` unless the value is a whole number of at least `least`."""
+    """Raise `InputError` unless the value is a whole number of at least `least` and below 2**31."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f'must be a whole number of at least {least}', argument=argument, value=value)
+    if value >= 1 << 31:
+        raise InputError('must be below 2**31', argument=argument, value=value)
 
 
 def check_range(

@@ -311,6 +311,12 @@ def test_square_l2_spends_the_whole_budget_and_no_more(problem):
         size = (state['point'] - x).flatten(1).norm(dim=1)
         torch.testing.assert_close(size, torch.full_like(size, .3), rtol=0, atol=1e-6)
         attack.step(model, state, L2(.3))
+    # what the perturbation lacks of eps goes into the first window, and no pixel outside of the two changes
+    state['best'], state['step'] = x + (state['point'] - x) * .5, torch.full_like(y, 9000)
+    moved = attack._propose_l2(state, .3)
+    side = int(attack.patch_sizes(state['step'][:1], *x.shape[2:], 'L2'))
+    changed = ((moved - state['best']).abs() > 1e-9).any(1).sum((1, 2))
+    assert (changed <= 2 * side ** 2).all() and 2 * side ** 2 < x[0, 0].numel() and (changed > 0).all()
     window = _two_pyramids(5)
     assert window.norm().item() == pytest.approx(1, abs=1e-6) and (window[:2] > 0).all() and (window[2:] < 0).all()
 
@@ -352,7 +358,7 @@ def test_rays_is_algorithms_2_and_3(problem):
         shown.append(images.clone())
         return model(images)
 
-    RayS(query_limit=150)(spy, x, y, threat)
+    RayS(query_limit=150)(spy, x, y, threat, all_correct=True)
     for i in range(len(x)):
         expected = reference_rays(model, x[i], y[i].item(), 150)
         torch.testing.assert_close(torch.stack([s[i] for s in shown]), torch.stack(expected), rtol=0, atol=1e-12)

@@ -23,6 +23,7 @@ from timm_robust.attacks import (
     Linf,
     RayS,
     Square,
+    keep_best,
     loop,
     make_fast_model,
     make_threat,
@@ -30,6 +31,8 @@ from timm_robust.attacks import (
     wrong_classes,
 )
 from timm_robust.attacks.checks import as_logits
+from timm_robust.attacks.state import Batch
+from timm_robust.errors import InputError
 from timm_robust.layers import fold_for_inference, set_bn_mode
 
 LINF = Linf(0.02)
@@ -115,6 +118,29 @@ def test_looking_seldom_changes_nothing(problem, attack, monkeypatch):
     assert (late.queries >= prompt.queries).all()
 
 
+def test_steps_after_an_image_is_done_are_ignored(problem):
+    _, x, y = problem
+    zero = torch.zeros(3, dtype=torch.int64)
+    state = Batch(x[:3], y[:3], zero, zero).state()
+    state['done'] = torch.tensor([True, False, False])
+    better = keep_best(state, 1 - x[:3], torch.tensor([True, True, False]), torch.ones(3))
+    assert better.tolist() == [False, True, True]
+    assert torch.equal(state['best'][0], x[0]) and torch.equal(state['best'][1:], 1 - x[1:3])
+    assert state['score'].tolist() == [float('-inf'), float('inf'), 1.]
+
+
+@pytest.mark.parametrize('seed', [
+    [.5] * 40, torch.rand(40), torch.arange(40)[:, None], [1, 2], '7', 2 ** 80, [2 ** 70] * 40, 1.5, True])
+def test_seeds_that_are_none(problem, seed):
+    with pytest.raises(InputError, match='seed: '):
+        PGD(steps=1)(*problem, LINF, seed=seed)
+
+
+def test_a_copy_of_other_classes_is_refused(problem):
+    with pytest.raises(InputError, match='fast_model: has 7 classes, the model 4'):
+        PGD(steps=1)(*problem, Linf(0.), fast_model=TinyNet(num_classes=7).eval())
+
+
 def test_a_gpu_is_asked_after_1_2_4_and_8_steps_and_then_every_8(problem, monkeypatch):
     model, x, y = problem
     monkeypatch.setattr(loop, 'longest_gap', lambda device: 8)
@@ -136,7 +162,7 @@ def test_a_gpu_is_asked_after_1_2_4_and_8_steps_and_then_every_8(problem, monkey
 def test_the_batch_stays_full_until_the_queue_is_empty(problem):
     model, x, y = problem
     counting = Counting(model)
-    found = APGD(steps=20, restarts=2).run(counting, x, y, LINF, batch_size=8)
+    found = APGD(steps=20, restarts=2).run(counting, x, y, LINF, batch_size=8, all_correct=True)
     assert 0 < found.fooled.sum() < 40
     shrinking = next(i for i, n in enumerate(counting.sizes) if n < 8)
     assert all(n == 8 for n in counting.sizes[:shrinking]) and sum(counting.sizes[:shrinking]) > 40 * 8
@@ -150,7 +176,7 @@ def test_the_batch_stays_full_until_the_queue_is_empty(problem):
 def test_queries_are_counted_truly_and_limited(problem, cls):
     model, x, y = problem
     counting = Counting(model)
-    found = cls(query_limit=37).run(counting, x, y, LINF, batch_size=16)
+    found = cls(query_limit=37).run(counting, x, y, LINF, batch_size=16, all_correct=True)
     assert found.queries.sum() == sum(counting.sizes) and found.queries.max() == 37
     assert (found.queries[~found.fooled] == 37).all() and found.fooled.any()
     more = cls(query_limit=400).run(model, x, y, LINF)
@@ -166,7 +192,7 @@ def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
     y = torch.zeros(40, dtype=torch.int64)
     for attack, most in ((APGD(), 101), (FABT(), 9 * 101 + 1)):
         counting = Counting(robust)
-        attack(counting, x, y, LINF)
+        attack(counting, x, y, LINF, all_correct=True)
         assert sum(counting.sizes) / 40 == most, 'nothing can be fooled here, so every evaluation is made'
 
 
@@ -276,7 +302,7 @@ def test_searching_on_a_copy_leaves_the_answer(dtype):
 def test_the_copy_is_what_is_searched(problem):
     model, x, y = problem
     own, faster = Counting(model), Counting(model)
-    found = APGD(steps=5).run(own, x, y, LINF, fast_model=faster)
+    found = APGD(steps=5).run(own, x, y, LINF, fast_model=faster, all_correct=True)
     resists = (~found.fooled).sum()
     assert sum(own.sizes) == 40, 'a last look at each image'
     assert sum(faster.sizes) == found.queries.sum() + resists, 'and at those it could not fool'

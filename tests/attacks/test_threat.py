@@ -26,7 +26,7 @@ def test_parse_eps():
     assert parse_eps('8/255') == 8 / 255
     assert parse_eps('0.031') == 0.031
     assert parse_eps(0.5) == 0.5
-    for bad in ('eight', '8/0', None, '8//255'):
+    for bad in ('eight', '8/0', None, '8//255', True):
         with pytest.raises(InputError, match='8/255'):
             parse_eps(bad)
 
@@ -113,6 +113,22 @@ def test_step_sizes():
     assert math.isclose(nofrost_step_size(Linf('8/255'), 10), 1 / 255)
     assert math.isclose(nofrost_step_size(Linf('32/255'), 10), 3.6 / 255)
     assert math.isclose(madry_step_size(Linf('8/255'), 20), 1 / 255)
+
+
+@pytest.mark.parametrize('mean, std, words', [
+    ((.5,), (math.inf,), 'std=.*must be finite and positive'), ((math.nan,), (1,), 'mean=.*must be finite'),
+    (.5, (1,), 'mean=0.5: must hold a number for each'), ((.5,), ('x',), 'std=.*must hold a number')])
+def test_spaces_that_are_none(mean, std, words):
+    with pytest.raises(InputError, match=words):
+        InputSpace(mean, std)
+
+
+def test_the_box_is_eps_wide_on_both_sides_in_pixels():
+    x = SPACE.normalize(torch.full((2, 3, 4, 4), .5, dtype=torch.float64))
+    ball = Ball(x, Linf('8/255'), SPACE)
+    for edge, sign in ((ball.upper, 1), (ball.lower, -1)):
+        torch.testing.assert_close(
+            SPACE.to_pixels(edge), torch.full_like(x, .5 + sign * 8 / 255), rtol=0, atol=1e-15)
 
 
 def test_spaces_are_inverse():

@@ -377,7 +377,10 @@ def test_models_and_data_in_every_form_are_the_same(pictures, tmp_path):
 
 def test_data_that_is_none_is_refused():
     model, (x, y) = TinyNet().eval(), data()
-    for images, message in ((3, 'data: is int'), (x, 'labels: are missing'), ((x,), 'data: is tuple'),
+    for images, message in ((3, 'data: is int'), ({'x': x}, 'data: delivers no pairs of an image and'),
+                            ([(x[0], 'cat')], 'data: delivers no pairs'), (TensorDataset(x, y[:, None]), 'as a label'),
+                            ([(x[0], .5)], 'data: delivers 0.5 as a label'), (x, 'labels: are missing'),
+                            ((x,), 'data: is tuple'),
                             ('nowhere', 'the model is no timm model'), ((x[:0], y[:0]), 'data: holds no image')):
         with pytest.raises(InputError, match=message):
             evaluate(model, images, attacks='clean')
@@ -387,6 +390,12 @@ def test_data_that_is_none_is_refused():
         evaluate(timm.create_model('nofrost_resnet20_cifar'), ImagesConfig(), split='test')
     with pytest.raises(InputError, match='model: is int'):
         evaluate(3, x, y)
+    with pytest.raises(InputError, match='model: has no weights, it is on the device meta'):
+        evaluate(TinyNet().to('meta').eval(), x, y)
+    with pytest.raises(InputError, match='output=3: must be text'):
+        evaluate(model, x, y, output=3)
+    with pytest.raises(InputError, match="surrogate='no_such_model': Unknown model"):
+        evaluate(model, x, y, surrogate='no_such_model')
 
 
 def test_autoattack_and_its_examples():

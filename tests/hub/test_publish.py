@@ -376,12 +376,16 @@ def other_weights(folder):
     (lambda f: save_file({k: v + 1 for k, v in load_file(f / 'model.safetensors').items()}, f / 'model.safetensors'),
      'its weights are not those of its config'),
     (lambda f: other_weights(f), 'results and weights are of different networks'),
+    (lambda f: edit(f, 'results.json', r'"weights_sha256": "\w+"', '"weights_sha256": "0"'),
+     'results and weights are of different networks'),
     (lambda f: linked(f / 'images.png', '/etc/passwd'), 'images.png is a link or no file'),
     (lambda f: linked(f / 'README.md', f / 'config.json'), 'README.md is a link or no file'),
     (lambda f: (f / 'images.png').write_text('root:x:0:0'), 'images.png is no figure'),
     (lambda f: edit(f, 'results.json', r'"correct": \[', '"correct": [null, '), 'results.json'),
     (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": 99.9'), 'says 99.9 % where its outcomes'),
     (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": NaN'), 'says nan % where its outcomes'),
+    (lambda f: edit(f, 'results.json', r'"eps": [\d.]+', '"eps": 0.0627'), 'is not as it was written'),
+    (lambda f: edit(f, 'results.json', r'"labels": \[\s*\d', '"labels": [9'), 'is not as it was written'),
     (lambda f: edit(f, 'results.json', '"card": {', '"cards": {'), 'results.json holds no card'),
     (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'), 'README.md is not the card'),
     (lambda f: edit(f, 'results.json', '"images.png"', '"../secret.png"'), 'is no figure of an evaluation'),
@@ -474,6 +478,7 @@ def test_models_are_listed_with_what_they_withstand(folder, monkeypatch, capsys)
     first['attacks'].append({**of_pgd, 'name': 'autoattack', 'attack': {'attack': 'autoattack'}, 'accuracy': 0.,
                              'worst_case_so_far': 0., 'correct': [False] * len(of_pgd['correct'])})
     first['worst_case_accuracy'] = 0.
+    del first['sha256']
     (named / 'results.json').write_text(json.dumps(content))
     assert main(['models', 'nofrost_resnet50.nofrost_linf8*', '--cards', str(folder.parent)]) == 0
     row = capsys.readouterr().out.splitlines()[2].split()

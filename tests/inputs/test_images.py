@@ -1,5 +1,6 @@
 """The images that are evaluated are those that were chosen, with their own labels."""
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -59,6 +60,28 @@ def test_a_file_that_a_link_shows_twice_is_not_counted_twice(root, network):
     (root / 'test' / 'b').rename(root / 'elsewhere')
     (root / 'test' / 'b').symlink_to(root / 'elsewhere')
     assert len(open_images(config(root), network)) == 20
+
+
+def test_an_image_under_two_labels_is_recorded(root, network):
+    shutil.copy(root / 'test' / 'c' / '1.png', root / 'test' / 'a' / '3.png')
+    shutil.copy(root / 'test' / 'b' / '0.png', root / 'test' / 'b' / '1.png')
+    images = open_images(config(root), network)
+    pair = [str(root / 'test' / name) for name in ('a/3.png', 'c/1.png')]
+    assert images.mismatch.startswith('1 images occur under another label too, ')
+    assert all(path in images.mismatch for path in pair)
+    assert not open_images(config(root, subset=str(listed(root, 'a/3.png'))), network).mismatch
+
+
+def listed(root, *names):
+    path = root / 'subset.txt'
+    path.write_text('\n'.join(names))
+    return path
+
+
+@pytest.mark.parametrize('split', ['/', '../data/test', 'test/', '..', '.'])
+def test_a_split_is_a_name(root, network, split):
+    with pytest.raises(InputError, match='split=.*leads out of the data'):
+        open_images(config(root, split=split), network)
 
 
 def test_truncated_images_are_found_among_those_that_count(root, network):

@@ -303,3 +303,11 @@ def test_how_normalization_is_done_is_a_setting(tmp_path):
     refused('no BatchNorm', model=PACKAGED, checkpoint=paths[0], gamma=.5)
     refused("bn_mode='batch': ", 'no BatchNorm or RobustNorm', model=PACKAGED, bn_mode='batch')
     refused("bn_mode='mean': ", 'BatchNorm has no such mode', checkpoint=paths[0], bn_mode='mean', **settings)
+
+
+def test_a_crop_of_nothing_is_refused(tmp_path):
+    model = timm.create_model('nofrost_resnet11_mnist')
+    torch.save(model.state_dict(), tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'crop_pct=1e-09: images would be resized to 2.8e\+10 pixels, above 32768'):
+        build_network(NetworkConfig(
+            model='nofrost_resnet11_mnist', checkpoint=str(tmp_path / 'x.pth'), crop_pct=1e-9, device='cpu'))

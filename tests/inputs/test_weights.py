@@ -20,6 +20,7 @@ from timm_robust.inputs import (
     weights_sha256,
     write_weights,
 )
+from timm_robust.inputs.weights import fit_weights
 from timm_robust.layers import convert_aux_norm
 from timm_robust.models import NormalizedModel
 
@@ -196,5 +197,12 @@ def test_weights_of_the_other_norm_are_not_loaded_in_silence(tmp_path, caplog, n
     for model, words in ((own, ''), (other, warns)):
         torch.save(model.state_dict(), tmp_path / 'x.pth')
         caplog.clear()
-        load_weights(own, tmp_path / 'x.pth')
+        if words:
+            before = weights_sha256(own)
+            with pytest.raises(InputError, match=f'{words}, as .* has to be converted first'):
+                load_weights(own, tmp_path / 'x.pth')
+            assert weights_sha256(own) == before
+        fit_weights(own, read_checkpoint(tmp_path / 'x.pth'), 'x.pth', converts=True)
         assert words in caplog.text and bool(caplog.text) == bool(words)
+        write_weights(tmp_path / 'x.safetensors', own.state_dict())
+        load_weights(own, tmp_path / 'x.safetensors')

@@ -314,3 +314,24 @@ dist.destroy_process_group()
 def test_two_processes_give_the_gradients_of_the_whole_batch(tmp_path):
     folder = str(Path(__file__).parent)
     run_distributed(f'import sys\nsys.path.insert(0, {folder!r})\n' + DDP_SCRIPT, tmp_path)
+
+
+@pytest.mark.parametrize('objective', NAMES)
+def test_batches_that_are_none_are_refused_in_one_line(objective):
+    task, _ = make(objective)
+    x, y = batch()
+    for given, target, words in (
+            (x[:0], y[:0], 'input: holds no image'), ((x, x), y, 'input: have type tuple'),
+            (x[0], y, 'input: have shape'),
+            ((x * 20).to(torch.uint8), y, 'input: are torch.uint8'), (x, y.float(), 'labels: are torch.float32'),
+            (x, y > 1, 'labels: are torch.bool'), (x, y[:, None], r'labels: have shape \(8, 1\)'),
+            (x, y[:4], 'labels: 4 for 8 images'), (x, y + 1, 'labels: hold class 4, the model has 4 classes'),
+            (x, y - 1, 'labels: hold -1'), (x, torch.ones(8, 5) / 5, 'soft targets of 5 classes, the model has 4'),
+            (x, None, 'labels: are no class indices')):
+        with pytest.raises(InputError, match=words) as caught:
+            task(given, target)
+        assert '\n' not in str(caught.value)
+    result = task(x, y.int())
+    assert torch.isfinite(result['loss'])
+    if objective != 'apart':
+        assert task.step == 1, 'a batch that was refused counts as a step'

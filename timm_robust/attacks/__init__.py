@@ -4,7 +4,15 @@ from .autoattack import AutoAttack, Ensemble
 from .ball import Ball, InputSpace
 from .base import Attack
 from .best import Best
-from .checks import check_batch, check_images, error_rates, logits_of, wrong_classes
+from .checks import (
+    check_batch,
+    check_classes,
+    check_images,
+    check_tensor,
+    error_rates,
+    logits_of,
+    wrong_classes,
+)
 from .clean import Clean
 from .context import ATTACK_BN_MODES, attack_mode, input_gradient, input_gradients
 from .cw_l2 import CWL2
@@ -91,7 +99,9 @@ __all__ = [
     'attack_names',
     'attack_mode',
     'check_batch',
+    'check_classes',
     'check_images',
+    'check_tensor',
     'cross_entropy',
     'cw_loss',
     'dlr',

@@ -7,7 +7,7 @@ from ..errors import InputError, check_at_least
 from ..settings import setting
 from .ball import InputSpace
 from .base import Attack
-from .checks import check_batch, logits_of
+from .checks import Classifier, check_batch, logits_of
 from .context import attack_mode
 from .losses import cross_entropy, logit_gap
 from .pgd import PGD
@@ -52,14 +52,14 @@ class Adaptive(Attack):
             bn_mode: str = 'eval',
     ) -> torch.Tensor:
         """Move the batch; arguments of `GradientAttack.craft`."""
-        best, most = images.detach(), -1
+        best, most, classifier = images.detach(), -1, Classifier(model, dtype=images.dtype)
         attack = PGD(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
         for loss_fn in (cross_entropy, logit_gap):
             adv = attack.craft(
                 model, images, labels, threat, space=space, seed=seed, bn_mode=bn_mode, loss_fn=loss_fn,
                 keep='most_fooled')
             with attack_mode(model, bn_mode):
-                fooled = int((logits_of(model, adv).argmax(1) != check_batch(images, labels).labels).sum())
+                fooled = int((logits_of(classifier, adv).argmax(1) != check_batch(images, labels).labels).sum())
             if fooled > most:
                 best, most = adv, fooled
         return best
@@ -85,7 +85,8 @@ class Adaptive(Attack):
                 value=call.batch_size)
         adv = self.craft(model, images, labels, threat, space=call.space, seed=call.seed)
         with attack_mode(model):
-            fooled = logits_of(model, adv).argmax(1) != check_batch(images, labels).labels
+            classifier = Classifier(model, dtype=images.dtype)
+            fooled = logits_of(classifier, adv).argmax(1) != check_batch(images, labels).labels
         if call.progress is not None:
             call.progress(len(images))
         # for each loss and restart every step and a last look, and a look at the outcome

@@ -16,6 +16,7 @@ from .base import Attack
 from .checks import Classifier, check_batch, check_classes, check_images, error_rates, logits_of
 from .context import attack_mode
 from .fab import FAB, FABT
+from .losses import precise
 from .noise import image_seeds
 from .registry import register_attack
 from .square import Square
@@ -74,11 +75,11 @@ class Ensemble(Attack):
         with attack_mode(model):
             check_images(images, call.space, model)
             checked = check_batch(images, labels)
-            y, x = checked.labels, images.detach().clone()
+            y, x = checked.labels, precise(images.detach()).clone()
             if not len(x):
                 return AttackResult(x, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y))
             seeds = image_seeds(call.seed, len(x), x.device)
-            classifier = Classifier(model, dtype=images.dtype, check=partial(check_classes, checked))
+            classifier = Classifier(model, dtype=images.dtype, check=lambda z: check_classes(checked, z.shape[1]))
 
             def ask(images: torch.Tensor) -> torch.Tensor:
                 return logits_of(classifier, images, call.batch_size)
@@ -91,7 +92,8 @@ class Ensemble(Attack):
                 if not len(left):
                     break
                 result = member.attack_images(
-                    model, images[left], y[left], threat, replace(call, seed=seeds[left], progress=None))
+                    model, images[left], y[left], threat, replace(
+                        call, seed=seeds[left], progress=None, all_correct=True))
                 now = error_rates(partial(ask, result.adversarial), y[left], self.passes)
                 found.queries[left] += result.queries
                 better = now > rates[left]

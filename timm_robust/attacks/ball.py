@@ -3,6 +3,7 @@
 `ThreatModel` speaks of pixels in [0, 1]. Networks in timm's train loop see normalized images; `InputSpace` knows how
 the two relate, and `Ball` is the set of allowed images in the network's own space.
 """
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Dict, Tuple
@@ -34,16 +35,21 @@ class InputSpace:
         std: Standard deviation of each channel, or one value for all; positive.
 
     Raises:
-        InputError: If a std is not positive.
+        InputError: If a mean is not finite, or a std not finite and positive.
     """
     mean: Tuple[float, ...] = (0.,)
     std: Tuple[float, ...] = (1.,)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'mean', tuple(float(m) for m in self.mean))
-        object.__setattr__(self, 'std', tuple(float(s) for s in self.std))
-        if not all(s > 0 for s in self.std):
-            raise InputError('must be positive in every channel', argument='std', value=self.std)
+        for name, given, least in (('mean', self.mean, -math.inf), ('std', self.std, 0.)):
+            try:
+                object.__setattr__(self, name, tuple(map(float, given)))
+            except (TypeError, ValueError) as error:
+                raise InputError('must hold a number for each channel', argument=name, value=given) from error
+            if not all(least < value < math.inf for value in getattr(self, name)):
+                raise InputError(
+                    f"must be finite{' and positive' if name == 'std' else ''} in every channel", argument=name,
+                    value=given)
 
     @classmethod
     def of(cls, model: Any) -> 'InputSpace':

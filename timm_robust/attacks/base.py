@@ -47,7 +47,7 @@ def _read_step_size(size: Union[str, float]) -> float:
         number = parse_eps(size)
     except InputError as error:
         raise error.about('step_size', size) from error
-    if isinstance(size, bool) or not 0 < number < float('inf'):
+    if not 0 < number < float('inf'):
         raise InputError(
             'must be positive, in pixel units on [0, 1]', 'write it as 2/255 or 0.01', argument='step_size', value=size)
     return number
@@ -137,7 +137,7 @@ class Attack:
 
     def __call__(self, model: Any, images: torch.Tensor, labels: Any, threat: Union[str, ThreatModel],
                  **how: Any) -> torch.Tensor:
-        """Adversarial images like `images`; arguments of `run`."""
+        """Adversarial images in float32 or better; arguments of `run`."""
         return self.run(model, images, labels, threat, **how).adversarial
 
     def run(
@@ -153,8 +153,12 @@ class Attack:
             batch_size: Optional[int] = None,
             fast_model: Optional[Callable] = None,
             progress: Optional[Callable[[int], None]] = None,
+            all_correct: bool = False,
     ) -> AttackResult:
-        """Attack each image.
+        """Attack each image. One that the network misclassifies already is returned as it is.
+
+        A network in half precision gets images of its precision, and the adversarial ones are rounded to it on their
+        way in. They are returned in float32, since rounded ones would lie beyond eps: under L2 by a multiple of it.
 
         Args:
             model: Maps images to logits. A module is frozen in eval mode meanwhile, and left as it was.
@@ -169,12 +173,13 @@ class Attack:
             fast_model: A faster network to search with (`make_fast_model`). What it decides is verified on `model`,
                 image by image, and where the two disagree the attack is run again with `model`.
             progress: Called with the number of images that have come to their end since it was last called.
+            all_correct: The network classifies all images correctly: saves a first look at them.
 
         Raises:
             InputError: On bad arguments, see `check_images` and `check_batch`; on a norm or a number of classes the
                 attack is not defined for; on logits that are not finite or not (N, K).
         """
-        call = Call(seed, space, targets, batch_size, fast_model, progress)
+        call = Call(seed, space, targets, batch_size, fast_model, progress, all_correct)
         return self.attack_images(model, images, labels, parse_threat(threat), call)
 
     def attack_images(

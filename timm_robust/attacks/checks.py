@@ -9,7 +9,17 @@ from .ball import PIXELS, InputSpace
 from .losses import hard_labels, precise
 
 __all__ = [
-    'Checked', 'Classifier', 'as_logits', 'check_batch', 'check_images', 'error_rates', 'logits_of', 'wrong_classes']
+    'Checked',
+    'Classifier',
+    'as_logits',
+    'check_batch',
+    'check_classes',
+    'check_images',
+    'check_tensor',
+    'error_rates',
+    'logits_of',
+    'wrong_classes',
+]
 
 _COPY_TOLERANCE = 1e-3
 _PIXEL_SLACK = 1e-5
@@ -101,6 +111,19 @@ class Classifier:
         return logits
 
 
+def check_tensor(images: Any, argument: str = 'images') -> None:
+    """Refuse what is no batch of images, whatever space they are in.
+
+    Raises:
+        InputError: On another shape or type.
+    """
+    if not isinstance(images, torch.Tensor) or images.ndim != 4:
+        got = f'shape {tuple(images.shape)}' if isinstance(images, torch.Tensor) else f'type {type(images).__name__}'
+        raise InputError(f'have {got}', 'images must be a tensor of shape (N, C, H, W)', argument=argument)
+    if not images.is_floating_point():
+        raise InputError(f'are {images.dtype}', 'divide by 255: pixels must be numbers in [0, 1]', argument=argument)
+
+
 def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = None) -> None:
     """Refuse what is no batch of images, or is not in the space that it should be in.
 
@@ -108,11 +131,7 @@ def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = N
         InputError: On another shape or type; if `images` are not in [0, 1], or the network is a timm model that expects
             normalized images, although no `space` is given; if a network that normalizes by itself gets a `space`.
     """
-    if not isinstance(images, torch.Tensor) or images.ndim != 4:
-        got = f'shape {tuple(images.shape)}' if isinstance(images, torch.Tensor) else f'type {type(images).__name__}'
-        raise InputError(f'have {got}', 'images must be a tensor of shape (N, C, H, W)', argument='images')
-    if not images.is_floating_point():
-        raise InputError(f'are {images.dtype}', 'divide by 255: pixels must be numbers in [0, 1]', argument='images')
+    check_tensor(images)
     if space is not None:
         if holds_normalized(model) and not space.is_pixels:
             raise InputError(
@@ -207,6 +226,8 @@ def check_batch(images: torch.Tensor, labels: Any, *, look: bool = True) -> Chec
     """
     values = _class_indices(labels, images, 'labels')
     if values.ndim == 2 and values.is_floating_point() and values.shape[1] > 1:
+        if (look or values.device.type == 'cpu') and not ((values >= 0) & values.isfinite()).all():
+            raise InputError('hold negative numbers or none', 'soft targets are probabilities', argument='labels')
         return Checked(hard_labels(values), values, values.shape[1])
     if values.ndim != 1:
         raise InputError(
@@ -229,13 +250,12 @@ def check_targets(images: torch.Tensor, targets: Any) -> torch.Tensor:
     return values.long().view(len(images), -1) if len(images) else values.long().view(0, 1)
 
 
-def check_classes(checked: Checked, logits: torch.Tensor) -> None:
-    """Refuse labels that a network of such logits (N, K) has no class for.
+def check_classes(checked: Checked, num_classes: int) -> None:
+    """Refuse labels that a network of so many classes does not have.
 
     Raises:
         InputError: Naming the number of classes.
     """
-    num_classes = logits.shape[1]
     if checked.soft is not None and checked.num_classes != num_classes:
         raise InputError(
             f'are soft targets of {checked.num_classes} classes, the model has {num_classes}', argument='labels')

@@ -5,7 +5,6 @@ images that resist to the end have the highest loss of any run. Where it stops i
 precision another pass may classify such an image correctly. `craft` moves whole batches, see there.
 """
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Callable, ClassVar, Dict, Optional, Union
 
 import torch
@@ -140,7 +139,7 @@ class GradientAttack(Attack):
                 best iterate means nothing without its neighbours'.
 
         Returns:
-            Images like `images`, detached, within eps of them and within valid pixels.
+            Images in the space of `images`, in float32 or better, detached, within eps and within valid pixels.
 
         Raises:
             InputError: On bad arguments.
@@ -175,7 +174,7 @@ class GradientAttack(Attack):
             def ascended(rows: Dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
                 return sign * loss_fn(logits, rows['aim'])
 
-            classifier = Classifier(model, PIXELS, images.dtype, partial(check_classes, checked))
+            classifier = Classifier(model, PIXELS, images.dtype, lambda z: check_classes(checked, z.shape[1]))
             ball = Ball(precise(usable(images)), self.reach(threat), space or PIXELS)
             seeds = image_seeds(seed, len(images), images.device)
             best, most = ball.x, torch.full((), -1, device=images.device)
@@ -188,7 +187,7 @@ class GradientAttack(Attack):
                 else:
                     adv, count = most_fooled(classifier, ball, rows, ascended, self.num_steps, ascent)
                     best, most = torch.where(count > most, adv, best), torch.maximum(count, most)
-        return best.to(images.dtype)
+        return best
 
 
 @dataclass(frozen=True, kw_only=True)

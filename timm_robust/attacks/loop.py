@@ -21,8 +21,10 @@ from .checks import (
     error_rates,
     logits_of,
     pixels_of,
+    usable,
 )
 from .context import attack_mode
+from .losses import precise
 from .noise import image_seeds
 from .state import AttackResult, Batch, Call, State
 from .threat import ThreatModel
@@ -197,6 +199,8 @@ def _verify(
     holds = logits_of(model, found.adversarial[claimed], batch_size).argmax(1) == y[claimed]
     found.fooled[claimed] = ~holds
     own, copied = (logits_of(m, found.adversarial[resists], batch_size) for m in (model, fast_model))
+    if own.shape != copied.shape:
+        raise InputError(f'has {copied.shape[1]} classes, the model {own.shape[1]}', argument='fast_model')
     agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)
     found.fooled[resists] = own.argmax(1) != y[resists]
     return claimed[holds], resists[~agree & ~found.fooled[resists]]
@@ -222,9 +226,7 @@ def _search(
         again = again[found.queries[again] < limit]
         budget = (limit - found.queries[again]).tolist()
     if len(again):
-        second = _Pool(attack, threat, work.take(again, budget), replace(call, progress=None)).run(model)
-        found.adversarial[again], found.fooled[again] = second.adversarial, second.fooled
-        found.queries[again] += second.queries
+        found.put(again, _Pool(attack, threat, work.take(again, budget), replace(call, progress=None)).run(model))
     return found
 
 
@@ -252,7 +254,7 @@ def run_attack(
     def check(logits: torch.Tensor) -> None:
         num_classes = logits.shape[1]
         attack.check(threat, num_classes)
-        check_classes(checked, logits)
+        check_classes(checked, num_classes)
         check_finite(logits)
         if highest >= num_classes:
             raise InputError(f'hold class {highest}, the model has {num_classes} classes', argument='targets')
@@ -270,19 +272,29 @@ def run_attack(
         if targets is not None:
             targets = check_targets(images, targets)
             highest = int(targets.max()) if targets.numel() else 0
-        elif attack.targeted and len(x):
+        # one pass of a network with noise inside does not say whether it misclassifies an image
+        looks = len(x) > 0 and attack.queries == 1 and not call.all_correct
+        if len(x) and attack.targeted and targets is None:
             targets = attack.choose_targets(classifier, x, checked.labels, threat, call.batch_size)
         runs = getattr(attack, 'restarts', 1) * (1 if targets is None else targets.shape[1])
         seeds = image_seeds(call.seed, len(x), x.device)
-        if len(seeds) != len(x):
-            raise InputError(f'{len(seeds)} for {len(x)} images', 'give one for all or one for each', argument='seed')
         work = _Work(x, checked.labels, checked.soft, seeds, runs, targets)
-        found = _search(attack, classifier, fast, threat, work, call)
+        if looks:
+            wrong = logits_of(classifier, x, call.batch_size).argmax(1) != checked.labels
+            left = (~wrong).nonzero().squeeze(1)
+            found = AttackResult(x.clone(), wrong, torch.zeros_like(checked.labels))
+            if call.progress is not None:
+                call.progress(len(x) - len(left))
+            found.put(left, _search(attack, classifier, fast, threat, work.take(left, None), call))
+        else:
+            found = _search(attack, classifier, fast, threat, work, call)
         if attack.queries > 1 and len(x):
             # one noisy pass does not say whether an image fools, so the loop never did
             found.error_rates = error_rates(
                 lambda: logits_of(classifier, found.adversarial, call.batch_size), checked.labels, attack.passes)
             found.fooled = found.error_rates >= .5
-        adversarial = found.adversarial if call.space is None else space.normalize(found.adversarial)
-        found.adversarial = adversarial.to(images.dtype)
+        if call.space is not None:
+            # pixels that were not touched stay the same to the last bit
+            found.adversarial = torch.where(
+                found.adversarial == x, precise(usable(images)), space.normalize(found.adversarial))
     return found

@@ -6,12 +6,12 @@ device changes what it gets. A hash of (seed, stream, position) gives that witho
 Steele et al. 2014, `Fast Splittable Pseudorandom Number Generators` (SplitMix64).
 """
 import math
-from numbers import Integral
 from typing import Sequence, Union
 
 import torch
 
 from ..devices import without_wait
+from ..errors import InputError
 
 __all__ = ['image_seeds', 'normal', 'signs', 'uniform']
 
@@ -36,14 +36,28 @@ def image_seeds(
         count: int,
         device: torch.device,
 ) -> torch.Tensor:
-    """One seed per image, shape (count,): given ones, or from one for all and each image's place, or drawn if None."""
+    """One seed per image, shape (count,): given ones, or from one for all and each image's place, or drawn if None.
+
+    Raises:
+        InputError: If they are no whole numbers of 64 bits, or more or fewer than images.
+    """
     if seed is None:
         seed = int(torch.randint(1 << 62, (), device='cpu'))
-    if isinstance(seed, (int, Integral)):
-        return _mix(torch.arange(count, device=device) * _GOLDEN + int(seed))
-    if isinstance(seed, torch.Tensor):
-        return seed.to(device)
-    return without_wait(torch.tensor([int(s) for s in seed], dtype=torch.int64, device='cpu'), device)
+    try:
+        given = seed if isinstance(seed, torch.Tensor) else torch.as_tensor(seed, device='cpu')
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(str(given.dtype))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if isinstance(seed, Sequence) and not len(seed):
+            return torch.empty(0, dtype=torch.int64, device=device)
+        raise InputError('must be a whole number of 64 bits, or one for each image', argument='seed') from error
+    if not isinstance(seed, torch.Tensor) and not given.ndim:
+        return _mix(torch.arange(count, device=device) * _GOLDEN + int(given))
+    if given.shape != (count,):
+        raise InputError(
+            f'{len(given) if given.ndim == 1 else tuple(given.shape)} for {count} images',
+            'give one for all or one for each', argument='seed')
+    return without_wait(given.long(), device)
 
 
 def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Attacks by name: 'clean,pgd20,apgd-ce,autoattack'. The names, numbers and settings are what the classes say."""
 import dataclasses
+import re
 from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type, TypeVar, Union
 
 from typing_extensions import dataclass_transform
@@ -51,7 +52,7 @@ def _normal(name: str) -> str:
 def _split(name: str) -> Tuple[str, str]:
     """Attack and number of 'pgd20': the longest name that fits, since 'cw-l2' ends in a digit itself."""
     normal = _normal(name)
-    fits = [n for n in _NAMES if normal.startswith(n) and (normal == n or normal[len(n):].isdecimal())]
+    fits = [n for n in _NAMES if re.fullmatch(rf'{re.escape(n)}[0-9]*', normal)]
     if not fits:
         raise InputError(
             'unknown attack', f"choose from {', '.join(_NAMES)}, with steps as in pgd20", argument='attacks',

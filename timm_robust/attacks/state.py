@@ -19,6 +19,7 @@ class Call:
     batch_size: Optional[int] = None
     fast_model: Optional[Callable] = None
     progress: Optional[Callable[[int], None]] = None
+    all_correct: bool = False
 
 
 class State(Dict[str, torch.Tensor]):
@@ -95,12 +96,18 @@ class AttackResult:
     """What an attack found.
 
     Attributes:
-        adversarial: Best image of each clean one, like the images that were attacked, detached.
+        adversarial: Best image of each clean one, detached, in the clean one's space and in float32 or better.
         fooled: Whether it fools the network, shape (N,).
-        queries: Evaluations of the network spent on each image, shape (N,); a last look at a finding is not counted.
+        queries: Evaluations of the network spent on each image, shape (N,); a first look at clean images and a last
+            look at a finding are not counted.
         error_rates: Share of the passes in which the image is misclassified, shape (N,), where several decide.
     """
     adversarial: torch.Tensor
     fooled: torch.Tensor
     queries: torch.Tensor
     error_rates: Optional[torch.Tensor] = None
+
+    def put(self, index: torch.Tensor, part: 'AttackResult') -> None:
+        """Put what was found of the images at `index` in its place, and add the queries."""
+        self.adversarial[index], self.fooled[index] = part.adversarial, part.fooled
+        self.queries[index] += part.queries

@@ -41,6 +41,8 @@ def parse_eps(value: Size) -> float:
         InputError: If the value is no number.
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError('true or false')
         return float(Fraction(value.replace(' ', '')) if isinstance(value, str) else value)
     except (ValueError, ZeroDivisionError, OverflowError, TypeError, AttributeError) as error:
         raise InputError('is not a number', 'write it as 8/255 or 0.0314', argument='eps', value=value) from error

@@ -96,7 +96,13 @@ class SettingsParser(Parser):
         """The values on a command line, without the defaults of other flags."""
         absent = object()
         namespace = argparse.Namespace(**{action.dest: absent for action in self._actions})
-        return {name: value for name, value in vars(self.parse_args(argv, namespace)).items() if value is not absent}
+        try:
+            values = vars(self.parse_args(argv, namespace))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            self.error(f'{error}: of several values each is NAME=VALUE')  # of timm's ParseKwargs
+        return {name: value for name, value in values.items() if value is not absent}
 
     def read(self, argv: Sequence[str]) -> Dict[str, Any]:
         """The values on a command line and in its YAML file, for `from_flat` to check; flags win over the file.

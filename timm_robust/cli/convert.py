@@ -94,7 +94,7 @@ def run(argv: List[str]) -> None:
     output = new_file(config.output, '.safetensors')
     if output.exists():
         raise InputError('exists, choose another name', argument='output', value=config.output)
-    network = build_network(from_flat(NetworkConfig, values), torch.device('cpu'))
+    network = build_network(from_flat(NetworkConfig, values), torch.device('cpu'), converts=True)
     model, found, checkpoint = network.model, network.conversion, network.checkpoint
     assert found and checkpoint, 'its weights are those of the checkpoint'
     if not torch.isfinite(logits_of_fixed_input(model)).all():

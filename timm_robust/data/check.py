@@ -297,6 +297,23 @@ def check_distinct(dataset: Any, indices: Sequence[int]) -> None:
         seen.add(real)
 
 
+def conflicting_labels(dataset: Any, indices: Sequence[int], hashes: Sequence[str]) -> str:
+    """That an image occurs under two labels, one of which is counted as wrong; '' if none does.
+
+    Args:
+        dataset: A data set.
+        indices: The images that count.
+        hashes: Hash of each, of `check_images`.
+    """
+    labels, first = dataset_labels(dataset), dict(zip(reversed(hashes), reversed(indices)))
+    pairs = [(first[digest], i) for i, digest in zip(indices, hashes)]
+    found = [(a, b) for a, b in pairs if labels is not None and labels[a] != labels[b]]
+    if not found:
+        return ''
+    a, b = (_name(dataset, i) for i in found[0])
+    return f'{len(found)} images occur under another label too, {a} as {b} for example: one of them is counted as wrong'
+
+
 def _unchanged(image: Any) -> Any:
     return image
 

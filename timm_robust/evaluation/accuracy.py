@@ -306,7 +306,7 @@ class Runner:
             with float32_proper() if self.fast_model is None else nullcontext():
                 return attack(
                     self.model, x, labels, threat, seed=seeds, batch_size=batch_size,
-                    fast_model=self.fast_model, progress=progress)
+                    fast_model=self.fast_model, progress=progress, all_correct=True)
         # The best iterates of several images were never in one batch, which matters if the batch does; and an attack
         # that stops where the surrogate is fooled is a weak one on another network.
         with float32_proper():

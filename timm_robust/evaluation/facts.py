@@ -92,7 +92,7 @@ class DataFacts:
         labels: Their labels.
         sha256: Hash of these images and labels.
         class_names: Names of the classes, where the data set knows them.
-        mismatch: How its classes differ from those of the network, '' if they do not.
+        mismatch: How its classes differ from those of the network, and images under two labels; '' if nothing.
     """
     dataset: str = ''
     data_dir: Optional[str] = None

@@ -2,6 +2,7 @@
 
 No accuracy is stored. Each is computed from the outcomes where it is used, with Wilson's 95 % interval.
 """
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +165,7 @@ class EvaluationReport:
             (outcome.name,) if outcome.complete else tuple(names[:place + 1]))
 
     def to_dict(self) -> Dict[str, Any]:
-        """The content of results.json, with accuracies for readers who do not compute them."""
+        """The content of results.json, with accuracies for readers who do not compute them, and a hash of it all."""
         content = {'format': FORMAT, **to_mapping(self)}
         del content['examples']
         for outcome, entry in zip(self.attacks, content['attacks']):
@@ -173,7 +174,7 @@ class EvaluationReport:
         content['worst_case_accuracy'] = self.worst_case_accuracy
         if self.best_known is not None:
             content['best_known_accuracy'] = self.best_known.accuracy
-        return content
+        return {**content, 'sha256': _digest(content)}
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back as an equal report."""
@@ -184,10 +185,13 @@ class EvaluationReport:
         """A report from the content of results.json, of this format or the one before.
 
         Raises:
-            InputError: On another format, fields of a wrong type, and accuracies that the outcomes do not give.
+            InputError: On another format, fields of a wrong type, accuracies that the outcomes do not give, and content
+                that was changed by hand.
         """
         from .format2 import upgraded
         content = dict(content)
+        digest = content.pop('sha256', None)  # of files of early versions there is none
+        intact = digest in (None, _digest(content))
         version = content.pop('format', None)
         if version == 2:
             try:
@@ -212,6 +216,8 @@ class EvaluationReport:
         for a, b in zip(said, found):
             if a is not None and (b is None or not abs(a - b) < _DIGITS):
                 raise InputError(f'says {a} % where its outcomes give {b} %: somebody changed it', 'evaluate again')
+        if not intact:
+            raise InputError('is not as it was written: somebody changed it', 'evaluate again')
         return report
 
     @classmethod
@@ -273,6 +279,11 @@ class EvaluationReport:
     def _repr_html_(self) -> str:
         from .render import html_table
         return html_table(self)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Hash of the content of a results.json."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_reports(path: Union[str, Path]) -> List[Tuple[str, EvaluationReport]]:

@@ -126,7 +126,8 @@ def evaluate(
         eps_sweep=_frozen(eps_sweep), gamma_sweep=gamma_sweep, surrogate=surrogate,
         surrogate_checkpoint=surrogate_checkpoint, exact=exact, fast_dtype=fast_dtype, seed=seed,
         allow_chance=allow_chance, diagnose=diagnose, save_images=save_images, benchmarks=_frozen(benchmarks),
-        corruptions=_frozen(corruptions), severities=tuple(severities), output=str(output), resume=resume,
+        corruptions=_frozen(corruptions), severities=tuple(severities),
+        output=str(output) if isinstance(output, Path) else output, resume=resume,
         progress=progress, command=command)
     given = dict(
         split=split, num_examples=num_examples, subset=subset, batch_size=batch_size, workers=workers,

@@ -112,6 +112,8 @@ def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
     low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if low is not None:
         raise InputError(f'has weights in {low}', 'pass model.float(): verdicts are in float32', argument='model')
+    if any(t.device.type == 'meta' for t in (*model.parameters(), *model.buffers())):
+        raise InputError('has no weights, it is on the device meta', 'load its weights', argument='model')
     still = next((name for name, part in model.named_modules() if part.training and is_norm(part)), None)
     if still is not None:  # attacks would be crafted on the tracked statistics
         raise InputError(
@@ -204,7 +206,10 @@ def open_surrogate(surrogate: Union[str, nn.Module, None], subject: Subject, che
         return None
     if isinstance(surrogate, str) and subject.network is not None:
         return _of_network(build_surrogate(surrogate, subject.network, checkpoint))
-    found = open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
+    try:
+        found = open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
+    except InputError as error:
+        raise error.renamed({'model': 'surrogate', 'checkpoint': 'surrogate_checkpoint'}) from error
     if found.network is not None and subject.network is not None:
         check_surrogate(found.network, subject.network, found.facts.name)
     return found
@@ -287,7 +292,7 @@ class _OfDataset(Source):
     def __init__(self, dataset: Any, config: ImagesConfig, seed: int, subject: Subject):
         self.dataset, self.config, self.device = dataset, config, subject.device
         self.preprocessing = None
-        if isinstance(dataset[0][0], Image.Image):
+        if isinstance(_first_pair(dataset)[0], Image.Image):
             if subject.preprocessing is None:
                 raise InputError(
                     'holds pictures, and the model is no timm model that says how to preprocess them',
@@ -320,6 +325,18 @@ class _OfDataset(Source):
                 generator=torch.Generator('cpu')):  # or a seed for its workers is drawn from the caller's
             check_images(x)
             yield x.float(), torch.as_tensor(y)
+
+
+def _first_pair(dataset: Any) -> Tuple[Any, Any]:
+    """The first image of a data set object and its label; `InputError` if it delivers no such pairs."""
+    try:
+        image, label = dataset[0]
+        index = torch.as_tensor(label)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError('delivers no pairs of an image and the index of its class', argument='data') from error
+    if index.is_floating_point() or index.ndim:
+        raise InputError(f'delivers {label!r} as a label', 'the index of a class is a whole number', argument='data')
+    return image, label
 
 
 def _how(config: ImagesConfig) -> str:

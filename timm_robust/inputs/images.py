@@ -1,5 +1,6 @@
 """The images that a network is evaluated on: opened, chosen, decoded once, and delivered with the right labels."""
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -13,6 +14,7 @@ from ..data import (
     check_images,
     check_split,
     class_names,
+    conflicting_labels,
     dataset_labels,
     image_channels,
     is_grey,
@@ -105,6 +107,8 @@ def open_dataset(
         return InputError(problem, remedy, argument=argument, value=value)
 
     _check_torch_split(config.dataset, split)
+    if not config.dataset and (Path(split).name != split or split == '..'):
+        raise wrong('leads out of the data', 'give the name of a folder in it', 'split', split)
     create: Any = create_dataset  # whose hints are narrower than what it takes
     try:
         dataset = create(
@@ -211,7 +215,7 @@ class Images:
         device: Where batches go.
         config: How they are loaded.
         class_names: Names of the classes by index, where the data set knows them.
-        mismatch: How its classes differ from those of the network, '' if they do not.
+        mismatch: How its classes differ from those of the network, and images under two labels; '' if nothing.
     """
     dataset: Any
     indices: List[int]
@@ -273,6 +277,7 @@ def choose_images(
         indices = listed_indices(dataset, config.subset, count)
     check_distinct(dataset, indices)
     hashes = check_images(dataset, indices)
+    mismatch = '; '.join(filter(None, (mismatch, conflicting_labels(dataset, indices, hashes))))
     return Images(
         dataset, indices, hashes, network.preprocessing, network.device, config, names, mismatch)
 

@@ -33,6 +33,7 @@ __all__ = [
 _OF_RUN = (
     'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'gp',
     'model_kwargs')
+_LARGEST_SIDE = 1 << 15  # of an image before it is cropped
 _SIZES = ('img_size', 'input_size')
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
@@ -173,7 +174,7 @@ def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False
     """
     in_chans = config.in_chans or (config.input_size[0] if config.input_size else None)
     kwargs.update(in_chans=in_chans, num_classes=config.num_classes, global_pool=config.gp)
-    for key in sorted(kwargs.keys() & config.model_kwargs.keys()):
+    for key in sorted({*kwargs, 'pretrained'} & config.model_kwargs.keys()):
         raise InputError(
             f'{key} is a separate setting', 'use that', argument='model_kwargs',
             value=f'{key}={config.model_kwargs[key]}')
@@ -212,6 +213,10 @@ def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessin
     for size in found['input_size']:
         check_at_least('input_size', size)
     check_range('crop_pct', found['crop_pct'], 0, open_low=True)
+    resized = max(found['input_size'][1:]) / found['crop_pct']
+    if resized > _LARGEST_SIDE:
+        raise InputError(f'images would be resized to {resized:.3g} pixels, above {_LARGEST_SIDE}', argument='crop_pct',
+                         value=found['crop_pct'])
     check_choice('interpolation', found['interpolation'], _INTERPOLATIONS)
     return cast(Preprocessing, found)
 
@@ -262,12 +267,18 @@ def _with_two_norms(model: nn.Module, gamma: float) -> nn.Module:
         raise _about(error, 'gamma', gamma) from error
 
 
-def build_network(config: NetworkConfig, device: Optional[torch.device] = None) -> Network:
+def build_network(
+        config: NetworkConfig,
+        device: Optional[torch.device] = None,
+        *,
+        converts: bool = False,
+) -> Network:
     """Build a network and load its weights: never random ones, and never part of them.
 
     Args:
         config: The network.
         device: Where to, by default to the device of the config.
+        converts: Of `fit_weights`.
 
     Raises:
         InputError: If there is no such network, or its weights are missing, broken, of another network, or not finite.
@@ -279,7 +290,7 @@ def build_network(config: NetworkConfig, device: Optional[torch.device] = None) 
     model = create_network(config, pretrained=checkpoint is None)
     if config.gamma is not None:
         model = _with_two_norms(model, config.gamma)
-    conversion = fit_weights(model, checkpoint, config.checkpoint) if checkpoint else None
+    conversion = fit_weights(model, checkpoint, config.checkpoint, converts=converts) if checkpoint else None
     if not num_outputs(model):
         raise InputError('has no classifier', argument='model', value=config.model)
     broken = next((k for k, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()), None)

@@ -257,28 +257,37 @@ def fit_weights(
         checkpoint: Checkpoint,
         path: PathLike,
         argument: str = 'checkpoint',
+        converts: bool = False,
 ) -> Conversion:
-    """Load what `read_checkpoint` read into a network; `InputError` if it does not fit."""
+    """Load what `read_checkpoint` read into a network; `InputError` if it does not fit.
+
+    `converts` says that somebody looks at what became of the file, which may then be of another norm by the look of it.
+    """
     try:
         found = convert_state_dict(checkpoint.state_dict, model)
+        doubt = _doubt_of_norm(model, found)
+        if doubt and not converts:
+            raise InputError(doubt[0], f'{doubt[1]}, which has to be converted first')
     except InputError as error:
         raise error.about(argument, str(path)) from error
+    if doubt:
+        _logger.warning(f'{path} {doubt[0]}: {doubt[1]}')
     model.load_state_dict(found.state_dict)
-    _warn_of_norm(model, found, path)
     return found
 
 
-def _warn_of_norm(model: nn.Module, found: Conversion, path: PathLike) -> None:
+def _doubt_of_norm(model: nn.Module, found: Conversion) -> Tuple[str, ...]:
     """Counters alone tell weights of BatchNorm from those of RobustNorm, which have the same names and shapes."""
     dropped, added = (any(key.endswith(_BATCHES) for key in keys) for keys in (found.dropped, found.added))
     if dropped and any(isinstance(m, RobustNorm2d) for m in model.modules()):
-        _logger.warning(
-            f'{path} counts batches, as BatchNorm does: its weights are loaded into RobustNorm, which is right for '
-            'files of the RobustNorm repository alone. A network with BatchNorm has norm_layer=batchnorm2d.')
-    elif added:
-        _logger.warning(
-            f'{path} does not count batches, as RobustNorm does not: its weights are loaded into BatchNorm, which is '
-            'right for files of old versions of torch alone.')
+        return (
+            'counts batches, as BatchNorm does, and the network has RobustNorm',
+            'build the network with norm_layer=batchnorm2d unless it is a file of the RobustNorm repository')
+    if added:
+        return (
+            'does not count batches, as RobustNorm does not, and the network has BatchNorm',
+            'build the network with RobustNorm unless it is a file of an old version of torch')
+    return ()
 
 
 def weights_sha256(model: Union[nn.Module, Mapping[str, torch.Tensor]]) -> str:

@@ -96,7 +96,7 @@ def replace_norm(
     Raises:
         InputError: If the model has no layer of the `source` classes, or one of which `norm_layer` cannot take the
             place: with auxiliary BatchNorm, with an activation that would be lost, not for images, in a mode that the
-            new layer does not have. The model is then as it was.
+            new layer does not have; if `norm_layer` is no class. The model is then as it was.
 
     Examples:
 
@@ -104,6 +104,8 @@ def replace_norm(
         model = replace_norm(timm.create_model('efficientnet_b0'), power=0.2)
         ```
     """
+    if not callable(norm_layer):
+        raise InputError('is no class', 'pass RobustNorm2d or another class', argument='norm_layer', value=norm_layer)
     norms = [m for m in model.modules() if isinstance(m, source)]
     if not norms:
         classes = ', '.join(s.__name__.lstrip('_') for s in source)

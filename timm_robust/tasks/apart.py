@@ -193,6 +193,7 @@ class ApartTask(TwoPassTask):
             'adv_top1' (percent) of the two passes, detached.
         """
         self.refuse_checkpointing()
+        target = self.checked_target(input, target)
         count, second = len(input), self._second_size(len(input))
         share = count / (count + second)
         output, clean_loss = self._first_pass(input, target, share)

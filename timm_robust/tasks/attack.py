@@ -142,4 +142,4 @@ class TrainingAttack:
         """
         return self.built(threat).craft(
             model, images, target, threat, space=space, seed=seed, bn_mode=self.bn_mode, start_std=start_std, tau=tau,
-            reference=reference)
+            reference=reference).to(images.dtype)

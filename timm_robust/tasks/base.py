@@ -8,7 +8,7 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 
-from ..attacks import InputSpace, ThreatModel, check_batch, hard_labels
+from ..attacks import InputSpace, ThreatModel, check_batch, check_classes, check_tensor, hard_labels
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from .attack import TrainingAttack
@@ -58,6 +58,21 @@ class TwoPassTask(ClassificationTask):
     def bare_model(self) -> nn.Module:
         """The network outside of its wrappers."""
         return unwrap_model(self.trainable_module)
+
+    def checked_target(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The target of a batch: class indices (N,) as int64, or soft targets (N, K).
+
+        Raises:
+            InputError: If `input` is no batch of images or an empty one, or `target` does not fit it or the network.
+        """
+        check_tensor(input, 'input')
+        if not len(input):
+            raise InputError('holds no image', argument='input')
+        checked = check_batch(input, target, look=False)
+        known = getattr(self.bare_model, 'num_classes', None)
+        if isinstance(known, int) and known:
+            check_classes(checked, max(known, 2))  # one output is two classes
+        return checked.labels if checked.soft is None else checked.soft
 
     def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
         """The attributes of `state_names`."""
@@ -188,10 +203,9 @@ class RobustTask(TwoPassTask):
         Returns:
             What `loss` returns.
         """
+        target = self.checked_target(input, target)
         if not self._looked:
             self._check_space(input)
-        checked = check_batch(input, target, look=False)
-        target = checked.labels if checked.soft is None else checked.soft
         adv = self.craft(input, target)
         if self.awp.gamma and self.step >= self.awp_start_step:
             self.refuse_checkpointing()

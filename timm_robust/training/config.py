@@ -1,8 +1,10 @@
 """The settings of a training run: one object for Python, command line and YAML, checked in one place."""
+import math
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
 import yaml
+from timm.data import create_transform
 
 from ..errors import InputError, check_at_least, check_choice, check_range
 from ..inputs import DatasetConfig, ModelConfig, check_seed, read_yaml, resolve_device
@@ -20,6 +22,14 @@ _CHOICES: Dict[str, Tuple[str, ...]] = {
     'dist_bn': ('broadcast', 'reduce', ''),
     'lr_base_scale': ('linear', 'sqrt', ''),
 }
+# names of settings by the range of their values
+_SHARES = (
+    'hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'drop_path', 'mixup_prob', 'mixup_switch_prob', 'momentum',
+    'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'bce_target_thresh')
+_NOT_NEGATIVE = (
+    'mixup', 'cutmix', 'weight_decay', 'color_jitter', 'min_lr', 'warmup_lr', 'decay_rate', 'bce_pos_weight',
+    'layer_decay_min_scale')
+_ABOVE_0 = ('lr', 'lr_base', 'clip_grad', 'layer_decay', 'opt_eps', 'decay_epochs')
 _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
 
 
@@ -165,8 +175,14 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
             check_at_least(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        for name in ('hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'mixup_prob', 'mixup_switch_prob'):
-            check_range(name, getattr(self, name), 0, 1)
+        for names, high in ((_SHARES, 1.), (_NOT_NEGATIVE, math.inf), (_ABOVE_0, math.inf)):
+            for name in names:
+                if getattr(self, name) is not None:
+                    check_range(name, getattr(self, name), 0, high, open_low=names is _ABOVE_0)
+        for name in ('scale', 'ratio', 'cutmix_minmax'):
+            pair = getattr(self, name)
+            if pair is not None and not 0 < pair[0] <= pair[1] < math.inf:
+                raise InputError('must be two ascending numbers above 0', argument=name, value=pair)
         if self.validation_batch_size is not None:
             check_at_least('validation_batch_size', self.validation_batch_size)
         check_seed(self.seed)
@@ -184,9 +200,6 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         return bool(self.val_split or self.val_fraction)
 
     def _check_schedule(self) -> None:
-        for name in ('lr', 'lr_base'):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 0, open_low=True)
         check_at_least('warmup_epochs', self.warmup_epochs, 0)
         if self.sched != 'none' and not self.warmup_prefix and self.warmup_epochs >= self.epochs:
             raise InputError(
@@ -201,6 +214,11 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         if mixes_images(self) and self.batch_size % 2:
             raise InputError('timm mixes pairs of images', 'choose an even number', argument='batch_size',
                              value=self.batch_size)
+        if self.aa is not None:
+            try:
+                create_transform(32, is_training=True, auto_augment=self.aa)
+            except (AssertionError, ValueError, TypeError, KeyError) as error:
+                raise InputError(f'is no policy of timm ({error})', argument='aa', value=self.aa) from error
         check_at_least('crop_padding', self.crop_padding, 0)
         if not self.crop_padding:
             return
