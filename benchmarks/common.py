@@ -7,11 +7,14 @@ import shlex
 import statistics
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from timm_robust.evaluation.report import versions
 
@@ -37,6 +40,36 @@ def memory(device: torch.device) -> Iterator[Callable[[], float]]:
         Path('/proc/self/clear_refs').write_text('5')  # forgets the highest so far
         before = resident('VmRSS')
         yield lambda: resident('VmHWM') - before
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside that are alive, on any device, to the byte.
+
+    Attributes:
+        peak: The most at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: Dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in given and key not in self._known:
+                    self._known[key] = storage.nbytes()
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._gone, key)
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _gone(self, key: int) -> None:
+        self.live -= self._known.pop(key, 0)
 
 
 def synchronize(device: torch.device) -> None:

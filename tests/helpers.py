@@ -41,6 +41,23 @@ class TinyNet(nn.Module):
         return self.fc(self.drop(x))
 
 
+class CountingBackend:
+    """A compiler that leaves graphs as they are and counts them and their runs."""
+
+    def __init__(self):
+        torch._dynamo.reset()
+        self.graphs = self.runs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+
+        def run(*args):
+            self.runs += 1
+            return graph(*args)
+
+        return run
+
+
 def make_image_folder(
         root: Path,
         splits=('train', 'validation'),
@@ -72,16 +89,20 @@ def run_cli(*argv, timeout: int = 300, **env):
     )
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
 def run_distributed(script: str, tmp_path: Path, processes: int = 2, timeout: int = 240) -> str:
     """Run a script under torchrun over gloo; returns its output."""
     path = tmp_path / 'script.py'
     path.write_text(script)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={processes}', '--master-addr=127.0.0.1',
-         f'--master-port={port}', str(path)],
+         f'--master-port={free_port()}', str(path)],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -35,7 +35,7 @@ from timm_robust.evaluation import diagnose
 from timm_robust.evaluation.norm_statistics import compare_bn_modes
 from timm_robust.evaluation.plan import Plan
 from timm_robust.evaluation.properties import measure_properties
-from timm_robust.layers import cached_weights
+from timm_robust.layers import RobustNorm2d, cached_weights
 from timm_robust.models import NormalizedModel
 from timm_robust.tasks import AWP, OBJECTIVES, NoFrostStar, TrainingAttack, create_task
 from timm_robust.training.loop import train_one_epoch
@@ -221,6 +221,29 @@ def test_training_learns_the_same_and_waits_for_log_lines_alone(objective, awp, 
     if 'fat' in objective.name:
         looks += 5 * 2  # of three steps a friendly attack asks after the first two
     assert len(waits) <= looks, fake.count()
+
+
+def test_training_in_float16_does_not_ask_for_the_scale(fake):
+    """APART takes the scale of the loop's loss, a tensor, off each gradient."""
+    model = TinyNet(norm=True).half().to(fake.device).train()
+    task = create_task(OBJECTIVES['apart'](), model, nn.CrossEntropyLoss(), device=fake.device, verbose=False)
+    x, y = torch.rand(8, 3, 8, 8).half().to(fake.device), (torch.arange(8) % 4).to(fake.device)
+    for _ in range(2):
+        fake.waits.clear()
+        (task(x, y)['loss'] * 64).backward()
+    assert not fake.waits and task.loss_scale.device == fake.device, fake.count()
+
+
+def test_synchronized_statistics_do_not_wait(fake, monkeypatch):
+    for name, value in (('get_rank', 0), ('get_world_size', 1), ('all_reduce', None)):
+        monkeypatch.setattr(torch.distributed, name, lambda *args, value=value, **kwargs: value)
+    alone, shared = RobustNorm2d(3).to(fake.device), RobustNorm2d(3).to(fake.device)
+    monkeypatch.setattr(shared, '_is_shared', lambda: True)
+    x = torch.rand(4, 3, 5, 5).to(fake.device)
+    fake.waits.clear()
+    together = shared(x)
+    assert not fake.waits, fake.count()
+    torch.testing.assert_close(together.cpu(), alone(x).cpu())
 
 
 def test_training_says_in_which_batch_the_loss_diverged(fake):

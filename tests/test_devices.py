@@ -7,12 +7,13 @@ import torch.nn as nn
 from helpers import TinyNet
 
 from timm_robust import evaluate
-from timm_robust.attacks import Linf
+from timm_robust.attacks import InputSpace, Linf
 from timm_robust.devices import halving
 from timm_robust.errors import InputError
 from timm_robust.evaluation import Journal, diagnose
 from timm_robust.evaluation.properties import measure_properties
 from timm_robust.evaluation.shifts import evaluate_shift
+from timm_robust.tasks import NoFrostStar, TrainingAttack, create_task
 
 
 class Scarce(nn.Module):
@@ -109,6 +110,22 @@ def test_measurements_name_the_batch_size(of):
     model, x, y = problem()
     with pytest.raises(InputError, match='batch_size=8: does not fit into memory'):
         of(Scarce(model, 5).eval(), x, y)
+
+
+def test_nothing_is_made_on_the_default_device():
+    """Where that is another, tensors would be mixed; on this one no value can be read."""
+    model, x, y = problem()
+    how = dict(HOW, batch_size=16, attacks='clean,pgd2,square8,fab2')
+    expected = evaluate(model, x, y, **how)
+    mixing = batch_statistics(TinyNet(norm=True)).eval()
+    with torch.device('meta'):
+        assert outcomes(evaluate(model, x, y, **how)) == outcomes(expected)
+        for network in (model, mixing):
+            diagnose(network, x, y, Linf(.01), batch_size=8, steps=(1, 2), black_box_queries=4)
+        measure_properties(model, x, y, Linf(.01), batch_size=8, steps=2)
+        task = create_task(NoFrostStar(noise2net=True, terms=3), model, nn.CrossEntropyLoss(), space=InputSpace(),
+                           attack=TrainingAttack(steps=1), device=torch.device('cpu'), verbose=False)
+        task(x[:8], y[:4].repeat(2))['loss'].backward()
 
 
 def test_what_did_not_fit_is_let_go():

@@ -16,7 +16,7 @@ from torchvision.transforms import ToTensor
 
 from timm_robust.cli.main import main
 from timm_robust.evaluation import EvaluationReport, Runner
-from timm_robust.evaluation.peers import Peers
+from timm_robust.inputs import Peers
 from timm_robust.layers import convert_aux_norm, plain_branch
 from timm_robust.models import NormalizedModel
 

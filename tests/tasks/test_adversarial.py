@@ -188,18 +188,6 @@ def test_any_timm_model(name):
     assert torch.isfinite(result['loss']) and all(p.grad is not None for p in model.parameters())
 
 
-def test_compiled_task():
-    torch._dynamo.reset()
-    model = TinyNet().train()
-    task = make_task(model)
-    task.compile(backend='eager')
-    counts = []
-    for _ in range(3):
-        task(*batch(dtype=torch.float32))['loss'].backward()
-        counts.append(torch._dynamo.utils.counters['stats']['unique_graphs'])
-    assert counts[0] >= 1 and counts[0] == counts[-1], 'crafting made the network recompile'
-
-
 def test_settings_build_the_tasks():
     model, attack = TinyNet(), TrainingAttack(eps='4/255', eps_warmup_epochs=1.5)
     assert type(create_task(Standard(), model, attack=attack, space=SPACE, steps_per_epoch=10)) is ClassificationTask

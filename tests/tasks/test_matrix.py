@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from helpers import TinyNet, run_distributed
+from helpers import CountingBackend, TinyNet, run_distributed
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.layers import DropPath, convert_sync_batchnorm
@@ -14,7 +14,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 
 from timm_robust.attacks import InputSpace
 from timm_robust.errors import InputError
-from timm_robust.tasks import OBJECTIVES, TrainingAttack, create_task
+from timm_robust.tasks import AWP, OBJECTIVES, TrainingAttack, create_task
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 NAMES = tuple(name for name in OBJECTIVES if name != 'standard')
@@ -27,12 +27,12 @@ def batch(n=8, dtype=torch.float32):
     return SPACE.normalize(torch.rand(n, 3, 8, 8, dtype=dtype, generator=generator)), torch.arange(n) % 4
 
 
-def make(objective, drop=0., dtype=torch.float32, norm=True, model=None):
+def make(objective, drop=0., dtype=torch.float32, norm=True, model=None, awp=None):
     torch.manual_seed(1)
     model = OBJECTIVES[objective]().prepare_model(model or TinyNet(norm=norm, drop=drop).to(dtype)).train()
     task = create_task(
-        OBJECTIVES[objective](), model, nn.CrossEntropyLoss(), attack=TrainingAttack(steps=2), space=SPACE,
-        steps_per_epoch=2, verbose=False)
+        OBJECTIVES[objective](), model, nn.CrossEntropyLoss(), attack=TrainingAttack(steps=2), awp=awp,
+        space=SPACE, steps_per_epoch=2, verbose=False)
     return task, model
 
 
@@ -227,16 +227,77 @@ def test_synchronized_batchnorm_of_one_process(objective):
     torch.testing.assert_close(task(x, y)['loss'], plain(x, y)['loss'])
 
 
-@pytest.mark.parametrize('objective', NAMES)
-def test_compiled(objective):
-    torch._dynamo.reset()
-    (plain, _), (task, model) = make(objective), make(objective)
+def compiled_steps(objective, awp):
+    """Graphs after each step of a compiled task, which must run all passes of a task that is not, with its losses."""
+    (plain, model), (task, twin) = (make(objective, awp=awp) for _ in range(2))
+    passes = []
+    model.conv.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    backend, graphs = CountingBackend(), []
+    task.compile(backend=backend)
     x, y = batch()
-    expected = plain(x, y)['loss']
-    task.compile(backend='eager')
-    result = task(x, y)
+    for _ in range(3):
+        passes.clear()
+        before = backend.runs
+        expected, result = plain(x, y), task(x, y)
+        for loss in (expected['loss'], result['loss']):
+            loss.backward()
+        torch.testing.assert_close(result['loss'], expected['loss'], rtol=1e-4, atol=1e-5)
+        graphs.append(backend.graphs)
+        assert backend.runs - before == len(passes), 'passes that are not compiled'
+    for p, q in zip(twin.parameters(), model.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
+    return graphs
+
+
+@pytest.mark.parametrize('awp', [AWP(), AWP(gamma=.01)], ids=['', 'awp'])
+@pytest.mark.parametrize('objective', CRAFTING)
+def test_compiled(objective, awp):
+    """The attack's passes are compiled too: one graph, and none in later steps."""
+    graphs = compiled_steps(objective, awp)
+    # one that learns, by two norms in mbnat and by other weights in AWP; the attack's, and that of the target in TRADES
+    learn = (2 if objective == 'mbnat' else 1) * (2 if awp.gamma else 1)
+    assert graphs == [learn + 1 + ('trades' in objective)] * 3
+
+
+@pytest.mark.parametrize('objective', ['fat', 'trades_fat'])
+def test_a_compiled_friendly_attack_has_few_shapes(objective):
+    """Batches shrink by many images at once: for one graph more, of any size."""
+    task, model = make(objective, norm=False)
+    with torch.no_grad():
+        model.fc.weight *= 50  # of 96 images each step fools some
+    backend, shapes = CountingBackend(), set()
+    task.compile(backend=backend)
+    task.eval_model.register_forward_pre_hook(lambda module, args: shapes.add(len(args[0])))
+    plain = make(objective, norm=False)[0]
+    plain.trainable_module.load_state_dict(model.state_dict())
+    for _ in range(3):
+        loss = task(*batch(96))['loss']
+        torch.testing.assert_close(loss, plain(*batch(96))['loss'], rtol=1e-4, atol=1e-5)
+    assert {96} < shapes - {192} <= {32, 64, 96}
+    assert backend.graphs == 3 + ('trades' in objective)
+
+
+@pytest.mark.parametrize('network', ['nofrost_resnet11_mnist', 'test_resnet'])
+def test_a_network_is_one_graph_to_its_attack(network):
+    """Neither the cache of standardized weights nor what an attack freezes makes the compiler begin again."""
+    torch.manual_seed(1)
+    model = timm.create_model(network, num_classes=4, in_chans=3).train()
+    task = create_task(
+        OBJECTIVES['sat'](), model, nn.CrossEntropyLoss(), attack=TrainingAttack(steps=2), space=SPACE, verbose=False)
+    backend = CountingBackend()
+    task.compile(backend=backend)
+    for _ in range(2):
+        task(torch.randn(4, 3, 28, 28).clamp(-1, 1), torch.arange(4))
+    # with batch statistics two passes learn
+    assert (backend.graphs, backend.runs) == (2, 2 * (2 + 1 + task.mixes_batch))
+
+
+def test_compiled_without_an_attack():
+    (plain, _), (task, model) = make('apart'), make('apart')
+    task.compile(backend=CountingBackend())
+    expected, result = plain(*batch()), task(*batch())
     result['loss'].backward()
-    torch.testing.assert_close(result['loss'], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result['loss'], expected['loss'], rtol=1e-4, atol=1e-5)
     assert all(torch.isfinite(g).all() for g in gradients(model))
 
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
-from helpers import make_image_folder, run_cli, run_distributed
+from helpers import CountingBackend, TinyNet, make_image_folder, run_cli, run_distributed
 from timm.task import ClassificationTask
 
 from timm_robust.attacks import InputSpace, Linf
@@ -202,6 +202,14 @@ def test_robust_validation_does_not_stop_at_the_boundary():
         space = InputSpace((0.,) * 3, (1.,) * 3)
         found = validate_robust(task, loader, Linf(eps), space, 10, device=torch.device('cpu'))
         assert found == {'robust_top1': accuracy}
+
+
+def test_robust_validation_is_compiled():
+    backend, task = CountingBackend(), ClassificationTask(TinyNet(norm=True), verbose=False)
+    task.compile(backend=backend)
+    loader = [(torch.rand(4, 3, 8, 8), torch.arange(4))] * 2
+    validate_robust(task, loader, Linf(.1), InputSpace((0.,) * 3, (1.,) * 3), 3, device=torch.device('cpu'))
+    assert (backend.graphs, backend.runs) == (2, 2 * (3 + 1))
 
 
 def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):

@@ -44,8 +44,7 @@ def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tens
     residual = residual.abs()[:, None]
     room = torch.where(w > 0, 1 - points, points)
     weight = w.abs()
-    pace = torch.ones_like(w) if norm == 'Linf' else weight
-    slope = weight * pace
+    pace, slope = (torch.ones_like(residual), weight) if norm == 'Linf' else (weight, weight.square())
     length = residual / slope.sum(1, keepdim=True).clamp_min(1e-30)
     on_cpu = points.device.type == 'cpu'
     for _ in range(_NEWTON_STEPS):

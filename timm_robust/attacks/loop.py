@@ -183,6 +183,11 @@ class _Pool:
         return AttackResult(self.best, self._index(fools).bool(), self._index(self.queries))
 
 
+def _logits_at(model: Classifier, x: torch.Tensor, index: torch.Tensor, batch_size: Optional[int]) -> torch.Tensor:
+    """Logits of some of the images, of which no more than a batch is copied."""
+    return torch.cat([logits_of(model, x[part]) for part in index.split(batch_size or max(len(index), 1))])
+
+
 def _verify(
         found: AttackResult,
         model: Classifier,
@@ -196,9 +201,9 @@ def _verify(
         Images that fool the copy alone, and images on which the copy is not the network.
     """
     claimed, resists = (flags.nonzero().squeeze(1) for flags in (found.fooled, ~found.fooled))
-    holds = logits_of(model, found.adversarial[claimed], batch_size).argmax(1) == y[claimed]
+    holds = _logits_at(model, found.adversarial, claimed, batch_size).argmax(1) == y[claimed]
     found.fooled[claimed] = ~holds
-    own, copied = (logits_of(m, found.adversarial[resists], batch_size) for m in (model, fast_model))
+    own, copied = (_logits_at(m, found.adversarial, resists, batch_size) for m in (model, fast_model))
     if own.shape != copied.shape:
         raise InputError(f'has {copied.shape[1]} classes, the model {own.shape[1]}', argument='fast_model')
     agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)

@@ -22,13 +22,14 @@ _HALF = 1 << 63
 
 
 def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:
-    z = (z ^ _shift(z, 30)) * _MIX_1
-    z = (z ^ _shift(z, 27)) * _MIX_2
-    return z ^ _shift(z, 31)
+    """Mix bits in place: an image has as many bytes in float32 as half of what is mixed."""
+    for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
+        z = z.bitwise_xor_(_shift(z, bits)).mul_(factor)
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def image_seeds(
@@ -70,9 +71,10 @@ def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -
     """
     # a number stays on the host, where it does not wrap around by itself
     offset = (stream + 1) * _MIX_1
-    start = _mix(_mix(seeds) + (offset if isinstance(offset, torch.Tensor) else (offset + _HALF) % (2 * _HALF) - _HALF))
+    offset = offset if isinstance(offset, torch.Tensor) else (offset + _HALF) % (2 * _HALF) - _HALF
+    start = _mix(_mix(seeds.clone()) + offset)
     position = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
-    return _shift(_mix(start[:, None] + position), 40).to(torch.float32) * 2 ** -24
+    return _shift(_mix(start[:, None] + position), 40).to(torch.float32).mul_(2 ** -24)
 
 
 def signs(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:

@@ -6,13 +6,14 @@ from typing import Callable, Dict, Optional, Tuple
 import torch
 
 from .ball import Ball
+from .checks import Classifier
 from .context import input_gradient
 from .loop import longest_gap
 
 __all__ = ['KEEP', 'Ascent', 'last_iterate', 'most_fooled']
 
 KEEP = ('last', 'most_fooled')
-_ROWS = 32  # on a GPU a friendly batch shrinks by so many images at once: each new shape has its cost
+_ROWS = 32  # a friendly batch shrinks by so many images at once where each new shape has its cost
 
 Rows = Dict[str, torch.Tensor]
 
@@ -41,15 +42,15 @@ class _Friendly:
     """Which images go on: each stops `tau` steps after it first fools the network.
 
     Stopped images leave the batch: at once on a CPU. A GPU would have to be waited for, there they stand still until
-    the next look.
+    the next look, and so they do where the network is compiled for each shape.
     """
 
-    def __init__(self, start: torch.Tensor, tau: int):
+    def __init__(self, start: torch.Tensor, tau: int, compiled: bool):
         self.adv = start.clone()
         self.left = torch.full((len(start),), tau, device=start.device)
         self.stopped = torch.zeros_like(self.left, dtype=torch.bool)
         self.longest_gap = longest_gap(start.device)
-        self.multiple = 1 if self.longest_gap == 1 else _ROWS
+        self.multiple = _ROWS if self.longest_gap > 1 or compiled else 1
         self.gap, self.next_look = 1, 0
 
     def stop(self, fooled: torch.Tensor, step: int) -> Optional[torch.Tensor]:
@@ -73,7 +74,7 @@ class _Friendly:
 
 
 def last_iterate(
-        model: Callable,
+        model: Classifier,
         ball: Ball,
         rows: Rows,
         loss_fn: Callable[[Rows, torch.Tensor], torch.Tensor],
@@ -90,7 +91,7 @@ def last_iterate(
         loss_fn: Maps rows and logits to what to ascend.
         steps, ascent, tau: See `GradientAttack`.
     """
-    friendly = None if tau is None else _Friendly(rows['point'], tau)
+    friendly = None if tau is None else _Friendly(rows['point'], tau, hasattr(model.model, '_orig_mod'))
     if friendly is not None:
         rows['place'] = torch.arange(len(rows['point']), device=rows['point'].device)
     for step in range(steps):
@@ -106,7 +107,7 @@ def last_iterate(
                     break
         before = rows['point']
         ascent.move(ball, rows, gradient)
-        if friendly is not None and friendly.longest_gap > 1:
+        if friendly is not None and friendly.multiple > 1:
             rows['point'] = torch.where(friendly.stopped.view(-1, 1, 1, 1), before, rows['point'])
     if friendly is None:
         return rows['point']

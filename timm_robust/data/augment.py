@@ -141,7 +141,8 @@ class ViewsDataset(Dataset):
             views.append(self.debias(image))
         if deep is not None:
             views.append(self.transform(deep(index, image.mode)))
-        return tuple(map(torch.as_tensor, views)), target  # timm's transforms end in tensors or arrays
+        # timm's transforms end in tensors or arrays
+        return tuple(torch.as_tensor(view, device='cpu') for view in views), target
 
 
 def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:

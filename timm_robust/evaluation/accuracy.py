@@ -84,6 +84,12 @@ def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel, nam
             f'pixels in [{adv.min():.8g}, {adv.max():.8g}]')
 
 
+def _joined(batches: Batches, device: torch.device) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Batches as one on a device; a function, so that nobody keeps them."""
+    images, labels = zip(*batches)
+    return torch.cat(images).to(device), torch.cat(labels).to(device)
+
+
 def _refuse_chance(correct: int, count: int, num_classes: int) -> None:
     """A network that has seen its labels is better than chance by three standard deviations."""
     chance = 1 / num_classes
@@ -166,14 +172,14 @@ class Runner:
                 self._attack_pool(x, labels, own, first=done == 0)
                 done += len(x)
                 self._tell(indices[:done], time.perf_counter() - began, len(indices))
+                del x, labels  # before the next pool is joined
         self.journal.say_changed()
 
     def _pools(self, batches: Batches) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         stream = iter(batches)
         count = 1 if self.batch_dependent else _BATCHES_IN_POOL
-        while pool := [(x.to(self.device), y.to(self.device)) for x, y in islice(stream, count)]:
-            images, labels = zip(*pool)
-            yield torch.cat(images), torch.cat(labels)
+        for batch in stream:
+            yield _joined([batch, *islice(stream, count - 1)], self.device)
 
     def _tell(self, indices: Sequence[int], seconds: float, total: int) -> None:
         assert self._bar is not None
@@ -262,13 +268,15 @@ class Runner:
             todo = list(range(len(pool.x)))
         if todo:
             start = time.perf_counter()
-            rows = torch.tensor(todo, device=pool.x.device)
-            x, threat = pool.x[rows], self.plan.threat
+            x, labels, threat = pool.x, pool.labels, self.plan.threat
+            if len(todo) < len(x):  # what is attacked as a whole is not copied
+                rows = torch.tensor(todo, device=x.device)
+                x, labels = x[rows], labels[rows]
             if attack.minimizes:
                 threat = threat.unbounded(x.shape[1:])
-            adv = self.craft(attack, x, pool.labels[rows], [pool.indices[k] for k in todo], threat)
+            adv = self.craft(attack, x, labels, [pool.indices[k] for k in todo], threat)
             _assert_allowed(adv, x, threat, key, self.batch_size)
-            rates = self.error_rates(adv, pool.labels[rows])
+            rates = self.error_rates(adv, labels)
             distances: List[Dict[str, float]] = [{}] * len(todo)
             if attack.minimizes:
                 sizes = torch.cat([threat.size(in_float64(a) - in_float64(b)) for a, b in zip(

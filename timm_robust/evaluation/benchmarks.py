@@ -9,12 +9,11 @@ from ..data import balanced_indices, check_classes, check_images, class_names, d
 from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
 from ..data.shifts import CIFAR_C, FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
 from ..errors import InputError, check_choice
-from ..inputs import ImagesConfig, Network, Preprocessing, open_dataset, pixel_loader
+from ..inputs import ImagesConfig, Network, Peers, Preprocessing, open_dataset, pixel_loader
 from ..layers import has_batch_statistics
 from .config import EvalConfig
 from .facts import DataFacts
 from .journal import Journal
-from .peers import Peers
 from .shifts import BenchmarkResult, evaluate_shift, summarize_shifts
 
 __all__ = ['Benchmarks']

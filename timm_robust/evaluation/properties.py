@@ -154,7 +154,7 @@ def boundary_thickness(
     inside = torch.zeros(len(x), device=x.device)
     rows = torch.arange(len(x), device=x.device)
     with torch.no_grad():
-        for t in ((torch.arange(points) + .5) / points).tolist():
+        for t in ((torch.arange(points, device='cpu') + .5) / points).tolist():
             p = model(torch.lerp(x, adv, t)).softmax(1)
             difference = p[rows, own] - p[rows, other]
             inside += (alpha < difference) & (difference < beta)

@@ -8,10 +8,9 @@ import torch.nn as nn
 from ..attacks import Attack, ThreatModel
 from ..data.corruptions import SEVERITIES
 from ..errors import InputError
-from ..inputs import ImagesConfig
+from ..inputs import ImagesConfig, Peers
 from ..precision import float32_proper
 from .config import EvalConfig
-from .peers import Peers
 from .report import EvaluationReport
 from .sources import DataSource, ModelSource, eval_mode
 from .stages import Stages

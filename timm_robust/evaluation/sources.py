@@ -324,7 +324,7 @@ class _OfDataset(Source):
                 Subset(self.dataset, indices), batch_size=self.batch_size, num_workers=self.config.workers,
                 generator=torch.Generator('cpu')):  # or a seed for its workers is drawn from the caller's
             check_images(x)
-            yield x.float(), torch.as_tensor(y)
+            yield x.float(), torch.as_tensor(y, device='cpu')
 
 
 def _first_pair(dataset: Any) -> Tuple[Any, Any]:
@@ -390,7 +390,8 @@ def open_data(
     config = ImagesConfig(**settings)
     check_batch_size(subject.model, config.batch_size)
     if in_memory:
-        return _Tensors(torch.as_tensor(data[0]), data[1], config, seed)
+        images = data[0] if isinstance(data[0], torch.Tensor) else torch.as_tensor(data[0], device='cpu')
+        return _Tensors(images, data[1], config, seed)
     if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, tuple):
         if not len(data):
             raise InputError('holds no image', argument='data')

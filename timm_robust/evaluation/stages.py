@@ -14,7 +14,7 @@ import torch
 from ..attacks import Clean, Ensemble, FastModel, logits_of, make_fast_model
 from ..devices import halving
 from ..errors import InputError
-from ..inputs import ImagesConfig, weights_sha256
+from ..inputs import ImagesConfig, Peers, weights_sha256
 from ..layers import at_gamma, has_batch_statistics
 from .accuracy import Runner, assemble
 from .benchmarks import Benchmarks
@@ -24,7 +24,6 @@ from .examples import example_images
 from .facts import DataFacts, RunFacts, ThreatFacts, versions
 from .journal import FolderLock, Journal
 from .outcome import AttackOutcome, EpsPoint, GammaPoint
-from .peers import Peers
 from .plan import Plan, threat_facts
 from .report import RESULTS, EvaluationReport
 from .sources import Source, Subject, open_data, open_model, open_surrogate
@@ -171,14 +170,14 @@ class Stages:
             if self.folder is not None and self.peers.primary:
                 stack.enter_context(FolderLock(self.folder))
                 _refuse_unfit(self.folder, self.config.resume)  # another run may have ended meanwhile
-            self.peers.gather(None)  # none begins before the folder is this run's
+            self.peers.meet()  # none begins before the folder is this run's
             return self._run()
 
     def _run(self) -> EvaluationReport:
         report = self._report()
         self.journal = Journal(
             self.folder, self._contexts(self._plans()), rank=self.peers.rank)
-        self.peers.gather(None)  # none begins to write while another still looks at what there is
+        self.peers.meet()  # none begins to write while another still looks at what there is
         self.fast_model = self._make_fast_model()
         with self.journal:
             if self.plan:

@@ -16,6 +16,7 @@ from .network import (
     pixel_network,
     resolve_preprocessing,
 )
+from .peers import Peers
 from .pretrained import num_outputs
 from .weights import (
     Checkpoint,
@@ -37,6 +38,7 @@ __all__ = [
     'ModelConfig',
     'Network',
     'NetworkConfig',
+    'Peers',
     'Preprocessing',
     'Process',
     'build_network',

@@ -319,7 +319,7 @@ def fixed_input(model: nn.Module) -> torch.Tensor:
     size = getattr(model, 'in_chans', channels), *size
     count = 2 * int(torch.Size(size).numel())
     # a sequence without a generator, whose stream may change between versions
-    return (torch.arange(count, dtype=torch.float64).mul(12.9898).sin() * 2).float().view(2, *size)
+    return (torch.arange(count, dtype=torch.float64, device='cpu').mul(12.9898).sin() * 2).float().view(2, *size)
 
 
 @torch.no_grad()

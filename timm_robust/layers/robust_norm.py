@@ -202,10 +202,9 @@ class RobustNorm2d(nn.Module):
         count = x.numel() // x.shape[1]
         own = torch.stack([mean * count, high, low, torch.full_like(mean, count)])
         # Each process fills its own row and one differentiable sum shares all rows: the gradient of a shared extremum
-        # returns to the process that holds it.
-        rank = dist.get_rank(self.process_group)
-        rows = own.new_zeros(dist.get_world_size(self.process_group), *own.shape)
-        rows = rows.index_copy(0, torch.tensor([rank], device=x.device), own[None])
+        # returns to the process that holds it. An index of the row would be a copy for which a GPU is waited for.
+        rank, processes = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
+        rows = torch.stack([own if row == rank else torch.zeros_like(own) for row in range(processes)])
         total, highs, lows, counts = _SumOverProcesses.apply(rows, self.process_group).unbind(1)
         mean = total.sum(0) / counts.sum(0)
         value_range = highs.max(dim=0)[0] - lows.min(dim=0)[0]

@@ -87,11 +87,12 @@ def cached_weights(model: nn.Module) -> Iterator[None]:
     package do this by themselves.
 
     Args:
-        model: Any network, also inside wrappers; one without standardized weights is left alone.
+        model: Any network, also inside wrappers; one without standardized weights is left alone, and so is one that is
+            compiled, which would be compiled anew.
     """
     # replicas of DataParallel would share the cache of the first device
-    replicated = any(isinstance(m, nn.DataParallel) for m in model.modules())
-    convs = [] if replicated else [
+    apart = any(isinstance(m, nn.DataParallel) or hasattr(m, '_orig_mod') for m in model.modules())
+    convs = [] if apart else [
         m for m in model.modules() if type(m) in _STANDARDIZED and 'forward' not in m.__dict__]
     try:
         for conv in convs:

@@ -172,11 +172,12 @@ class ApartTask(TwoPassTask):
             loss = share * self.criterion(output, target)
         parameters = [p for p in model.parameters() if p.requires_grad]
         # small gradients of half precision survive under the scale of the loop's loss, as in the pass it knows of
-        scale = self.loss_scale if torch.float16 in (output.dtype, _autocast_dtype(input.device)) else 1.
+        half = torch.float16 in (output.dtype, _autocast_dtype(input.device))
+        scale = self.loss_scale if half else 1.
         with torch.autocast(input.device.type, enabled=False):
             gradients = torch.autograd.grad(loss * scale, [*parameters, *perturbation.tensors], allow_unused=True)
         torch.clear_autocast_cache()  # its casts belong to a graph that is gone
-        used = [(p, g if scale == 1 else g / scale) for p, g in zip(parameters, gradients) if g is not None]
+        used = [(p, g / scale if half else g) for p, g in zip(parameters, gradients) if g is not None]
         perturbation.ascend(list(gradients[len(parameters):]), self.epsilon)
         own = [g for _, g in used]
         return output, _AddGradients.apply(loss.detach(), own, self, *(p for p, _ in used))

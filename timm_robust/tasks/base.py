@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from timm.task import ClassificationTask
+from timm.task import ClassificationTask, TrainingTask
 from timm.utils import unwrap_model
 
 from ..attacks import InputSpace, ThreatModel, check_batch, check_classes, check_tensor, hard_labels
@@ -14,7 +14,7 @@ from ..layers import has_batch_statistics
 from .attack import TrainingAttack
 from .awp import AWP, perturbed
 
-__all__ = ['RobustTask', 'TwoPassTask', 'top1']
+__all__ = ['RobustTask', 'TwoPassTask', 'crafting_model', 'top1']
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +22,12 @@ _logger = logging.getLogger(__name__)
 def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Accuracy in percent, detached."""
     return 100. * (output.detach().argmax(dim=1) == hard_labels(target)).float().mean()
+
+
+def crafting_model(task: TrainingTask, ema: bool = False) -> nn.Module:
+    """The network of a task to craft images on: outside of distributed wrappers, and compiled if the task is."""
+    compiled = getattr(task, 'eval_model_ema' if ema else 'eval_model', None)
+    return unwrap_model(task.get_trainable_module(ema=ema)) if compiled is None else compiled
 
 
 class TwoPassTask(ClassificationTask):
@@ -95,7 +101,7 @@ class RobustTask(TwoPassTask):
     """A task that crafts adversarial images in each step; a subclass says in `loss` what to learn from them.
 
     Crafting leaves no trace on the network, and its noise comes from (seed, step, process) rather than from torch's
-    global generator. Images are crafted on the bare network, outside of distributed and compiled wrappers.
+    global generator. Images are crafted outside of the distributed wrapper, on the compiled network if there is one.
 
     Args:
         model: The network to train, which takes images in `space`.
@@ -174,7 +180,8 @@ class RobustTask(TwoPassTask):
     def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Adversarial images of this step, in the network's input space; keywords of `TrainingAttack.craft`."""
         return self.attack.craft(
-            self.bare_model, input, target, self.current_threat(), space=self.space, seed=self.step_seed(), **kwargs)
+            crafting_model(self), input, target, self.current_threat(), space=self.space, seed=self.step_seed(),
+            **kwargs)
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Adversarial images for a batch, in the network's input space."""

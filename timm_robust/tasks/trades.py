@@ -14,7 +14,7 @@ from ..attacks import attack_mode
 from ..errors import InputError, check_range
 from ..settings import setting
 from .attack import TrainingAttack
-from .base import RobustTask, top1
+from .base import RobustTask, crafting_model, top1
 from .objective import Objective, register_objective
 
 __all__ = ['TRADES', 'TradesTask', 'kl_divergence']
@@ -89,8 +89,9 @@ class TradesTask(RobustTask):
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Images within eps whose predictions differ most from the clean ones."""
-        with attack_mode(self.bare_model), torch.no_grad():
-            clean = self.bare_model(input).float().softmax(dim=1)
+        model = crafting_model(self)
+        with attack_mode(model), torch.no_grad():
+            clean = model(input).float().softmax(dim=1)
         return self.attack_divergence(input, target, clean, None if self.attack.random_start else _START_STD)
 
     def attack_divergence(

@@ -12,11 +12,12 @@ import torch.nn as nn
 from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask, evaluation_sample_limit
-from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, unwrap_model
+from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad
 from tqdm import tqdm
 
 from ..attacks import PGD, InputSpace, ThreatModel
 from ..errors import TrainingDivergedError
+from ..tasks.base import crafting_model
 from .build import Autocast
 from .data import Loader
 
@@ -260,7 +261,7 @@ def validate_robust(
     No figure to publish: that takes AutoAttack. The step size is 2.5 eps / steps, and the noise is the same in every
     epoch.
     """
-    model = unwrap_model(trained_module(task, ema)).eval()
+    model = crafting_model(task, ema).eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     for index, (input, target) in enumerate(_batches(loader, device, channels_last, move_to_device)):
         with autocast():

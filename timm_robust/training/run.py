@@ -24,6 +24,7 @@ from ..attacks import InputSpace
 from ..devices import naming_batch_size
 from ..errors import InputError
 from ..inputs import (
+    Peers,
     Preprocessing,
     Process,
     export_model,
@@ -104,7 +105,7 @@ class _Pass(TypedDict):
 class _Run:
     """The parts of a run, in the order in which they are made."""
 
-    def __init__(self, config: TrainConfig, process: Process):
+    def __init__(self, config: TrainConfig, process: Process, peers: Peers):
         random_seed(config.seed, process.rank)
         model = build_network(config)
         self.preprocessing: Preprocessing = resolve_preprocessing(config, model)
@@ -120,7 +121,7 @@ class _Run:
         if config.eval_metric == 'top5' and num_classes <= 5:
             raise InputError(f'says nothing of {num_classes} classes', "choose 'top1'", argument='eval_metric',
                              value='top5')
-        self.config, self.process = config, process
+        self.config, self.process, self.peers = config, process, peers
         self.data = open_training_data(config, in_chans, num_classes, process)
         model.to(process.device)
         if config.channels_last:
@@ -191,6 +192,7 @@ class _Run:
         if config.torchcompile:
             task.compile(backend=config.torchcompile, mode=config.torchcompile_mode)
         if self.process.distributed:
+            self.peers.meet()  # the primary process has looked at all images
             task.prepare_distributed(
                 device_ids=None if self.process.device.type == 'cpu' else [self.process.device],
                 broadcast_buffers=not config.no_ddp_bb)
@@ -282,6 +284,7 @@ class _Run:
         """All epochs; returns the seconds they took."""
         start = time.perf_counter()
         for epoch in range(self.start_epoch, self.num_epochs):
+            self.peers.meet()  # the primary process has written the last epoch
             train_metrics = self.train_epoch(epoch)
             metric: Optional[float] = None
             if (epoch + 1) % self.config.val_interval == 0 or epoch + 1 == self.num_epochs:
@@ -307,6 +310,7 @@ class _Run:
         self.task.trainable_module = unwrap_model(self.task.trainable_module)
         if self.process.primary:
             self.saver.model = self.task.trainable_module
+        self.peers.leave()
         gc.collect()
         dist.destroy_process_group()
 
@@ -335,15 +339,6 @@ class _Run:
         )
 
 
-def _shared(result: Optional[TrainResult], process: Process) -> TrainResult:
-    """The result of the primary process, on all."""
-    box = [result]
-    if process.distributed:
-        dist.broadcast_object_list(box)
-    assert box[0] is not None
-    return box[0]
-
-
 def train(config: TrainConfig) -> TrainResult:
     """Train a network.
 
@@ -365,15 +360,14 @@ def train(config: TrainConfig) -> TrainResult:
     if process.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    result: Optional[TrainResult] = None
     with naming_batch_size(config.batch_size), ExitStack() as stack:
-        run = _Run(config, process)
+        peers = stack.enter_context(Peers())
+        run = _Run(config, process, peers)
         if process.primary:
             run.open_folder(stack)
         seconds = run.run_epochs()
-        if process.primary:
-            result = run.result(seconds)
-        result = _shared(result, process)
+        result = peers.broadcast(run.result(seconds) if process.primary else None)
+        assert result is not None
         if process.distributed:
             run.leave_process_group()
         if process.primary:

@@ -1,19 +1,30 @@
-"""The processes of an evaluation, and what they tell each other."""
+"""The processes of a run, and what they tell each other."""
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, List, Optional, TypeVar
+from typing import Any, Iterator, List, Optional, TypeVar
 
 import torch.distributed as dist
+
+from ..errors import InputError
 
 __all__ = ['Peers']
 
 T = TypeVar('T')
 
 
+@contextmanager
+def _noticing_who_ended() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, from a connection that the system closed
+        raise InputError('another process of this run has ended', 'see what it wrote last') from error
+
+
 class Peers:
     """The processes of the default group of torch.distributed, or this one alone.
 
     They talk over gloo, with a time limit of a month: the backend of training gives up after minutes, and some wait for
-    hours while others attack.
+    hours while others attack, look at images or write. When a process ends the others notice at once.
 
     Attributes:
         rank: Number of this process.
@@ -29,8 +40,13 @@ class Peers:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Talk no more."""
         if self._group is not None:
             dist.destroy_process_group(self._group)
+            self._group = None
 
     @property
     def primary(self) -> bool:
@@ -42,17 +58,27 @@ class Peers:
         return [i for i in range(count) if i // together % self.size == self.rank]
 
     def gather(self, value: T) -> List[T]:
-        """The value of each process."""
+        """The value of each process.
+
+        Raises:
+            InputError: If a process has ended, as in all that waits for others.
+        """
         if self._group is None:
             return [value]
         found: List[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
+        with _noticing_who_ended():
+            dist.all_gather_object(found, value, group=self._group)
         return found
+
+    def meet(self) -> None:
+        """Wait until all are here."""
+        self.gather(None)
 
     def broadcast(self, value: T) -> T:
         """The value of the primary process."""
         if self._group is None:
             return value
         values: List[Any] = [value]
-        dist.broadcast_object_list(values, src=0, group=self._group)
+        with _noticing_who_ended():
+            dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]

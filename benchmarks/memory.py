@@ -1,0 +1,74 @@
+"""Memory of an evaluation for each image of a pool, on a network that keeps next to nothing itself.
+
+    python -m benchmarks.memory [--size 224] [--pools 64 128 256]
+
+Counts the bytes of all tensors alive, besides the data set. The first figure is that of the whole evaluation for each
+image of a pool, which is eight batches; the second that of the attack alone, called on the images of a pool.
+"""
+import argparse
+
+import torch
+import torch.nn as nn
+
+from timm_robust import evaluate
+from timm_robust.attacks import Attack, parse_attacks, parse_threat
+
+from .common import LiveBytes
+
+BATCHES_IN_POOL = 8
+# of a size that fools no image: memory is the same for all then
+ATTACKS = {'Linf 0.0001': 'pgd3,pgd-targeted3,apgd-ce3,apgd-t3,fab-t2,square8', 'L2 0.001': 'pgd3,apgd-ce3,square8'}
+
+
+class Averages(nn.Module):
+    """A linear layer on the mean of each channel."""
+
+    def __init__(self, num_classes: int = 4):
+        super().__init__()
+        self.fc = nn.Linear(3, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.mean((2, 3)))
+
+
+def measured(attack: Attack, threat: str, count: int, batch_size: int, size: int = 224, alone: bool = False) -> float:
+    """Peak in units of a float32 image, for each image of a pool.
+
+    Args:
+        attack: The attack.
+        threat: Its threat model.
+        count: Images to evaluate.
+        batch_size: Images of a batch.
+        size: Height and width of the images.
+        alone: Call the attack on all of them, without an evaluation.
+    """
+    torch.manual_seed(0)
+    model, x = Averages().eval(), torch.rand(count, 3, size, size)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    with LiveBytes() as live:
+        if alone:
+            attack(model, x, y, parse_threat(threat), batch_size=batch_size, seed=0)
+        else:
+            evaluate(model, x, y, attacks=['clean', attack], threat=threat, batch_size=batch_size, device='cpu',
+                     progress=False, save_images=0, diagnose=False, allow_chance=True)
+    return (live.peak + alone * x.nbytes) / x[0].nbytes / (BATCHES_IN_POOL * batch_size)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--pools', nargs='+', type=int, default=[64, 128, 256], metavar='N')
+    args = parser.parse_args()
+    mib = 4 * 3 * args.size ** 2 / 2 ** 20
+    print(f'MiB for each image of a pool at {args.size}x{args.size}: evaluation (attack alone)')
+    for threat, names in ATTACKS.items():
+        for attack in parse_attacks(names):
+            found = [[mib * measured(attack, threat, pool, pool // BATCHES_IN_POOL, args.size, alone)
+                      for alone in (False, True)] for pool in args.pools]
+            print(f'{threat} {attack}: ' + '  '.join(f'{n}: {a:.2f} ({b:.2f})' for n, (a, b) in zip(args.pools, found)))
+
+
+if __name__ == '__main__':
+    main()
