@@ -1,4 +1,5 @@
 """What several tests need."""
+import dataclasses
 import os
 import socket
 import subprocess
@@ -121,17 +122,24 @@ def state_equal(a: nn.Module, b: nn.Module) -> bool:
 
 EPS = {'Linf': .03, 'L2': .3, 'L1': 2.}
 SETTINGS = {  # in so few steps a default would find nothing
-    'cw-l2': dict(steps=20, binary_search_steps=3, initial_const=10.), 'rays': dict(query_limit=200),
+    'cw-l2': dict(steps=20, binary_search_steps=3, initial_const=10.), 'ddn': dict(first_norm=.2),
+    'fmn': dict(steps=20), 'rays': dict(query_limit=200),
     'square': dict(query_limit=50)}
 
 
 def short_attack(cls, **settings):
     """An attack of the class that does not take long."""
-    if issubclass(cls, Ensemble):
-        members = tuple(short_attack(type(m)) for m in cls().members(10))
-        return type(cls.__name__, (cls,), {'all_members': lambda self: members})()
+    return _shortened(cls(), **settings)
+
+
+def _shortened(attack, **settings):
+    cls = type(attack)
+    if isinstance(attack, Ensemble):
+        return type(cls.__name__, (cls,), {
+            'members': lambda self, num_classes=None, threat=None: tuple(
+                map(_shortened, attack.members(num_classes, threat)))})()
     budget = {cls.budget: 6} if cls.budget else {}
-    return cls(**{**budget, **SETTINGS.get(cls.name, {}), **settings})
+    return dataclasses.replace(attack, **{**budget, **SETTINGS.get(cls.name, {}), **settings})
 
 
 def defined_attacks():
@@ -139,6 +147,6 @@ def defined_attacks():
     for cls in ATTACKS.values():
         if cls is not NFGSM:  # whose images are not within eps
             for norm in EPS if cls.norms is None else cls.norms:
-                members = short_attack(cls).all_members() if issubclass(cls, Ensemble) else ()
+                members = short_attack(cls).members(threat=make_threat(norm, EPS[norm]))
                 if all(m.norms is None or norm in m.norms for m in members):
                     yield pytest.param(cls, make_threat(norm, EPS[norm]), id=f'{cls.name}-{norm}')

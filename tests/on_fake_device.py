@@ -43,7 +43,8 @@ from timm_robust.training.loop import train_one_epoch
 EPS = {'Linf': .03, 'L2': .3, 'L1': 2.}
 SETTINGS = {
     'cw-l2': dict(steps=10, binary_search_steps=2, initial_const=10.), 'rays': dict(query_limit=40),
-    'square': dict(query_limit=24), 'fab': dict(steps=3), 'fab-t': dict(steps=3), 'apgd-t': dict(num_targets=2)}
+    'ddn': dict(first_norm=.2), 'square': dict(query_limit=24),
+    'fab': dict(steps=3), 'fab-t': dict(steps=3), 'apgd-t': dict(num_targets=2)}
 SPACE = InputSpace((.5, .4, .3), (.2, .25, .5))
 # besides those of looks: ranges of images and labels, first logits and what an ensemble does between its members
 SETUP = 6
@@ -82,15 +83,15 @@ def problem(count=12, norm=False):
 def short(cls):
     """An attack of the class that does not take long."""
     if issubclass(cls, Ensemble):
-        members = tuple(short(type(m)) for m in cls().members(10))
-        return type(cls.__name__, (cls,), {'all_members': lambda self: members})()
+        members = tuple(short(type(m)) for m in cls().members())
+        return type(cls.__name__, (cls,), {'members': lambda self, num_classes=None: members})()
     return cls(**{**({cls.budget: 6} if cls.budget else {}), **SETTINGS.get(cls.name, {})})
 
 
 def defined():
     for cls in ATTACKS.values():
         attack = short(cls)
-        members = attack.all_members() if issubclass(cls, Ensemble) else (attack,)
+        members = attack.members()
         for norm in [n.norm for n in NORMS.values()]:
             if cls is not NFGSM and all(m.norms is None or norm in m.norms for m in members):
                 yield pytest.param(attack, make_threat(norm, EPS[norm]), id=f'{cls.name}-{norm}')

@@ -11,10 +11,13 @@ from scipy.optimize import linprog, minimize
 from timm_robust.attacks import (
     APGD,
     CWL2,
+    DDN,
     FAB,
     FABT,
+    FMN,
     L1,
     L2,
+    MALT,
     PGD,
     Batch,
     Linf,
@@ -22,9 +25,11 @@ from timm_robust.attacks import (
     Square,
     dlr,
     dlr_targeted,
+    gap_targeted,
     logit_gap,
     make_threat,
     noise,
+    probability_margin,
     wrong_classes,
 )
 from timm_robust.attacks.fab import project_onto_hyperplane
@@ -56,11 +61,14 @@ def test_dlr_losses():
     assert dlr(z, torch.tensor([2])).item() == pytest.approx(-(2 - 3) / (3 - 1))
     assert dlr_targeted(z, y, torch.tensor([4])).item() == pytest.approx(-(3 - 0) / (3 - (1 + 0) / 2))
     assert logit_gap(z, torch.tensor([1])).item() == 2
+    assert gap_targeted(z, torch.tensor([1]), torch.tensor([3])).item() == -2
+    p = torch.tensor([3., 1., 2., -1., 0.], dtype=torch.float64).exp() / sum(map(math.exp, (3, 1, 2, -1, 0)))
+    assert probability_margin(z, torch.tensor([2])).item() == pytest.approx((p[0] - p[2]).item())
     torch.testing.assert_close(dlr(z, y), dlr(7 * z + 5, y))
 
 
 @pytest.mark.parametrize('threat', [LINF, EUCLID], ids=['linf', 'l2'])
-@pytest.mark.parametrize('loss', ['ce', 'dlr'])
+@pytest.mark.parametrize('loss', ['ce', 'dlr', 'gap', 'pm'])
 def test_apgd_is_algorithm_1(problem, threat, loss):
     """Croce & Hein 2020, algorithm 1 and conditions 1 and 2, iterate by iterate."""
     model, x, y = problem
@@ -84,7 +92,9 @@ def test_apgd_is_algorithm_1(problem, threat, loss):
     def value_and_gradient(p, label):
         p = p.clone().requires_grad_()
         z = model(p[None])
-        value = F.cross_entropy(z, label[None]) if loss == 'ce' else dlr(z, label[None]).sum()
+        shown = z[0].exp() / z.exp().sum() if loss == 'pm' else z[0]
+        value = {'ce': F.cross_entropy, 'dlr': lambda z, y: dlr(z, y).sum()}.get(
+            loss, lambda z, y: torch.cat([shown[:label], shown[label + 1:]]).max() - shown[label])(z, label[None])
         return value.item(), torch.autograd.grad(value, p)[0], z.argmax().item() != label.item()
 
     checks, checkpoints = 0, set()
@@ -364,7 +374,7 @@ def test_apgd_averages_gradient_and_loss_of_a_network_with_noise(problem):
 
     attack = APGD(steps=1, eot_iter=2)
     adv = attack(noisy, x, y, LINF, seed=list(range(4)))
-    assert sum(calls) == 4 * (2 * 2 + 1), 'two passes for the start, two for the step, and a last look, for every image'
+    assert sum(calls) == 4 * (2 * 2 + 100), 'two passes for the start, two for the step, a hundred for the verdict'
     start = attack.start(jobs(x, y), LINF)['point'].requires_grad_(True)
     gradient, = torch.autograd.grad(mean_loss(start).sum(), start)
     start = start.detach()
@@ -411,7 +421,7 @@ def test_square_l2_spends_the_whole_budget_and_no_more(problem):
         attack.step(model, state, L2(.3))
     # what the perturbation lacks of eps goes into the first window, and no pixel outside of the two changes
     state['best'], state['step'] = x + (state['point'] - x) * .5, torch.full_like(y, 9000)
-    moved = attack._propose_l2(state, .3)
+    moved = attack._propose_windows(state, L2(.3))
     side = int(attack.patch_sizes(state['step'][:1], *x.shape[2:], 'L2'))
     changed = ((moved - state['best']).abs() > 1e-9).any(1).sum((1, 2))
     assert (changed <= 2 * side ** 2).all() and 2 * side ** 2 < x[0, 0].numel() and (changed > 0).all()
@@ -527,3 +537,111 @@ def test_cw_l2_is_adam_on_its_loss(problem):
             if math.isfinite(distance):
                 adv = attack(model, x[i:i + 1], y[i:i + 1], L2(distance * factor))
                 assert bool((model(adv).argmax(1) != y[i]).item()) is expected
+
+
+@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+def test_malt_steers_to_the_nearest_hyperplanes_of_a_linear_network(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 7)).double()
+    with torch.no_grad():
+        model[1].weight *= torch.linspace(.3, 3, 7, dtype=torch.float64)[:, None]
+    x = torch.rand(9, 3, 2, 2, dtype=torch.float64)
+    z, w = model(x).detach().numpy(), model[1].weight.detach().numpy()
+    y = z.argmax(1)
+    chosen = MALT(num_targets=3).choose_targets(model, x, torch.tensor(y), make_threat(norm, .1), 4)
+    differs = 0
+    for i in range(9):
+        distance = {c: (z[i, y[i]] - z[i, c]) / np.linalg.norm(w[y[i]] - w[c], 1 if norm == 'Linf' else 2)
+                    for c in range(7) if c != y[i]}
+        assert chosen[i].tolist() == sorted(distance, key=distance.get)[:3]
+        differs += chosen[i].tolist() != wrong_classes(model(x), torch.tensor(y), 3)[i].tolist()
+    assert differs > 3, 'the likeliest classes are the nearest'
+
+
+def reference_fmn(model, x, y, norm, steps):
+    """Pintor et al. 2021, algorithm 1, for one image; all points. The first radii reach .1 % further."""
+    def size(d, p):
+        return d.abs().max() if p == math.inf else d.abs().sum() if p == 1 else d.norm()
+
+    p, dual = (math.inf, 1) if norm == 'Linf' else (2, 2)
+    farthest = size(torch.maximum(x, 1 - x), p)
+    delta, radius, best, found, points = torch.zeros_like(x), math.inf, farthest, False, []
+    for k in range(steps + 1):
+        cosine = (1 + math.cos(math.pi * k / steps)) / 2
+        alpha, gamma = .01 + .99 * cosine, .001 + .049 * cosine
+        leaf = (x + delta).requires_grad_(True)
+        points.append(leaf.detach())
+        z = model(leaf[None])[0]
+        gap = torch.cat([z[:y], z[y + 1:]]).max() - z[y]
+        gradient, = torch.autograd.grad(gap, leaf)
+        if gap > 0:
+            found, best = True, min(best, size(delta, p))
+            radius = min(radius * (1 - gamma), best)
+        elif found:
+            radius = radius * (1 + gamma)
+        else:
+            radius = (size(delta, p) + gap.detach().abs() / size(gradient, dual)) * 1.001
+        radius = min(radius, farthest)
+        delta = delta + alpha * gradient / gradient.norm()
+        if norm == 'Linf':
+            delta = delta.clamp(-radius, radius)
+        else:
+            delta = delta * radius / delta.norm()
+        delta = (x + delta).clamp(0, 1) - x
+    return points
+
+
+def reference_ddn(model, x, y, norm, steps):
+    """Rony et al. 2019, algorithm 1, for one image; all points."""
+    delta, radius, points = torch.zeros_like(x), 1., []
+    for k in range(steps + 1):
+        leaf = (x + delta).requires_grad_(True)
+        points.append(leaf.detach())
+        z = model(leaf[None])
+        gradient, = torch.autograd.grad(F.cross_entropy(z, y[None]), leaf)
+        radius = radius * (.95 if z.argmax() != y else 1.05)
+        radius = min(radius, torch.maximum(x, 1 - x).norm())
+        delta = delta + (.01 + .99 * (1 + math.cos(math.pi * k / steps)) / 2) * gradient / gradient.norm()
+        delta = (x + delta * radius / delta.norm()).clamp(0, 1) - x
+    return points
+
+
+@pytest.mark.parametrize('attack, norm, reference', [
+    (FMN(steps=25), 'Linf', reference_fmn), (FMN(steps=25), 'L2', reference_fmn), (DDN(steps=25), 'L2', reference_ddn)])
+def test_minimum_norm_attacks_are_their_algorithms(problem, attack, norm, reference):
+    model, x, y = problem
+    threat = make_threat(norm, .1).unbounded(x.shape[1:])
+    state, path = attack.start(jobs(x, y), threat), []
+    for _ in range(26):
+        path.append(state['point'])
+        attack.step(model, state, threat)
+    found = attack.run(model, x, y, threat)
+    for i in range(len(x)):
+        points = reference(model, x[i], y[i], norm, 25)
+        for k, point in enumerate(points):
+            torch.testing.assert_close(path[k][i], point, rtol=0, atol=1e-8, msg=f'image {i} step {k}')
+        fooling = [p for p in points if model(p[None]).argmax() != y[i]]
+        nearest = min(fooling, key=lambda p: threat.size((p - x[i])[None]).item())
+        torch.testing.assert_close(found.adversarial[i], nearest, rtol=0, atol=1e-8)
+    assert found.fooled.all()
+
+
+@pytest.mark.parametrize('attack, norm, above', [
+    (FMN(), 'Linf', .005), (FMN(), 'L2', .005), (DDN(steps=200), 'L2', .06)])
+def test_minimum_norm_of_a_linear_network_is_the_distance_to_its_boundary(attack, norm, above):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
+    x = torch.rand(30, 3, 2, 2, dtype=torch.float64) * .2 + .4
+    with torch.no_grad():
+        model[1].bias -= model(x).mean(0)
+        z = model(x)
+    w = (model[1].weight[0] - model[1].weight[1]).detach()
+    exact = (z[:, 0] - z[:, 1]).abs() / (w.abs().sum() if norm == 'Linf' else w.norm())
+    threat = make_threat(norm, .5)
+    size = threat.size(attack(model, x, z.argmax(1), threat) - x)
+    assert (size >= exact).all() and (size <= exact * (1 + above)).all()
+    # a run at any eps finds what is within that eps, and nothing else
+    near = make_threat(norm, size.median().item() * 1.0001)
+    within = attack.run(model, x, z.argmax(1), near)
+    assert torch.equal(within.fooled, size <= near.eps)
+    assert torch.equal(within.adversarial[~within.fooled], x[~within.fooled])

@@ -14,6 +14,7 @@ from helpers import EPS, TinyNet, defined_attacks, documented_attack, short_atta
 
 from timm_robust.attacks import (
     APGD,
+    APGDT,
     ATTACKS,
     CWL2,
     FAB,
@@ -198,8 +199,7 @@ def test_one_output_is_two_classes(cls, problem):
         return model(z)[:, 1:2] - model(z)[:, :1]
 
     y = (lead(x)[:, 0] > 0).long()
-    members = short_attack(cls).all_members() if issubclass(cls, Ensemble) else (cls(),)
-    if max(m.classes_needed for m in members) > 2:
+    if cls().classes_needed > 2:
         with pytest.raises(InputError, match='classes'):
             short_attack(cls)(lead, x, y, its_threat(cls))
         return
@@ -324,7 +324,8 @@ def test_names_that_are_none(names, message):
 @pytest.mark.parametrize('attack, threat, classes, message', [
     (RayS(), L2(1.), 10, "attack='rays': is for Linf alone, not L2"), (CWL2(), Linf(.1), 10, 'is for L2 alone'),
     (APGD(loss='dlr'), Linf(.1), 2, "attack='apgd-dlr': needs at least 3 classes, the model has 2"),
-    (AutoAttack(), Linf(.1), 3, "attack='autoattack': needs 4 classes for apgd-t, the model has 3"),
+    (APGDT(), Linf(.1), 3, "attack='apgd-t': needs at least 4 classes, the model has 3"),
+    (AutoAttack(num_targets=3), Linf(.1), 3, 'num_targets=3: must be between 1 and 2'),
     (parse_attack('apgd-t', num_targets=4), Linf(.1), 4, 'num_targets=4: must be between 1 and 3')])
 def test_what_an_attack_is_not_defined_for(attack, threat, classes, message):
     with pytest.raises(InputError, match=message):

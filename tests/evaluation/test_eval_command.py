@@ -114,9 +114,9 @@ def test_killed_and_resumed(world, uninterrupted, tmp_path):
     attacked = []
     original = Runner.craft
     with pytest.MonkeyPatch.context() as patch:
-        def spy(self, attack, x, labels, indices):
+        def spy(self, attack, x, labels, indices, *threat):
             attacked.extend((str(attack), i) for i in indices)
-            return original(self, attack, x, labels, indices)
+            return original(self, attack, x, labels, indices, *threat)
 
         patch.setattr(Runner, 'craft', spy)
         assert main(command(world, folder)) == 2, 'an unfinished evaluation was not noticed'

@@ -42,11 +42,11 @@ def cut_off(problem, tmp_path, monkeypatch):
     attacked = []
     craft = Runner.craft
 
-    def spy(self, attack, x, labels, indices):
+    def spy(self, attack, x, labels, indices, *threat):
         if len(attacked) >= 2 and not resumed:
             raise KeyboardInterrupt
         attacked.append((str(attack), list(indices)))
-        return craft(self, attack, x, labels, indices)
+        return craft(self, attack, x, labels, indices, *threat)
 
     resumed = []
     monkeypatch.setattr(Runner, 'craft', spy)
@@ -145,11 +145,11 @@ def test_lines_without_settings_are_used_if_they_fit(problem, cut_off):
 def test_sweeps_resume_too(problem, tmp_path, monkeypatch):
     craft, calls = Runner.craft, []
 
-    def spy(self, attack, x, labels, indices):
+    def spy(self, attack, x, labels, indices, *threat):
         calls.append(self.plan.threat.eps)
         if calls.count(.02) == 2 and len(calls) < 20:
             raise KeyboardInterrupt
-        return craft(self, attack, x, labels, indices)
+        return craft(self, attack, x, labels, indices, *threat)
 
     monkeypatch.setattr(Runner, 'craft', spy)
     settings = dict(eps_sweep=[.01, .02], batch_size=2)
@@ -174,11 +174,11 @@ def test_outcomes_of_a_batch_hang_on_all_of_it(tmp_path, monkeypatch):
     assert batch_hashes(hashes[:2])[::-1] != batch_hashes(hashes[1::-1])
     calls, craft = [], Runner.craft
 
-    def spy(self, attack, x, labels, indices):
+    def spy(self, attack, x, labels, indices, *threat):
         calls.append(list(indices))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return craft(self, attack, x, labels, indices)
+        return craft(self, attack, x, labels, indices, *threat)
 
     monkeypatch.setattr(Runner, 'craft', spy)
     with pytest.raises(KeyboardInterrupt):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 
+from timm_robust.attacks import AutoAttack
 from timm_robust.errors import InputError
 from timm_robust.evaluation import (
     AttackOutcome,
@@ -193,6 +194,17 @@ def test_headline_is_autoattacks_and_owns_up_to_what_beats_it():
     assert (both.accuracy, both.attacks) == (25., ('autoattack-plus',))
     worst_case = make_report('clean,fgsm,autoattack,rays100', worst_case=True).robust_accuracy
     assert (worst_case.accuracy, worst_case.attacks) == (37.5, ('fgsm', 'autoattack'))
+
+
+def test_the_report_says_which_autoattack_few_classes_get(tmp_path):
+    report = make_report('clean,autoattack')
+    few = replace(
+        report, model=replace(report.model, num_classes=3), attacks=[
+            report['clean'], replace(report['autoattack'], members=[m.to_dict() for m in AutoAttack().members(3)])])
+    said = 'The model has 3 classes, too few for the difference of logits ratio (DLR): autoattack ascends the logit gap'
+    for text in (written(tmp_path, few)[0].text, str(few), written(tmp_path, few)[1]):
+        assert said in ' '.join(text.split())
+    assert 'too few' not in str(report)
 
 
 def test_clean_images_alone_say_nothing_about_robustness(tmp_path):

@@ -3,16 +3,39 @@ from .apgd import APGD, APGDT
 from .autoattack import AutoAttack, Ensemble
 from .ball import Ball, InputSpace
 from .base import Attack
-from .checks import check_batch, check_classes, check_images, check_tensor, logits_of, wrong_classes
+from .best import Best
+from .checks import (
+    check_batch,
+    check_classes,
+    check_images,
+    check_tensor,
+    error_rates,
+    logits_of,
+    wrong_classes,
+)
 from .clean import Clean
 from .context import ATTACK_BN_MODES, attack_mode, input_gradient, input_gradients
 from .cw_l2 import CWL2
+from .ddn import DDN
 from .fab import FAB, FABT
 from .fast_model import FastModel, make_fast_model
+from .fmn import FMN
 from .gradient import GradientAttack, IterativeAttack
-from .losses import cross_entropy, cw_loss, dlr, dlr_targeted, hard_labels, logit_gap
+from .losses import (
+    cross_entropy,
+    cw_loss,
+    dlr,
+    dlr_targeted,
+    gap_targeted,
+    hard_labels,
+    logit_gap,
+    probability_margin,
+)
+from .malt import MALT
+from .minimum_norm import MinimumNorm
 from .noise import image_seeds
 from .pgd import BIM, FGSM, FGSMRS, MIM, NFGSM, PGD, CWLinf, PGDTargeted
+from .quick import Quick
 from .rays import RayS
 from .registry import ATTACKS, attack_from_dict, attack_names, parse_attack, parse_attacks, register_attack
 from .square import Square
@@ -44,15 +67,18 @@ __all__ = [
     'BIM',
     'ATTACK_BN_MODES',
     'Ball',
+    'Best',
     'Batch',
     'CWL2',
     'CWLinf',
     'Clean',
+    'DDN',
     'Ensemble',
     'FAB',
     'FABT',
     'FGSM',
     'FGSMRS',
+    'FMN',
     'FastModel',
     'GradientAttack',
     'InputSpace',
@@ -60,11 +86,14 @@ __all__ = [
     'L1',
     'L2',
     'Linf',
+    'MALT',
     'MIM',
+    'MinimumNorm',
     'NFGSM',
     'NORMS',
     'PGD',
     'PGDTargeted',
+    'Quick',
     'RayS',
     'Square',
     'State',
@@ -80,6 +109,8 @@ __all__ = [
     'cw_loss',
     'dlr',
     'dlr_targeted',
+    'gap_targeted',
+    'error_rates',
     'hard_labels',
     'image_seeds',
     'input_gradient',
@@ -97,6 +128,7 @@ __all__ = [
     'parse_eps',
     'parse_threat',
     'parse_threats',
+    'probability_margin',
     'register_attack',
     'register_norm',
     'wrong_classes',

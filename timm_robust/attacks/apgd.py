@@ -5,7 +5,7 @@ https://arxiv.org/abs/2003.01690, algorithm 1; under L1 sparse steps, see `apgd_
 """
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Optional
+from typing import Callable, Dict, Optional
 
 import torch
 
@@ -15,13 +15,14 @@ from . import apgd_l1
 from .ball import Ball
 from .base import Attack
 from .context import input_gradient
-from .losses import cross_entropy, dlr, dlr_targeted
+from .losses import cross_entropy, dlr, dlr_targeted, gap_targeted, logit_gap, probability_margin
 from .registry import register_attack
 from .state import Batch, State, keep_best
 from .threat import ThreatModel
 
 __all__ = ['APGD', 'APGDT']
 
+_PASSES = 100  # to know an error rate to 10 points
 _MOMENTUM = .75  # share of the new step (alpha in the paper)
 
 
@@ -44,6 +45,10 @@ class _AutoPGD(Attack):
     @property
     def queries(self) -> int:
         return self.eot_iter
+
+    @property
+    def passes(self) -> int:
+        return _PASSES if self.eot_iter > 1 else 1
 
     @property
     def run_length(self) -> int:
@@ -128,35 +133,53 @@ class _AutoPGD(Attack):
         state['halved'] = halved
 
 
+_LOSSES: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    'ce': cross_entropy, 'dlr': dlr, 'gap': logit_gap, 'pm': probability_margin}
+_TARGETED_LOSSES = {'dlr': dlr_targeted, 'gap': gap_targeted}
+
+
 @register_attack
 class APGD(_AutoPGD):
-    """APGD on the cross-entropy, or for 3 classes and more on the difference of logits ratio."""
+    """APGD on the cross-entropy; for 3 classes and more on the DLR; on the logit gap; on the probability margin.
+
+    With the probability margin it is the loss of PMA, Xie et al. 2024, `Towards Million-Scale Adversarial Robustness
+    Evaluation With Stronger Individual Attacks` - https://arxiv.org/abs/2411.15210, on APGD's step sizes.
+    """
     name = 'apgd'
-    variants = {'apgd-ce': {'loss': 'ce'}, 'apgd-dlr': {'loss': 'dlr'}}
-    loss: str = setting('ce', 'ce, the cross-entropy, or dlr, the difference of logits ratio')
+    variants = {f'apgd-{loss}': {'loss': loss} for loss in ('ce', 'dlr', 'gap', 'pm')}
+    loss: str = setting(
+        'ce', 'ce, the cross-entropy; dlr, the difference of logits ratio; gap, of logits; pm, the probability margin')
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice('loss', self.loss, ('ce', 'dlr'))
+        check_choice('loss', self.loss, _LOSSES)
 
     @property
     def classes_needed(self) -> int:
         return 3 if self.loss == 'dlr' else 2
 
     def loss_of(self, state: State, logits: torch.Tensor) -> torch.Tensor:
-        if self.loss == 'dlr':
-            return dlr(logits, state['y'])
-        return cross_entropy(logits, state.get('soft', state['y']))
+        target = state.get('soft', state['y']) if self.loss == 'ce' else state['y']
+        return _LOSSES[self.loss](logits, target)
 
 
 @register_attack
 class APGDT(_AutoPGD):
-    """APGD on the targeted DLR loss, for 4 classes and more: one run for each of the likeliest wrong classes."""
+    """APGD towards each of the likeliest wrong classes: on the targeted DLR, with fewer than 4 classes on z_t - z_y."""
     name = 'apgd-t'
-    min_classes = 4
+    variants = {'apgd-t-gap': {'loss': 'gap'}}
     targeted = True
     steerable = True
     num_targets: Optional[int] = setting(None, 'wrong classes to steer towards, by descending logit (default: 9)')
+    loss: str = setting('dlr', 'dlr, the targeted difference of logits ratio, or gap, z_t - z_y')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice('loss', self.loss, _TARGETED_LOSSES)
+
+    @property
+    def classes_needed(self) -> int:
+        return 4 if self.loss == 'dlr' else 2
 
     def loss_of(self, state: State, logits: torch.Tensor) -> torch.Tensor:
-        return dlr_targeted(logits, state['y'], state['target'])
+        return _TARGETED_LOSSES[self.loss](logits, state['y'], state['target'])

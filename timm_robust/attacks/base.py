@@ -34,6 +34,7 @@ import torch
 from ..errors import InputError
 from ..settings import check_types
 from .ball import InputSpace
+from .checks import logits_of, wrong_classes
 from .loop import run_attack
 from .state import AttackResult, Batch, Call, State
 from .threat import Seed, ThreatModel, parse_eps, parse_threat
@@ -67,6 +68,7 @@ class Attack:
         targeted: Steers towards the likeliest wrong classes, `num_targets` of them.
         steerable: Can steer towards a class, by `targets` of a call.
         counts_queries: Evaluations of the network are its budget.
+        minimizes: Looks for the nearest image that fools, so that one run says what fools at every eps.
         needs_float32: A faster copy in lower precision would make it weaker.
         image_by_image: Attacks each image alone, whatever its neighbours.
         whole_batch: Can move a batch as one, by `craft`: for networks that normalize by the batch.
@@ -82,6 +84,7 @@ class Attack:
     targeted: ClassVar[bool] = False
     steerable: ClassVar[bool] = False
     counts_queries: ClassVar[bool] = False
+    minimizes: ClassVar[bool] = False
     needs_float32: ClassVar[bool] = False
     image_by_image: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
@@ -104,6 +107,11 @@ class Attack:
         return 1
 
     @property
+    def passes(self) -> int:
+        """Passes of the network that decide whether an image fools: several where it is taken to have noise inside."""
+        return 1
+
+    @property
     def run_length(self) -> Optional[int]:
         """Largest number of steps of a run; None if unknown."""
         return None
@@ -111,6 +119,17 @@ class Attack:
     def runs_in_turn(self, threat: ThreatModel) -> bool:
         """Start no run of an image while another is under way: where none can succeed early, most would be in vain."""
         return False
+
+    def choose_targets(
+            self,
+            model: Callable[[torch.Tensor], torch.Tensor],
+            x: torch.Tensor,
+            y: torch.Tensor,
+            threat: ThreatModel,
+            batch_size: Optional[int],
+    ) -> torch.Tensor:
+        """Classes a targeted attack steers towards, shape (N, T), in this order: the likeliest wrong ones."""
+        return wrong_classes(logits_of(model, x, batch_size), y, getattr(self, 'num_targets', None))
 
     def start(self, batch: Batch, threat: ThreatModel) -> State:
         """State of images that have not been advanced yet."""
@@ -178,12 +197,12 @@ class Attack:
         """What `run` does; here each image alone, by `start` and `step`."""
         return run_attack(self, model, images, labels, threat, call)
 
-    def members(self, num_classes: int, threat: Optional[ThreatModel] = None) -> Tuple['Attack', ...]:
-        """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble,
-        with the settings that are theirs under a threat model.
+    def members(self, num_classes: Optional[int] = None, threat: Optional[ThreatModel] = None) -> Tuple['Attack', ...]:
+        """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble.
 
-        Raises:
-            InputError: If one of them is not defined for so few classes.
+        Args:
+            num_classes: Classes of the network, which an ensemble may depend on; many by default.
+            threat: The threat model, on which settings of its attacks may depend.
         """
         return (self,)
 

@@ -16,6 +16,7 @@ __all__ = [
     'check_classes',
     'check_images',
     'check_tensor',
+    'error_rates',
     'logits_of',
     'wrong_classes',
 ]
@@ -49,6 +50,18 @@ def logits_of(model: Callable, x: torch.Tensor, batch_size: Optional[int] = None
         logits = torch.cat([as_logits(model(part), len(part)) for part in x.split(batch_size or max(len(x), 1))])
     check_finite(logits)
     return logits
+
+
+def error_rates(ask: Callable[[], torch.Tensor], y: torch.Tensor, passes: int) -> torch.Tensor:
+    """How often images are misclassified, shape (N,); one that is in half of the passes or more counts as broken.
+
+    Args:
+        ask: Gives logits (N, K), for a randomized network others each time.
+        y: True classes, shape (N,).
+        passes: How often to ask.
+    """
+    wrong = torch.stack([ask().argmax(1) != y for _ in range(passes)])
+    return wrong.float().mean(0)
 
 
 def check_finite(logits: torch.Tensor) -> None:

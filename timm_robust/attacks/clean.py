@@ -21,7 +21,7 @@ class Clean(Attack):
     budget = None
     whole_batch = True
 
-    def members(self, num_classes: int, threat: Optional[ThreatModel] = None) -> Tuple[Attack, ...]:
+    def members(self, num_classes: Optional[int] = None, threat: Optional[ThreatModel] = None) -> Tuple[Attack, ...]:
         return ()
 
     def attack_images(

@@ -5,7 +5,7 @@ image, the next restart or the next target class takes its place. No image's out
 """
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Set, Tuple
 
 import torch
 
@@ -19,10 +19,10 @@ from .checks import (
     check_finite,
     check_images,
     check_targets,
+    error_rates,
     logits_of,
     pixels_of,
     usable,
-    wrong_classes,
 )
 from .context import attack_mode
 from .losses import precise
@@ -93,7 +93,7 @@ class _Pool:
         self.owners: List[int] = []
         self.ages: List[int] = []
 
-    def _index(self, places: List[int]) -> torch.Tensor:
+    def _index(self, places: Sequence[int]) -> torch.Tensor:
         return without_wait(torch.tensor(places, dtype=torch.int64, device='cpu'), self.x.device)
 
     def _take(self, count: int, busy: Set[int]) -> List[Tuple[int, int]]:
@@ -186,8 +186,8 @@ class _Pool:
                 finished = [s for s, flag in enumerate(done) if flag or self.score[self.owners[s]] == _INF]
             if finished:
                 state, gap = self._replace(state, finished), 1
-        return AttackResult(
-            self.best, self._index([score == _INF for score in self.score]).bool(), self._index(self.queries))
+        fools = [score > -_INF if self.attack.minimizes else score == _INF for score in self.score]
+        return AttackResult(self.best, self._index(fools).bool(), self._index(self.queries))
 
 
 def _logits_at(model: Classifier, x: torch.Tensor, index: torch.Tensor, batch_size: Optional[int]) -> torch.Tensor:
@@ -286,15 +286,13 @@ def run_attack(
             highest = int(targets.max()) if targets.numel() else 0
         # one pass of a network with noise inside does not say whether it misclassifies an image
         looks = len(x) > 0 and attack.queries == 1 and not call.all_correct
-        chooses = len(x) > 0 and attack.targeted and targets is None
-        clean = logits_of(classifier, x, call.batch_size) if looks or chooses else x
-        if chooses:
-            targets = wrong_classes(clean, checked.labels, getattr(attack, 'num_targets', None))
+        if len(x) and attack.targeted and targets is None:
+            targets = attack.choose_targets(classifier, x, checked.labels, threat, call.batch_size)
         runs = getattr(attack, 'restarts', 1) * (1 if targets is None else targets.shape[1])
         seeds = image_seeds(call.seed, len(x), x.device)
         work = _Work(x, checked.labels, checked.soft, seeds, runs, targets)
         if looks:
-            wrong = clean.argmax(1) != checked.labels
+            wrong = logits_of(classifier, x, call.batch_size).argmax(1) != checked.labels
             left = (~wrong).nonzero().squeeze(1)
             found = AttackResult(x.clone(), wrong, torch.zeros_like(checked.labels))
             if call.progress is not None:
@@ -304,7 +302,9 @@ def run_attack(
             found = _search(attack, classifier, fast, threat, work, call)
         if attack.queries > 1 and len(x):
             # one noisy pass does not say whether an image fools, so the loop never did
-            found.fooled = logits_of(classifier, found.adversarial, call.batch_size).argmax(1) != checked.labels
+            found.error_rates = error_rates(
+                lambda: logits_of(classifier, found.adversarial, call.batch_size), checked.labels, attack.passes)
+            found.fooled = found.error_rates >= .5
         if call.space is not None:
             # pixels that were not touched stay the same to the last bit
             found.adversarial = torch.where(

@@ -2,7 +2,9 @@
 import torch
 import torch.nn.functional as F
 
-__all__ = ['cross_entropy', 'cw_loss', 'dlr', 'dlr_targeted', 'hard_labels', 'logit_gap', 'precise']
+__all__ = [
+    'cross_entropy', 'cw_loss', 'dlr', 'dlr_targeted', 'gap_targeted', 'hard_labels', 'logit_gap', 'precise',
+    'probability_margin']
 
 
 def precise(x: torch.Tensor) -> torch.Tensor:
@@ -25,6 +27,20 @@ def logit_gap(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """max_{j != y} z_j - z_y per image, shape (N,): positive where a wrong class leads. Labels as in `cw_loss`."""
     logits, target = precise(logits), hard_labels(target)[:, None]
     return logits.scatter(1, target, float('-inf')).amax(dim=1) - logits.gather(1, target).squeeze(1)
+
+
+def gap_targeted(logits: torch.Tensor, target: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    """z_t - z_y per image, shape (N,), for true labels y and classes t to steer towards, shape (N,)."""
+    logits = precise(logits)
+    return (logits.gather(1, goal[:, None]) - logits.gather(1, hard_labels(target)[:, None])).squeeze(1)
+
+
+def probability_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """max_{j != y} p_j - p_y per image, shape (N,), of the probabilities p = softmax(z).
+
+    Xie et al. 2024, equation 3 (https://arxiv.org/abs/2411.15210). Labels as in `cw_loss`.
+    """
+    return logit_gap(precise(logits).softmax(dim=1), target)
 
 
 def cw_loss(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.) -> torch.Tensor:
@@ -61,8 +77,5 @@ def dlr_targeted(logits: torch.Tensor, target: torch.Tensor, goal: torch.Tensor)
         target: True labels as in `cw_loss`.
         goal: Class t to steer towards, shape (N,).
     """
-    logits = precise(logits)
-    top = logits.topk(4, dim=1).values
-    own = logits.gather(1, hard_labels(target)[:, None]).squeeze(1)
-    gap = logits.gather(1, goal[:, None]).squeeze(1) - own
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    top = precise(logits).topk(4, dim=1).values
+    return gap_targeted(logits, target, goal) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

@@ -100,10 +100,12 @@ class AttackResult:
         fooled: Whether it fools the network, shape (N,).
         queries: Evaluations of the network spent on each image, shape (N,); a first look at clean images and a last
             look at a finding are not counted.
+        error_rates: Share of the passes in which the image is misclassified, shape (N,), where several decide.
     """
     adversarial: torch.Tensor
     fooled: torch.Tensor
     queries: torch.Tensor
+    error_rates: Optional[torch.Tensor] = None
 
     def put(self, index: torch.Tensor, part: 'AttackResult') -> None:
         """Put what was found of the images at `index` in its place, and add the queries."""

@@ -9,13 +9,13 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..attacks import Attack, Clean, ThreatModel, logits_of
+from ..attacks import Attack, Clean, ThreatModel, error_rates, logits_of
 from ..devices import halving, in_float64
 from ..errors import InputError
 from ..layers import has_batch_statistics
@@ -55,11 +55,21 @@ def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: 
             # members of an ensemble that come after one that fooled have no outcome
             correct.append(None if skipped else right and all(journal.correct[key][i] for key in keys))
         standing = [stands and right is not False for stands, right in zip(standing, correct)]
+        rates: List[Optional[float]] = []
+        if plan.passes > 1:
+            rates = [None if right is None else max(
+                journal.numbers[key].get(i, {}).get('error_rate', 0.) for key in (plan.clean_key, *keys))
+                for i, right in zip(indices, correct)]
+        distances: List[Optional[float]] = []
+        if attack.minimizes:
+            numbers = journal.numbers[keys[0]]
+            distances = [numbers.get(i, {}).get('distance') if right else 0. for i, right in zip(indices, clean)]
         attacked = len({i for key in keys for i in journal.correct[key]} & chosen)
         found.append(AttackOutcome(
             str(attack), attack.to_dict(), threat_facts(plan.threat) if changes else None, effort(attack),
             tuple(correct), attacked, round(sum(journal.seconds[key] for key in keys or [plan.clean_key]), 3),
-            tuple(m.to_dict() for _, m in members) if len(members) > 1 else ()))
+            tuple(m.to_dict() for _, m in members) if len(members) > 1 else (), plan.passes, tuple(rates),
+            tuple(distances)))
     return tuple(found)
 
 
@@ -196,6 +206,11 @@ class Runner:
                 'choose a network of these classes', argument='labels')
         return logits
 
+    def error_rates(self, x: torch.Tensor, labels: torch.Tensor) -> List[float]:
+        """How often each image is misclassified, of the plan's number of passes."""
+        found: List[float] = error_rates(lambda: self.logits(x, labels), labels, self.plan.passes).tolist()
+        return found
+
     def _fitting(self, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
         result, self.batch_size = halving(work, self.batch_size, self.fixed_size)
         return result
@@ -211,13 +226,14 @@ class Runner:
         self.journal.hashes.update(zip(indices, hashes))
         key = self.plan.clean_key
         start = time.perf_counter()
-        right = (self.logits(x, labels).argmax(1) == labels).tolist()
+        rates = self.error_rates(x, labels)
+        right = [rate < .5 for rate in rates]
         if first and self.plan.real_attacks and not self.allow_chance:
             _refuse_chance(sum(right), len(right), self.num_classes)
         self.journal.take(key, indices, pool.hashes)
         new = [k for k, i in enumerate(indices) if i not in self.journal.correct[key]]
         if new:
-            self._record(key, pool, new, [right[k] for k in new], start)
+            self._record(key, pool, new, [rates[k] for k in new], [{}] * len(new), start)
         # on another device an image may be classified otherwise than before a resume
         correct = standing = [self.journal.correct[key][i] for i in indices]
         for attack in self.plan.attacks:
@@ -226,10 +242,20 @@ class Runner:
                 self._run(key, member, pool, withstood)
             standing = [a and b for a, b in zip(standing, withstood)]
 
-    def _record(self, key: str, pool: _Pool, rows: Sequence[int], correct: Sequence[bool], start: float) -> None:
+    def _record(
+            self,
+            key: str,
+            pool: _Pool,
+            rows: Sequence[int],
+            rates: Sequence[float],
+            distances: Sequence[Dict[str, float]],
+            start: float,
+    ) -> None:
+        numbers = [{'error_rate': r, **d} if self.plan.passes > 1 else d for r, d in zip(rates, distances)]
         self.journal.record(
-            key, [pool.indices[k] for k in rows], [pool.hashes[k] for k in rows], correct,
-            time.perf_counter() - start)
+            key, [pool.indices[k] for k in rows], [pool.hashes[k] for k in rows],
+            [rate < .5 or d.get('distance', 0.) > self.plan.threat.eps for rate, d in zip(rates, distances)],
+            time.perf_counter() - start, numbers)
 
     def _run(self, key: str, attack: Attack, pool: _Pool, withstood: List[bool]) -> None:
         assert self._bar is not None
@@ -242,22 +268,36 @@ class Runner:
             todo = list(range(len(pool.x)))
         if todo:
             start = time.perf_counter()
-            x, labels = pool.x, pool.labels
+            x, labels, threat = pool.x, pool.labels, self.plan.threat
             if len(todo) < len(x):  # what is attacked as a whole is not copied
                 rows = torch.tensor(todo, device=x.device)
                 x, labels = x[rows], labels[rows]
-            adv = self.craft(attack, x, labels, [pool.indices[k] for k in todo])
-            _assert_allowed(adv, x, self.plan.threat, key, self.batch_size)
-            right = self.logits(adv, labels).argmax(1) == labels
-            self._record(key, pool, todo, right.tolist(), start)
+            if attack.minimizes:
+                threat = threat.unbounded(x.shape[1:])
+            adv = self.craft(attack, x, labels, [pool.indices[k] for k in todo], threat)
+            _assert_allowed(adv, x, threat, key, self.batch_size)
+            rates = self.error_rates(adv, labels)
+            distances: List[Dict[str, float]] = [{}] * len(todo)
+            if attack.minimizes:
+                sizes = torch.cat([threat.size(in_float64(a) - in_float64(b)) for a, b in zip(
+                    adv.split(self.batch_size), x.split(self.batch_size))]).tolist()
+                distances = [{'distance': size} if rate >= .5 else {} for size, rate in zip(sizes, rates)]
+            self._record(key, pool, todo, rates, distances, start)
         for k, stands in enumerate(withstood):
             withstood[k] = stands and known[pool.indices[k]]
         self._bar.update(end - self._bar.n)
 
-    def craft(self, attack: Attack, x: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        """Adversarial images of images at some indices of the data set."""
+    def craft(
+            self,
+            attack: Attack,
+            x: torch.Tensor,
+            labels: torch.Tensor,
+            indices: Sequence[int],
+            threat: Optional[ThreatModel] = None,
+    ) -> torch.Tensor:
+        """Adversarial images of images at some indices of the data set, by default within the plan's threat model."""
         seeds = index_seeds(self.seed, indices)
-        return self._fitting(lambda size: self._craft(attack, x, labels, seeds, size))
+        return self._fitting(lambda size: self._craft(attack, x, labels, seeds, size, threat or self.plan.threat))
 
     def _craft(
             self,
@@ -266,13 +306,14 @@ class Runner:
             labels: torch.Tensor,
             seeds: List[int],
             batch_size: int,
+            threat: ThreatModel,
     ) -> torch.Tensor:
         if not self.batch_dependent and self.surrogate is None:
             # fills its batches from the pool itself
             progress = self._bar.update if self._bar is not None else None
             with float32_proper() if self.fast_model is None else nullcontext():
                 return attack(
-                    self.model, x, labels, self.plan.threat, seed=seeds, batch_size=batch_size,
+                    self.model, x, labels, threat, seed=seeds, batch_size=batch_size,
                     fast_model=self.fast_model, progress=progress, all_correct=True)
         # The best iterates of several images were never in one batch, which matters if the batch does; and an attack
         # that stops where the surrogate is fooled is a weak one on another network.
@@ -280,5 +321,5 @@ class Runner:
             parts = torch.arange(len(x), device=x.device).split(batch_size)
             return torch.cat([
                 attack.craft(  # type: ignore[attr-defined]
-                    self.surrogate or self.model, x[part], labels[part], self.plan.threat,
+                    self.surrogate or self.model, x[part], labels[part], threat,
                     seed=[seeds[k] for k in part.tolist()]) for part in parts])

@@ -70,6 +70,8 @@ def join_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
     def joined(outcomes: Sequence[AttackOutcome]) -> AttackOutcome:
         return replace(
             outcomes[0], correct=tuple(c for o in outcomes for c in o.correct),
+            distances=tuple(d for o in outcomes for d in o.distances),
+            error_rates=tuple(rate for o in outcomes for rate in o.error_rates),
             attacked=sum(o.attacked for o in outcomes), seconds=round(sum(o.seconds for o in outcomes), 3))
 
     first = reports[0]

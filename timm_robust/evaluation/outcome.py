@@ -17,11 +17,12 @@ def percent(outcome: Iterable[Optional[bool]]) -> float:
     return 100. * sum(map(bool, outcome)) / max(len(outcome), 1)
 
 
-def wilson_interval(correct: int, total: int) -> Tuple[float, float]:
+def wilson_interval(correct: float, total: int) -> Tuple[float, float]:
     """95 % confidence interval of a share, in percent (Wilson 1927, https://doi.org/10.2307/2276774).
 
     Args:
-        correct: Images that count.
+        correct: Images that count, or the sum of their shares: a share varies less than an image that counts or not, so
+            the interval holds for its mean too.
         total: All images.
     """
     if not total:
@@ -47,6 +48,10 @@ class AttackOutcome:
         attacked: Images it was run on.
         seconds: Time spent.
         members: Of an ensemble, the settings of its attacks.
+        passes: Passes of the network behind each verdict: correct is an image that is misclassified in less than half.
+        distances: By image, of an attack that minimizes the norm, how far the nearest image that fools is; 0 where the
+            clean one is misclassified, None where none was found or looked for.
+        error_rates: By image, where there are several, the share in which its worst image is misclassified.
     """
     name: str
     attack: Dict[str, object]
@@ -56,6 +61,9 @@ class AttackOutcome:
     attacked: int = 0
     seconds: float = 0.
     members: Tuple[Dict[str, object], ...] = ()
+    passes: int = 1
+    error_rates: Tuple[Optional[float], ...] = ()
+    distances: Tuple[Optional[float], ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -76,6 +84,16 @@ class AttackOutcome:
         return self.attack.get('attack') == 'autoattack'
 
     @property
+    def includes_autoattack(self) -> bool:
+        """Whether its accuracy is at most AutoAttack's."""
+        return self.is_autoattack or self.is_best
+
+    @property
+    def is_best(self) -> bool:
+        """Whether it is AutoAttack and all that is known to break what it leaves."""
+        return self.attack.get('attack') == 'best'
+
+    @property
     def complete(self) -> bool:
         """Whether it has an outcome for every image."""
         return None not in self.correct
@@ -89,6 +107,25 @@ class AttackOutcome:
     def interval(self) -> Optional[Tuple[float, float]]:
         """Wilson's 95 % interval of `accuracy`."""
         return wilson_interval(sum(map(bool, self.correct)), len(self.correct)) if self.complete else None
+
+    def accuracy_at(self, eps: float) -> float:
+        """Percent of images that nothing within eps was found for, by `distances`."""
+        return percent(d is None or d > eps for d in self.distances)
+
+    @property
+    def single_pass_accuracy(self) -> Optional[float]:
+        """Percent of passes in which the images, as the attack left them, are classified correctly."""
+        known = [1 - rate for rate in self.error_rates if rate is not None]
+        return 100. * sum(known) / len(known) if known and self.complete else None
+
+    @property
+    def verdict_interval(self) -> Tuple[float, float]:
+        """Lowest and highest accuracy in percent, as images whose error rate may be above or below half count."""
+        low = high = 0
+        for rate in self.error_rates:
+            least, most = wilson_interval((rate or 0.) * self.passes, self.passes)
+            low, high = low + (most < 50), high + (least <= 50)
+        return 100. * low / max(len(self.error_rates), 1), 100. * high / max(len(self.error_rates), 1)
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,17 @@ class Plan:
 
     def members(self, attack: Attack, num_classes: int) -> List[Tuple[str, Attack]]:
         """The attacks to run one after the other, each with the key of its outcomes; none for clean images."""
-        members = attack.members(num_classes, self.threat)
-        return [
-            (f'{self.prefix}{attack}/{m}' if isinstance(attack, Ensemble) else f'{self.prefix}{m}', m) for m in members]
+        if not isinstance(attack, Ensemble):
+            return [(f'{self.prefix}{m}', m) for m in attack.members(num_classes, self.threat)]
+        # two ensembles that begin alike share these outcomes
+        shared = [] if attack.first is None else self.members(attack.first, num_classes)
+        own = attack.members(num_classes, self.threat)[len(shared):]
+        return shared + [(f'{self.prefix}{attack}/{m}', m) for m in own]
+
+    @property
+    def passes(self) -> int:
+        """Passes of the network that decide whether an image is classified correctly."""
+        return max(attack.passes for attack in self.attacks)
 
     def at(self, eps: float) -> 'Plan':
         """The last attack at another eps; its step size was made for one eps and is dropped."""
@@ -108,7 +116,7 @@ def effort(attack: Attack) -> str:
     if isinstance(attack, Clean):
         return ''
     if isinstance(attack, Ensemble):
-        return f'{len(attack.all_members())} attacks'
+        return f'{len(attack.members())} attacks'
     number = 1 if attack.budget is None else getattr(attack, attack.budget)
     restarts = getattr(attack, 'restarts', 1)
     return f"{number}{' queries' if attack.counts_queries else ''}{f' x {restarts}' if restarts > 1 else ''}"

@@ -147,20 +147,35 @@ class EvaluationReport:
     def robust_accuracy(self) -> Optional[RobustAccuracy]:
         """The robust accuracy to quote; None if no attack was run.
 
-        AutoAttack's, together with the attacks before it where it ran on what they left; without it, and under several
-        threat models, that of all attacks together.
+        AutoAttack's, together with the attacks before it where it ran on what they left; without it that of `best`.
+        Without both, and under several threat models, that of all attacks together.
         """
         names = [a.name for a in self.real_attacks]
-        quoted = [
-            RobustAccuracy(
-                self.accuracy(a.name), self.interval(a.name), (a.name,) if a.complete else tuple(names[:i + 1]))
-            for i, a in enumerate(self.real_attacks) if a.is_autoattack]
+        quoted = [self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_autoattack]
         if quoted and len(self.threats) == 1:
             return min(quoted, key=lambda q: q.accuracy)
+        if self.best_known is not None:
+            return self.best_known
         if not names:
             return None
         standing = self.worst_case
         return RobustAccuracy(percent(standing), wilson_interval(sum(standing), len(standing)), tuple(names))
+
+    @property
+    def best_known(self) -> Optional[RobustAccuracy]:
+        """What the ensemble `best` leaves, next to AutoAttack's (RobustBench's `external`); None without it, and under
+        several threat models.
+        """
+        if len(self.threats) > 1:
+            return None
+        return next((self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_best), None)
+
+    def _quoted(self, place: int) -> RobustAccuracy:
+        """The accuracy of a real attack; with those before it where it ran on what they left."""
+        names, outcome = [a.name for a in self.real_attacks], self.real_attacks[place]
+        return RobustAccuracy(
+            self.accuracy(outcome.name), self.interval(outcome.name),
+            (outcome.name,) if outcome.complete else tuple(names[:place + 1]))
 
     def to_dict(self) -> Dict[str, Any]:
         """The content of results.json, with accuracies for readers who do not compute them, and a hash of it all."""
@@ -170,6 +185,8 @@ class EvaluationReport:
             entry.update(accuracy=outcome.accuracy, interval=outcome.interval,
                          worst_case_so_far=percent(self.standing(outcome.name)))
         content['worst_case_accuracy'] = self.worst_case_accuracy
+        if self.best_known is not None:
+            content['best_known_accuracy'] = self.best_known.accuracy
         return {**content, 'sha256': _digest(content)}
 
     def to_json(self) -> str:
@@ -196,7 +213,7 @@ class EvaluationReport:
                 raise InputError(f'is no result of an evaluation ({type(error).__name__})', 'evaluate again') from error
         elif version != FORMAT:
             raise InputError(f'is no result of an evaluation (format {version!r})', 'evaluate again')
-        said = [content.pop('worst_case_accuracy', None)]
+        said = [content.pop('worst_case_accuracy', None), content.pop('best_known_accuracy', None)]
         rows = []
         entries = content.get('attacks', ())
         if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
@@ -206,7 +223,7 @@ class EvaluationReport:
             entry.pop('interval', None)
             rows.append(entry)
         report = from_mapping(cls, {**content, 'attacks': rows})
-        found = [report.worst_case_accuracy]
+        found = [report.worst_case_accuracy, report.best_known.accuracy if report.best_known else None]
         for outcome in report.attacks:
             found += [outcome.accuracy, percent(report.standing(outcome.name))]
         for a, b in zip(said, found):

@@ -138,6 +138,8 @@ class Stages:
             common['batch_size'] = self.source.batch_size
         for prefix, plan in plans.items():
             own = {**common, **({'sweep': prefix} if prefix else {})}
+            if plan.passes > 1:
+                own['passes'] = plan.passes
             contexts[plan.clean_key] = own
             for attack in plan.real_attacks:
                 for key, member in plan.members(attack, self.num_classes):

@@ -172,7 +172,7 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
 
 
 def _has_autoattack(evaluations: Evaluations) -> bool:
-    return any(outcome.is_autoattack for _, report in evaluations for outcome in report.attacks)
+    return any(outcome.includes_autoattack for _, report in evaluations for outcome in report.attacks)
 
 
 def _warnings(evaluations: Evaluations) -> List[Tuple[str, str]]:

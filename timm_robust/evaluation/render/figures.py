@@ -14,7 +14,7 @@ from ..norm_statistics import ShiftRow
 from ..outcome import GammaPoint
 from ..report import EvaluationReport
 from ..surface import LossSurface
-from .words import sample, swept_attack, title
+from .words import eps_curves, sample, swept_attack, title
 
 __all__ = [
     'draw_figures',
@@ -32,6 +32,7 @@ __all__ = [
 Target = Union[str, Path, BinaryIO]
 
 _MAGNIFIED = 10
+_MOST_MARKERS = 30
 
 
 def _plain(text: str, width: int) -> str:
@@ -65,7 +66,8 @@ def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str,
     axes = figure.subplots()
     for name, curve in curves.items():
         # unclipped, so that a point at 0 % is whole
-        axes.plot(list(curve), list(curve.values()), marker='o', label=_plain(name, 60), clip_on=False)
+        marker = 'o' if len(curve) < _MOST_MARKERS else ''
+        axes.plot(list(curve), list(curve.values()), marker=marker, label=_plain(name, 60), clip_on=False)
     axes.set(
         xlabel=f'eps ({norm}, pixels in [0, 1])', ylabel='accuracy (%)', ylim=(0, 100), title=_plain(title, 60))
     axes.grid(alpha=.3)
@@ -144,10 +146,9 @@ def draw_figures(report: EvaluationReport) -> Dict[str, bytes]:
         plot_trade_off(
             report.gamma_sweep, f'{subject}, {swept_attack(report)}, {threat}, {sample(report)}',
             files['gamma_sweep.png'])
-    if report.eps_sweep:
-        curve = {p.eps: p.accuracy for p in report.eps_sweep}
-        plot_eps_sweep(
-            {swept_attack(report): curve}, report.threat.norm, f'{subject}, {sample(report)}', files['eps_sweep.png'])
+    curves = eps_curves(report)
+    if curves:
+        plot_eps_sweep(curves, report.threat.norm, f'{subject}, {sample(report)}', files['eps_sweep.png'])
     if report.surface:
         of_surface = f'{report.surface.num_examples:,} images, seed {report.surface.seed}'
         plot_loss_surface(report.surface, f'{subject}, {threat}, {of_surface}', files['loss_surface.png'])

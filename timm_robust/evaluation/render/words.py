@@ -1,13 +1,13 @@
 """What a report says, in sentences and rows that every form of it shares."""
+import math
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from ..outcome import AttackOutcome, percent
+from ..outcome import AttackOutcome, percent, wilson_interval
 from ..report import EvaluationReport
 from ..shifts import BenchmarkResult
 
 __all__ = [
     'BENCHMARK_HEADER',
-    'EPS_HEADER',
     'EXAMPLE_HEADER',
     'GAMMA',
     'GAMMA_HEADER',
@@ -15,6 +15,8 @@ __all__ = [
     'SURFACE',
     'attack_rows',
     'benchmark_rows',
+    'eps_curves',
+    'eps_header',
     'eps_rows',
     'example_rows',
     'facts',
@@ -39,7 +41,6 @@ HEADER = (
     'robust accuracy, cumulative (%)', 'seconds')
 BENCHMARK_HEADER = ('benchmark', 'images', 'top-1 (%)', 'notes')
 EXAMPLE_HEADER = ('label', 'clean confidence (%)', 'attack', 'prediction', 'confidence (%)', 'outcome')
-EPS_HEADER = ('eps', 'accuracy (%)')
 GAMMA_HEADER = ('gamma', 'clean accuracy (%)', 'robust accuracy (%)')
 GAMMA = 'Two BatchNorms: at 0 that of clean images, at 1 that of adversarial ones, between them a mixture.'
 SURFACE = (
@@ -131,7 +132,8 @@ def reading(report: EvaluationReport) -> List[str]:
         return []
     return [
         _ONLY_REMAINING if report.settings.worst_case else _ON_ALL,
-        *([_OF_EACH_THREAT] if len(report.threats) > 1 else [])]
+        *([_OF_EACH_THREAT] if len(report.threats) > 1 else []), *_few_classes(report), *_randomized(report),
+        *_distances(report)]
 
 
 def _transfer(report: EvaluationReport) -> List[str]:
@@ -140,9 +142,33 @@ def _transfer(report: EvaluationReport) -> List[str]:
         f'Black-box transfer: the attacks were crafted on {surrogate}, not on this network.'] if surrogate else []
 
 
+def _few_classes(report: EvaluationReport) -> List[str]:
+    names = ' and '.join(
+        a.name for a in report.attacks if a.is_autoattack and any(m.get('loss') == 'gap' for m in a.members))
+    return [
+        f'The model has {report.model.num_classes} classes, too few for the difference of logits ratio (DLR): {names} '
+        'ascends the logit gap instead, towards all wrong classes.'] if names else []
+
+
+def _randomized(report: EvaluationReport) -> List[str]:
+    texts = []
+    for outcome in report.real_attacks:
+        mean = outcome.single_pass_accuracy
+        if outcome.passes > 1 and mean is not None:
+            total = len(outcome.correct)
+            low, high = wilson_interval(mean / 100 * total, total)
+            least, most = outcome.verdict_interval
+            texts.append(
+                f'{outcome.name}: {outcome.passes} passes decide, since the network is taken to be randomized; an '
+                f'image misclassified in half of them counts as broken. A single pass classifies {mean:.2f} % '
+                f'correctly (95 % interval {low:.1f} to {high:.1f}). With images too near to half to tell, robust '
+                f'accuracy is between {least:.2f} and {most:.2f} %.')
+    return texts
+
+
 def upper_bound(report: EvaluationReport) -> List[str]:
     """That the accuracy is an upper bound, unless AutoAttack was run."""
-    return [_BOUND] if report.real_attacks and not any(a.is_autoattack for a in report.attacks) else []
+    return [_BOUND] if report.real_attacks and not any(a.includes_autoattack for a in report.attacks) else []
 
 
 def notes(report: EvaluationReport) -> List[str]:
@@ -167,8 +193,10 @@ def headline(report: EvaluationReport) -> str:
     text = f"{start}robust accuracy {'at most ' if upper_bound(report) else ''}{robust.accuracy:.2f} % "
     text += f'under {names[0]}' if len(names) == 1 else f"in the worst case of {', '.join(names[:-1])} and {names[-1]}"
     text += f' ({report.threat}, {where}; 95 % interval {robust.interval[0]:.1f} to {robust.interval[1]:.1f}).'
-    together = percent(report.worst_case)
-    if together < robust.accuracy:
+    together, best = percent(report.worst_case), report.best_known
+    if best is not None and best != robust:
+        text += f" Best known is {best.accuracy:.2f} % ({', '.join(best.attacks)})."
+    if together < min(robust.accuracy, best.accuracy if best else 100.):
         text += f' Under all attacks together it is {together:.2f} %.'
     return ' '.join([text[0].upper() + text[1:], *upper_bound(report)])
 
@@ -184,9 +212,47 @@ def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
     ]
 
 
-def eps_rows(report: EvaluationReport) -> List[Tuple[str, str]]:
-    """Rows under `EPS_HEADER`."""
-    return [(_eps_text(report.threat.norm, p.eps), _number(p.accuracy)) for p in report.eps_sweep]
+def eps_curves(report: EvaluationReport) -> Dict[str, Dict[float, float]]:
+    """Accuracy over eps by attack: of the sweep at its eps, of attacks that minimize the norm at every distance."""
+    swept = {p.eps: p.accuracy for p in report.eps_sweep}
+    curves = {swept_attack(report): swept} if swept else {}
+    last = max(2 * report.threat.eps, *swept, 0.)
+    for outcome in _minimizing(report):
+        found = sorted({d for d in outcome.distances if d is not None and 0 < d <= last})
+        # a step at each distance: the image is right until just before it
+        steps = {e: outcome.accuracy_at(e) for d in found for e in (math.nextafter(d, 0), d)}
+        ends = {eps: outcome.accuracy_at(eps) for eps in (0., last)}
+        curves[outcome.name] = dict(sorted({**ends, **steps}.items()))
+    return curves
+
+
+def _minimizing(report: EvaluationReport) -> List[AttackOutcome]:
+    return [a for a in report.attacks if a.distances and a.complete]
+
+
+def eps_header(report: EvaluationReport) -> Tuple[str, ...]:
+    """Header of `eps_rows`."""
+    return 'eps', *(f'{name} (%)' for name in eps_curves(report))
+
+
+def eps_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
+    """Accuracy at the eps of the sweep, or at parts and multiples of the threat model's."""
+    swept = {p.eps: p.accuracy for p in report.eps_sweep}
+    points = list(swept) or [report.threat.eps * k / 4 for k in (0, 1, 2, 3, 4, 6, 8)]
+    return [
+        (_eps_text(report.threat.norm, eps), *([_number(swept[eps])] if swept else []),
+         *(_number(a.accuracy_at(eps)) for a in _minimizing(report))) for eps in points]
+
+
+def _distances(report: EvaluationReport) -> List[str]:
+    texts = []
+    for outcome in _minimizing(report):
+        found = sorted(math.inf if d is None else d for d in outcome.distances)
+        median = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
+        texts.append(
+            f'{outcome.name}: the nearest image that fools is {median:.4g} away in {report.threat.norm} (median; '
+            'misclassified clean images count as 0).')
+    return texts
 
 
 def _eps_text(norm: str, eps: float) -> str:

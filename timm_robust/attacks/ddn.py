@@ -1,0 +1,56 @@
+"""Decoupled direction and norm: steps along the gradient on a sphere that shrinks where the point fools and else grows.
+
+Rony et al. 2019, `Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses` -
+https://arxiv.org/abs/1811.09600, algorithm 1. Images are not rounded to 256 levels.
+"""
+import torch
+
+from ..errors import check_range
+from ..settings import setting
+from .losses import cross_entropy
+from .minimum_norm import MinimumNorm
+from .registry import register_attack
+from .state import Batch, State
+from .threat import ThreatModel, l2_norm
+
+__all__ = ['DDN']
+
+
+@register_attack
+class DDN(MinimumNorm):
+    """DDN on the cross-entropy; draws no random numbers."""
+    name = 'ddn'
+    norms = ('L2',)
+    gamma: float = setting(.05, 'change of the radius in a step, as a share')
+    first_norm: float = setting(1., 'first radius in pixel units')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range('gamma', self.gamma, 0., 1., open_low=True)
+        check_range('first_norm', self.first_norm, 0., open_low=True)
+
+    def start(self, batch: Batch, threat: ThreatModel) -> State:
+        state = super().start(batch, threat)
+        state['radius'] = batch.full(self.first_norm)
+        return state
+
+    def loss_of(self, state: State, logits: torch.Tensor) -> torch.Tensor:
+        if 'target' in state:
+            return -cross_entropy(logits, state['target'])
+        return cross_entropy(logits, state.get('soft', state['y']))
+
+    def move(
+            self,
+            state: State,
+            threat: ThreatModel,
+            fools: torch.Tensor,
+            loss: torch.Tensor,
+            gradient: torch.Tensor,
+            cosine: torch.Tensor,
+    ) -> torch.Tensor:
+        delta = state['point'] - state['x']
+        delta = delta + (.01 + .99 * cosine) * gradient / l2_norm(gradient).clamp_min(1e-12)
+        radius = state['radius']
+        radius = radius + self.gamma * torch.where(fools, -radius, radius)
+        radius = state['radius'] = torch.minimum(radius, state['farthest'])
+        return delta * (radius.view(-1, 1, 1, 1) / l2_norm(delta).clamp_min(1e-12))

@@ -1,0 +1,78 @@
+"""What attacks share that look for the nearest image that fools: one run gives the accuracy at every eps."""
+import math
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+
+from ..errors import check_at_least
+from ..settings import setting
+from .base import Attack
+from .context import input_gradient
+from .state import Batch, State, keep_best
+from .threat import ThreatModel
+
+__all__ = ['MinimumNorm']
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimumNorm(Attack):
+    """Walks all steps with every image and returns the nearest point that fools and is within eps.
+
+    `threat.unbounded(shape)` leaves none of them out. Subclasses say what to ascend and how to move; neither may depend
+    on eps.
+    """
+    minimizes = True
+    steerable = True
+    needs_float32 = True  # for the distance
+    steps: int = setting(100, 'number of gradient steps')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least('steps', self.steps)
+
+    @property
+    def run_length(self) -> int:
+        return self.steps + 1
+
+    def start(self, batch: Batch, threat: ThreatModel) -> State:
+        farthest = threat.size(torch.maximum(batch.x, 1 - batch.x))
+        return batch.state(point=batch.x.clone(), farthest=farthest)
+
+    def loss_of(self, state: State, logits: torch.Tensor) -> torch.Tensor:
+        """What to ascend: one value per image."""
+        raise NotImplementedError
+
+    def move(
+            self,
+            state: State,
+            threat: ThreatModel,
+            fools: torch.Tensor,
+            loss: torch.Tensor,
+            gradient: torch.Tensor,
+            cosine: torch.Tensor,
+    ) -> torch.Tensor:
+        """The next perturbation, like images.
+
+        Args:
+            state: Rows of the images; what the method remembers of them is updated.
+            threat: Whose norm to keep small.
+            fools: Whether `point` fools, shape (N,).
+            loss: Of `point`, shape (N,).
+            gradient: Of the loss there, like images.
+            cosine: Falls from 1 to 0 over the steps, shape (N, 1, 1, 1).
+        """
+        raise NotImplementedError
+
+    def step(self, model: Callable, state: State, threat: ThreatModel) -> None:
+        gradient, logits, loss = input_gradient(model, state['point'], lambda z: self.loss_of(state, z))
+        fools = logits.argmax(1) != state['y']
+        distance = threat.size(state['point'] - state['x'])
+        keep_best(
+            state, state['point'], torch.zeros_like(fools),
+            torch.where(fools & (distance <= threat.eps), -distance, -math.inf))
+        state['done'] = state['step'] >= self.steps
+        cosine = (1 + torch.cos(math.pi * state['step'].to(loss.dtype) / self.steps)) / 2
+        delta = self.move(state, threat, fools, loss, gradient, cosine.view(-1, 1, 1, 1))
+        state['point'] = (state['x'] + delta).clamp(0, 1)
+        state['step'] = state['step'] + 1
