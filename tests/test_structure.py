@@ -16,7 +16,7 @@ FLOW = (
     ('tasks',),
     ('inputs',),
     ('evaluation', 'training'),
-    ('hub',),
+    ('hub', 'compat'),
     ('cli',),
     ('__init__', '__main__'),
 )

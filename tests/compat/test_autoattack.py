@@ -1,0 +1,200 @@
+"""auto-attack's interface: the settings it means, one verdict per image, and evaluations that continue."""
+import json
+
+import pytest
+import torch
+from helpers import TinyNet
+
+import timm_robust.compat.autoattack as module
+from timm_robust import InputError, set_bn_mode
+from timm_robust.compat import AutoAttack, EvaluationState
+
+EPS = 8 / 255
+
+
+@pytest.fixture
+def case():
+    torch.manual_seed(0)
+    model, x = TinyNet(num_classes=6), torch.rand(12, 3, 8, 8)
+    with torch.no_grad():
+        model.fc.bias -= model(x).mean(0)  # so that classes are near each other
+        y = model(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 6
+    return model, x, y
+
+
+def small(model, names=('apgd-ce', 'square'), eps=EPS, **how):
+    adversary = AutoAttack(model, eps=eps, version='custom', attacks_to_run=names, device='cpu', seed=0, **how)
+    adversary.apgd.n_restarts, adversary.apgd.n_iter, adversary.square.n_queries = 1, 3, 20
+    return adversary
+
+
+def settings_of(adversary, x, y, path):
+    """What decides the outcomes, as the state file says; with labels that are all wrong nothing is attacked."""
+    wrong = (adversary.model(x).argmax(1) + 1) % 6
+    adversary.run_standard_evaluation(x, wrong, state_path=path)
+    return json.loads(path.read_text())['_attacks_to_run']
+
+
+# autoattack.py of the authors: __init__ and set_version
+PUBLISHED = {
+    'standard': {'apgd-ce': (100, 1, 1), 'apgd-t': (100, 1, 1), 'fab-t': (100, 1, None), 'square': (5000, 1, None)},
+    'plus': {'apgd-ce': (100, 5, 1), 'apgd-dlr': (100, 5, 1), 'fab': (100, 5, None), 'square': (5000, 1, None),
+             'apgd-t': (100, 1, 1), 'fab-t': (100, 1, None)},
+    'rand': {'apgd-ce': (100, 1, 20), 'apgd-dlr': (100, 1, 20)},
+    'custom': {'fab-t': (100, 1, None), 'fab': (100, 5, None), 'apgd-dlr': (100, 5, 1), 'apgd-t': (100, 1, 1)},
+}
+
+
+@pytest.mark.parametrize('version', PUBLISHED)
+def test_versions_are_the_published_ones(case, tmp_path, version):
+    names = tuple(PUBLISHED[version])
+    how = {'attacks_to_run': names} if version == 'custom' else {}
+    adversary = AutoAttack(case[0], version=version, device='cpu', verbose=False, **how)
+    assert tuple(adversary.attacks_to_run) == names
+    found = settings_of(adversary, *case[1:], tmp_path / 'state.json')
+    assert {name: (own.get('steps', own.get('query_limit')), own['restarts'], own.get('eot_iter'))
+            for name, own in found.items()} == PUBLISHED[version]
+
+
+def test_settings_by_the_names_of_auto_attack(case, tmp_path):
+    adversary = small(case[0], ('apgd-dlr', 'apgd-t', 'fab-t', 'fab', 'square'), verbose=False)
+    adversary.apgd.rho, adversary.apgd_targeted.n_target_classes, adversary.square.p_init = .5, 2, .3
+    adversary.fab.n_target_classes, adversary.fab.n_restarts = 3, 4
+    found = settings_of(adversary, *case[1:], tmp_path / 'state.json')
+    expected = {
+        'apgd-dlr': {'loss': 'dlr', 'steps': 3, 'restarts': 1, 'rho': .5}, 'apgd-t': {'num_targets': 2, 'rho': .75},
+        'fab-t': {'num_targets': 3, 'restarts': 1}, 'fab': {'restarts': 4}, 'square': {'query_limit': 20, 'p_init': .3}}
+    assert {name: {k: found[name][k] for k in own} for name, own in expected.items()} == expected
+    assert {own['threat'] for own in found.values()} == {'Linf 8/255'}
+
+
+@pytest.mark.parametrize('norm, eps', [('Linf', EPS), ('L2', .1)])
+def test_an_image_that_counts_as_broken_is_misclassified_within_eps(case, tmp_path, norm, eps, capsys):
+    model, x, y = case
+    model.train()
+    x_adv, y_adv = small(model, norm=norm, eps=eps, log_path=tmp_path / 'log.txt').run_standard_evaluation(
+        x, y, bs=5, return_labels=True, state_path=tmp_path / 'state.json')
+    assert model.training
+    model.eval()
+    flags = EvaluationState.from_disk(tmp_path / 'state.json').robust_flags
+    assert torch.equal(model(x_adv).argmax(1), y_adv) and torch.equal(y_adv == y, flags)
+    assert 0 < flags.sum() < 10
+    size = (x_adv - x).flatten(1).abs().amax(1) if norm == 'Linf' else (x_adv - x).flatten(1).norm(dim=1)
+    assert size.max() <= eps + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1  # a rounding of float32
+    assert torch.equal(x_adv[flags], x[flags])
+    lines = (tmp_path / 'log.txt').read_text()
+    assert 'initial accuracy: 83.33%' in lines and lines in capsys.readouterr().out
+    assert f'robust accuracy after SQUARE: {flags.float().mean():.2%} (total time' in lines
+
+
+def test_each_attack_by_itself(case):
+    model, x, y = case
+    adversary = small(model, verbose=False)
+    found = adversary.run_standard_evaluation_individual(x, y, return_labels=True)
+    assert list(found) == adversary.attacks_to_run == ['apgd-ce', 'square']
+    for name, (x_adv, _) in found.items():
+        alone = small(model, (name,), verbose=False)
+        assert torch.equal(alone.run_standard_evaluation(x, y), x_adv)
+        assert alone.clean_accuracy(x_adv, y) == pytest.approx((model(x_adv).argmax(1) == y).float().mean().item())
+
+
+def test_an_evaluation_that_was_cut_off_continues(case, tmp_path, monkeypatch):
+    model, x, y = case
+    path, whole = tmp_path / 'state.json', tmp_path / 'whole.json'
+    small(model, verbose=False).run_standard_evaluation(x, y, state_path=whole)
+    ran, call = [], module.Attack.__call__
+
+    def cut(self, *args, **how):
+        ran.append(self.name)
+        if self.name == 'square' and len(ran) < 3:
+            raise KeyboardInterrupt
+        return call(self, *args, **how)
+
+    monkeypatch.setattr(module.Attack, '__call__', cut)
+    with pytest.raises(KeyboardInterrupt):
+        small(model, verbose=False).run_standard_evaluation(x, y, state_path=path)
+    assert EvaluationState.from_disk(path).run_attacks == ['apgd-ce']
+    small(model, verbose=False).run_standard_evaluation(x, y, state_path=path)
+    assert ran == ['apgd', 'square', 'square']
+    first, second = EvaluationState.from_disk(path), EvaluationState.from_disk(whole)
+    assert torch.equal(first.robust_flags, second.robust_flags) and first.robust_accuracy == second.robust_accuracy
+
+
+def test_a_state_of_something_else_is_refused(case, tmp_path):
+    model, x, y = case
+    path = tmp_path / 'state.json'
+    small(model, verbose=False).run_standard_evaluation(x, y, state_path=path)
+    others = {
+        'threat model': (small(model, verbose=False, eps=4 / 255), x, y),
+        'attacks': (small(model, ('square',), verbose=False), x, y),
+        'images': (small(model, verbose=False), x[:10], y[:10]),
+        'network': (small(TinyNet(num_classes=6), verbose=False), x, y),
+    }
+    for what, (adversary, *data) in others.items():
+        with pytest.raises(InputError, match=f'state_path.*{what}'):
+            adversary.run_standard_evaluation(*data, state_path=path)
+    path.write_text('{"path": 1}')
+    with pytest.raises(InputError, match='state_path.*no state'):
+        small(model).run_standard_evaluation(x, y, state_path=path)
+
+
+def test_a_state_of_auto_attack_continues(case, tmp_path):
+    """As its `to_disk` writes it: the set of attacks as text."""
+    model, x, y = case
+    flags = model(x).argmax(1) == y
+    flags[5] = False
+    path = tmp_path / 'state.json'
+    path.write_text(json.dumps({
+        '_attacks_to_run': "{'square', 'apgd-ce'}", 'path': str(path), '_run_attacks': ['apgd-ce'],
+        '_robust_flags': flags.tolist(), '_last_saved': '2026-01-01 00:00:00', '_SAVE_TIMEOUT': 60,
+        '_clean_accuracy': 10 / 12}))
+    x_adv = small(model, verbose=False).run_standard_evaluation(x, y, state_path=path)
+    state = EvaluationState.from_disk(path)
+    assert not state.robust_flags[5] and torch.equal(x_adv[5], x[5])
+    assert sorted(state.run_attacks) == ['apgd-ce', 'square']
+    reference = pytest.importorskip('autoattack.state').EvaluationState.from_disk(path)
+    assert torch.equal(reference.robust_flags, state.robust_flags)
+
+
+@pytest.mark.parametrize('how, argument', [
+    ({'is_tf_model': True}, 'is_tf_model'), ({'version': 'fast'}, 'version'), ({'norm': 'L7'}, 'norm'),
+    ({'attacks_to_run': ['square']}, 'attacks_to_run'), ({'device': 'nowhere'}, 'device')])
+def test_what_cannot_be_honoured_is_named(case, how, argument):
+    with pytest.raises(InputError) as error:
+        AutoAttack(case[0], **{'device': 'cpu', **how})
+    assert error.value.argument == argument
+
+
+def test_unknown_attacks_and_settings_are_named(case):
+    model, x, y = case
+    with pytest.raises(InputError, match="attacks_to_run='pgd20'"):
+        small(model, ('pgd20',)).run_standard_evaluation(x, y)
+    adversary = small(model)
+    adversary.apgd.use_largereps = True
+    with pytest.raises(InputError, match='apgd.use_largereps=True'):
+        adversary.run_standard_evaluation(x, y)
+    batch = set_bn_mode(TinyNet(norm=True), 'batch').eval()
+    with pytest.raises(InputError, match='model: normalizes by the batch'):
+        small(batch).run_standard_evaluation(x, y)
+
+
+def test_a_randomized_network_is_said(case, capsys):
+    model, x, y = case
+
+    def noisy(images):
+        return model(images) + torch.rand(len(images), 6)
+
+    small(noisy).run_standard_evaluation(x, y)
+    small(model).run_standard_evaluation(x, y)
+    assert capsys.readouterr().out.count('randomized') == 1
+
+
+def test_robustbench_runs_on_it_by_one_import(case, monkeypatch):
+    """`benchmark` of the package itself on images of ours."""
+    rb = pytest.importorskip('robustbench.eval')
+    model, x, y = case
+    monkeypatch.setattr(rb, 'AutoAttack', AutoAttack)
+    monkeypatch.setattr(rb, 'load_clean_dataset', lambda *args: (x, y))
+    clean, robust = rb.benchmark(model.eval(), 12, eps=EPS, device=torch.device('cpu'), batch_size=4)
+    assert clean == pytest.approx(10 / 12) and robust < clean

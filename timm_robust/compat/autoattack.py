@@ -1,0 +1,148 @@
+"""auto-attack's `AutoAttack` by its own names, so that scripts written for it run on this package by one import.
+
+    from timm_robust.compat import AutoAttack  # was: from autoattack import AutoAttack
+
+Croce & Hein 2020 - https://arxiv.org/abs/2003.01690; names and defaults are those of https://github.com/fra31/auto-attack.
+"""
+import time
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Iterable, Optional, Tuple, Union
+
+import torch
+import torch.nn as nn
+
+from .. import attacks
+from ..attacks import Attack, image_seeds, logits_of, make_fast_model, make_threat, parse_attack
+from ..devices import halving
+from ..errors import InputError, check_choice
+from ..evaluation.sources import eval_mode
+from ..inputs import resolve_device
+from ..layers import has_batch_statistics
+from ..precision import float32_proper
+from .state import EvaluationState
+
+__all__ = ['AutoAttack']
+
+_NAMES = ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t')
+_VERSIONS = ('standard', 'plus', 'rand', 'custom')
+_SETTINGS = {'n_restarts': 'restarts', 'n_iter': 'steps', 'n_target_classes': 'num_targets', 'n_queries': 'query_limit'}
+_BATCHES_IN_POOL = 8  # so that the batch stays full while images that are fooled leave it
+
+
+class AutoAttack:
+    """AutoAttack with auto-attack's arguments, settings (`adversary.apgd.n_restarts = 1`), methods and log lines.
+
+    `model` maps pixels in [0, 1], (N, C, H, W), to logits, in eval mode meanwhile. `InputError` names what cannot be
+    honoured.
+    """
+
+    def __init__(
+            self, model: Any, norm: str = 'Linf', eps: float = .3, seed: Optional[int] = None, verbose: bool = True,
+            attacks_to_run: Iterable[str] = (), version: str = 'standard', is_tf_model: bool = False,
+            device: Union[str, torch.device] = 'cuda', log_path: Union[str, Path, None] = None):
+        if is_tf_model:
+            raise InputError('TensorFlow is not supported', argument='is_tf_model', value=is_tf_model)
+        self.model, self.seed, self.verbose, self.log_path = model, seed, verbose, log_path
+        self.threat, self.device = make_threat(norm, eps), resolve_device(str(device))
+        self.apgd, self.apgd_targeted, self.fab, self.square = (SimpleNamespace() for _ in range(4))
+        self.attacks_to_run = list(attacks_to_run)
+        if version != 'custom' and self.attacks_to_run:
+            raise InputError("is for version='custom'", argument='attacks_to_run', value=self.attacks_to_run)
+        self.set_version(version)
+
+    def set_version(self, version: str = 'standard') -> None:
+        """Choose the attacks of a version."""
+        check_choice('version', version, _VERSIONS)
+        self.version = version
+        if version != 'custom':
+            self.attacks_to_run = [str(member) for member in attacks.AutoAttack(version=version).all_members()]
+
+    def _attack(self, name: str, num_classes: int) -> Attack:
+        """The attack of a name, with its settings."""
+        check_choice('attacks_to_run', name, _NAMES)
+        restarts = {'restarts': 5} if self.version == 'custom' and name in ('apgd-ce', 'apgd-dlr', 'fab') else {}
+        members = () if self.version == 'custom' else attacks.AutoAttack(version=self.version).members(num_classes)
+        attack = next((m for m in members if str(m) == name), parse_attack(name, **restarts))
+        kind = 'apgd_targeted' if name == 'apgd-t' else name.partition('-')[0]
+        known = {f.name for f in fields(attack)} - {'loss'}
+        for key, value in vars(getattr(self, kind)).items():
+            own = _SETTINGS.get(key, key)
+            if own not in known | ({'num_targets'} if kind == 'fab' else set()):
+                raise InputError(f'is no setting of {name} here', argument=f'{kind}.{key}', value=value)
+            if own in known and (name, own) != ('fab-t', 'restarts'):  # of which auto-attack makes one run
+                attack = replace(attack, **{own: value})
+        return attack
+
+    def _log(self, text: str) -> None:
+        if self.verbose:
+            print(text)
+            if self.log_path is not None:
+                with open(self.log_path, 'a', encoding='utf-8') as file:
+                    file.write(f'{text}\n')
+
+    def _logits(self, x: torch.Tensor, bs: int) -> torch.Tensor:
+        with float32_proper():
+            return torch.cat([logits_of(self.model, part.to(self.device)).cpu() for part in x.split(bs)])
+
+    def clean_accuracy(self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250) -> float:
+        """Share of images classified correctly."""
+        with eval_mode(self.model):
+            return (self._logits(x_orig, bs).argmax(1) == y_orig.cpu()).float().mean().item()
+
+    def run_standard_evaluation(
+            self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False,
+            state_path: Union[str, Path, None] = None) -> Any:
+        """Attack each image until an attack succeeds; from a state in a file, what was found before is not returned."""
+        with eval_mode(self.model), torch.inference_mode(False):
+            found = self._run(x_orig, y_orig.cpu(), bs, Path(state_path) if state_path else None)
+        return found if return_labels else found[0]
+
+    def run_standard_evaluation_individual(
+            self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False) -> Any:
+        """Run each attack by itself: by name what `run_standard_evaluation` returns."""
+        found, names = {}, self.attacks_to_run
+        try:
+            for name in names:
+                self.attacks_to_run = [name]
+                found[name] = self.run_standard_evaluation(x_orig, y_orig, bs, return_labels)
+        finally:
+            self.attacks_to_run = names
+        return found
+
+    def _run(self, x: torch.Tensor, y: torch.Tensor, bs: int, path: Optional[Path]) -> Tuple[torch.Tensor, ...]:
+        if isinstance(self.model, nn.Module) and has_batch_statistics(self.model):
+            raise InputError('normalizes by the batch, so an image has no verdict of its own',
+                             "evaluate(model, ..., attacks='adaptive') attacks whole batches", argument='model')
+        logits = self._logits(x, bs)
+        if self.version != 'rand' and not torch.allclose(self._logits(x[:bs], bs), logits[:bs], 1e-4, 1e-4):
+            self._log("Warning: the network is randomized, version='rand' is for it.")
+        todo = {name: self._attack(name, logits.shape[1]) for name in self.attacks_to_run}
+        start = time.time()
+        y_adv, x_adv, seeds = logits.argmax(1), x.clone(), image_seeds(self.seed, len(x), torch.device('cpu'))
+        settings = {name: {**attack.to_dict(), 'threat': str(self.threat)} for name, attack in todo.items()}
+        state = EvaluationState.begin(path, settings, y_adv == y)
+        self._log(f"using {self.version} version including {', '.join(todo)}.")
+        self._log(f'initial accuracy: {state.clean_accuracy:.2%}')
+        fast = make_fast_model(self.model, x[:8].to(self.device)) if isinstance(self.model, nn.Module) else None
+        for name in (n for n in todo if n not in state.run_attacks):
+            for rows in state.robust_flags.nonzero().squeeze(1).split(_BATCHES_IN_POOL * bs):
+                craft = partial(
+                    todo[name], self.model, x[rows].to(self.device), y[rows].to(self.device), self.threat,
+                    seed=seeds[rows], fast_model=fast)
+                with float32_proper() if fast is None else nullcontext():  # a copy is verified
+                    adv, bs = halving(lambda size: craft(batch_size=size), bs)  # noqa: B023 (called here)
+                predicted = self._logits(adv, bs).argmax(1)
+                fooled = predicted != y[rows]
+                found = rows[fooled]
+                x_adv[found], y_adv[found] = adv[fooled.to(adv.device)].to(x.device), predicted[fooled]
+                state.robust_flags[found] = False
+                state.to_disk()
+            state.run_attacks.append(name)
+            state.to_disk()
+            self._log(f'robust accuracy after {name.upper()}: {state.robust_accuracy:.2%} '
+                      f'(total time {time.time() - start:.1f} s)')
+        return x_adv, y_adv.to(x.device)
