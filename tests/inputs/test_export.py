@@ -5,6 +5,7 @@ import os
 import pytest
 import timm
 import torch
+from timm.data import ImageNetInfo
 
 from timm_robust.errors import InputError
 from timm_robust.inputs import NetworkConfig, build_network, export_model, weights_sha256
@@ -41,6 +42,24 @@ def test_names_of_other_weights_are_not_kept(tmp_path):
     assert pretrained.pretrained_cfg['label_names'][0] == 'airplane'
     export_model(pretrained, tmp_path, preprocessing=PREPROCESSING)
     assert build_network(NetworkConfig(model=str(tmp_path), device='cpu')).class_names() is None
+
+
+def test_synsets_are_shown_as_what_they_are_and_known_again(tmp_path):
+    synsets = ['n01440764', 'n02102040', 'n02979186', 'n03000684']
+    model = timm.create_model('nofrost_resnet20_cifar', num_classes=4)
+    export_model(model, tmp_path, preprocessing=PREPROCESSING, class_names=synsets)
+    shown = json.loads((tmp_path / 'config.json').read_text())['label_names']
+    assert shown[0] == 'tench, Tinca tinca' and shown[3] == 'chain saw, chainsaw'
+    network = build_network(NetworkConfig(model=str(tmp_path), device='cpu'))
+    assert network.class_names(synsets) == synsets
+    assert network.class_names() == shown == network.class_names(synsets[::-1])
+    # timm and transformers know the names of all 1,000 by their number
+    everything = ImageNetInfo('imagenet-1k').label_names()
+    model = timm.create_model('nofrost_resnet20_cifar', num_classes=1000)
+    export_model(model, tmp_path, preprocessing=PREPROCESSING, class_names=everything)
+    assert 'label_names' not in json.loads((tmp_path / 'config.json').read_text())
+    network = build_network(NetworkConfig(model=str(tmp_path), device='cpu'))
+    assert network.class_names(everything) == everything
 
 
 def test_a_bit_that_flipped_is_seen(tmp_path, model):

@@ -8,6 +8,7 @@ from timm.models._hub import save_config_for_hf
 
 from .files import read_json, write_json
 from .network import Preprocessing
+from .pretrained import published_names
 from .weights import weights_sha256, write_weights
 
 __all__ = ['export_model']
@@ -24,7 +25,8 @@ def export_model(
 ) -> None:
     """Write model.safetensors and, when that is whole, config.json.
 
-    The config holds the hash of the weights, which every way in compares, and the names of the classes.
+    The config holds the hash of the weights, which every way in compares, and the names of the classes, which the
+    pipelines of transformers show: descriptions where classes are synsets of ImageNet.
 
     Args:
         model: A timm model, which knows the arguments that `timm.create_model` built it with.
@@ -48,8 +50,9 @@ def export_model(
     config['pretrained_cfg'].pop('label_names', None)
     config['pretrained_cfg'].pop('label_descriptions', None)
     config.get('model_args', {}).pop('num_classes', None)
-    if class_names:
-        config['label_names'] = list(class_names)
+    names = published_names(class_names) if class_names else None
+    if names:
+        config['label_names'] = names
     if architecture:
         config['architecture'] = architecture
     config['weights_sha256'] = weights_sha256(model)

@@ -351,7 +351,8 @@ def check_surrogate(found: Network, network: Network, name: str) -> None:
 
     if found.num_classes != network.num_classes:
         raise wrong(f'has {found.num_classes} classes, the model {network.num_classes}')
-    names, own = network.class_names(), found.class_names()
+    names = network.class_names(found.class_names())
+    own = found.class_names(names)
     if names and own and names != own:
         raise wrong('has other classes than the model, or in another order')
     size, wanted = found.preprocessing['input_size'], network.preprocessing['input_size']

@@ -1,6 +1,7 @@
 """Pretrained weights and who vouches for them: names of models, config.json, and the hash that it records."""
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, cast
 
@@ -27,6 +28,7 @@ __all__ = [
     'create_named',
     'label_names',
     'num_outputs',
+    'published_names',
     'read_config',
     'resolve_name',
 ]
@@ -193,18 +195,38 @@ def _forget(place: str) -> None:
             Path(cached).unlink(missing_ok=True)
 
 
+@cache
+def _descriptions() -> Dict[str, str]:
+    """What the classes of ImageNet are called, by synset, in the order of class indices."""
+    return cast(Dict[str, str], ImageNetInfo('imagenet-1k').label_descriptions(as_dict=True))
+
+
+def published_names(names: Sequence[str]) -> Optional[List[str]]:
+    """Names of classes as a config holds them, for people: of synsets of ImageNet their descriptions.
+
+    None for the 1,000 classes of ImageNet, whose descriptions timm and transformers know by the number of classes.
+    """
+    known = _descriptions()
+    if list(names) == list(known):
+        return None
+    texts = [known.get(name, '') for name in names]
+    return texts if all(texts) and len(set(texts)) == len(texts) else list(names)
+
+
 def label_names(model: nn.Module, data_names: Optional[Sequence[str]] = None) -> Optional[List[str]]:
     """Names of the classes of pretrained weights by index, where they are known.
 
     Args:
         model: With its `pretrained_cfg`.
-        data_names: Names to compare with: timm's networks of ImageNet's sizes have its synsets as names.
+        data_names: Names to compare with: timm's networks of ImageNet's sizes have its synsets as names, and where the
+            config has descriptions of these synsets they are the same.
     """
     names = _pretrained_cfg(model).get('label_names')
     if isinstance(names, Mapping):
         names = [names.get(i, names.get(str(i))) for i in range(len(names))]
     if isinstance(names, (list, tuple)) and len(names) == num_outputs(model) and all(isinstance(n, str) for n in names):
-        return list(names)
+        of_data = data_names and published_names(data_names)
+        return list(data_names) if data_names and of_data == list(names) else list(names)
     subset = infer_imagenet_subset(model)
     if subset and data_names and all(map(_SYNSET.fullmatch, data_names)):
         return ImageNetInfo(subset).label_names()
