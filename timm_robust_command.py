@@ -14,6 +14,7 @@ COMMANDS = {
     'timm-train': "the same objectives in timm's own train.py",
     'eval': 'measure clean and robust accuracy of any timm model, or --benchmarks of corruptions and shifts',
     'diagnose': 'look for signs that the robustness of a model is not real',
+    'transfer': 'several models, each on images crafted on each other, as table and figure',
     'properties': 'decision margin, boundary thickness and smoothness',
     'statistics': 'what an attack does to normalization, and population against batch statistics',
     'compare': 'several networks side by side, over benchmarks and attacks, as table and figure',

@@ -2,7 +2,7 @@
 from . import attacks, tasks
 from .attacks import L1, L2, Attack, InputSpace, Linf, ThreatModel, register_attack, register_norm
 from .errors import InputError
-from .evaluation import EvaluationReport, diagnose, evaluate
+from .evaluation import EvaluationReport, TransferReport, diagnose, evaluate, transfer
 from .layers import RobustNorm2d, replace_norm, set_bn_mode, sync_norm_statistics
 from .models import NormalizedModel
 from .tasks import Objective, register_objective
@@ -23,6 +23,7 @@ __all__ = [
     'ThreatModel',
     'TrainConfig',
     'TrainResult',
+    'TransferReport',
     '__version__',
     'attacks',
     'diagnose',
@@ -35,4 +36,5 @@ __all__ = [
     'sync_norm_statistics',
     'tasks',
     'train',
+    'transfer',
 ]

@@ -5,7 +5,8 @@ images that resist to the end have the highest loss of any run. Where it stops i
 precision another pass may classify such an image correctly. `craft` moves whole batches, see there.
 """
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Dict, Optional, Union
+from functools import partial
+from typing import Any, Callable, ClassVar, Dict, Optional, Tuple, Union
 
 import torch
 
@@ -73,6 +74,23 @@ class GradientAttack(Attack):
         """Where in the ball to start, one seed per image."""
         return ball.random(seeds) if self.starts_at_random else ball.x
 
+    def gradient(
+            self,
+            model: Callable,
+            rows: Dict[str, torch.Tensor],
+            loss_fn: Callable[[torch.Tensor], torch.Tensor],
+            space: InputSpace = PIXELS,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What to step along at `point`, and logits and loss there.
+
+        Args:
+            model: Maps points, in `space`, to logits.
+            rows: `point`, `seed` and `step`, the number of steps before, one row per image.
+            loss_fn: Maps logits to one loss per image.
+            space: Space of the points.
+        """
+        return input_gradient(model, rows['point'], loss_fn)
+
     def start(self, batch: Batch, threat: ThreatModel) -> State:
         ball = Ball(batch.x, threat)
         point = self.start_point(ball, batch.seeds, threat)
@@ -93,7 +111,7 @@ class GradientAttack(Attack):
                 logits = model(point)
                 loss = loss_fn(logits)
         else:
-            gradient, logits, loss = input_gradient(model, point, loss_fn)
+            gradient, logits, loss = self.gradient(model, state, loss_fn)
         keep_best(state, point, logits.argmax(1) != state['y'], loss)
         state['done'] = (state['score'] == float('inf')) | (state['step'] >= self.num_steps)
         state['step'] = state['step'] + 1
@@ -176,16 +194,17 @@ class GradientAttack(Attack):
 
             classifier = Classifier(model, PIXELS, images.dtype, lambda z: check_classes(checked, z.shape[1]))
             ball = Ball(precise(usable(images)), self.reach(threat), space or PIXELS)
+            gradient = partial(self.gradient, classifier, space=ball.space)
             seeds = image_seeds(seed, len(images), images.device)
             best, most = ball.x, torch.full((), -1, device=images.device)
             for restart in range(restarts if len(images) else 0):
                 own = seeds + restart * RUN_STRIDE
                 start = self.start_point(ball, own, threat) if start_std is None else ball.jittered(start_std, own)
-                rows = {'point': start, 'y': checked.labels, 'aim': aim}
+                rows = {'point': start, 'y': checked.labels, 'aim': aim, 'seed': own, 'step': torch.zeros_like(own)}
                 if keep == 'last':
-                    best = last_iterate(classifier, ball, rows, ascended, self.num_steps, ascent, tau)
+                    best = last_iterate(classifier, gradient, ball, rows, ascended, self.num_steps, ascent, tau)
                 else:
-                    adv, count = most_fooled(classifier, ball, rows, ascended, self.num_steps, ascent)
+                    adv, count = most_fooled(classifier, gradient, ball, rows, ascended, self.num_steps, ascent)
                     best, most = torch.where(count > most, adv, best), torch.maximum(count, most)
         return best
 

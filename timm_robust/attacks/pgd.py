@@ -1,15 +1,17 @@
 """Attacks that step along the input gradient inside the ball, from one step to many."""
-from typing import Optional
+from functools import partial
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 
-from ..errors import check_at_least, check_range
+from ..errors import InputError, check_at_least, check_range
 from ..settings import setting
-from .ball import Ball
+from .ball import PIXELS, Ball, InputSpace
 from .gradient import GradientAttack, IterativeAttack
 from .losses import cw_loss
 from .registry import register_attack
 from .threat import ThreatModel
+from .views import diverse, smoothed, view_gradient
 
 __all__ = ['BIM', 'CWLinf', 'FGSM', 'FGSMRS', 'MIM', 'NFGSM', 'PGD', 'PGDTargeted']
 
@@ -83,15 +85,52 @@ class BIM(IterativeAttack):
 class MIM(BIM):
     """Momentum iterative method (also MIA, MI-FGSM): BIM along accumulated L1-normalized gradients.
 
-    Dong et al. 2018, `Boosting Adversarial Attacks with Momentum` - https://arxiv.org/abs/1710.06081
+    Dong et al. 2018, `Boosting Adversarial Attacks with Momentum` - https://arxiv.org/abs/1710.06081. For images that
+    fool other networks too: input diversity (DI), translation-invariant gradients (TI), see views.py, and copies of
+    lower brightness (SI: Lin et al. 2020, https://arxiv.org/abs/1908.06281, equation 8), alone or together.
     """
     name = 'mim'
     aliases = ('mia', 'mi-fgsm')
     decay: float = setting(1., 'decay of the momentum')
+    diversity: float = setting(
+        0., 'DI: probability with which a step sees the image at a random size and place (default: 0; published: 0.5)')
+    kernel_size: int = setting(
+        1, 'TI: side of the Gaussian kernel over the gradient, odd (default: 1; published: 15 at 299 pixels)')
+    copies: int = setting(
+        1, 'SI: copies of the image at 1, 1/2, 1/4 ... of its brightness that a step sees (default: 1; published: 5)')
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range('decay', self.decay, 0.)
+        check_range('diversity', self.diversity, 0., 1.)
+        check_at_least('copies', self.copies)
+        check_at_least('kernel_size', self.kernel_size)
+        if self.kernel_size % 2 == 0:
+            raise InputError('must be odd', argument='kernel_size', value=self.kernel_size)
+
+    @property
+    def queries(self) -> int:
+        return self.copies + 1 if self.copies > 1 or self.diversity > 0 else 1
+
+    def gradient(
+            self,
+            model: Callable,
+            rows: Dict[str, torch.Tensor],
+            loss_fn: Callable[[torch.Tensor], torch.Tensor],
+            space: InputSpace = PIXELS,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        def view(copy: int, x: torch.Tensor) -> torch.Tensor:
+            pixels = space.to_pixels(x) / 2 ** copy
+            if self.diversity > 0:
+                pixels = diverse(pixels, rows['seed'], rows['step'] * self.copies + copy + 1, self.diversity)
+            return space.normalize(pixels)
+
+        if self.queries == 1:
+            gradient, logits, loss = super().gradient(model, rows, loss_fn, space)
+        else:
+            views = [partial(view, copy) for copy in range(self.copies)]
+            gradient, logits, loss = view_gradient(model, rows['point'], loss_fn, views)
+        return (smoothed(gradient, self.kernel_size) if self.kernel_size > 1 else gradient), logits, loss
 
     @property
     def momentum(self) -> float:

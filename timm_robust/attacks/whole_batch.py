@@ -7,7 +7,6 @@ import torch
 
 from .ball import Ball
 from .checks import Classifier
-from .context import input_gradient
 from .loop import longest_gap
 
 __all__ = ['KEEP', 'Ascent', 'last_iterate', 'most_fooled']
@@ -75,6 +74,7 @@ class _Friendly:
 
 def last_iterate(
         model: Classifier,
+        gradient_fn: Callable,
         ball: Ball,
         rows: Rows,
         loss_fn: Callable[[Rows, torch.Tensor], torch.Tensor],
@@ -85,9 +85,10 @@ def last_iterate(
     """The batch after all steps.
 
     Args:
-        model: Maps the batch to logits.
+        model: The network.
+        gradient_fn: Its `GradientAttack.gradient`.
         ball: The allowed images.
-        rows: `point`, where to start, `y`, the true classes, and what `loss_fn` needs, one row per image.
+        rows: `point`, where to start, `y`, the true classes, `seed`, `step` and what `loss_fn` needs, one row each.
         loss_fn: Maps rows and logits to what to ascend.
         steps, ascent, tau: See `GradientAttack`.
     """
@@ -95,7 +96,7 @@ def last_iterate(
     if friendly is not None:
         rows['place'] = torch.arange(len(rows['point']), device=rows['point'].device)
     for step in range(steps):
-        gradient, logits, _ = input_gradient(model, rows['point'], partial(loss_fn, rows))
+        gradient, logits, _ = gradient_fn(rows, partial(loss_fn, rows))
         if friendly is not None:
             index = friendly.stop(logits.argmax(1) != rows['y'], step)
             if index is not None:
@@ -107,6 +108,7 @@ def last_iterate(
                     break
         before = rows['point']
         ascent.move(ball, rows, gradient)
+        rows['step'] = rows['step'] + 1
         if friendly is not None and friendly.multiple > 1:
             rows['point'] = torch.where(friendly.stopped.view(-1, 1, 1, 1), before, rows['point'])
     if friendly is None:
@@ -117,6 +119,7 @@ def last_iterate(
 
 def most_fooled(
         model: Callable,
+        gradient_fn: Callable,
         ball: Ball,
         rows: Rows,
         loss_fn: Callable[[Rows, torch.Tensor], torch.Tensor],
@@ -133,9 +136,10 @@ def most_fooled(
         best, most = torch.where(count > most, rows['point'], best), torch.maximum(count, most)
 
     for _ in range(steps):
-        gradient, logits, _ = input_gradient(model, rows['point'], partial(loss_fn, rows))
+        gradient, logits, _ = gradient_fn(rows, partial(loss_fn, rows))
         look(logits)
         ascent.move(ball, rows, gradient)
+        rows['step'] = rows['step'] + 1
     with torch.no_grad():
         look(model(rows['point']))
     return best, most

@@ -10,6 +10,7 @@ from .plan import Plan, make_plan
 from .report import EvaluationReport, read_reports
 from .run import evaluate
 from .surface import LossSurface, loss_surface
+from .transfer import TransferReport, transfer
 
 __all__ = [
     'AttackOutcome',
@@ -28,6 +29,7 @@ __all__ = [
     'Runner',
     'ThreatConfig',
     'ThreatFacts',
+    'TransferReport',
     'diagnose',
     'evaluate',
     'index_seeds',
@@ -35,6 +37,7 @@ __all__ = [
     'loss_surface',
     'make_plan',
     'read_reports',
+    'transfer',
     'versions',
     'wilson_interval',
 ]

@@ -4,7 +4,7 @@ from typing import List
 
 from ...inputs import write_bytes
 from ..report import EvaluationReport
-from .figures import draw_figures, plot_bars, plot_eps_sweep, plot_images, plot_loss_surface, plot_radar
+from .figures import draw_figures, plot_bars, plot_eps_sweep, plot_images, plot_loss_surface, plot_radar, plot_transfer
 from .pages import (
     findings_text,
     html_report,
@@ -27,6 +27,7 @@ __all__ = [
     'plot_images',
     'plot_loss_surface',
     'plot_radar',
+    'plot_transfer',
     'text_report',
     'text_table',
     'write_report',

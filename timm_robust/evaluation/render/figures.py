@@ -14,6 +14,7 @@ from ..norm_statistics import ShiftRow
 from ..outcome import GammaPoint
 from ..report import EvaluationReport
 from ..surface import LossSurface
+from ..transfer import TransferReport
 from .words import eps_curves, sample, swept_attack, title
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     'plot_radar',
     'plot_statistics',
     'plot_trade_off',
+    'plot_transfer',
     'to_png',
 ]
 
@@ -194,6 +196,26 @@ def plot_radar(table: Mapping[str, Mapping[str, float]], title: str, path: Targe
     axes.set_ylim(0, 100)
     axes.set_title(title)
     axes.legend(loc='lower left', bbox_to_anchor=(-.15, -.12), fontsize=8)
+    figure.savefig(path, format='png', dpi=120)
+
+
+def plot_transfer(report: TransferReport, path: Target) -> None:
+    """Draw a transfer matrix, a row for each network that images were crafted on, as a PNG at `path`."""
+    from matplotlib.figure import Figure
+    names = report.names
+    table = [[report.clean_accuracy(t) for t in names], *([report.accuracy(s, t) for t in names] for s in names)]
+    figure = Figure(figsize=(2.4 + 1.1 * len(names), 1.9 + .7 * len(names)), layout='constrained')
+    axes = figure.subplots()
+    drawn = axes.imshow(table, vmin=0, vmax=100, aspect='auto')
+    figure.colorbar(drawn, label='accuracy (%)')
+    for i, row in enumerate(table):
+        for j, value in enumerate(row):
+            axes.text(j, i, f'{value:.1f}', ha='center', va='center', color='black' if value > 50 else 'white')
+    shown = [_plain(name if len(name) <= 40 else f'…{name[-39:]}', 20) for name in names]
+    axes.set_xticks(range(len(names)), shown, fontsize=7, rotation=30, ha='right')
+    axes.set_yticks(range(len(table)), ['clean', *shown], fontsize=7)
+    axes.set(xlabel='classified by', ylabel='crafted on')
+    axes.set_title(_plain(report.title, 60), fontsize=9)
     figure.savefig(path, format='png', dpi=120)
 
 
