@@ -199,6 +199,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {
             'commitUrl': f'{self.server.url}/{name}/commit/{oid}', 'commitOid': oid, 'pullRequestUrl': url})
 
+    def whoami(self):
+        if self.can_read:
+            self.answer(200, {'type': 'user', 'name': 'me'})
+        else:
+            self.answer(401, {'error': 'Invalid credentials in Authorization header'})
+
     def info(self, name, revision='main'):
         repo = self.repo(name)
         if repo is None:
@@ -243,6 +249,7 @@ def oid_of(content):
 _ID = r'([\w.-]+/[\w.-]+)'
 ROUTES = (
     (r'/api/repos/create', ('POST',), Handler.create),
+    (r'/api/whoami-v2', ('GET',), Handler.whoami),
     (r'/api/validate-yaml', ('POST',), Handler.validate_yaml),
     (rf'/api/models/{_ID}/branch/(.+)', ('POST',), Handler.branch),
     (rf'/api/models/{_ID}/preupload/(.+)', ('POST',), Handler.preupload),

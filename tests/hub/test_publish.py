@@ -13,7 +13,7 @@ import timm
 import torch
 import yaml
 from hub_server import READER, WRITER
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
 from timm_robust.cli.card import training_command
@@ -73,6 +73,11 @@ def folder(measured, tmp_path_factory):
     output = tmp_path_factory.mktemp('cards')
     assert card(measured, output) == 0
     return output / NAME
+
+
+def files(folder):
+    """Everything in a folder, by path."""
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
 
 
 def one_line(capsys, *words):
@@ -156,8 +161,19 @@ def test_what_a_card_says(folder, measured, tmp_path, monkeypatch):
 def test_the_same_input_gives_the_same_bytes(measured, folder, tmp_path):
     assert card(measured, tmp_path) == 0
     again = tmp_path / NAME
-    assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in folder.iterdir())
-    assert all(p.read_bytes() == (folder / p.name).read_bytes() for p in again.iterdir())
+    first, second = ({name: path.read_bytes() for name, path in files(f).items()} for f in (folder, again))
+    assert first == second and '.eval_results/squares.yaml' in first
+    # and written again from its results, without weights
+    (again / 'model.safetensors').unlink()
+    (again / 'README.md').write_text('spoiled')
+    assert main(['card', str(again)]) == 0
+    second = {name: path.read_bytes() for name, path in files(again).items()}
+    assert second == {name: content for name, content in first.items() if name != 'model.safetensors'}
+    assert main(['card', str(again), '--train-data', 'torch/mnist', '--repo-id', 'team/x']) == 0
+    text = (again / 'README.md').read_text()
+    assert 'Training set: `torch/mnist`' in text and 'hf-hub:team/x' in text
+    assert ModelCard(text).data.datasets == ['ylecun/mnist']
+    assert main(['card', str(again), '--checkpoint', 'x']) == 2
 
 
 @pytest.mark.parametrize('objective', ['nofrost', 'nofrost_star'])
@@ -202,8 +218,6 @@ def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
     weights = ['--checkpoint', str(other), '--results', 'y', '--data-name', 'z']
     assert main(['card', NAME, *weights, '--repo-id', REPO]) == 2
     one_line(capsys, 'say where the weights are from; give --train-args or --origin')
-    assert main(['card', NAME, *weights, '--origin', 'nowhere']) == 2
-    one_line(capsys, '--repo-id: say where it will be published')
     assert main(['card', NAME, *weights, '--origin', 'nowhere', '--repo-id', 'a/b/c']) == 2
     one_line(capsys, '--repo-id a/b/c: ')
     for content, message in (
@@ -260,7 +274,7 @@ def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
     assert publish(folder, monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
     assert f'Sent: {hub.url}/{REPO}/commit/' in printed and WRITER not in printed
-    assert names(hub) == {p.name for p in folder.iterdir()} and hub.repos[REPO].private
+    assert names(hub) == set(files(folder)) and hub.repos[REPO].private
     assert len(hub.repos[REPO].commits) == 2, 'more than one commit'
     assert not any(name.endswith(('.bin', '.pth', '.pt', '.pkl')) for name in names(hub))
     info = HfApi().model_info(REPO)
@@ -284,14 +298,87 @@ def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
 def test_public_dry_run_and_organization(hub, measured, folder, tmp_path, monkeypatch, capsys):
     assert publish(folder, '--dry-run', monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert all(p.name in printed for p in folder.iterdir()) and 'Nothing was sent' in printed
+    assert all(name in printed for name in files(folder)) and 'Nothing was sent' in printed
     assert not hub.repos and not hub.log
     monkeypatch.setenv('HF_TOKEN', WRITER)
-    assert main(['push', str(folder), '--org', 'team', '--public']) == 2
-    one_line(capsys, f'--repo-id team/{NAME}: its card says to load the model from {REPO}')
-    assert not hub.repos and card(measured, tmp_path, '--repo-id', f'team/{NAME}') == 0
-    assert main(['push', str(tmp_path / NAME), '--org', 'team', '--public']) == 0
+    assert main(['push', str(folder), '--org', 'team', '--public']) == 0
     assert list(hub.repos) == [f'team/{NAME}'] and not hub.repos[f'team/{NAME}'].private
+
+
+def test_what_is_published_names_its_own_repository(hub, folder, tmp_path, monkeypatch, capsys):
+    own = shutil.copytree(folder, tmp_path / NAME)
+    with open(own / 'README.md', 'a') as file:
+        file.write('\nA word of mine.\n')
+    monkeypatch.setenv('HF_TOKEN', WRITER)
+    assert main(['push', str(own)]) == 0
+    assert list(hub.repos) == [f'me/{NAME}']
+    repo = hub.repos[f'me/{NAME}']
+    sent = repo.commits[repo.commit_of('main')]
+    readme = sent['README.md'].decode()
+    assert f'hf-hub:me/{NAME}' in readme and 'someone' not in readme and readme.endswith('\nA word of mine.\n')
+    assert json.loads(sent['results.json'])['card']['repo_id'] == f'me/{NAME}'
+    entries = parse_eval_result_entries(yaml.safe_load(sent['.eval_results/squares.yaml']))
+    assert {e.source_url for e in entries} == {f'https://huggingface.co/me/{NAME}/blob/main/results.json'}
+    assert 'someone' in (own / 'README.md').read_text(), 'the folder was changed'
+    monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
+    assert main(['push', str(own)]) == 2
+    one_line(capsys, '--repo-id: is not given', 'hf auth login')
+
+
+def test_results_as_benchmarks_of_the_hub_collect_them(measured, folder, tmp_path):
+    reports = [report for _, report in read_reports(folder / 'results.json')]
+    entries = parse_eval_result_entries(yaml.safe_load((folder / '.eval_results' / 'squares.yaml').read_text()))
+    found = {e.task_id: e.value for e in entries}
+    expected = {(a.name, round(r.accuracy(a.name), 2)) for r in reports for a in r.attacks}
+    assert len(found) == len(expected) == 4  # both evaluations have clean images
+    for name, value in expected:
+        task, = [t for t in found if f'-{name}' in t]
+        assert found[task] == value and task.startswith('squares-16-')
+    # the protocol of all cards in the folder above
+    listed = yaml.safe_load((folder.parent / 'benchmark' / 'eval.yaml').read_text())
+    assert {t['id'] for t in listed['tasks']} == set(found) and {t['split'] for t in listed['tasks']} == {'test'}
+    assert all(set(t) == {'id', 'config', 'split'} for t in listed['tasks'])
+    protocol = json.loads((folder.parent / 'benchmark' / 'protocol.json').read_text())
+    pgd = next(own for task, own in protocol['tasks'].items() if 'pgd2' in task)
+    assert pgd['attack']['steps'] == 2 and pgd['threat'] == {'norm': 'Linf', 'eps': 8 / 255}
+    assert protocol['images'][pgd['images']]['indices'] == list(reports[0].data.indices)
+
+
+def test_an_attack_after_others_is_a_task_of_its_own():
+    names = [t['id'] for t in yaml.safe_load((CARDS / 'benchmark' / 'eval.yaml').read_text())['tasks']]
+    assert any('autoattack-after-pgd20' in name for name in names)
+    for path in CARDS.glob('*/.eval_results/*.yaml'):
+        entries = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+        assert entries and {e.task_id for e in entries} <= set(names)
+        assert any('-autoattack-' in e.task_id for e in entries)
+
+
+@pytest.mark.parametrize('path', sorted(CARDS.glob('*/config.json')), ids=lambda p: p.parent.name)
+def test_every_config_loads_in_transformers(path):
+    config = json.loads(path.read_text())
+    assert 'num_classes' not in config['model_args'] and len(config['label_names']) == config['num_classes'] == 10
+
+
+def test_metadata_of_a_card():
+    data = ModelCard((CARDS / 'nofrost_resnet20_cifar.nofrost_linf8_cifar10' / 'README.md').read_text()).data
+    assert data.datasets == ['uoft-cs/cifar10']
+    assert {'linf', 'eps-8-255', 'arxiv:2207.01156', 'arxiv:2003.01690', 'adversarial-robustness'} <= set(data.tags)
+    assert 'transformers' not in data.tags, 'it needs an import'
+    card, evaluations, _ = read_card(CARDS / 'nofrost_resnet20_cifar.nofrost_linf8_cifar10')
+    fine_tuned = ModelCard(card_text(dataclasses.replace(card, base_model='timm/x'), evaluations)).data
+    assert fine_tuned.base_model == 'timm/x' and fine_tuned.base_model_relation == 'finetune'
+
+
+@pytest.mark.parametrize('train_data, train_split, split, doubtful', [
+    ('torch/cifar10', 'train', 'test', False), ('CIFAR-10', 'train', 'train', True), ('cifar10', '', 'test', True),
+    ('', '', 'test', True), ('imagenet', 'train', 'train', False), ('cifar10', 'train', 'all', True)])
+def test_whether_images_could_have_been_in_training(train_data, train_split, split, doubtful):
+    card, evaluations, _ = read_card(CARDS / 'nofrost_resnet20_cifar.nofrost_linf8_cifar10')
+    (name, report), = evaluations
+    report = dataclasses.replace(report, data=dataclasses.replace(report.data, split=split))
+    text = card_text(dataclasses.replace(card, train_data=train_data, train_split=train_split), [(name, report)])
+    assert ('**MAYBE TRAINED ON**' in text) == doubtful
+    assert f'CIFAR-10 (JPEG copy), split {split}: ' in text
 
 
 def test_another_models_repository_is_left_alone(hub, folder, measured, tmp_path, monkeypatch, capsys):
@@ -337,7 +424,7 @@ def test_an_upload_that_fails_says_what_is_known(hub, folder, monkeypatch, capsy
     assert names(hub) == set() if 'empty' in state else REPO not in hub.repos or not names(hub)
     hub.faults.clear()
     assert publish(folder, monkeypatch=monkeypatch) == 0
-    assert names(hub) == {p.name for p in folder.iterdir()}
+    assert names(hub) == set(files(folder))
 
 
 def test_tokens_that_do_not_do(hub, folder, monkeypatch, capsys):
@@ -411,7 +498,7 @@ def test_what_else_lies_in_a_folder_is_not_sent(hub, folder, tmp_path, monkeypat
     for name in ('notes.pkl', 'my_images.png', '2_images.png'):
         (own / name).write_bytes(b'\x89PNG\r\n\x1a\n')
     assert publish(own, monkeypatch=monkeypatch) == 0
-    assert names(hub) == {p.name for p in folder.iterdir()}
+    assert names(hub) == set(files(folder))
 
 
 def evaluate(measured, model, output):

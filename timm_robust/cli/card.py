@@ -9,7 +9,8 @@ import torch
 from timm.models import get_pretrained_cfg, is_model, list_pretrained, split_model_name_tag
 
 from ..errors import InputError
-from ..hub import Card, build_card_folder
+from ..hub import Card, build_card_folder, rewrite_card_folder
+from ..hub.metadata import known_data
 from ..inputs import NetworkConfig, build_network, read_yaml
 from ..settings import check_types, from_flat, setting
 from ..tasks.objective import objective_to_flat
@@ -39,15 +40,17 @@ class CardConfig:
         '', 'which weights of the run these are and by what they were chosen, for example "Epoch 11, the best robust '
         'accuracy on 500 test images"', metavar='TEXT')
     license: str = setting('apache-2.0', 'of the weights', metavar='ID')
+    train_data: str = setting(
+        '', 'data set the weights were trained on (default: that of --train-args, if it is a known one)',
+        metavar='NAME')
+    train_split: str = setting('', 'split they were trained on (default: that of --train-args)', metavar='NAME')
     repo_id: str = setting(
-        '', 'where it will be published (default: that of the tag, if timm knows it)', metavar='ORG/NAME')
+        '', 'what the card calls it until it is published (default: that of the tag, if timm knows it, else '
+        'YOUR-NAME/MODEL.TAG); push names the repository it sends to', metavar='ORG/NAME')
     output: str = setting('hub_cards', 'folder of folders', metavar='DIR')
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ('checkpoint', 'results', 'data_name'):
-            if not getattr(self, name):
-                raise InputError('is missing', argument=name)
 
 
 def build_parser() -> SettingsParser:
@@ -58,7 +61,8 @@ def build_parser() -> SettingsParser:
         examples=(
             'timm-robust card resnet18.trades_linf8_birds --num-classes 10 --checkpoint weights.safetensors '
             '--results output/eval/mine/results.json --data-name Birds --repo-id ME/MINE',))
-    parser.add_argument('name', metavar='MODEL.TAG', help='for example nofrost_resnet50.nofrost_linf8_in1k')
+    parser.add_argument('name', metavar='MODEL.TAG', help='for example nofrost_resnet50.nofrost_linf8_in1k; or a '
+                        'folder built before, whose card is written again from its results')
     add_flags(parser, NetworkConfig, without=('model', *NO_FLAGS))
     return parser
 
@@ -78,10 +82,21 @@ def run(argv: List[str]) -> None:
     values = build_parser().read(argv)
     config, name = from_flat(CardConfig, values), values['name']
     training = _training(config.train_args)
+    said = {k: v for k, v in {
+        **training._asdict(), 'license': values.get('license', ''), 'origin': config.origin, 'repo_id': config.repo_id,
+        'selection': config.selection.rstrip('.'), 'train_data': config.train_data or training.train_data,
+        'train_split': config.train_split or training.train_split}.items() if v}
+    if (Path(name) / 'results.json').is_file():
+        for given in ('checkpoint', 'results', 'data_name'):
+            if getattr(config, given):
+                raise InputError('is for a new folder', 'leave it out, or give MODEL.TAG', argument=given)
+        print('Written: ' + ', '.join(map(str, rewrite_card_folder(Path(name), **said))))
+        return
+    for given in ('checkpoint', 'results', 'data_name'):
+        if not getattr(config, given):
+            raise InputError('is missing', argument=given)
     try:
-        card = Card(
-            name=name, repo_id=config.repo_id or _on_hub(name), license=config.license, origin=config.origin,
-            selection=config.selection.rstrip('.'), **training._asdict())
+        card = Card(**{'name': name, 'repo_id': _on_hub(name) or f'YOUR-NAME/{name}', **said})
     except InputError as error:
         raise error.renamed({'command': 'train_args'}) from error
     network = build_network(from_flat(NetworkConfig, {**values, 'model': card.model}), torch.device('cpu'))
@@ -104,6 +119,8 @@ class _Training(NamedTuple):
     objective: str = ''
     command: str = ''
     base_model: str = ''
+    train_data: str = ''
+    train_split: str = ''
 
 
 def _training(path: str) -> _Training:
@@ -115,7 +132,8 @@ def _training(path: str) -> _Training:
         if not {'objective', 'model'} <= run.keys():
             raise InputError('names no objective and model')
         return _Training(
-            run['objective'], training_command(run), _on_hub(run['model']) if run.get('pretrained') else '')
+            run['objective'], training_command(run), _on_hub(run['model']) if run.get('pretrained') else '',
+            known_data(run.get('dataset') or '', Path(run.get('data_dir') or '').name), run.get('train_split') or '')
     except InputError as error:
         raise InputError(
             f'is no args.yaml of timm-robust train ({error})', argument='train_args', value=path) from error

@@ -2,8 +2,7 @@
 from pathlib import Path
 from typing import List
 
-from ..hub.push import plan_push, push
-from ..models._build import HUB_ORG
+from ..hub import own_repo_id, plan_push, push
 from .arguments import Parser
 
 __all__ = ['build_parser', 'run']
@@ -17,7 +16,7 @@ def build_parser() -> Parser:
                     'safetensors. The token is that of HF_TOKEN or of `hf auth login`.',
         examples=('timm-robust push hub_cards/resnet18.trades_linf8_birds --repo-id ME/MINE --dry-run',))
     parser.add_argument('folder', metavar='DIR', help='hub_cards/MODEL.TAG')
-    parser.add_argument('--org', default=HUB_ORG, metavar='NAME', help='organization or user (default: %(default)s)')
+    parser.add_argument('--org', default='', metavar='NAME', help='organization or user (default: yourself)')
     parser.add_argument('--repo-id', default='', metavar='ORG/NAME', help='repository (default: ORG/MODEL.TAG)')
     parser.add_argument('--public', action='store_true', help='create a public repository (default: private)')
     parser.add_argument('--revision', default=None, metavar='BRANCH', help='branch, made if it is not there')
@@ -30,7 +29,8 @@ def run(argv: List[str]) -> None:
     """Publish."""
     args = build_parser().parse_args(argv)
     folder = Path(args.folder)
-    plan = plan_push(folder, args.repo_id or f'{args.org}/{folder.resolve().name}')
+    of_org = f'{args.org}/{folder.resolve().name}' if args.org else ''
+    plan = plan_push(folder, args.repo_id or of_org or own_repo_id(folder))
     print(plan)
     if args.dry_run:
         print('Nothing was sent (--dry-run).')

@@ -3,7 +3,7 @@ import re
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple, cast
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, cast
 
 import torch.nn as nn
 from huggingface_hub import EvalResult, ModelCardData
@@ -17,24 +17,29 @@ from ..evaluation.render import markdown_environment, words
 from ..inputs import (
     Preprocessing,
     export_model,
+    json_text,
+    make_loadable,
     read_json,
     weights_sha256,
     write_json,
     write_text,
     written_whole,
 )
-from ..models._build import WEIGHTS_DIR
+from ..models._build import WEIGHTS_DIR, classes_of
 from ..settings import check_types, from_mapping, to_mapping
+from .benchmark import after, write_benchmark
+from .metadata import Evaluations, arxiv_ids, eval_files, hub_datasets, overlap, threat_tags
 from .papers import citations
 
-__all__ = ['FIGURES', 'Card', 'Evaluations', 'build_card_folder', 'card_text', 'read_card', 'result_rows']
+__all__ = [
+    'FIGURES', 'Card', 'Evaluations', 'build_card_folder', 'card_files', 'card_text', 'read_card', 'result_rows',
+    'rewrite_card_folder']
 
 FIGURES = ('eps_sweep.png', 'gamma_sweep.png', 'loss_surface.png', 'images.png')
+_FEW_CLASSES = 20  # are named
 _HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %', '95 % interval')
 _TEMPLATE = markdown_environment(Path(__file__).parent / 'templates').get_template('card.md')
 _PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
-
-Evaluations = Sequence[Tuple[str, EvaluationReport]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ class Card:
         base_model: Pretrained weights that training began with.
         origin: Where weights come from that were not trained by this package.
         selection: Which weights of the run these are and by what they were chosen.
+        train_data, train_split: Data set and split that they were trained on, '' if that is not known.
         figures: Names of figures in the folder.
 
     Raises:
@@ -65,6 +71,8 @@ class Card:
     base_model: str = ''
     origin: str = ''
     selection: str = ''
+    train_data: str = ''
+    train_split: str = ''
     figures: Tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -121,14 +129,6 @@ def _order(report: EvaluationReport) -> List[AttackOutcome]:
     return sorted(report.attacks, key=lambda a: (a.is_clean, not a.is_autoattack, report.accuracy(a.name)))
 
 
-def _after(report: EvaluationReport, outcome: AttackOutcome) -> str:
-    """The attacks whose remaining images an attack ran on, if it ran on these only."""
-    if outcome.complete:
-        return ''
-    names = [a.attack_name for a in report.real_attacks if a.threat == outcome.threat]
-    return f" after {', '.join(names[:names.index(outcome.attack_name)])}"
-
-
 def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
     """Rows of the card's table, each with all an accuracy depends on; what two evaluations agree on is there once."""
     def row(name: str, report: EvaluationReport, threat: object, attack: str, effort: str, accuracy: float,
@@ -142,7 +142,7 @@ def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
             worst = report.robust_accuracy
             rows.append(row(name, report, report.threat, 'worst case over all', '', worst.accuracy, worst.interval))
         rows += [
-            row(name, report, outcome.threat, outcome.attack_name + _after(report, outcome), outcome.effort,
+            row(name, report, outcome.threat, outcome.attack_name + after(report, outcome), outcome.effort,
                 report.accuracy(outcome.name), report.interval(outcome.name)) for outcome in _order(report)]
     return list(dict.fromkeys(rows))
 
@@ -175,14 +175,26 @@ def _has_autoattack(evaluations: Evaluations) -> bool:
     return any(outcome.includes_autoattack for _, report in evaluations for outcome in report.attacks)
 
 
-def _warnings(evaluations: Evaluations) -> List[Tuple[str, str]]:
+def _warnings(card: Card, evaluations: Evaluations) -> List[Tuple[str, str]]:
     """What casts doubt on the numbers, and whether anybody looked."""
-    lines = [warning for _, report in evaluations for warning in words.warnings(report)]
+    lines = [('maybe trained on', text) for doubtful, text in _overlap(card, evaluations) if doubtful]
+    lines += [warning for _, report in evaluations for warning in words.warnings(report)]
     if not any(report.findings for _, report in evaluations):
         lines.append(('not checked', 'Nobody ran timm-robust diagnose on these weights: gradients may be masked.'))
     if not _has_autoattack(evaluations):
         lines.append(('no AutoAttack', 'These numbers bound robustness from above; AutoAttack leaves less.'))
     return list(dict.fromkeys(lines))
+
+
+def _overlap(card: Card, evaluations: Evaluations) -> List[Tuple[bool, str]]:
+    return overlap(card.train_data, card.train_split, card.base_model, evaluations)
+
+
+def _class_names(card: Card, evaluations: Evaluations) -> Tuple[str, ...]:
+    """As the data sets name them, else those of the data that the tag ends in."""
+    names = [report.data.class_names for _, report in evaluations if not report.data.mismatch]
+    known = classes_of(card.name) or ()
+    return next(filter(None, names), known if len(known) == evaluations[0][1].model.num_classes else ())
 
 
 def _link(text: str) -> str:
@@ -197,13 +209,18 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
         card: What it says, apart from measurements.
         evaluations: Measurements of these weights, each with the name of its data.
     """
+    papers = citations(card.model, card.objective, _has_autoattack(evaluations))
+    arxiv = arxiv_ids(papers)
+    names = _class_names(card, evaluations)
     data = ModelCardData(
         model_name=card.name,
         library_name='timm',
         license=card.license,
         base_model=card.base_model or None,
+        base_model_relation='finetune' if card.base_model else None,
+        datasets=hub_datasets([card.train_data]) or None,
         tags=['image-classification', 'timm', *(['transformers'] if card.in_plain_timm else []),
-              'adversarial-robustness', 'timm-robust'],
+              'adversarial-robustness', 'timm-robust', *threat_tags(evaluations), *(f'arxiv:{i}' for i in arxiv)],
         pipeline_tag='image-classification',
         eval_results=_eval_results(evaluations),
     )
@@ -212,9 +229,13 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
         header=_HEADER,
         rows=result_rows(evaluations),
         in_turn=any(not outcome.complete for _, report in evaluations for outcome in report.attacks),
-        warnings=_warnings(evaluations),
+        warnings=_warnings(card, evaluations),
+        overlap=[text for doubtful, text in _overlap(card, evaluations) if not doubtful],
+        class_names=names if len(names) <= _FEW_CLASSES else names[:0],
+        num_classes=len(names),
+        arxiv=arxiv,
         commands='\n'.join(report.settings.command for _, report in evaluations),
-        citations='\n\n'.join(citations(card.model, card.objective, _has_autoattack(evaluations))),
+        citations='\n\n'.join(papers),
         link=_link,
     )
     return f'---\n{data.to_yaml()}\n---\n\n{body}'
@@ -302,23 +323,62 @@ def build_card_folder(
                 'evaluate these', argument='results', value=path)
     preprocessing, figures = measured_preprocessing(evaluations), _figures(results)
     card = replace(card, figures=tuple(figures))
-    names = [report.data.class_names for _, report in evaluations if not report.data.mismatch]
     export_model(
         model,
         folder,
         preprocessing=preprocessing,
-        class_names=next(filter(None, names), None),
+        class_names=_class_names(card, evaluations) or None,
         pretrained_cfg={'tag': card.tag, 'license': card.license},
         architecture=card.architecture,
     )
     for target, source in figures.items():
         with written_whole(folder / target) as part:
             shutil.copyfile(source, part)
-    write_json(folder / 'results.json', {
-        'weights_sha256': digest,
-        'card': to_mapping(card),
-        'data_names': list(data_names),
-        'evaluations': [report.to_dict() for _, report in evaluations],
-    })
-    write_text(folder / 'README.md', card_text(card, evaluations))
-    return sorted(folder / name for name in ('README.md', 'config.json', 'model.safetensors', 'results.json', *figures))
+    texts = card_files(card, evaluations)
+    _write(folder, texts)
+    return sorted(folder / name for name in ('config.json', 'model.safetensors', *texts, *figures))
+
+
+def card_files(card: Card, evaluations: Evaluations) -> Dict[str, str]:
+    """All text of a folder that follows from a card and its measurements, by file."""
+    return {
+        'README.md': card_text(card, evaluations),
+        'results.json': json_text({
+            'weights_sha256': evaluations[0][1].model.weights_sha256,
+            'card': to_mapping(card),
+            'data_names': [name for name, _ in evaluations],
+            'evaluations': [report.to_dict() for _, report in evaluations],
+        }),
+        **eval_files(card.repo_id, evaluations),
+    }
+
+
+def _write(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write the files of a card folder, and the benchmark of all cards next to it."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_text(folder / name, text)
+    cards = sorted(folder.absolute().parent.glob('*/results.json'))
+    write_benchmark(folder.parent / 'benchmark', [pair for path in cards for pair in read_card(path.parent)[1]])
+
+
+def rewrite_card_folder(folder: Path, **changes: Any) -> List[Path]:
+    """Write the card of a folder again from its results.json, as this version does; weights are not needed.
+
+    Args:
+        folder: Of `build_card_folder`.
+        **changes: Fields of `Card` that change.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: If it is no such folder.
+    """
+    card, evaluations, _ = read_card(folder)
+    texts = card_files(replace(card, **changes), evaluations)
+    config = read_json(folder / 'config.json')
+    make_loadable(config, _class_names(card, evaluations) or None)
+    write_json(folder / 'config.json', config)
+    _write(folder, texts)
+    return sorted(folder / name for name in ('config.json', *texts))

@@ -1,17 +1,17 @@
 """A card folder to the Hugging Face Hub: one commit, or nothing."""
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Union
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ..errors import InputError
 from ..inputs import NetworkConfig, build_network, read_json
-from .card import card_text, measured_preprocessing, read_card
+from .card import card_files, measured_preprocessing, read_card
 
-__all__ = ['Plan', 'plan_push', 'push']
+__all__ = ['Plan', 'own_repo_id', 'plan_push', 'push']
 
 _REQUIRED = ('README.md', 'config.json', 'results.json', 'model.safetensors')
 _COMMIT = 'the commit arrived'
@@ -24,17 +24,18 @@ class Plan:
 
     Attributes:
         repo_id: Repository.
-        files: What goes there, from the card folder.
+        files: What goes there, by path in the repository: a path in the card folder, or a text that names it.
         name: Architecture and tag of the model.
         message: Commit message.
     """
     repo_id: str
-    files: List[Path]
+    files: Dict[str, Union[Path, bytes]]
     name: str
     message: str
 
     def __str__(self) -> str:
-        sizes = [f'  {path.name:<20}{path.stat().st_size:>14,} bytes' for path in self.files]
+        lengths = {n: len(f) if isinstance(f, bytes) else f.stat().st_size for n, f in self.files.items()}
+        sizes = [f'  {name:<28}{length:>14,} bytes' for name, length in lengths.items()]
         return '\n'.join([f'{self.repo_id}: {self.message}', *sizes])
 
 
@@ -55,12 +56,9 @@ def _check_folder(folder: Path, repo_id: str) -> Plan:
     for name in _REQUIRED:
         _check_file(folder / name)
     card, evaluations, content = read_card(folder)
-    files = [folder / name for name in (*_REQUIRED, *card.figures)]
-    for path in files[len(_REQUIRED):]:
-        _check_file(path)
-    if card.repo_id != repo_id:
-        raise InputError(f'its card says to load the model from {card.repo_id}', 'build it again with this `repo_id`',
-                         argument='repo_id', value=repo_id)
+    texts = card_files(card, evaluations)
+    for name in (*card.figures, *texts):
+        _check_file(folder / name)
     network = build_network(NetworkConfig(model=str(folder.resolve()), device='cpu'))
     hashes = {content.get('weights_sha256'), *(report.model.weights_sha256 for _, report in evaluations)}
     if hashes != {network.weights_sha256}:
@@ -68,19 +66,43 @@ def _check_folder(folder: Path, repo_id: str) -> Plan:
     if network.preprocessing != measured_preprocessing(evaluations):
         raise InputError('its config.json prepares images otherwise than they were when it was measured',
                          'build it again')
-    if not (folder / 'README.md').read_text(encoding='utf-8').startswith(card_text(card, evaluations)):
-        raise InputError('README.md is not the card of its results.json: somebody changed one of them',
-                         'build it again, and add text of your own at the end')
+    added = ''
+    for name, text in texts.items():
+        found = (folder / name).read_text(encoding='utf-8')
+        if name == 'README.md' and found.startswith(text):
+            added = found[len(text):]
+        elif found != text:
+            raise InputError(f'{name} is not the card of its results.json: somebody changed one of them',
+                             'build it again, and add text of your own at the end of README.md')
+    texts = card_files(replace(card, repo_id=repo_id), evaluations)  # which names where it is published
+    texts['README.md'] += added
     name = f'{card.architecture}.{card.tag}'
     if _name(read_json(folder / 'config.json')) != name:
         raise InputError(f'its config.json is not that of {name}', 'build it again')
-    return Plan(repo_id, files, name, f'Upload {card.name}')
+    files: Dict[str, Union[Path, bytes]] = {
+        n: folder / n for n in ('config.json', 'model.safetensors', *card.figures)}
+    return Plan(repo_id, {**files, **{n: text.encode() for n, text in texts.items()}}, name, f'Upload {card.name}')
+
+
+def own_repo_id(folder: Path) -> str:
+    """The repository of this name that belongs to the user whose token is at hand.
+
+    Raises:
+        InputError: If there is no token, or the Hub does not know it.
+    """
+    try:
+        return f"{HfApi().whoami()['name']}/{folder.resolve().name}"
+    except Exception as error:  # of the client and what it wraps
+        raise InputError(
+            'is not given, and the Hub does not say whose token this is', 'log in with `hf auth login`, or name it',
+            argument='repo_id') from error
 
 
 def plan_push(folder: Path, repo_id: str) -> Plan:
     """Check a card folder and say what of it would be sent: card, config, results, weights, the card's figures.
 
-    Every accuracy is computed again from the outcomes of the images, and the card from the results.
+    Every accuracy is computed again from the outcomes of the images, and the card from the results. What is sent names
+    this repository, whatever the folder named.
 
     Raises:
         InputError: If a file is missing, a link or broken, or card, config, results and weights do not agree.
@@ -194,7 +216,7 @@ def push(
             api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
             progress.made.append(f'the branch {revision} was')
         progress.asked = ''
-        operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in plan.files]
+        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in plan.files.items()]
         # uploads come before, so that a fault from here on is one of the commit
         api.preupload_lfs_files(plan.repo_id, operations, revision=revision, create_pr=create_pr)
         progress.asked = _COMMIT

@@ -1,6 +1,6 @@
 """What every command needs before it begins: a network with its weights, images, a device, and files that are whole."""
 from .device import Process, check_seed, init_process, resolve_device
-from .export import export_model
+from .export import export_model, make_loadable
 from .files import json_text, read_json, read_yaml, write_bytes, write_json, write_text, written_whole
 from .images import DatasetConfig, Images, ImagesConfig, choose_images, open_dataset, open_images, pixel_loader
 from .network import (
@@ -54,6 +54,7 @@ __all__ = [
     'init_process',
     'json_text',
     'load_weights',
+    'make_loadable',
     'num_outputs',
     'open_dataset',
     'open_images',

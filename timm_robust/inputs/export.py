@@ -1,7 +1,7 @@
 """A network as timm and transformers load it: weights as safetensors, and a config that vouches for them."""
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch.nn as nn
 from timm.models._hub import save_config_for_hf
@@ -11,7 +11,7 @@ from .network import Preprocessing
 from .pretrained import published_names
 from .weights import weights_sha256, write_weights
 
-__all__ = ['export_model']
+__all__ = ['export_model', 'make_loadable']
 
 
 def export_model(
@@ -46,15 +46,23 @@ def export_model(
             data_config=dict(preprocessing),
         )
         config = read_json(path)
-    # of the classes of other weights, and what transformers would pass to timm twice
+    # of the classes of other weights
     config['pretrained_cfg'].pop('label_names', None)
     config['pretrained_cfg'].pop('label_descriptions', None)
-    config.get('model_args', {}).pop('num_classes', None)
-    names = published_names(class_names) if class_names else None
-    if names:
-        config['label_names'] = names
+    make_loadable(config, class_names)
     if architecture:
         config['architecture'] = architecture
     config['weights_sha256'] = weights_sha256(model)
     write_weights(folder / 'model.safetensors', model.state_dict())
     write_json(folder / 'config.json', config)
+
+
+def make_loadable(config: Dict[str, Any], class_names: Optional[Sequence[str]]) -> None:
+    """What transformers asks of a config.json of timm: names of classes, and `num_classes` in one place.
+
+    timm repeats it in `model_args`, and transformers passes it to timm twice.
+    """
+    config.get('model_args', {}).pop('num_classes', None)
+    names = published_names(class_names) if class_names else None
+    if names:
+        config['label_names'] = names

@@ -1,0 +1,79 @@
+"""The protocol of evaluations as a benchmark of the Hub: eval.yaml, and images, threat models and attacks behind it.
+
+A data set whose eval.yaml the Hub accepts collects the results that models have for its tasks in .eval_results/:
+https://huggingface.co/docs/hub/eval-results
+"""
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterable, Tuple
+
+import yaml
+
+from ..evaluation import AttackOutcome, EvaluationReport
+from ..inputs import write_json, write_text
+
+__all__ = ['BENCHMARK', 'after', 'task_id', 'write_benchmark']
+
+BENCHMARK = 'timm-robust/adversarial-robustness'
+_DESCRIPTION = (
+    'Clean and robust accuracy of image classifiers, in percent. For each task protocol.json gives the images by index '
+    'in a split, the threat model in pixel units on [0, 1], and the attack with all its settings. An image counts as '
+    'robust if it is classified correctly, clean and attacked, in float32.')
+
+
+def _slug(text: str) -> str:
+    return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
+
+
+def _images(report: EvaluationReport) -> str:
+    """A name for a choice of images: same indices and labels, same name."""
+    content = f'{report.data.indices} {report.data.labels}'
+    return f'{report.data.num_examples}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
+
+
+def after(report: EvaluationReport, outcome: AttackOutcome) -> str:
+    """The attacks whose remaining images an attack ran on, if it ran on these only."""
+    if outcome.complete:
+        return ''
+    names = [a.attack_name for a in report.real_attacks if a.threat == outcome.threat]
+    return f" after {', '.join(names[:names.index(outcome.attack_name)])}"
+
+
+def task_id(name: str, report: EvaluationReport, outcome: AttackOutcome) -> str:
+    """The task of an accuracy: data, images, attack, threat model."""
+    return _slug(f"{name} {_images(report)} {outcome.attack_name}{after(report, outcome)} {outcome.threat or ''}")
+
+
+def write_benchmark(folder: Path, evaluations: Iterable[Tuple[str, EvaluationReport]]) -> None:
+    """Write eval.yaml and protocol.json, with a task for each kind of accuracy among evaluations.
+
+    Args:
+        folder: Where to; what a repository of a data set holds.
+        evaluations: Reports, each with the name of its data.
+    """
+    tasks: Dict[str, Dict[str, Any]] = {}
+    images: Dict[str, Dict[str, Any]] = {}
+    protocols: Dict[str, Dict[str, Any]] = {}
+    for name, report in evaluations:
+        key = f'{_slug(name)}-{_images(report)}'
+        images[key] = {
+            'data': name, 'split': report.data.split, 'subset': report.data.subset, 'seed': report.settings.seed,
+            'indices': list(report.data.indices), 'labels': list(report.data.labels)}
+        for outcome in report.attacks:
+            task = task_id(name, report, outcome)
+            tasks[task] = {'id': task, 'config': 'default', 'split': report.data.split or 'test'}
+            threat = outcome.threat
+            protocols[task] = {
+                'images': key, 'threat': {'norm': threat.norm, 'eps': threat.eps} if threat else None,
+                'attack': outcome.attack, 'members': list(outcome.members), 'after': [
+                    a.attack for a in report.attacks[:report.attacks.index(outcome)]
+                    if not (outcome.complete or a.is_clean) and a.threat == outcome.threat]}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'eval.yaml', yaml.safe_dump({
+        'name': 'Adversarial robustness of image classifiers', 'description': _DESCRIPTION,
+        'evaluation_framework': 'timm-robust', 'tasks': [tasks[task] for task in sorted(tasks)],
+    }, sort_keys=False, width=1000))
+    write_json(folder / 'protocol.json', {
+        'tasks': {task: protocols[task] for task in sorted(protocols)},
+        'images': {key: images[key] for key in sorted(images)}})

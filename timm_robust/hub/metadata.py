@@ -1,0 +1,97 @@
+"""What a card says in the words of the Hub: tags, data sets, papers, results that benchmarks collect."""
+import re
+from typing import Dict, List, Sequence, Tuple
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+from ..evaluation import AttackOutcome, EvaluationReport
+from .benchmark import BENCHMARK, after, task_id
+
+__all__ = ['Evaluations', 'arxiv_ids', 'eval_files', 'hub_datasets', 'known_data', 'overlap', 'threat_tags']
+
+Evaluations = Sequence[Tuple[str, EvaluationReport]]
+
+_ON_HUB = {
+    'cifar10': 'uoft-cs/cifar10',
+    'cifar100': 'uoft-cs/cifar100',
+    'fashionmnist': 'zalando-datasets/fashion_mnist',
+    'imagenet': 'ILSVRC/imagenet-1k',
+    'imagenet1k': 'ILSVRC/imagenet-1k',
+    'imagenette': 'frgfm/imagenette',
+    'mnist': 'ylecun/mnist',
+}
+_TRAINING, _HELD_OUT = ('train', 'training'), ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'evaluation')
+
+
+def _key(data: str) -> str:
+    """A data set as 'torch/cifar10', 'CIFAR-10' and 'CIFAR-10 (JPEG copy)' alike."""
+    return re.sub(r'[^a-z0-9]', '', data.partition('(')[0].rpartition('/')[2].lower())
+
+
+def hub_datasets(names: Sequence[str]) -> List[str]:
+    """Where the Hub has data sets of these names, of those that are known."""
+    return list(dict.fromkeys(_ON_HUB[_key(name)] for name in names if _key(name) in _ON_HUB))
+
+
+def known_data(dataset: str, folder: str) -> str:
+    """The data set of a training run, '' for a folder whose name is that of no known one."""
+    return dataset or (folder if _key(folder) in _ON_HUB else '')
+
+
+def threat_tags(evaluations: Evaluations) -> List[str]:
+    """Norms and eps of the attacks: 'linf', 'eps-8-255'."""
+    threats = [a.threat for _, report in evaluations for a in report.attacks if a.threat]
+    eps = [re.sub(r'[^0-9.]+', '-', t.text.partition(' ')[2]) for t in threats]
+    return list(dict.fromkeys([*(t.norm.lower() for t in threats), *(f'eps-{e}' for e in eps)]))
+
+
+def arxiv_ids(citations: Sequence[str]) -> List[str]:
+    """Numbers of the papers that BibTeX entries link to on arXiv."""
+    return list(dict.fromkeys(re.findall(r'arxiv\.org/abs/(\d+\.\d+)', '\n'.join(citations))))
+
+
+def overlap(train_data: str, train_split: str, base_model: str, evaluations: Evaluations) -> List[Tuple[bool, str]]:
+    """For each evaluation a sentence on whether its images could have been in training, and whether they could."""
+    found = []
+    of_base = f' What {base_model} was trained on is not known here.' if base_model else ''
+    for name, report in evaluations:
+        split = report.data.split
+        measured = f'{name}, split {split}' if split else name
+        if not train_data:
+            found.append((True, f'{measured}: the training set is not known, so the images may have been in it.'))
+        elif _key(train_data) != _key(name):
+            found.append((False, f'{measured}: another data set than that of training ({train_data}).{of_base}'))
+        elif split in _HELD_OUT and train_split in _TRAINING:
+            found.append((False, f'{measured}: by the splits no image was in training (split {train_split}).{of_base}'))
+        else:
+            found.append((True, f'{measured}: the images may have been in training, split {train_split or "unknown"}.'))
+    return list(dict.fromkeys(found))
+
+
+def _entry(name: str, report: EvaluationReport, outcome: AttackOutcome, repo_id: str) -> EvalResultEntry:
+    low, high = report.interval(outcome.name)
+    of_attack = f'robust accuracy, {outcome.name}{after(report, outcome)}, {outcome.threat}'
+    what = of_attack if outcome.threat else 'clean accuracy'
+    return EvalResultEntry(
+        dataset_id=BENCHMARK,
+        task_id=task_id(name, report, outcome),
+        value=round(report.accuracy(outcome.name), 2),
+        date=report.settings.date or None,
+        source_url=f'https://huggingface.co/{repo_id}/blob/main/results.json',
+        source_name='outcome of every image',
+        notes=f'{what}, in percent (95 % interval {low:.1f} to {high:.1f}), seed {report.settings.seed}, '
+              f"timm_robust {report.versions.get('timm_robust', '')}")
+
+
+def eval_files(repo_id: str, evaluations: Evaluations) -> Dict[str, str]:
+    """The files .eval_results/DATA.yaml of a repository, as the Hub reads them."""
+    entries: Dict[str, Dict[str, EvalResultEntry]] = {}
+    for name, report in evaluations:
+        for outcome in report.attacks:
+            entry = _entry(name, report, outcome, repo_id)
+            entries.setdefault(_key(name) or 'data', {})[entry.task_id] = entry
+    return {
+        f'.eval_results/{key}.yaml': yaml.safe_dump(
+            eval_result_entries_to_yaml(list(own.values())), sort_keys=False, allow_unicode=True, width=1000)
+        for key, own in entries.items()}
