@@ -1,6 +1,7 @@
 """Readers of shifted data, corruptions on the fly, and what is made of the errors."""
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from PIL import Image
 
 from timm_robust.cli.main import main
 from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
-from timm_robust.data.shifts import Part, cifar_c, imagenet_c, imagenet_shift, synsets
+from timm_robust.data.shifts import CORRUPTIONS_3D, Part, cifar_10_1, cifar_c, imagenet_c, imagenet_shift, synsets
 from timm_robust.errors import InputError
-from timm_robust.evaluation import EvaluationReport, Journal, benchmarks
+from timm_robust.evaluation import EvalConfig, EvaluationReport, Journal, benchmarks
 from timm_robust.evaluation.shifts import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
@@ -125,6 +126,82 @@ def test_imagenet_c_is_read_as_stored(tmp_path):
     Image.new('RGB', (256, 256)).save(path)
     with pytest.raises(InputError, match='one.jpg has 256x256 pixels, ImageNet-C is stored as 224x224'):
         part.open()
+
+
+def test_imagenet_v2_is_read_by_the_number_of_its_folders(tmp_path):
+    part, = imagenet_shift('v2', class_folders(tmp_path / 'v2', map(str, range(1000)), 32))
+    assert (part.key, part.expected, part.classes, part.stored_size) == ('v2', 10_000, None, None)
+    dataset = part.open()
+    labels = {int(Path(dataset.filename(i)).parent.name): dataset[i][1] for i in range(len(dataset))}
+    assert labels == {i: i for i in range(1000)}  # as text 10 comes before 2
+    (tmp_path / 'v2' / '7').rename(tmp_path / 'v2' / synsets()[7])
+    with pytest.raises(InputError, match=r"benchmarks='v2': .* ImageNet-V2 one for each of 1000 classes: n\d+ is none"):
+        imagenet_shift('v2', tmp_path / 'v2')
+
+
+def test_imagenet_3dcc_is_not_cropped(tmp_path):
+    class_folders(tmp_path / 'fog_3d' / '2', synsets(), 40)
+    part, = imagenet_c(tmp_path, ['fog_3d'], [2], '3dcc')
+    assert (part.key, part.stored_size, part.expected) == ('3dcc/fog_3d/2', (224, 224), 50_000)
+    dataset = part.open()
+    assert len(dataset) == 1000 and dataset[3][1] == 3
+    with pytest.raises(InputError, match="benchmarks='3dcc': no folder .*flash/2; unpack all of ImageNet-3DCC"):
+        imagenet_c(tmp_path, CORRUPTIONS_3D[4:5], [2], '3dcc')
+
+
+def new_images(root, version='v6', count=2000):
+    root.mkdir(exist_ok=True)
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(count) % 10
+    np.save(root / f'cifar10.1_{version}_data.npy', images)
+    np.save(root / f'cifar10.1_{version}_labels.npy', labels)
+    return images, labels
+
+
+def test_cifar_10_1_rows(tmp_path):
+    images, labels = new_images(tmp_path, 'v4', 30)
+    part, = cifar_10_1(tmp_path)
+    assert (part.key, part.expected, part.stored_size) == ('cifar10.1', 2021, (32, 32))
+    images, labels = new_images(tmp_path, 'v6', 20)
+    part, = cifar_10_1(tmp_path)
+    assert part.expected == 2000, 'v6 comes first'
+    dataset = part.open()
+    assert len(dataset) == 20 and np.array_equal(np.asarray(dataset[13][0]), images[13]) and dataset[13][1] == 3
+    np.save(tmp_path / 'cifar10.1_v6_labels.npy', labels + 1)
+    with pytest.raises(InputError, match="benchmarks='cifar10.1': v6 has labels other than 0 to 9"):
+        cifar_10_1(tmp_path)
+    np.save(tmp_path / 'cifar10.1_v6_labels.npy', labels[1:])
+    with pytest.raises(InputError, match=r'labels of shape \(19,\)'):
+        cifar_10_1(tmp_path)
+    (tmp_path / 'cifar10.1_v6_labels.npy').unlink()
+    with pytest.raises(InputError, match='no pair of arrays of v6'):
+        cifar_10_1(tmp_path)
+    with pytest.raises(InputError, match='name the folder of CIFAR-10.1 with cifar10.1=FOLDER'):
+        cifar_10_1(tmp_path / 'none')
+
+
+def test_the_command_on_new_images(tmp_path, network, capsys):
+    images, labels = new_images(tmp_path / 'CIFAR-10.1')
+    argv = ['eval', *network(10), '--data-dir', str(tmp_path), '--benchmarks', 'cifar10.1']
+    assert main([*argv, '--num-examples', '40', '--output', str(tmp_path / 'out')]) == 0
+    found, = outcome(tmp_path / 'out')
+    assert (found.name, found.available, found.expected, found.num_images) == ('cifar10.1', 2000, 2000, 40)
+    new_images(tmp_path / 'CIFAR-10.1', count=1990)
+    assert main(argv) == 2
+    assert 'there are 1,990 images, published are 2,000' in capsys.readouterr().err
+    assert main([*argv[:-1], 'v2']) == 2
+    assert '--benchmarks v2: has 1000 classes, nofrost_resnet20_cifar 10' in capsys.readouterr().err
+
+
+def test_each_benchmark_takes_its_own_corruptions():
+    def chosen(*names):
+        config = EvalConfig(benchmarks='c,3dcc', corruptions=names or None)
+        found = benchmarks._read_corruptions(config)
+        return [n for n in found if n in CORRUPTIONS], [n for n in found if n in CORRUPTIONS_3D]
+
+    assert chosen() == (list(COMMON_CORRUPTIONS), list(CORRUPTIONS_3D))
+    assert chosen('fog', 'flash') == (['fog'], ['flash'])
+    assert chosen('all') == (list(CORRUPTIONS), list(CORRUPTIONS_3D))
 
 
 def cifar_arrays(root, count=4):

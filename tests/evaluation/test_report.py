@@ -502,3 +502,14 @@ def test_results_of_published_weights_are_read(path):
 
 def test_every_published_evaluation_is_looked_at():
     assert len(CARDS) == 22
+
+
+@pytest.mark.parametrize('size, crop_pct, interpolation, crop_mode, name', [
+    (224, .875, 'bilinear', 'center', 'Res256Crop224'), (224, .875, 'bicubic', 'center', 'BicubicRes256Crop224'),
+    (224, 1., 'bilinear', 'squash', 'Res224'), (224, .9, 'bicubic', 'center', 'BicubicRes248Crop224'),
+    (224, .9, 'bilinear', 'squash', ''), (224, .9, 'bilinear', 'border', ''), (None, None, None, None, '')])
+def test_resizing_by_the_names_of_robustbench(size, crop_pct, interpolation, crop_mode, name):
+    facts = ModelFacts(
+        name='x', input_size=size and (3, size, size), crop_pct=crop_pct, interpolation=interpolation,
+        crop_mode=crop_mode)
+    assert facts.resizing == name

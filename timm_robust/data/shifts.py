@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 
-__all__ = ['CIFAR_C', 'FOLDERS', 'Part', 'cifar_c', 'imagenet_c', 'imagenet_shift', 'synsets']
+__all__ = [
+    'CIFAR_C', 'CORRUPTIONS_3D', 'FOLDERS', 'Part', 'cifar_10_1', 'cifar_c', 'imagenet_c', 'imagenet_shift', 'synsets']
 
 _STORED_SIZE = 224
 _LOOKED_AT = 8
@@ -24,6 +25,7 @@ class _Shift:
     title: str
     num_images: int
     synset_file: str = 'imagenet_synsets.txt'
+    by_index: bool = False  # folders are class indices
 
 
 _SHIFTS = {
@@ -35,14 +37,22 @@ _SHIFTS = {
     'sketch': _Shift('ImageNet-Sketch', 50_889),
     # Geirhos et al. 2019, https://arxiv.org/abs/1811.12231
     'stylized': _Shift('Stylized ImageNet', 50_000),
+    # Recht et al. 2019, https://arxiv.org/abs/1902.10811; any of its three sets
+    'v2': _Shift('ImageNet-V2', 10_000, by_index=True),
 }
+# Kar et al. 2022, https://arxiv.org/abs/2203.01441
+CORRUPTIONS_3D = (
+    'near_focus', 'far_focus', 'bit_error', 'color_quant', 'flash', 'fog_3d', 'h265_abr', 'h265_crf', 'iso_noise',
+    'low_light', 'xy_motion_blur', 'z_motion_blur')
+_CIFAR_10_1 = {'v6': 2_000, 'v4': 2_021}  # images; https://arxiv.org/abs/1806.00451
 _IMAGENET_C_IMAGES = 50_000  # of each corruption and severity; https://arxiv.org/abs/1903.12261
 
 CIFAR_C = {'cifar10-c': 10, 'cifar100-c': 100}  # number of classes
 
 FOLDERS = {
     'c': 'imagenet-c', 'r': 'imagenet-r', 'a': 'imagenet-a', 'sketch': 'imagenet-sketch',
-    'stylized': 'imagenet-stylized', 'cifar10-c': 'CIFAR-10-C', 'cifar100-c': 'CIFAR-100-C'}
+    'stylized': 'imagenet-stylized', 'v2': 'imagenetv2-matched-frequency-format-val', '3dcc': 'ImageNet-3DCC',
+    'cifar10-c': 'CIFAR-10-C', 'cifar100-c': 'CIFAR-100-C', 'cifar10.1': 'CIFAR-10.1'}
 
 
 @dataclass
@@ -86,24 +96,26 @@ def _check_classes(name: str, title: str, folder: Path, wanted: Sequence[str]) -
             name, f'{folder} has {len(found)} folders, {title} one for each of {len(wanted)} classes: {odd[0]} {what}')
 
 
-def _image_folder(folder: Path, mode: str) -> Any:
-    index = {name: i for i, name in enumerate(synsets())}
+def _image_folder(folder: Path, mode: str, classes: Sequence[str] = ()) -> Any:
+    index = {name: i for i, name in enumerate(classes or synsets())}
     return create_dataset('', root=str(folder), class_map=index, input_img_mode=mode)
 
 
 def imagenet_shift(name: str, folder: Path) -> List[Part]:
-    """ImageNet-R and ImageNet-A (200 classes each), ImageNet-Sketch or Stylized ImageNet, one folder for each class.
+    """ImageNet-R and -A (200 classes each), -Sketch, -V2 or Stylized ImageNet, one folder for each class.
 
     Args:
-        name: 'r', 'a', 'sketch' or 'stylized'.
+        name: 'r', 'a', 'sketch', 'stylized' or 'v2'.
         folder: Where its class folders lie.
 
     Raises:
         InputError: If the folder does not hold exactly the classes of the benchmark.
     """
     shift, everything = _SHIFTS[name], synsets()
-    wanted = synsets(shift.synset_file)
+    wanted = [str(i) for i in range(len(everything))] if shift.by_index else synsets(shift.synset_file)
     _check_classes(name, shift.title, folder, wanted)
+    if shift.by_index:  # 10 comes after 9, and not after 1
+        return [Part(name, partial(_image_folder, folder, 'RGB', wanted), expected=shift.num_images)]
     classes = None if wanted == everything else tuple(everything.index(s) for s in wanted)
     return [Part(name, partial(_image_folder, folder, 'RGB'), classes, expected=shift.num_images)]
 
@@ -119,26 +131,40 @@ def _stored(name: str, folder: Path) -> Any:
     return dataset
 
 
-def imagenet_c(folder: Path, corruptions: Sequence[str], severities: Sequence[int]) -> List[Part]:
-    """ImageNet-C: folders CORRUPTION/SEVERITY/CLASS of images that were cropped to 224x224 before.
+def imagenet_c(
+        folder: Path,
+        corruptions: Sequence[str],
+        severities: Sequence[int],
+        name: str = 'c',
+) -> List[Part]:
+    """ImageNet-C or ImageNet-3DCC: folders CORRUPTION/SEVERITY/CLASS of images that were cropped before.
+
+    Those of ImageNet-C have 224x224 pixels. Those of ImageNet-3DCC are resized as RobustBench does, without cropping.
+
+    Args:
+        folder: Where the folders of corruptions lie.
+        corruptions: Which to read.
+        severities: Which to read.
+        name: 'c' or '3dcc'.
 
     Raises:
         InputError: If a folder is missing or does not hold exactly ImageNet's classes; on opening, if images are not of
             their published size.
     """
-    parts, wanted = [], synsets()
+    parts, wanted, title = [], synsets(), 'ImageNet-C' if name == 'c' else 'ImageNet-3DCC'
     if not folder.is_dir():
-        raise _wrong('c', f'no folder {folder}', 'name the one of ImageNet-C with c=FOLDER')
+        raise _wrong(name, f'no folder {folder}', f'name the one of {title} with {name}=FOLDER')
     for corruption in corruptions:
         for severity in severities:
             own = folder / corruption / str(severity)
             if not own.is_dir():
                 raise _wrong(
-                    'c', f'no folder {own}', 'unpack all of ImageNet-C, or name what there is as `corruptions` and '
+                    name, f'no folder {own}', f'unpack all of {title}, or name what there is as `corruptions` and '
                     '`severities`')
-            _check_classes('c', f'ImageNet-C ({corruption}, {severity})', own, wanted)
+            _check_classes(name, f'{title} ({corruption}, {severity})', own, wanted)
+            opened = partial(_stored, name, own) if name == 'c' else partial(_image_folder, own, 'RGB')
             parts.append(Part(
-                f'c/{corruption}/{severity}', partial(_stored, 'c', own), stored_size=(_STORED_SIZE,) * 2,
+                f'{name}/{corruption}/{severity}', opened, stored_size=(_STORED_SIZE,) * 2,
                 expected=_IMAGENET_C_IMAGES))
     return parts
 
@@ -196,3 +222,27 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
             parts[key] = Part(
                 key, partial(_Rows, images[rows], labels[rows]), stored_size=(32, 32), expected=10_000)
     return list(parts.values())
+
+
+def cifar_10_1(folder: Path) -> List[Part]:
+    """CIFAR-10.1 (Recht et al. 2018): arrays of 2,000 new images (v6), or 2,021 (v4) where only those are there.
+
+    Raises:
+        InputError: If there is no pair of arrays, or one has another shape, type or number of images.
+    """
+    name = 'cifar10.1'
+    version = next((v for v in _CIFAR_10_1 if (folder / f'cifar10.1_{v}_data.npy').is_file()), None)
+    if version is None:
+        raise _wrong(
+            name, f'no array {folder}/cifar10.1_v6_data.npy', f'name the folder of CIFAR-10.1 with {name}=FOLDER')
+    try:
+        images, labels = (np.load(folder / f'cifar10.1_{version}_{kind}.npy') for kind in ('data', 'labels'))
+    except (OSError, ValueError) as error:
+        raise _wrong(name, f'no pair of arrays of {version} in {folder} ({type(error).__name__})') from error
+    if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or labels.shape != (len(images),):
+        raise _wrong(
+            name, f'{version} holds {images.dtype} of shape {images.shape} with labels of shape {labels.shape}, not '
+            'uint8 of (N, 32, 32, 3) with a label each')
+    if not np.issubdtype(labels.dtype, np.integer) or set(labels.tolist()) - set(range(10)):
+        raise _wrong(name, f'{version} has labels other than 0 to 9')
+    return [Part(name, partial(_Rows, images, labels), stored_size=(32, 32), expected=_CIFAR_10_1[version])]

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from ..data import balanced_indices, check_classes, check_images, class_names, dataset_labels
 from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
-from ..data.shifts import CIFAR_C, FOLDERS, Part, cifar_c, imagenet_c, imagenet_shift
+from ..data.shifts import CIFAR_C, CORRUPTIONS_3D, FOLDERS, Part, cifar_10_1, cifar_c, imagenet_c, imagenet_shift
 from ..errors import InputError, check_choice
 from ..inputs import ImagesConfig, Network, Peers, Preprocessing, open_dataset, pixel_loader
 from ..layers import has_batch_statistics
@@ -46,11 +46,11 @@ def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
 def _read_corruptions(config: EvalConfig) -> Tuple[str, ...]:
     names = config.corruptions
     if names is None:
-        names = COMMON_CORRUPTIONS
+        names = (*COMMON_CORRUPTIONS, *CORRUPTIONS_3D)
     elif tuple(names) == ('all',):
-        names = CORRUPTIONS
+        names = (*CORRUPTIONS, *CORRUPTIONS_3D)
     for name in names:
-        check_choice('corruptions', name, (*CORRUPTIONS, 'all'))
+        check_choice('corruptions', name, (*CORRUPTIONS, *CORRUPTIONS_3D, 'all'))
     for severity in config.severities:
         if severity not in SEVERITIES:
             raise InputError('must be from 1 to 5', argument='severities', value=severity)
@@ -90,7 +90,9 @@ class Benchmarks:
 
     def __init__(self, config: EvalConfig, network: Network, images: ImagesConfig):
         self.config, self.network, self.images = config, network, images
-        self.corruptions = _read_corruptions(config)
+        chosen = _read_corruptions(config)
+        self.corruptions = [name for name in chosen if name in CORRUPTIONS] or COMMON_CORRUPTIONS
+        self.corruptions_3d = [name for name in chosen if name in CORRUPTIONS_3D] or CORRUPTIONS_3D
         folders = _read_names(config, images.data_dir)
         if 'corruptions' in folders:
             check_library()
@@ -127,7 +129,7 @@ class Benchmarks:
         return parts
 
     def _check_fits(self, name: str, channels: int) -> None:
-        wanted, model = CIFAR_C.get(name, 1000), self.network.config.model
+        wanted, model = {**CIFAR_C, 'cifar10.1': 10}.get(name, 1000), self.network.config.model
         if self.network.num_classes != wanted:
             raise InputError(
                 f'has {wanted} classes, {model} {self.network.num_classes}', argument='benchmarks', value=name)
@@ -137,6 +139,10 @@ class Benchmarks:
     def _published(self, name: str, folder: Path) -> List[Part]:
         if name == 'c':
             return imagenet_c(folder, self.corruptions, self.config.severities)
+        if name == '3dcc':
+            return imagenet_c(folder, self.corruptions_3d, self.config.severities, name)
+        if name == 'cifar10.1':
+            return cifar_10_1(folder)
         if name in CIFAR_C:
             return cifar_c(name, folder, self.corruptions, self.config.severities)
         return imagenet_shift(name, folder)

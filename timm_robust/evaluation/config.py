@@ -82,12 +82,12 @@ class EvalConfig:
     diagnose: Optional[bool] = setting(None, 'check whether the robustness is real (default: after AutoAttack)')
     save_images: int = setting(8, 'clean and adversarial images in the report', metavar='N')
     benchmarks: Union[str, Tuple[str, ...]] = setting(
-        '', 'comma-separated: clean and corruptions (made on the fly) of the data set; c, r, a, sketch, stylized (of '
-        'ImageNet), cifar10-c, cifar100-c, as NAME=FOLDER or by their names in data-dir', metavar='NAMES',
-        group='Benchmark parameters')
+        '', 'comma-separated: clean and corruptions (made on the fly) of the data set; c, 3dcc, r, a, sketch, '
+        'stylized, v2 (of ImageNet), cifar10-c, cifar100-c, cifar10.1, as NAME=FOLDER or by their names in data-dir',
+        metavar='NAMES', group='Benchmark parameters')
     corruptions: Optional[Tuple[str, ...]] = setting(
-        None, 'of c, cifar10-c, cifar100-c and corruptions: names, or all with the four of validation (default: the '
-        '15)', metavar='NAME')
+        None, 'of c, cifar10-c, cifar100-c, corruptions and 3dcc: names, or all with the four of validation (default: '
+        'the 15, and the 12 of 3dcc)', metavar='NAME')
     severities: Tuple[int, ...] = setting(SEVERITIES, 'of corruptions', metavar='S')
     output: str = setting('', 'folder for results', metavar='DIR', group='Output parameters')
     resume: bool = setting(False, 'continue an evaluation that was cut off in the output folder')

@@ -1,4 +1,5 @@
 """What a report is made of: network, data, threat model, settings, versions, findings, example images."""
+import math
 import platform
 from dataclasses import dataclass, field
 from typing import Dict, Optional, Tuple
@@ -76,6 +77,20 @@ class ModelFacts:
 
     def __post_init__(self) -> None:
         check_types(self)
+
+    @property
+    def resizing(self) -> str:
+        """How images were resized and cropped, by RobustBench's names: 'Res256Crop224' (bilinear), 'Res224'.
+
+        '' where that is not known, or the crop is neither central nor none.
+        """
+        if not (self.input_size and self.crop_pct and self.interpolation):
+            return ''
+        size = self.input_size[-1]
+        how = '' if self.interpolation == 'bilinear' else self.interpolation.capitalize()
+        if self.crop_mode == 'squash':
+            return f'{how}Res{size}' if self.crop_pct == 1 else ''
+        return f'{how}Res{math.floor(size / self.crop_pct)}Crop{size}' if self.crop_mode == 'center' else ''
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,9 +88,9 @@ def evaluate(
         allow_chance: Evaluate a network whose clean accuracy is that of guessing.
         diagnose: Check whether the robustness is real; by default after AutoAttack.
         save_images: Number of clean and adversarial images in the report.
-        benchmarks: 'clean', 'corruptions', 'c', 'r', 'a', 'sketch', 'stylized', 'cifar10-c', 'cifar100-c', as
-            NAME=FOLDER or by their names in the data folder.
-        corruptions: Corruptions of these; the 15 of ImageNet-C by default.
+        benchmarks: 'clean', 'corruptions', 'c', '3dcc', 'r', 'a', 'sketch', 'stylized', 'v2', 'cifar10-c',
+            'cifar100-c', 'cifar10.1', as NAME=FOLDER or by their names in the data folder.
+        corruptions: Corruptions of these; the 15 of ImageNet-C, and the 12 of 3dcc, by default.
         severities: Their severities.
         output: Folder for results.json, report.html, report.md and figures; nothing is written by default.
         resume: Continue an evaluation that was cut off there. What is of other weights, images or settings is not used.

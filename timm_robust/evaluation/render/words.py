@@ -333,7 +333,7 @@ def facts(report: EvaluationReport) -> Dict[str, List[Tuple[str, str]]]:
     groups = {
         'Settings': _group(report.settings, ('command',)),
         'Threat model': _group(report.threat, ('norm', 'eps') if len(report.threats) > 1 else ()),
-        'Model': _group(report.model, ()),
+        'Model': _group(report.model, ()) + [('resizing', r) for r in [report.model.resizing] if r],
         'Data': _group(report.data, ('indices', 'labels', 'class_names')),
         'Versions': list(report.versions.items()),
         'Attacks': [(a.name, _settings(a.attack, a.members)) for a in report.real_attacks],
