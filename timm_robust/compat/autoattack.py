@@ -10,15 +10,15 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterable, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 import torch
-import torch.nn as nn
 
 from .. import attacks
 from ..attacks import Attack, image_seeds, logits_of, make_fast_model, make_threat, parse_attack
 from ..devices import halving
 from ..errors import InputError, check_choice
+from ..evaluation import make_plan
 from ..evaluation.sources import eval_mode
 from ..inputs import resolve_device
 from ..layers import has_batch_statistics
@@ -30,6 +30,7 @@ __all__ = ['AutoAttack']
 _NAMES = ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t')
 _VERSIONS = ('standard', 'plus', 'rand', 'custom')
 _SETTINGS = {'n_restarts': 'restarts', 'n_iter': 'steps', 'n_target_classes': 'num_targets', 'n_queries': 'query_limit'}
+_MANY = 1000  # classes, so that no attack is left out
 _BATCHES_IN_POOL = 8  # so that the batch stays full while images that are fooled leave it
 
 
@@ -58,15 +59,21 @@ class AutoAttack:
         """Choose the attacks of a version."""
         check_choice('version', version, _VERSIONS)
         self.version = version
-        if version != 'custom':
-            self.attacks_to_run = [str(member) for member in attacks.AutoAttack(version=version).all_members()]
+        self.attacks_to_run = list(self._members(_MANY)) or self.attacks_to_run
+
+    def _members(self, num_classes: int) -> Dict[str, Attack]:
+        """The attacks of the version, by the names they have with many classes."""
+        if self.version == 'custom':
+            return {}
+        plan = make_plan([attacks.AutoAttack(version=self.version)], self.threat)
+        names, members = ([m for _, m in plan.members(plan.attacks[0], n)] for n in (_MANY, num_classes))
+        return dict(zip(map(str, names), members))
 
     def _attack(self, name: str, num_classes: int) -> Attack:
         """The attack of a name, with its settings."""
         check_choice('attacks_to_run', name, _NAMES)
         restarts = {'restarts': 5} if self.version == 'custom' and name in ('apgd-ce', 'apgd-dlr', 'fab') else {}
-        members = () if self.version == 'custom' else attacks.AutoAttack(version=self.version).members(num_classes)
-        attack = next((m for m in members if str(m) == name), parse_attack(name, **restarts))
+        attack = self._members(num_classes).get(name) or parse_attack(name, **restarts)
         kind = 'apgd_targeted' if name == 'apgd-t' else name.partition('-')[0]
         known = {f.name for f in fields(attack)} - {'loss'}
         for key, value in vars(getattr(self, kind)).items():
@@ -97,37 +104,32 @@ class AutoAttack:
             self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False,
             state_path: Union[str, Path, None] = None) -> Any:
         """Attack each image until an attack succeeds; from a state in a file, what was found before is not returned."""
-        with eval_mode(self.model), torch.inference_mode(False):
-            found = self._run(x_orig, y_orig.cpu(), bs, Path(state_path) if state_path else None)
-        return found if return_labels else found[0]
+        with eval_mode(self.model):
+            return self._run(self.attacks_to_run, x_orig, y_orig, bs, return_labels, state_path)
 
     def run_standard_evaluation_individual(
             self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False) -> Any:
         """Run each attack by itself: by name what `run_standard_evaluation` returns."""
-        found, names = {}, self.attacks_to_run
-        try:
-            for name in names:
-                self.attacks_to_run = [name]
-                found[name] = self.run_standard_evaluation(x_orig, y_orig, bs, return_labels)
-        finally:
-            self.attacks_to_run = names
-        return found
+        with eval_mode(self.model):
+            return {n: self._run([n], x_orig, y_orig, bs, return_labels) for n in self.attacks_to_run}
 
-    def _run(self, x: torch.Tensor, y: torch.Tensor, bs: int, path: Optional[Path]) -> Tuple[torch.Tensor, ...]:
-        if isinstance(self.model, nn.Module) and has_batch_statistics(self.model):
+    @torch.inference_mode(False)
+    def _run(
+            self, names: List[str], x: torch.Tensor, y: torch.Tensor, bs: int, return_labels: bool,
+            path: Union[str, Path, None] = None) -> Any:
+        if isinstance(self.model, torch.nn.Module) and has_batch_statistics(self.model):
             raise InputError('normalizes by the batch, so an image has no verdict of its own',
                              "evaluate(model, ..., attacks='adaptive') attacks whole batches", argument='model')
-        logits = self._logits(x, bs)
+        logits, y = self._logits(x, bs), y.cpu()
         if self.version != 'rand' and not torch.allclose(self._logits(x[:bs], bs), logits[:bs], 1e-4, 1e-4):
             self._log("Warning: the network is randomized, version='rand' is for it.")
-        todo = {name: self._attack(name, logits.shape[1]) for name in self.attacks_to_run}
-        start = time.time()
+        todo, start = {name: self._attack(name, logits.shape[1]) for name in names}, time.time()
         y_adv, x_adv, seeds = logits.argmax(1), x.clone(), image_seeds(self.seed, len(x), torch.device('cpu'))
         settings = {name: {**attack.to_dict(), 'threat': str(self.threat)} for name, attack in todo.items()}
         state = EvaluationState.begin(path, settings, y_adv == y)
         self._log(f"using {self.version} version including {', '.join(todo)}.")
         self._log(f'initial accuracy: {state.clean_accuracy:.2%}')
-        fast = make_fast_model(self.model, x[:8].to(self.device)) if isinstance(self.model, nn.Module) else None
+        fast = make_fast_model(self.model, x[:8].to(self.device)) if isinstance(self.model, torch.nn.Module) else None
         for name in (n for n in todo if n not in state.run_attacks):
             for rows in state.robust_flags.nonzero().squeeze(1).split(_BATCHES_IN_POOL * bs):
                 craft = partial(
@@ -136,13 +138,12 @@ class AutoAttack:
                 with float32_proper() if fast is None else nullcontext():  # a copy is verified
                     adv, bs = halving(lambda size: craft(batch_size=size), bs)  # noqa: B023 (called here)
                 predicted = self._logits(adv, bs).argmax(1)
-                fooled = predicted != y[rows]
-                found = rows[fooled]
-                x_adv[found], y_adv[found] = adv[fooled.to(adv.device)].to(x.device), predicted[fooled]
+                found = rows[fooled := predicted != y[rows]]
+                x_adv[found], y_adv[found] = adv.to(x.device)[fooled.to(x.device)], predicted[fooled]
                 state.robust_flags[found] = False
                 state.to_disk()
             state.run_attacks.append(name)
             state.to_disk()
             self._log(f'robust accuracy after {name.upper()}: {state.robust_accuracy:.2%} '
                       f'(total time {time.time() - start:.1f} s)')
-        return x_adv, y_adv.to(x.device)
+        return (x_adv, y_adv.to(x.device)) if return_labels else x_adv

@@ -40,7 +40,7 @@ class EvaluationState:
     @classmethod
     def begin(
             cls,
-            path: Optional[Path],
+            path: Union[str, Path, None],
             attacks_to_run: Dict[str, Dict[str, Any]],
             right: torch.Tensor,
     ) -> 'EvaluationState':
@@ -55,6 +55,7 @@ class EvaluationState:
             InputError: If the file is of other attacks, another network or other images.
         """
         clean = right.float().mean().item()
+        path = Path(path) if path else None
         if path is None or not path.exists():
             return cls(attacks_to_run, path, [], right, clean)
         state = cls.from_disk(path)
