@@ -24,7 +24,7 @@ PAGES: Dict[Path, str] = {
     ROOT / 'benchmarks' / 'RESULTS.md': 'benchmarks.md',
     **{path: path.name for path in sorted((ROOT / 'docs').glob('*.md'))},
 }
-PACKAGES = ('', 'attacks', 'tasks', 'training', 'evaluation', 'layers', 'models', 'hub')
+PACKAGES = ('', 'attacks', 'tasks', 'training', 'evaluation', 'layers', 'models', 'hub', 'compat')
 
 
 def linked(text: str, source: Path) -> str:

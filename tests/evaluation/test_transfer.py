@@ -46,7 +46,7 @@ def test_each_pair_is_an_evaluation_from_a_surrogate(case, tmp_path):
     written = report.save(tmp_path)
     assert [path.name for path in written] == ['transfer.json', 'transfer.png']
     assert TransferReport.load(tmp_path) == report
-    assert f"{report.accuracy('A', 'B'):.2f}" in str(report) and 'mim, Linf 4/255, 20 images, seed 3' in str(report)
+    assert f"{report.accuracy('A', 'B'):.2f}" in str(report) and 'mim3, Linf 4/255, 20 images, seed 3' in str(report)
 
 
 def test_refusals(case):

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn as nn
 
-from ..attacks import Attack, ThreatModel
+from ..attacks import Attack, ThreatModel, attack_from_dict
 from ..errors import InputError
 from ..inputs import read_json, write_json
 from ..settings import check_types, from_mapping, to_mapping
@@ -95,8 +95,8 @@ class TransferReport:
     @property
     def title(self) -> str:
         """Attack, threat model and images, for people."""
-        return (f"{self.attack['attack']}, {self.threat}, {self.data.num_examples:,} images, "
-                f'seed {self.settings.seed}')
+        attack = attack_from_dict(self.attack)
+        return f'{attack}, {self.threat}, {self.data.num_examples:,} images, seed {self.settings.seed}'
 
     def __str__(self) -> str:
         from .render import text_table

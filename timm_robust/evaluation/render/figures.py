@@ -1,6 +1,7 @@
 """Figures of an evaluation."""
 import io
 import math
+import re
 import textwrap
 from collections import defaultdict
 from pathlib import Path
@@ -204,14 +205,15 @@ def plot_transfer(report: TransferReport, path: Target) -> None:
     from matplotlib.figure import Figure
     names = report.names
     table = [[report.clean_accuracy(t) for t in names], *([report.accuracy(s, t) for t in names] for s in names)]
-    figure = Figure(figsize=(2.4 + 1.1 * len(names), 1.9 + .7 * len(names)), layout='constrained')
+    figure = Figure(figsize=(3.4 + 1.1 * len(names), 2.2 + .7 * len(names)), layout='constrained')
     axes = figure.subplots()
     drawn = axes.imshow(table, vmin=0, vmax=100, aspect='auto')
     figure.colorbar(drawn, label='accuracy (%)')
     for i, row in enumerate(table):
         for j, value in enumerate(row):
             axes.text(j, i, f'{value:.1f}', ha='center', va='center', color='black' if value > 50 else 'white')
-    shown = [_plain(name if len(name) <= 40 else f'…{name[-39:]}', 20) for name in names]
+    # tags and folders on lines of their own
+    shown = ['\n'.join(_plain(part, 32) for part in re.split(r'(?<=[./])', name[-96:]) if part) for name in names]
     axes.set_xticks(range(len(names)), shown, fontsize=7, rotation=30, ha='right')
     axes.set_yticks(range(len(table)), ['clean', *shown], fontsize=7)
     axes.set(xlabel='classified by', ylabel='crafted on')
