@@ -22,7 +22,8 @@ from timm_robust.attacks.losses import cross_entropy
 from timm_robust.cli.arguments import Parser
 from timm_robust.cli.flags import add_flags
 from timm_robust.evaluation import ThreatConfig, versions
-from timm_robust.evaluation.sources import open_data, open_model
+from timm_robust.evaluation.sources import open_data
+from timm_robust.evaluation.subject import open_model
 from timm_robust.inputs import ImagesConfig, NetworkConfig
 from timm_robust.settings import from_flat
 

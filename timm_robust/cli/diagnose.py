@@ -5,7 +5,7 @@ from typing import ClassVar, List
 from ..attacks import make_fast_model
 from ..evaluation import diagnose, loss_surface
 from ..evaluation.render import findings_text, plot_loss_surface
-from ..evaluation.sources import open_surrogate
+from ..evaluation.subject import open_surrogate
 from ..settings import setting, to_mapping
 from .arguments import SettingsParser
 from .measuring import MeasuringConfig, measuring_parser, open_measurement

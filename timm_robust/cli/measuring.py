@@ -12,7 +12,8 @@ from ..attacks import ThreatModel
 from ..errors import InputError
 from ..evaluation import RunFacts, ThreatConfig, versions
 from ..evaluation.plan import threat_facts
-from ..evaluation.sources import Subject, open_data, open_model
+from ..evaluation.sources import open_data
+from ..evaluation.subject import Subject, open_model
 from ..inputs import ImagesConfig, NetworkConfig, check_seed, write_json
 from ..settings import check_types, from_flat, setting, to_mapping
 from .arguments import SettingsParser, start_logging

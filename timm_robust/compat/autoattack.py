@@ -19,7 +19,7 @@ from ..attacks import Attack, image_seeds, logits_of, make_fast_model, make_thre
 from ..devices import halving
 from ..errors import InputError, check_choice
 from ..evaluation import make_plan
-from ..evaluation.sources import eval_mode
+from ..evaluation.subject import eval_mode
 from ..inputs import resolve_device
 from ..layers import has_batch_statistics
 from ..precision import float32_proper

@@ -12,8 +12,9 @@ from ..inputs import ImagesConfig, Peers
 from ..precision import float32_proper
 from .config import EvalConfig
 from .report import EvaluationReport
-from .sources import DataSource, ModelSource, eval_mode
+from .sources import DataSource
 from .stages import Stages
+from .subject import ModelSource, eval_mode
 
 __all__ = ['evaluate']
 

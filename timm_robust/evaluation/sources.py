@@ -1,20 +1,15 @@
-"""What is evaluated: a network and images, in whatever form a caller has them."""
-import copy
+"""The images of an evaluation, in whatever form a caller has them."""
 import logging
 import re
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union, cast
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-import torch.nn as nn
 from PIL import Image
-from timm.data import resolve_data_config
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..attacks import InputSpace, check_batch, check_images
+from ..attacks import check_batch, check_images
 from ..data import (
     balanced_indices,
     check_classes,
@@ -27,192 +22,21 @@ from ..errors import InputError
 from ..inputs import (
     Images,
     ImagesConfig,
-    Network,
-    NetworkConfig,
-    Preprocessing,
-    build_network,
-    build_surrogate,
     check_batch_size,
-    check_surrogate,
     open_images,
     pixel_loader,
-    resolve_device,
-    weights_sha256,
 )
-from ..layers import is_norm
-from ..models.normalized import NormalizedModel, holds_normalized
 from .accuracy import Batches
-from .facts import DataFacts, ModelFacts
+from .facts import DataFacts
+from .subject import Subject
 
-__all__ = ['DataSource', 'ModelSource', 'Source', 'Subject', 'eval_mode', 'open_data', 'open_model', 'open_surrogate']
+__all__ = ['DataSource', 'Source', 'open_data']
 
-ModelSource = Union[str, NetworkConfig, nn.Module]
 DataSource = Union[str, Path, ImagesConfig, Tuple[torch.Tensor, Any], Dataset, torch.Tensor]
 
 _logger = logging.getLogger(__name__)
 
 _NAMED_DATA = re.compile(r'(torch|tfds|hfds|hfids|wds)/')
-
-
-@dataclass
-class Subject:
-    """The network that is evaluated.
-
-    Attributes:
-        model: Takes pixels in [0, 1]; in eval mode.
-        device: Where it is.
-        facts: What a report says of it.
-        preprocessing: timm's data config, where it is known.
-        network: The same as what inputs/ takes; None for a module that is no timm model.
-    """
-    model: nn.Module
-    device: torch.device
-    facts: ModelFacts
-    preprocessing: Optional[Preprocessing] = None
-    network: Optional[Network] = None
-
-
-def _facts(name: str, model: nn.Module, preprocessing: Optional[Preprocessing], **more: Any) -> ModelFacts:
-    return ModelFacts(name=name, weights_sha256=weights_sha256(model), **{**(preprocessing or {}), **more})
-
-
-def _of_network(network: Network) -> Subject:
-    config = network.config
-    facts = _facts(
-        config.model, network.model, network.preprocessing, checkpoint=config.checkpoint, use_ema=config.use_ema,
-        model_kwargs=config.model_kwargs, bn_mode=config.bn_mode, gamma=config.gamma, num_classes=network.num_classes)
-    return Subject(network.pixel_model, network.device, facts, network.preprocessing, network)
-
-
-@contextmanager
-def eval_mode(*models: Any) -> Iterator[None]:
-    """Networks in training mode, as `timm.create_model` returns them, are in eval mode inside.
-
-    A network in eval mode keeps its parts in training mode, such as dropout: they belong to it. Modes and the buffers
-    such parts change (running averages) are put back.
-    """
-    networks = [model for model in models if isinstance(model, nn.Module)]
-    training = [part for model in networks for part in model.modules() if part.training]
-    buffers = [(buffer, buffer.clone()) for part in training for buffer in part.buffers(recurse=False)]
-    try:
-        for model in networks:
-            if model.training:
-                for part in model.modules():
-                    part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
-def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
-    low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
-    if low is not None:
-        raise InputError(f'has weights in {low}', 'pass model.float(): verdicts are in float32', argument='model')
-    if any(t.device.type == 'meta' for t in (*model.parameters(), *model.buffers())):
-        raise InputError('has no weights, it is on the device meta', 'load its weights', argument='model')
-    still = next((name for name, part in model.named_modules() if part.training and is_norm(part)), None)
-    if still is not None:  # attacks would be crafted on the tracked statistics
-        raise InputError(
-            f'has a normalization layer in training mode ({still})',
-            "call model.eval(), or set_bn_mode(model, 'batch') for batch statistics", argument='model')
-    own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device('cpu'))
-    place = own if device is None else torch.device(resolve_device(device))
-    if place != own:
-        model = copy.deepcopy(model).to(place)  # the caller's network stays where it is
-    space = InputSpace.of(model)
-    on_pixels = model
-    if not space.is_pixels:
-        on_pixels = NormalizedModel(model, space.mean, space.std)
-        on_pixels.training = False  # and no part of the caller's network, as .eval() would have it
-    timm_model: Any = model.model if isinstance(model, NormalizedModel) else model
-    name = type(model).__name__
-    if not (getattr(timm_model, 'pretrained_cfg', None) and getattr(timm_model, 'num_classes', None)):
-        _warn_of_inner_model(model)
-        return Subject(on_pixels, place, _facts(name, model, None))
-    preprocessing = cast(Preprocessing, resolve_data_config({}, model=timm_model))
-    if isinstance(model, NormalizedModel):
-        preprocessing['mean'], preprocessing['std'] = _decimals(model.mean), _decimals(model.std)
-    name = timm_model.pretrained_cfg.get('architecture') or type(timm_model).__name__
-    network = Network(NetworkConfig(model=name), timm_model, on_pixels, preprocessing, place)
-    facts = _facts(name, timm_model, preprocessing, num_classes=network.num_classes)
-    return Subject(on_pixels, place, facts, preprocessing, network)
-
-
-def _decimals(values: torch.Tensor) -> Tuple[float, ...]:
-    return tuple(float(f'{value:.7g}') for value in values.flatten().tolist())  # of float32, as they were given
-
-
-def _warn_of_inner_model(model: nn.Module) -> None:
-    inner = next((m for m in model.modules() if not InputSpace.of(m).is_pixels), None)
-    if inner is not None and not holds_normalized(model):
-        _logger.warning(
-            f'{type(model).__name__} gets pixels in [0, 1], and the timm model {type(inner).__name__} inside expects '
-            'normalized images: unless the former normalizes them, wrap the latter in NormalizedModel')
-
-
-def open_model(
-        model: ModelSource,
-        *,
-        checkpoint: str = '',
-        device: Optional[str] = None,
-        main_branch: bool = False,
-) -> Subject:
-    """The network behind what a caller passed as `model`.
-
-    Args:
-        model: A name as `NetworkConfig` takes it, a `NetworkConfig`, or a module: a timm model, which gets mean and std
-            of its `pretrained_cfg`, or any other that takes pixels.
-        checkpoint: Weights of a network by name.
-        device: Where to, by default where a module is.
-        main_branch: Of a network by name with two BatchNorms, take that of clean images unless it has a gamma.
-
-    Raises:
-        InputError: If it cannot be built, and on what a module or a `NetworkConfig` has no use for.
-    """
-    if checkpoint and isinstance(model, (nn.Module, NetworkConfig)):
-        raise InputError('is for a model by name', 'load the weights into the module, or name them there',
-                         argument='checkpoint', value=checkpoint)
-    if isinstance(model, nn.Module):
-        return _of_module(model, device)
-    if isinstance(model, (str, Path)):
-        model = NetworkConfig(model=str(model), checkpoint=checkpoint, device=device)
-    elif not isinstance(model, NetworkConfig):
-        raise InputError(
-            f'is {type(model).__name__}', 'pass a module, the name of a timm model, the folder of an exported model or '
-            'hf-hub:ORG/NAME', argument='model')
-    elif device is not None:
-        raise InputError('is a setting of the NetworkConfig', 'give it there', argument='device', value=device)
-    if main_branch and model.gamma is None:
-        try:
-            model = replace(model, gamma=0.)
-        except InputError as error:
-            raise error.about('gamma_sweep', True) from error
-    return _of_network(build_network(model, torch.device(resolve_device(model.device))))
-
-
-def open_surrogate(surrogate: Union[str, nn.Module, None], subject: Subject, checkpoint: str) -> Optional[Subject]:
-    """The network to craft attacks on, if it is another.
-
-    Raises:
-        InputError: If its classes or input are not those of the network, or a checkpoint is of no model.
-    """
-    if checkpoint and (not surrogate or isinstance(surrogate, nn.Module)):
-        raise InputError('is of no model', 'name it as `surrogate`', argument='surrogate_checkpoint', value=checkpoint)
-    if not surrogate:
-        return None
-    if isinstance(surrogate, str) and subject.network is not None:
-        return _of_network(build_surrogate(surrogate, subject.network, checkpoint))
-    try:
-        found = open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
-    except InputError as error:
-        raise error.renamed({'model': 'surrogate', 'checkpoint': 'surrogate_checkpoint'}) from error
-    if found.network is not None and subject.network is not None:
-        check_surrogate(found.network, subject.network, found.facts.name)
-    return found
 
 
 class Source:

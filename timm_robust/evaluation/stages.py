@@ -26,7 +26,8 @@ from .journal import FolderLock, Journal
 from .outcome import AttackOutcome, EpsPoint, GammaPoint
 from .plan import Plan, threat_facts
 from .report import RESULTS, EvaluationReport
-from .sources import Source, Subject, open_data, open_model, open_surrogate
+from .sources import Source, open_data
+from .subject import Subject, open_model, open_surrogate
 from .surface import loss_surface
 
 __all__ = ['GAMMAS', 'Stages']

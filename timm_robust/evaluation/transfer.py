@@ -17,7 +17,8 @@ from .facts import DataFacts, ModelFacts, RunFacts, ThreatFacts, versions
 from .journal import Journal, image_hashes
 from .outcome import percent, wilson_interval
 from .plan import Plan, make_plan, threat_facts
-from .sources import DataSource, Source, Subject, eval_mode, open_data, open_model, open_surrogate
+from .sources import DataSource, Source, open_data
+from .subject import Subject, eval_mode, open_model, open_surrogate
 
 __all__ = ['TransferReport', 'transfer']
 

@@ -11,7 +11,8 @@ from timm_robust.cli.arguments import Parser
 from timm_robust.cli.flags import add_flags
 from timm_robust.evaluation import ThreatConfig, diagnose
 from timm_robust.evaluation.render import findings_text
-from timm_robust.evaluation.sources import open_data, open_model
+from timm_robust.evaluation.sources import open_data
+from timm_robust.evaluation.subject import open_model
 from timm_robust.inputs import ImagesConfig, NetworkConfig
 from timm_robust.settings import from_flat
 
