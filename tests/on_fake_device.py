@@ -84,7 +84,7 @@ def short(cls):
     """An attack of the class that does not take long."""
     if issubclass(cls, Ensemble):
         members = tuple(short(type(m)) for m in cls().members())
-        return type(cls.__name__, (cls,), {'members': lambda self, num_classes=None: members})()
+        return type(cls.__name__, (cls,), {'members': lambda self, num_classes=None, threat=None: members})()
     return cls(**{**({cls.budget: 6} if cls.budget else {}), **SETTINGS.get(cls.name, {})})
 
 

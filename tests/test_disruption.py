@@ -94,13 +94,13 @@ def flat(content):
     return [flat(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
-@pytest.fixture(scope='module', params=[
-    pytest.param(Evaluations, id='evaluation'), pytest.param(Trainings, id='training', marks=pytest.mark.slow)])
+@pytest.fixture(scope='module', params=[Evaluations, Trainings], ids=['evaluation', 'training'])
 def runs(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp('runs'))
 
 
-seeds = pytest.mark.parametrize('seed', [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 6))])
+pytestmark = pytest.mark.slow
+seeds = pytest.mark.parametrize('seed', range(3))
 
 
 @seeds

@@ -112,9 +112,9 @@ def test_evaluation(world, export):
 
 
 def test_settings_are_flags_with_help(world):
-    shown = ' '.join(world[1](['eval', *PLUGINS, '--help'], ['train', '--help']).stdout.split())
+    shown = ' '.join(world[1](['eval', *PLUGINS, '--help-all'], ['train', '--help-all']).stdout.split())
     assert '--tries TRIES random images to try (noise)' in shown
-    assert 'Linf, L2, L4' in shown and ', noise, ' in shown
+    assert 'Linf, L2, L1, L4' in shown and ', noise, ' in shown
     assert '--squared-power P power of the loss (default: 2.0)' in shown
 
 

@@ -434,8 +434,9 @@ def test_networks_side_by_side(tmp_path, network, capsys):
         'clean (40 images, seed 0)', 'corruptions (80 images, seed 0)', 'fgsm Linf 8/255 (40 images, seed 0)']
     entries = {b.name: b.accuracy for b in outcome(tmp_path / 'a')}
     assert [float(v) for v in table[3].split()[-2:]] == [round(entries['corruptions'], 1)] * 2
-    path = tmp_path / 'b' / 'results.json'
-    path.write_text(path.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    report = EvaluationReport.load(tmp_path / 'b')
+    other = dataclasses.replace(report.model, weights_sha256='0' * 64)
+    dataclasses.replace(report, model=other).save(tmp_path / 'b')
     assert main(['compare', f"One={tmp_path / 'a'},{tmp_path / 'b'}", '-o', str(tmp_path / 'no.png')]) == 2
     assert 'was measured on other weights' in capsys.readouterr().err
     assert main(['compare', f"One={tmp_path / 'a'}", '-o', str(tmp_path / 'no.pdf')]) == 2

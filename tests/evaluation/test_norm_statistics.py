@@ -69,7 +69,7 @@ def test_the_command(tmp_path, capsys, norm):
     assert len(json.loads((tmp_path / 'usual' / 'statistics.json').read_text())['data']['indices']) == 16
     capsys.readouterr()
     for more, message in (
-            (argv[1:], 'already holds'), ([*argv[1:], '--bn-mode', 'batch'], 'unrecognized arguments: --bn-mode batch'),
+            (argv[1:], 'already holds'), ([*argv[1:], '--bn-mode', 'batch'], 'unrecognized arguments: --bn-mode'),
             ([*argv[1:], '--output', str(tmp_path / 'one'), '-b', '1'],
              '--batch-size 1: has no statistics of a batch')):
         assert main(['statistics', *more]) == 2 and message in capsys.readouterr().err

@@ -28,6 +28,7 @@ waits = []
 """
 
 
+@pytest.mark.slow
 def test_processes_of_an_evaluation_wait_for_hours(tmp_path):
     """The second one attacks for longer, then the first one diagnoses."""
     run_distributed(LATE + """
@@ -45,6 +46,7 @@ assert waits == [['_looks'], ['run']][dist.get_rank()], waits
 """, tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_of_a_training_wait_for_hours(tmp_path):
     """The first one looks at images, opens its folder and writes."""
     folder = make_image_folder(tmp_path / 'images')

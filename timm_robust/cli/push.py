@@ -2,7 +2,7 @@
 from pathlib import Path
 from typing import List
 
-from ..hub import own_repo_id, plan_push, push
+from ..hub import plan_push, push
 from .arguments import Parser
 
 __all__ = ['build_parser', 'run']
@@ -30,7 +30,7 @@ def run(argv: List[str]) -> None:
     args = build_parser().parse_args(argv)
     folder = Path(args.folder)
     of_org = f'{args.org}/{folder.resolve().name}' if args.org else ''
-    plan = plan_push(folder, args.repo_id or of_org or own_repo_id(folder))
+    plan = plan_push(folder, args.repo_id or of_org)
     print(plan)
     if args.dry_run:
         print('Nothing was sent (--dry-run).')

@@ -100,11 +100,11 @@ def own_repo_id(folder: Path) -> str:
             argument='repo_id') from error
 
 
-def plan_push(folder: Path, repo_id: str) -> Plan:
+def plan_push(folder: Path, repo_id: str = '') -> Plan:
     """Check a card folder and say what of it would be sent: card, config, results, weights, the card's figures.
 
     Every accuracy is computed again from the outcomes of the images, and the card from the results. What is sent names
-    this repository, whatever the folder named.
+    this repository, whatever the folder named; by default the user's own of the folder's name.
 
     Raises:
         InputError: If a file is missing, a link or broken, or card, config, results and weights do not agree.
@@ -112,7 +112,7 @@ def plan_push(folder: Path, repo_id: str) -> Plan:
     if not folder.is_dir():
         raise InputError('no such folder', 'build it with timm-robust card', argument='folder', value=str(folder))
     try:
-        return _check_folder(folder, repo_id)
+        return _check_folder(folder, repo_id or own_repo_id(folder))
     except UnicodeDecodeError as error:
         raise InputError('README.md is no text', 'build it again', argument='folder', value=str(folder)) from error
     except InputError as error:
