@@ -231,6 +231,13 @@ def test_warnings_stand_above_the_table(tmp_path):
 
 def test_every_finding_has_its_verdict(tmp_path):
     page, markdown = written(tmp_path, make_report('clean,fgsm', findings=FINDINGS))
+    for text in (page.text, markdown):
+        section = text[text.index('Is the robustness real?'):]
+        assert '1 alarm and 1 warning in 4 checks, 1 skipped: the robust accuracy may not be real.' in section
+        places = [section.index(FINDINGS[i].text[:9]) for i in (2, 1, 3, 0)]
+        assert places == sorted(places), 'the gravest first'
+    assert 'No sign of false robustness in 1 check.' in written(
+        tmp_path, make_report('clean,fgsm', findings=FINDINGS[:1]))[1]
     for finding, name in zip(FINDINGS, ('Zero gradients', 'Saturated logits', 'Black box', 'Transfer')):
         assert f'{finding.verdict} {name}. {finding.text}' in page.text
         assert f'- **{finding.verdict}** {name}: {html.escape(finding.text)}' in markdown

@@ -65,8 +65,13 @@ def to_png(image: torch.Tensor) -> bytes:
 def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str, path: Target) -> None:
     """Draw accuracy over eps, one line per name, as a PNG at `path`, a file name or an open binary file."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
+    largest = max(eps for curve in curves.values() for eps in curve)
+    if norm == 'Linf' and 1 <= 255 * largest <= 32.5:  # larger ones (MNIST) are written as decimals
+        axes.xaxis.set_major_locator(MultipleLocator(-(-round(255 * largest) // 8) / 255))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda eps, _: f'{255 * eps:.0f}/255' if eps > 0 else '0'))
     for name, curve in curves.items():
         # unclipped, so that a point at 0 % is whole
         marker = 'o' if len(curve) < _MOST_MARKERS else ''

@@ -1,7 +1,9 @@
 """What a report says, in sentences and rows that every form of it shares."""
 import math
+from collections import Counter
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from ..facts import Finding
 from ..outcome import AttackOutcome, percent, wilson_interval
 from ..report import EvaluationReport
 from ..shifts import BenchmarkResult
@@ -20,6 +22,7 @@ __all__ = [
     'eps_rows',
     'example_rows',
     'facts',
+    'findings',
     'gamma_rows',
     'headline',
     'notes',
@@ -33,6 +36,7 @@ __all__ = [
     'threat_rows',
     'title',
     'upper_bound',
+    'verdict',
     'warnings',
 ]
 
@@ -210,6 +214,23 @@ def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
         *(('warning', text) for text in _transfer(report)),
         *((verdict, f'{readable(f.name)}: {f.text}') for verdict, f in found),
     ]
+
+
+def findings(report: EvaluationReport) -> List[Finding]:
+    """The findings of the diagnosis, the gravest first."""
+    return sorted(report.findings, key=lambda f: ('alarm', 'warning', 'skipped', 'ok').index(f.verdict))
+
+
+def verdict(report: EvaluationReport) -> str:
+    """What the diagnosis says in one sentence."""
+    counts = Counter(f.verdict for f in report.findings)
+    bad = [f"{counts[v]} {v}{'s' * (counts[v] > 1)}" for v in ('alarm', 'warning') if counts[v]]
+    skipped = f", {counts['skipped']} skipped" if counts['skipped'] else ''
+    count = len(report.findings)
+    of = f"{count} check{'s' * (count > 1)}{skipped}"
+    if bad:
+        return f"{' and '.join(bad)} in {of}: the robust accuracy may not be real."
+    return f'No sign of false robustness in {of}.'
 
 
 def eps_curves(report: EvaluationReport) -> Dict[str, Dict[float, float]]:
