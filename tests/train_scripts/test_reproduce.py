@@ -278,17 +278,22 @@ def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
         assert {found['weights_sha256'] for found in r['statistics'].values()} == {card['weights_sha256']}
 
 
-@pytest.mark.parametrize('first,second,pvalue,found', [
-    (60., 50., .005, 'not settled'), (60., 50., .0049, 'holds'), (50., 60., .005, 'not settled'),
-    (50., 60., .0049, 'does not hold')])
-def test_verdicts_need_a_test_and_allow_for_the_number_of_tests(scripts, first, second, pvalue, found):
+@pytest.mark.parametrize('first,second,pvalue,runs,found', [
+    (60., 50., .005, 3, 'not settled'), (60., 50., .0049, 3, 'holds'), (50., 60., .005, 3, 'not settled'),
+    (50., 60., .0049, 3, 'does not hold'), (50., 60., .0049, 2, 'these networks differ'),
+    (60., 50., 1e-9, 1, 'these networks differ'), (50., 60., .005, 1, 'no difference shown')])
+def test_verdicts_need_a_test_several_runs_and_allow_for_the_number_of_tests(
+        scripts, first, second, pvalue, runs, found):
     script, _ = scripts('claims')
-    assert script.verdict(script.Row('', first, second, pvalue), 10) == found
-    text = script.shown([script.Claim('T.', 'what', ('a %', 'b %'), [script.Row('S', first, second, pvalue)] * 10)], '')
+    row = script.Row('S', first, second, pvalue, runs=runs)
+    assert script.verdict(row, 10) == found
+    text = script.shown([script.Claim('T.', 'what', ('a %', 'b %'), [row] * 10)], '')
     assert 'There are 10 tests' in text and '0.05 / 10 = 0.005 ' in text
     assert text.count(f'| S | {first:.2f} | {second:.2f} | {pvalue:.2g} | {found} |') == 10
-    assert text.count(f'- "T." **{found.capitalize()}** here: {first:.2f} % against') == (
-        0 if found == 'not settled' else 10)
+    listed = 0 if found in ('not settled', 'no difference shown') else 10
+    assert text.count(f'- "T." {found.capitalize()}: {first:.2f} % against') == listed
+    assert f"Settled: {listed if found.startswith(('h', 'does')) else 0 or 'none'}." in text
+    assert f"Pairs of networks that differ: {listed if found.startswith('these') else 0 or 'none'}." in text
 
 
 def test_sign_test(scripts):
@@ -334,7 +339,7 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
         for row, name in zip(claim.rows, ('resnet20, CIFAR-10 (JPEG copy)', 'vgg11, Fashion-MNIST'), strict=True):
             assert row.setting == f'{name}, Linf E, 200 images, seed 3'
     assert [script.verdict(row, 6) for row in (*batchnorm.rows, *robustnorm.rows, *between.rows)] == [
-        'holds', 'not settled', 'not settled', 'does not hold', 'does not hold', 'holds']
+        'these networks differ', 'no difference shown', 'no difference shown', *['these networks differ'] * 3]
 
     def nofrost(none, batchnorm):
         rows = [{'norm': norm, 'accuracy': values, 'outcomes': [*map(of, values)], 'threat_model': 'T',
@@ -346,12 +351,13 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     assert [row[:3] for claim in (robust, clean) for row in claim.rows] == [
         ('MNIST digits, T, 200 images, seed 0', 70., 80.), ('MNIST digits, 200 images, seed 0', 97., 98.)]
     assert [claim.rows[0].beside for claim in (robust, clean)] == [('23.56', '13.57'), ('74.06', '59.28')]
-    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['does not hold', 'not settled']
+    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == [
+        'these networks differ', 'no difference shown']
     assert '1.28 %' in robust.text and not smooth.rows
     assert 'mean margin none1 without and batchnorm2d1' in smooth.text
     assert 'eps none3 without and batchnorm2d3' in smooth.text
     robust, clean, _ = nofrost([97., 71., 70.], [88., 80., 60.])
-    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['holds', 'holds']
+    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['these networks differ'] * 2
 
 
 def test_apart_is_compared_seed_by_seed(scripts):

@@ -10,6 +10,7 @@ from robustnorm import BATCH, PAPER_ATTACKS, STRONGEST
 from scipy.stats import binomtest, ttest_rel
 
 LEVEL = .05
+FEWEST_RUNS = 3
 
 
 class Row(NamedTuple):
@@ -20,12 +21,14 @@ class Row(NamedTuple):
         first, second: In percent.
         pvalue: Of a test of their difference.
         beside: Further cells.
+        runs: Training runs of each of the two.
     """
     setting: str
     first: float
     second: float
     pvalue: float
     beside: Sequence[str] = ()
+    runs: int = 1
 
 
 class Claim(NamedTuple):
@@ -45,7 +48,10 @@ class Claim(NamedTuple):
 
 def verdict(row: Row, tests: int) -> str:
     """What a test says of a claim, as one of so many tests (Bonferroni)."""
-    return 'not settled' if row.pvalue * tests >= LEVEL else 'holds' if row.first > row.second else 'does not hold'
+    differ = row.pvalue * tests < LEVEL
+    if row.runs < FEWEST_RUNS:
+        return 'these networks differ' if differ else 'no difference shown'
+    return 'not settled' if not differ else 'holds' if row.first > row.second else 'does not hold'
 
 
 def sign_test(a: str, b: str) -> float:
@@ -147,7 +153,7 @@ def apart(tables: List[Dict[str, Any]]) -> Claim:
         # equal gains have no spread to test against
         pvalue = ttest_rel(ours, plain).pvalue if len(set(gains)) > 1 else 1.
         rows.append(Row(found['setting'], mean(ours), mean(plain), pvalue, (
-            ', '.join(gains), ', '.join(map(str, found['seeds'])))))
+            ', '.join(gains), ', '.join(map(str, found['seeds']))), len(found['seeds'])))
     return Claim(
         'APART gains clean accuracy (APART).',
         'Means over seeds; the test allows for seeds alone, the test images being the same.',
@@ -168,13 +174,15 @@ def shown(claims: Sequence[Claim], seeds: str) -> str:
     """The claims in Markdown, with verdicts that allow for the number of tests."""
     tests = sum(len(claim.rows) for claim in claims)
     parts = [
-        f'There are {tests} tests, so a verdict needs p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni). But '
-        'for APART, each is of one training run a network, and another seed to train with can change more than a norm '
-        f'does: {seeds}']
-    settled = [
-        f'- "{claim.title}" **{verdict(r, tests).capitalize()}** here: {r.first:.2f} % against {r.second:.2f} % '
-        f'({r.setting}).' for claim in claims for r in claim.rows if verdict(r, tests) != 'not settled']
-    parts += [f'{len(settled)} settled:', '\n'.join(settled)] if settled else ['None is settled.']
+        f'Whether a claim holds takes {FEWEST_RUNS} training runs of each network at least: another seed to train '
+        f'with can change more than a norm does: {seeds}', 'Only the tests of APART have so many. Of the others, with '
+        f'one run of each network, the tables say whether the two differ. There are {tests} tests, so that takes p < '
+        f'{LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
+    for heading, found in (('Settled', ('holds', 'does not hold')), ('Pairs of networks that differ', (
+            'these networks differ',))):
+        rows = [f'- "{claim.title}" {verdict(r, tests).capitalize()}: {r.first:.2f} % against {r.second:.2f} % '
+                f'({r.setting}).' for claim in claims for r in claim.rows if verdict(r, tests) in found]
+        parts += [f'{heading}: {len(rows) or "none"}.', *(['\n'.join(rows)] if rows else [])]
     for claim in claims:
         parts.append(f'**{claim.title}** {claim.text}')
         if claim.rows:
