@@ -31,6 +31,7 @@ __all__ = ['ViewsDataset', 'noise2net', 'texture_debiased']
 
 _HIDDEN, _KERNELS = 16, (1, 3, 5, 7)  # channels inside the random network, one branch for each kernel size
 _SHARE = (.375, .75)  # of the network in the image
+_AT_ONCE = 32  # images
 
 
 def texture_debiased(img_size: Union[int, Sequence[int]], hflip: float = 0.5) -> Compose:
@@ -161,25 +162,31 @@ def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
     """
     generator = torch.Generator('cpu').manual_seed(seed)
     count, channels, height, width = pixels.shape
+    part = _HIDDEN // len(_KERNELS)
 
-    def convolve(x: torch.Tensor, inside: int, outside: int, kernel: int) -> torch.Tensor:
-        fan_in = inside * kernel ** 2
-        weight = torch.randn(count * outside, inside, kernel, kernel, generator=generator, device='cpu')
-        weight = without_wait(weight * (2 / fan_in) ** .5, x.device)
-        return F.conv2d(x, weight, padding=kernel // 2, groups=count)
+    def draw(inside: int, outside: int, kernel: int) -> torch.Tensor:
+        weight = torch.randn(count, outside, inside, kernel, kernel, generator=generator, device='cpu')
+        return without_wait(weight * (2 / (inside * kernel ** 2)) ** .5, pixels.device)
 
-    def images(x: torch.Tensor) -> torch.Tensor:
-        return x.view(count, -1, height, width)
+    def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        out = F.conv2d(
+            x.reshape(1, -1, height, width), weight.flatten(0, 1), padding=weight.shape[-1] // 2, groups=len(weight))
+        return out.view(len(weight), -1, height, width)
+
+    def networks(x: torch.Tensor, first: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        hidden = convolve(x, first).relu()
+        last, branches = hidden.new_zeros(()), []
+        for weight, own in zip(weights, hidden.split(part, dim=1)):
+            last = convolve(own + last, weight).relu()
+            branches.append(last)
+        return convolve(torch.cat(branches, 1), weights[-1])
 
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         x = pixels.detach().float()
-        part = _HIDDEN // len(_KERNELS)
-        hidden = images(convolve(x.reshape(1, -1, height, width), channels, _HIDDEN, 1).relu())
-        last, branches = hidden.new_zeros(()), []
-        for kernel, own in zip(_KERNELS, hidden.split(part, dim=1)):
-            last = images(convolve((own + last).reshape(1, -1, height, width), part, part, kernel).relu())
-            branches.append(last)
-        out = images(convolve(torch.cat(branches, 1).reshape(1, -1, height, width), _HIDDEN, channels, 1))
+        weights = [
+            draw(channels, _HIDDEN, 1), *(draw(part, part, kernel) for kernel in _KERNELS), draw(_HIDDEN, channels, 1)]
+        # sixteen channels of every image at once would take more memory than the rest of the step
+        out = torch.cat([networks(*parts) for parts in zip(*(t.split(_AT_ONCE) for t in (x, *weights)))])
         mean, std = (f(x, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
         own_std = out.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
         out = (out - out.mean(dim=(2, 3), keepdim=True)) / own_std * std + mean
