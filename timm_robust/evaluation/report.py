@@ -150,7 +150,7 @@ class EvaluationReport:
         AutoAttack's, together with the attacks before it where it ran on what they left; without it that of `best`.
         Without both, and under several threat models, that of all attacks together.
         """
-        names = [a.name for a in self.real_attacks]
+        names = dict.fromkeys(a.attack_name for a in self.real_attacks)
         quoted = [self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_autoattack]
         if quoted and len(self.threats) == 1:
             return min(quoted, key=lambda q: q.accuracy)
