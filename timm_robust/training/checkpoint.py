@@ -21,7 +21,8 @@ _logger = logging.getLogger(__name__)
 # where and how long a run continues, not what it trains
 _MAY_CHANGE = {
     'resume', 'output', 'experiment', 'epochs', 'workers', 'pin_mem', 'log_interval', 'checkpoint_hist', 'data_dir',
-    'device', 'val_interval', 'validation_batch_size'}
+    'device', 'val_interval', 'validation_batch_size', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id',
+    'log_trackio', 'log_tensorboard'}
 
 
 class _Described:

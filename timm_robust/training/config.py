@@ -37,8 +37,8 @@ _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
 class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     """Settings of `train`, with the names, meanings and defaults of timm's train.py.
 
-    Left to timm's own script: augmentation splits (AugMix, JSD loss, split BN), scheduled resolutions, NaFlex loading,
-    distillation and wandb.
+    Left to timm's own script: augmentation splits (AugMix, JSD loss, split BN), scheduled resolutions, NaFlex loading
+    and distillation.
 
     Raises:
         InputError: On a value of another type, out of range, or that contradicts another; it names the argument.
@@ -166,6 +166,12 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     experiment: str = setting('', 'name of the sub-folder for output (default: time and model)', metavar='NAME')
     eval_metric: str = setting(
         'top1', 'metric of the best checkpoint: top1, top5, loss or robust_top1', metavar='METRIC')
+    log_wandb: bool = setting(False, 'log training and validation metrics to wandb')
+    wandb_project: Optional[str] = setting(None, 'wandb project name, also of trackio', metavar='NAME')
+    wandb_tags: Tuple[str, ...] = setting((), 'wandb tags', metavar='TAG')
+    wandb_resume_id: str = setting('', 'if resuming a run, the id of the run in wandb', metavar='ID')
+    log_trackio: bool = setting(False, 'log the same metrics to trackio')
+    log_tensorboard: bool = setting(False, 'write the same metrics for TensorBoard, into the folder of the run')
 
     def __post_init__(self) -> None:
         for base in (ModelConfig, DatasetConfig, RobustConfig):
@@ -187,6 +193,9 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
             check_at_least('validation_batch_size', self.validation_batch_size)
         check_seed(self.seed)
         resolve_device(self.device)
+        if self.wandb_resume_id and not self.resume:
+            raise InputError('continues the log of a run that is resumed', 'give its checkpoint as `resume`',
+                             argument='wandb_resume_id', value=self.wandb_resume_id)
         self._check_schedule()
         self._check_data()
         self.check_run(self)

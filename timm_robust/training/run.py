@@ -42,6 +42,7 @@ from .data import Loader, classes_of_data, create_loaders, open_training_data
 from .folder import export_incomplete, locked, output_dir
 from .loop import train_one_epoch, trained_module, validate, validate_robust
 from .summary import add_row, plot_curves, trim
+from .trackers import Trackers, check_trackers
 
 __all__ = ['TrainResult', 'train']
 
@@ -222,6 +223,8 @@ class _Run:
             config, self.task, self.optimizer, self.loss_scaler, described, self.folder, self.metric)
         trim(self.folder / 'summary.csv', self.start_epoch)
         write_text(self.folder / 'args.yaml', config.to_yaml())
+        self.trackers = Trackers(config, self.folder, self.start_epoch)
+        stack.callback(self.trackers.finish)
         attack = f' against {config.attack.attack} {config.attack.threat}' if config.objective.crafts else ''
         warmup = f', after {config.warmup_epochs} epochs of warm-up' if config.warmup_epochs else ''
         _logger.info(
@@ -273,12 +276,13 @@ class _Run:
                 ema=self.ema, seed=self.config.seed, **self.common))
 
     def keep(self, epoch: int, train_metrics: Dict[str, float], metric: float, left: timedelta) -> None:
-        """Log an epoch, write its row and its checkpoint."""
+        """Log an epoch, write its row and its checkpoint, send it to the trackers."""
         shown = '  '.join(f'{k} {v:.4g}' for k, v in self.eval_metrics.items())
         _logger.info(f'Epoch {epoch}: {shown}  {str(left).split(".")[0]} left')
-        add_row(self.folder / 'summary.csv', epoch, train_metrics, self.eval_metrics,
-                self.optimizer.param_groups[0]['lr'])
+        row = add_row(self.folder / 'summary.csv', epoch, train_metrics, self.eval_metrics,
+                      self.optimizer.param_groups[0]['lr'])
         self.saver.save_checkpoint(epoch, metric=metric)
+        self.trackers.log(row)
 
     def run_epochs(self) -> float:
         """All epochs; returns the seconds they took."""
@@ -356,6 +360,7 @@ def train(config: TrainConfig) -> TrainResult:
         InputError: On anything the user can correct, before training where it can be known.
         TrainingDivergedError: If the loss is not finite; the last good checkpoint stays.
     """
+    check_trackers(config)
     process = init_process(config.device)
     if process.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True

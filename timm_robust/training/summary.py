@@ -44,8 +44,8 @@ def add_row(
         train_metrics: Mapping[str, float],
         eval_metrics: Mapping[str, float],
         lr: float,
-) -> None:
-    """Add an epoch; rows of other metrics, of settings from before a resume, are put aside first."""
+) -> Dict[str, Any]:
+    """Add an epoch and return its row; rows of other metrics, of settings from before a resume, are put aside first."""
     row: Dict[str, Any] = {
         'epoch': epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
         **{f'eval_{k}': v for k, v in eval_metrics.items()}, 'lr': lr}
@@ -54,6 +54,7 @@ def add_row(
         path.rename(path.with_name(f'{path.stem}-before-{epoch}{path.suffix}'))
         rows = []
     _write(path, [*rows, row])
+    return row
 
 
 def plot_curves(summary: Path, output: Path) -> None:
