@@ -21,6 +21,7 @@ COMMANDS = {
     'convert': "turn checkpoints of the papers' authors and of training runs into safetensors",
     'card': 'build the folder of a model for the Hugging Face Hub, every number measured',
     'push': 'publish that folder on the Hub, as one commit',
+    'app': 'a page on this machine on which images are attacked, also for a Space of the Hub',
     'models': 'list the models of this package, their weights and what they withstand',
     'completion': 'print the script by which a shell completes these commands and their flags',
 }

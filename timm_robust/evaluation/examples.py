@@ -1,15 +1,20 @@
 """Adversarial images to look at."""
 from dataclasses import replace
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
+from PIL import Image
+from timm.data import create_transform
 
-from ..attacks import Clean
+from ..attacks import ATTACKS, Clean, ThreatModel, parse_attack
+from ..errors import InputError
 from .accuracy import Runner
 from .facts import Example
 from .outcome import AttackOutcome
+from .plan import Plan
+from .subject import Subject
 
-__all__ = ['example_images']
+__all__ = ['attack_picture', 'attacks_of_pictures', 'example_images']
 
 
 def example_images(
@@ -60,3 +65,48 @@ def example_images(
         for i in standing:
             examples[i] = replace(examples[i], attack=str(attack))
     return tuple(sorted(examples.values(), key=lambda e: e.label))
+
+
+def attacks_of_pictures(threat: ThreatModel, num_classes: int) -> List[str]:
+    """Names of all attacks that `attack_picture` takes, variants such as apgd-dlr among them."""
+    def fits(name: str) -> bool:
+        try:
+            Plan((parse_attack(name),), threat).check(num_classes, batch_dependent=False)
+        except InputError:
+            return False
+        return True
+
+    names = (name for cls in ATTACKS.values() if cls is not Clean for name in (cls.name, *cls.variants))
+    return list(filter(fits, names))
+
+
+def attack_picture(subject: Subject, picture: Image.Image, threat: ThreatModel, attack: str, seed: int = 0) -> Example:
+    """Attack what a network predicts for a picture, whose true class nobody has said.
+
+    Args:
+        subject: A network that takes images one by one and whose preprocessing is known.
+        picture: Of any size and mode; preprocessed as the images of an evaluation are.
+        threat: Threat model; eps 0 leaves the picture as it is.
+        attack: Name of the attack, for example 'pgd20'.
+        seed: Seed of its noise.
+
+    Returns:
+        What the network sees before and after, with its own prediction for `label`.
+
+    Raises:
+        InputError: On an attack that is not defined for the threat model or the network.
+    """
+    assert subject.preprocessing is not None
+    channels, *_ = subject.preprocessing['input_size']
+    pixels: Dict[str, Any] = {**subject.preprocessing, 'mean': (0.,) * channels, 'std': (1.,) * channels}
+    x = create_transform(**pixels)(picture.convert('RGB' if channels == 3 else 'L'))[None].to(subject.device)
+    with torch.no_grad():
+        clean = subject.model(x).softmax(1)[0]
+    label, crafted = clean.argmax(), parse_attack(attack)
+    Plan((crafted,), threat).check(len(clean), batch_dependent=False)
+    adv = crafted(subject.model, x, label[None], threat, seed=seed) if threat.eps else x
+    with torch.no_grad():
+        after = subject.model(adv).softmax(1)[0]
+    return Example(
+        clean=x[0].cpu(), adversarial=adv[0].cpu(), attack=str(crafted), label=int(label),
+        prediction=int(after.argmax()), clean_confidence=clean.max().item(), confidence=after.max().item())
