@@ -85,7 +85,7 @@ def test_args_yaml_repeats_the_run(folder, tmp_path):
     (dict(lr_base_scale='sqrt'), .2 * 3 ** .5), (dict(lr=.7), .7)])
 def test_learning_rate_follows_the_global_batch(more, lr):
     config = TrainConfig(batch_size=16, grad_accum_steps=3, lr_base=.2, lr_base_size=32, **more)
-    assert resolve_lr(config, world_size=2) == pytest.approx(lr)
+    assert resolve_lr(config, world_size=2, batch_size=16) == pytest.approx(lr)
 
 
 def test_args_yaml_gives_way_to_flags(folder, tmp_path):

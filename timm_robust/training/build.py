@@ -14,7 +14,7 @@ from ..layers import has_batch_statistics
 from ..tasks.objective import mixes_images
 from .config import TrainConfig
 
-__all__ = ['Autocast', 'build_criterion', 'build_network', 'mixed_precision', 'resolve_lr']
+__all__ = ['Autocast', 'build_criterion', 'build_network', 'check_img_sizes', 'mixed_precision', 'resolve_lr']
 
 Autocast = Callable[[], ContextManager[Any]]  # makes the context of a forward pass
 
@@ -42,6 +42,23 @@ def build_network(config: TrainConfig) -> nn.Module:
     return model
 
 
+def check_img_sizes(config: TrainConfig, model: nn.Module, in_chans: int) -> None:
+    """Refuse sizes of scheduled resolutions that the network does not take.
+
+    Raises:
+        InputError: Naming the size.
+    """
+    for size in config.train_img_sizes or ():
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, in_chans, size, size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f'{config.model} does not take it ({error})', 'choose others, or for a transformer '
+                'dynamic_img_size=True in `model_kwargs`', argument='train_img_sizes', value=size) from error
+    model.train()
+
+
 def build_criterion(config: TrainConfig) -> nn.Module:
     """timm's choice of training criterion."""
     if config.bce_loss:
@@ -56,11 +73,11 @@ def build_criterion(config: TrainConfig) -> nn.Module:
     return LabelSmoothingCrossEntropy(smoothing=config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
 
 
-def resolve_lr(config: TrainConfig, world_size: int) -> float:
-    """The learning rate: the given one, or by timm's rule from `lr_base` and the global batch size."""
+def resolve_lr(config: TrainConfig, world_size: int, batch_size: float) -> float:
+    """The learning rate: the given one, or by timm's rule from `lr_base` and the (average) global batch size."""
     if config.lr is not None:
         return config.lr
-    ratio = config.batch_size * world_size * config.grad_accum_steps / config.lr_base_size
+    ratio = batch_size * world_size * config.grad_accum_steps / config.lr_base_size
     adaptive = any(o in config.opt.lower() for o in ('ada', 'lamb'))
     scale = config.lr_base_scale or ('sqrt' if adaptive else 'linear')
     return config.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)

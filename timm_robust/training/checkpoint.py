@@ -14,7 +14,7 @@ from ..inputs import Checkpoint, convert_state_dict, read_checkpoint
 from .config import TrainConfig
 from .loop import trained_module
 
-__all__ = ['AtomicCheckpointSaver', 'is_resuming', 'resume', 'resume_ema']
+__all__ = ['AtomicCheckpointSaver', 'is_recovery', 'is_resuming', 'open_saver', 'resume', 'resume_ema']
 
 _logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 _MAY_CHANGE = {
     'resume', 'output', 'experiment', 'epochs', 'workers', 'pin_mem', 'log_interval', 'checkpoint_hist', 'data_dir',
     'device', 'val_interval', 'validation_batch_size', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id',
-    'log_trackio', 'log_tensorboard'}
+    'log_trackio', 'log_tensorboard', 'start_epoch', 'recovery_interval'}
 
 
 class _Described:
@@ -67,6 +67,11 @@ class AtomicCheckpointSaver(CheckpointSaver):
         except (OSError, NotImplementedError):
             shutil.copy2(src, part)
         os.replace(part, dst)
+
+
+def is_recovery(path: str) -> bool:
+    """Whether a checkpoint is of an epoch that has not ended, by the name timm's saver gives it."""
+    return Path(path).name.startswith('recovery-')
 
 
 def is_resuming(config: TrainConfig, run: Path) -> bool:
@@ -122,7 +127,7 @@ def resume(
         log_info: Log what is restored.
 
     Returns:
-        The epoch to go on with.
+        The epoch to go on with; that of a recovery checkpoint is trained again, from its weights.
 
     Raises:
         InputError: If the file is missing, broken, holds code or weights alone, or is of other data or settings.
@@ -147,7 +152,7 @@ def resume(
         raise InputError(
             f'its training state is of other settings ({reason})', 'give the optimizer and objective of its run',
             argument='resume', value=path) from error
-    return epoch or 0
+    return (epoch or 0) - is_recovery(path)
 
 
 def resume_ema(task: TrainingTask, path: str) -> None:

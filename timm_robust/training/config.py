@@ -21,14 +21,16 @@ _CHOICES: Dict[str, Tuple[str, ...]] = {
     'clip_mode': ('norm', 'value', 'agc'),
     'dist_bn': ('broadcast', 'reduce', ''),
     'lr_base_scale': ('linear', 'sqrt', ''),
+    'train_size_schedule': ('constant', 'progressive'),
 }
 # names of settings by the range of their values
 _SHARES = (
     'hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'drop_path', 'mixup_prob', 'mixup_switch_prob', 'momentum',
-    'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'bce_target_thresh')
+    'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'bce_target_thresh',
+    'train_size_random_mix')
 _NOT_NEGATIVE = (
     'mixup', 'cutmix', 'weight_decay', 'color_jitter', 'min_lr', 'warmup_lr', 'decay_rate', 'bce_pos_weight',
-    'layer_decay_min_scale')
+    'layer_decay_min_scale', 'train_size_schedule_spread')
 _ABOVE_0 = ('lr', 'lr_base', 'clip_grad', 'layer_decay', 'opt_eps', 'decay_epochs')
 _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
 
@@ -37,8 +39,7 @@ _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
 class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     """Settings of `train`, with the names, meanings and defaults of timm's train.py.
 
-    Left to timm's own script: augmentation splits (AugMix, JSD loss, split BN), scheduled resolutions, NaFlex loading
-    and distillation.
+    Left to timm's own script: augmentation splits (AugMix, JSD loss, split BN), NaFlex loading and distillation.
 
     Raises:
         InputError: On a value of another type, out of range, or that contradicts another; it names the argument.
@@ -104,6 +105,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     warmup_lr: float = setting(1e-5, 'warmup lr', metavar='LR')
     min_lr: float = setting(0., 'lower lr bound', metavar='LR')
     epochs: int = setting(300, 'epochs to train', metavar='N')
+    start_epoch: Optional[int] = setting(
+        None, 'first epoch (default: 0, of a resumed run the next)', metavar='N')
     epoch_repeats: float = setting(0., 'repeats of the data set in an epoch, for iterable datasets', metavar='N')
     decay_milestones: Tuple[int, ...] = setting(
         (90, 180, 270), 'decay epochs of the multistep schedule', metavar='MILESTONES')
@@ -161,11 +164,25 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     seed: int = setting(42, 'random seed', metavar='S', group='Miscellaneous parameters')
     log_interval: int = setting(50, 'batches between log lines', metavar='N')
     val_interval: int = setting(1, 'epochs between validations', metavar='N')
+    recovery_interval: int = setting(0, 'updates between recovery checkpoints within an epoch, none if 0', metavar='N')
     checkpoint_hist: int = setting(10, 'checkpoints to keep', metavar='N')
     output: str = setting('', 'output folder (default: ./output/train)', metavar='PATH')
     experiment: str = setting('', 'name of the sub-folder for output (default: time and model)', metavar='NAME')
     eval_metric: str = setting(
         'top1', 'metric of the best checkpoint: top1, top5, loss or robust_top1', metavar='METRIC')
+    train_img_sizes: Optional[Tuple[int, ...]] = setting(
+        None, 'per-batch square image sizes for scheduled resolution training', metavar='N',
+        group='Scheduled resolution parameters')
+    train_batch_sizes: Optional[Tuple[int, ...]] = setting(
+        None, 'batch size for each of these sizes (default: that of all)', metavar='N')
+    train_size_probs: Optional[Tuple[float, ...]] = setting(
+        None, 'sampling weights of these sizes (default: uniform)', metavar='P')
+    train_size_schedule: str = setting(
+        'constant', 'constant, or progressive: from the first of these sizes to the last', metavar='NAME')
+    train_size_schedule_spread: float = setting(
+        0.65, 'width of the progressive schedule, in sizes', metavar='STDDEV')
+    train_size_random_mix: float = setting(
+        0.1, 'share of uniform random sizes in a progressive schedule', metavar='PCT')
     log_wandb: bool = setting(False, 'log training and validation metrics to wandb')
     wandb_project: Optional[str] = setting(None, 'wandb project name, also of trackio', metavar='NAME')
     wandb_tags: Tuple[str, ...] = setting((), 'wandb tags', metavar='TAG')
@@ -198,6 +215,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
                              argument='wandb_resume_id', value=self.wandb_resume_id)
         self._check_schedule()
         self._check_data()
+        self._check_img_sizes()
         self.check_run(self)
         if self.eval_metric == 'robust_top1' and not self.validates:
             raise InputError('needs validation data', 'name its split in `val_split`', argument='eval_metric',
@@ -210,6 +228,9 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
 
     def _check_schedule(self) -> None:
         check_at_least('warmup_epochs', self.warmup_epochs, 0)
+        check_at_least('recovery_interval', self.recovery_interval, 0)
+        if self.start_epoch is not None:
+            check_at_least('start_epoch', self.start_epoch, 0)
         if self.sched != 'none' and not self.warmup_prefix and self.warmup_epochs >= self.epochs:
             raise InputError(
                 f'the learning rate would be on its way up to the end, after `epochs={self.epochs}`',
@@ -238,6 +259,28 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         if isinstance(self.objective, NoFrostStar):
             raise InputError('the views of nofrost_star have crops of their own', 'leave it out',
                              argument='crop_padding', value=self.crop_padding)
+
+    def _check_img_sizes(self) -> None:
+        sizes = self.train_img_sizes or ()
+        for name in ('train_img_sizes', 'train_batch_sizes'):
+            for number in getattr(self, name) or ():
+                check_at_least(name, number)
+        for name in ('train_batch_sizes', 'train_size_probs'):
+            if len(getattr(self, name) or sizes) != len(sizes):
+                raise InputError('needs a value for each of `train_img_sizes`', argument=name,
+                                 value=getattr(self, name))
+        if self.train_size_probs and not (min(self.train_size_probs) >= 0 < sum(self.train_size_probs) < math.inf):
+            raise InputError('must be weights of at least 0, not all of them 0', argument='train_size_probs',
+                             value=self.train_size_probs)
+        if self.train_size_schedule == 'progressive' and len(sizes) < 2:
+            raise InputError('goes through two sizes or more', 'name them in `train_img_sizes`',
+                             argument='train_size_schedule', value='progressive')
+        if mixes_images(self) and any(size % 2 for size in self.train_batch_sizes or ()):
+            raise InputError('timm mixes pairs of images', 'choose even numbers', argument='train_batch_sizes',
+                             value=self.train_batch_sizes)
+        if sizes and (self.crop_padding or isinstance(self.objective, NoFrostStar)):
+            raise InputError('crops images to other sizes, `crop_padding` and nofrost_star to one', 'leave one out',
+                             argument='train_img_sizes', value=sizes)
 
     @classmethod
     def from_yaml(cls, path: str) -> 'TrainConfig':

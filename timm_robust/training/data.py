@@ -18,7 +18,16 @@ from ..inputs import Preprocessing, Process, open_dataset
 from ..tasks.objective import mixes_images
 from .config import TrainConfig
 
-__all__ = ['Loader', 'Loaders', 'TrainingData', 'classes_of_data', 'create_loaders', 'open_training_data']
+__all__ = [
+    'Loader',
+    'Loaders',
+    'TrainingData',
+    'average_batch_size',
+    'classes_of_data',
+    'create_loaders',
+    'open_training_data',
+    'set_loader_epoch',
+]
 
 Loader = Union[DataLoader, PrefetchLoader]  # timm makes the one or the other
 
@@ -147,10 +156,12 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
     if validation is not None and not held and process.primary and dataset_size(validation) is not None:
         check_images(validation)
     size = dataset_size(train)
-    if size is not None and size < config.batch_size * process.world_size:
+    largest = max(config.train_batch_sizes or (config.batch_size,))
+    if size is not None and size < largest * process.world_size:
         raise InputError(
             f'the training data has {size} images for {process.world_size} process(es)',
-            f'choose at most {size // process.world_size}', argument='batch_size', value=config.batch_size)
+            f'choose at most {size // process.world_size}',
+            argument='train_batch_sizes' if config.train_batch_sizes else 'batch_size', value=largest)
     fingerprint = _fingerprint(whole, hashes, held) if process.primary and size is not None else ''
     return TrainingData(train, validation, class_names(whole), fingerprint)
 
@@ -217,6 +228,9 @@ def create_loaders(
                          value=config.aug_repeats)
     if config.crop_padding:
         _check_crop_padding(config, data.train, preprocessing['input_size'][1:])
+    if config.train_img_sizes and isinstance(data.train, IterableDataset):
+        raise InputError('needs a data set with an index, streaming data has none', argument='train_img_sizes',
+                         value=config.train_img_sizes)
     mixup = _mixup(config, num_classes)
     in_loader = mixup if isinstance(mixup, FastCollateMixup) else None
     mixup_fn = mixup if in_loader is None else None
@@ -243,6 +257,14 @@ def create_loaders(
         interpolation=preprocessing['interpolation'] if config.no_aug else config.train_interpolation,
         worker_seeding=config.worker_seeding,
         collate_fn=in_loader,
+        input_size_choices=config.train_img_sizes,
+        batch_size_choices=config.train_batch_sizes,
+        batch_choice_weights=config.train_size_probs,
+        batch_choice_seed=config.seed,
+        batch_choice_schedule=config.train_size_schedule,
+        batch_schedule_epochs=config.epochs if config.train_size_schedule == 'progressive' else None,
+        batch_schedule_spread=config.train_size_schedule_spread,
+        batch_schedule_random_mix=config.train_size_random_mix,
     )
     if config.crop_padding:
         # in the place of RandomResizedCrop, the first of timm's training transforms
@@ -262,6 +284,23 @@ def create_loaders(
     robust = evaluation(robust_subset(
         data.validation, config.robust_eval_samples, config.seed)) if config.robust_eval_steps else None
     return Loaders(train, validation, robust, mixup_fn)
+
+
+def _batch_sampler(loader: Any) -> Any:
+    return getattr(loader, 'loader', loader).batch_sampler  # behind timm's prefetcher
+
+
+def average_batch_size(loader: Loader) -> float:
+    """Images of a batch, on average over scheduled resolutions."""
+    sampler = _batch_sampler(loader)
+    return getattr(sampler, 'average_batch_size', None) or sampler.batch_size
+
+
+def set_loader_epoch(loader: Loader, epoch: int) -> None:
+    """Tell all parts of a loader the epoch that comes."""
+    for part in (loader.dataset, loader.sampler, _batch_sampler(loader)):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
 
 
 def robust_subset(validation: Dataset, num_examples: int, seed: int) -> Subset:

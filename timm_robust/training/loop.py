@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -92,6 +92,7 @@ def train_one_epoch(
         log_interval: int = 50,
         num_epochs: int = 1,
         last_checkpoint: str = 'none yet',
+        after_update: Optional[Callable[[int], None]] = None,
         verbose: bool = True,
 ) -> Dict[str, float]:
     """Train for one epoch.
@@ -115,6 +116,7 @@ def train_one_epoch(
         log_interval: Updates between log lines, and between looks at the loss on a GPU; a minute passes at most.
         num_epochs: Epochs of the run, for the time that is left.
         last_checkpoint: Named in the message if training diverges.
+        after_update: Called after each update with its number within the epoch, from 0.
         verbose: Show progress on this process.
 
     Returns:
@@ -195,6 +197,8 @@ def train_one_epoch(
                     f'{speed:.1f} images/s  lr {lr:.3e}  {left} left')
         if lr_scheduler is not None:
             lr_scheduler.step_update(num_updates=num_updates, metric=averages.meters['loss'].avg)
+        if after_update is not None:
+            after_update(update_index)
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
     return OrderedDict((n, _mean_over_processes(m.avg, device, distributed)) for n, m in averages.meters.items())

@@ -9,8 +9,9 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple, TypedDict
+from typing import Dict, Iterator, Optional, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -35,10 +36,11 @@ from ..inputs import (
     write_text,
 )
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
-from .build import Autocast, build_criterion, build_network, mixed_precision, resolve_lr
-from .checkpoint import open_saver, resume, resume_ema
+from ..tasks import RobustTask
+from .build import Autocast, build_criterion, build_network, check_img_sizes, mixed_precision, resolve_lr
+from .checkpoint import is_recovery, open_saver, resume, resume_ema
 from .config import TrainConfig
-from .data import Loader, classes_of_data, create_loaders, open_training_data
+from .data import average_batch_size, classes_of_data, create_loaders, open_training_data, set_loader_epoch
 from .folder import export_incomplete, locked, output_dir
 from .loop import train_one_epoch, trained_module, validate, validate_robust
 from .summary import add_row, plot_curves, trim
@@ -87,13 +89,6 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return (seed + epoch * 10007) % (1 << 31)
 
 
-def _set_loader_epoch(loader: Loader, epoch: int) -> None:
-    parts: Tuple[Any, ...] = loader.dataset, loader.sampler
-    for part in parts:
-        if hasattr(part, 'set_epoch'):
-            part.set_epoch(epoch)
-
-
 class _Pass(TypedDict):
     """What passes over training and validation data have in common."""
     device: torch.device
@@ -122,6 +117,7 @@ class _Run:
         if config.eval_metric == 'top5' and num_classes <= 5:
             raise InputError(f'says nothing of {num_classes} classes', "choose 'top1'", argument='eval_metric',
                              value='top5')
+        check_img_sizes(config, model, in_chans)
         self.config, self.process, self.peers = config, process, peers
         self.data = open_training_data(config, in_chans, num_classes, process)
         model.to(process.device)
@@ -136,7 +132,7 @@ class _Run:
         self.loaders = create_loaders(config, self.data, self.preprocessing, process, num_classes)
         self.metric = config.eval_metric if self.loaders.validation is not None else 'loss'
         self.space = InputSpace(self.preprocessing['mean'], self.preprocessing['std'])
-        self.lr = resolve_lr(config, process.world_size)
+        self.lr = resolve_lr(config, process.world_size, average_batch_size(self.loaders.train))
         self.task = self._create_task()
         with _naming('opt', config.opt):
             self.optimizer = create_optimizer_v2(
@@ -197,14 +193,17 @@ class _Run:
             task.prepare_distributed(
                 device_ids=None if self.process.device.type == 'cpu' else [self.process.device],
                 broadcast_buffers=not config.no_ddp_bb)
+        start_epoch = start_epoch if config.start_epoch is None else config.start_epoch
+        if isinstance(task, RobustTask) and (config.start_epoch is not None or is_recovery(config.resume)):
+            task.step = start_epoch * len(self.loaders.train)  # from which warm-up, noise and schedules follow
         return start_epoch
 
     def _catch_up(self) -> None:
         """Move the schedule to the epoch that a resumed run starts with."""
         config, start = self.config, self.start_epoch
         if start > self.num_epochs or start == self.num_epochs and not export_incomplete(config):
-            raise InputError(f'{config.resume} has {start} already', 'give more', argument='epochs',
-                             value=config.epochs)
+            known = f'{config.resume} has {start} already' if config.start_epoch is None else f'{start} is the first'
+            raise InputError(known, 'give more', argument='epochs', value=config.epochs)
         if self.lr_scheduler is not None and start > 0:
             if config.sched_on_updates:
                 self.lr_scheduler.step_update(start * self.updates_per_epoch)
@@ -236,11 +235,15 @@ class _Run:
         last = self.folder / 'last.pth.tar' if self.process.primary else None
         return str(last) if last and last.exists() else self.config.resume or 'none yet'
 
+    def _recover(self, epoch: int, update: int) -> None:
+        if (update + 1) % self.config.recovery_interval == 0:
+            self.saver.save_recovery(epoch, update)
+
     def train_epoch(self, epoch: int) -> Dict[str, float]:
         """Train for an epoch; returns its averages."""
         config, loaders, world = self.config, self.loaders, self.process
         random_seed(_epoch_seed(config.seed, epoch), world.rank)
-        _set_loader_epoch(loaders.train, epoch)
+        set_loader_epoch(loaders.train, epoch)
         if config.mixup_off_epoch and epoch >= config.mixup_off_epoch:
             (loaders.mixup_fn or loaders.train).mixup_enabled = False
         metrics = train_one_epoch(
@@ -257,6 +260,7 @@ class _Run:
             log_interval=config.log_interval,
             num_epochs=self.num_epochs,
             last_checkpoint=self._last_checkpoint(),
+            after_update=partial(self._recover, epoch) if world.primary and config.recovery_interval else None,
             verbose=world.primary,
             **self.common,
         )
