@@ -21,12 +21,16 @@ def test_there_are_snippets():
     assert len(SNIPPETS) >= 4
 
 
-@pytest.fixture(scope='module')
-def site():
-    spec = importlib.util.spec_from_file_location('build', ROOT / 'docs' / 'site' / 'build.py')
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'docs' / 'site' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope='module')
+def site():
+    return _script('build')
 
 
 def test_links_lead_to_pages_of_the_site_or_name_a_file(site):
@@ -45,3 +49,28 @@ def test_the_site_lists_every_flag_and_every_public_name(site):
     assert '--gamma-sweep' in flags and '--trades-beta' in flags and '## quickstart' in flags
     assert '::: timm_robust.attacks.PGD\n' in site.reference('attacks')
     assert '::: timm_robust.evaluate\n' in site.reference('')
+
+
+def test_flags_of_timm_that_are_lacking_have_a_reason_and_no_others(tmp_path):
+    lists = _script('timm_flags')
+    (tmp_path / 'timm').mkdir()
+    (tmp_path / 'timm' / 'version.py').write_text("__version__ = '1.2.3'")
+
+    def write(script, *more):
+        lacking = [flag for names, _ in lists.reasons(script) for flag in names]
+        (tmp_path / script).write_text('\n'.join(
+            f"group.add_argument('-x', '{flag}', type=int)" for flag in (*lacking, '--model', *more)))
+        return len(lacking)
+
+    counts = {script: write(script) for script in lists.COMMANDS}
+    made, kept = lists.page(tmp_path), lists.PAGE.read_text()
+    rows = [line for line in made.splitlines() if line.startswith('|')]
+    assert rows == [line for line in kept.splitlines() if line.startswith('|')], 'write the page again'
+    assert 'timm 1.2.3.' in made and f"train.py: {counts['train.py']} of {counts['train.py'] + 1} are not in" in made
+    write('train.py', '--brand-new')
+    with pytest.raises(SystemExit, match=r"train.py: \['--brand-new'\] need a reason"):
+        lists.page(tmp_path)
+    write('train.py')
+    lists.REASONS['validate.py']['--eps'] = 'is a flag of ours'
+    with pytest.raises(SystemExit, match=r"validate.py: .*\['--eps'\] no longer do"):
+        lists.page(tmp_path)

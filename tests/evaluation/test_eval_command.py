@@ -1,4 +1,5 @@
 """`timm-robust eval` as a whole: resume, processes, worst case, surrogates, subsets, refusals."""
+import csv
 import json
 import os
 import signal
@@ -295,3 +296,18 @@ def test_gamma_needs_a_checkpoint_and_batchnorm(world, tmp_path, capsys):
     assert '--gamma 0.5: mixes the two BatchNorms of a training checkpoint' in capsys.readouterr().err
     assert main(['eval', '--model', 'resnet10t', '--gamma-sweep', '--data-dir', str(world[1])]) == 2
     assert 'error: --gamma-sweep: mixes the two' in capsys.readouterr().err
+
+
+def test_the_results_file_has_timms_columns_and_every_attack(world, tmp_path, capsys):
+    path = tmp_path / 'results.csv'
+    argv = command(world, tmp_path / 'out', '--num-examples', '8', '--results-file', str(path))
+    assert main(argv) == 0
+    row, = csv.DictReader(open(path))
+    report = EvaluationReport.load(tmp_path / 'out')
+    assert row == {
+        'model': 'robustnorm_resnet20_cifar', 'top1': str(report.clean_accuracy),
+        'top1_err': str(100 - report.clean_accuracy), 'pgd5': str(report.accuracy('pgd5')),
+        'square30': str(report.accuracy('square30')), 'threat': str(report.threat), 'num_examples': '8',
+        'img_size': '32', 'crop_pct': '1.0', 'interpolation': 'bicubic'}
+    assert main([*argv[:-1], str(tmp_path / 'results.txt')]) == 2
+    assert '--results-file' in capsys.readouterr().err

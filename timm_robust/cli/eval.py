@@ -1,21 +1,23 @@
 """`timm-robust eval`: clean and robust accuracy of any timm model, and accuracy on shifted images."""
+import csv
 import dataclasses
+import io
 import os
 import shlex
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 
 from ..errors import InputError
-from ..evaluation import EvalConfig, ThreatConfig, evaluate
+from ..evaluation import EvalConfig, EvaluationReport, ThreatConfig, evaluate
 from ..evaluation.render import findings_text
-from ..inputs import ImagesConfig, NetworkConfig, init_process
+from ..inputs import ImagesConfig, NetworkConfig, init_process, write_text
 from ..inputs.pretrained import read_config, resolve_name
 from ..settings import from_flat
 from .arguments import SettingsParser, start_logging
 from .flags import add_attack_flags
-from .outputs import new_folder, print_next
+from .outputs import new_file, new_folder, print_next
 
 __all__ = ['build_parser', 'run']
 
@@ -32,6 +34,7 @@ def _parser() -> Tuple[SettingsParser, Dict[str, str]]:
             'config', 'norm', 'eps', 'attacks', 'worst_case', 'diagnose', 'benchmarks', 'seed', 'output', 'resume',
             'data_dir', 'dataset', 'split', 'num_examples', 'batch_size', 'workers', 'model', 'pretrained',
             'num_classes', 'device', 'checkpoint'))
+    parser.add_argument('--results-file', metavar='FILENAME', help='also write accuracies as timm does, as CSV')
     return parser, add_attack_flags(parser)
 
 
@@ -40,10 +43,28 @@ def build_parser() -> SettingsParser:
     return _parser()[0]
 
 
+def results_csv(report: EvaluationReport) -> str:
+    """The results file of timm's validate.py, with a column for each attack in the place of top-5 accuracy."""
+    model = report.model
+    row: Dict[str, Any] = {'model': model.name}
+    if report.clean_accuracy is not None:
+        row.update(top1=round(report.clean_accuracy, 4), top1_err=round(100 - report.clean_accuracy, 4))
+    row.update({a.name: round(report.accuracy(a.name), 4) for a in report.real_attacks})
+    row.update(
+        threat=str(report.threat), num_examples=report.data.num_examples, img_size=(model.input_size or ('',))[-1],
+        crop_pct=model.crop_pct, interpolation=model.interpolation)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row))
+    writer.writeheader()
+    writer.writerow(row)
+    return text.getvalue()
+
+
 def run(argv: List[str]) -> None:
     """Evaluate."""
     parser, attack_flags = _parser()
     values = parser.read(argv)
+    results_file = new_file(values['results_file'], '.csv', 'results_file') if 'results_file' in values else None
     start_logging()
     network, images = from_flat(NetworkConfig, values), from_flat(ImagesConfig, values)
     threat = from_flat(ThreatConfig, values)
@@ -68,6 +89,8 @@ def run(argv: List[str]) -> None:
             torch.distributed.destroy_process_group()
     if not process.primary:
         return
+    if results_file:
+        write_text(results_file, results_csv(report))
     print(f'\n{report}')
     if report.findings:
         print('\nIs the robustness real?\n\n' + findings_text(report.findings))

@@ -19,17 +19,17 @@ def new_folder(command: str, model: str) -> str:
     return str(Path('output') / command / f'{time}-{file_name(model)}-{secrets.token_hex(3)}')
 
 
-def new_file(output: str, suffix: str) -> Path:
-    """The file of an `output` flag.
+def new_file(output: str, suffix: str, argument: str = 'output') -> Path:
+    """The file that a flag names.
 
     Raises:
         InputError: If it has another suffix or its folder does not exist.
     """
     path = Path(output)
     if path.suffix != suffix:
-        raise InputError(f'must end in {suffix}', argument='output', value=output)
+        raise InputError(f'must end in {suffix}', argument=argument, value=output)
     if not path.parent.is_dir():
-        raise InputError('no such folder, make it first', argument='output', value=output)
+        raise InputError('no such folder, make it first', argument=argument, value=output)
     return path
 
 
