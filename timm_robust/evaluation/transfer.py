@@ -147,8 +147,8 @@ def transfer(
 
     Args:
         models: Two or more networks of the same classes and input, each a name or a module as `evaluate` takes it.
-        data, labels: As `evaluate` takes them; of a folder or data set by name 500 images unless `num_examples` says
-            otherwise.
+        data: As `evaluate` takes it; of a folder or data set by name 500 images unless `num_examples` says otherwise.
+        labels: Class indices (N,), if `data` is a tensor.
         attack: One that transfers: `MIM(steps=10, diversity=.5, kernel_size=5, copies=5)` for example.
         threat: Threat model.
         seed: Seed of subset and noise.
