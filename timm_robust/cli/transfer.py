@@ -36,7 +36,13 @@ def _parser() -> Tuple[SettingsParser, Dict[str, str]]:
         ThreatConfig, TransferConfig, ImagesConfig, prog='timm-robust transfer',
         description='Attack each network with images crafted on each other, and draw the matrix of accuracies. The '
                     'networks must have the same classes and input. Measures on 500 images unless --num-examples says '
-                    'otherwise. Writes transfer.json and transfer.png.')
+                    'otherwise. Writes transfer.json and transfer.png.',
+        examples=(
+            'timm-robust transfer nofrost_nfnet18_cifar nofrost_resnet20_cifar --data-dir cifar10 --split test',
+            'timm-robust transfer output/train/A/export output/train/B/export --data-dir "my data" --diversity 0.5'),
+        first=(
+            'norm', 'eps', 'attack', 'seed', 'device', 'output', 'data_dir', 'dataset', 'split', 'num_examples',
+            'batch_size', 'steps', 'diversity', 'kernel_size', 'copies'))
     parser.add_argument('models', nargs='+', metavar='MODEL', help='a timm model, the folder of an export or '
                         'hf-hub:ORG/NAME; two or more')
     return parser, add_attack_flags(parser)
