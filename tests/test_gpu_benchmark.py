@@ -40,6 +40,7 @@ def run(monkeypatch, tmp_path):
     return of
 
 
+@pytest.mark.slow
 def test_its_checks_pass_on_a_cpu(run):
     code, checks = run()
     assert code == 0

@@ -1,8 +1,13 @@
 """Memory of an evaluation: in proportion to a pool, however many images there are, and little beyond the attack's."""
+import sys
+from pathlib import Path
+
 import pytest
 
-from benchmarks.memory import ATTACKS, measured
 from timm_robust.attacks import parse_attacks
+
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks.memory import ATTACKS, measured  # noqa: E402
 
 
 @pytest.mark.parametrize('threat, attack', [

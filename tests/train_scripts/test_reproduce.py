@@ -112,6 +112,7 @@ def test_apart(scripts, pictures, tmp_path, monkeypatch, data, name):
     assert '| gain | 2.00 | 2.00 | 2.00 | 2.00 | 0.00 |' in text
 
 
+@pytest.mark.slow
 def test_robustnorm(scripts, tmp_path, monkeypatch):
     script, calls = scripts('robustnorm')
     for _ in range(2):
