@@ -57,6 +57,7 @@ def robust_accuracy(model, adv, y):
         return 100 * (model(adv).argmax(1) == y).double().mean().item()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('name', ['FGSM', 'PGD', 'PGDL2', 'BIM', 'MIFGSM'])
 def test_at_least_as_successful(trained, name):
     model, x, y = trained

@@ -184,6 +184,7 @@ def test_networks_beside_each_other_have_convolutions_of_the_same_shapes(scripts
     assert normed == [none] * 3 and len(none[1]) == 13
 
 
+@pytest.mark.slow
 def test_power(scripts, tmp_path, monkeypatch):
     script, calls = scripts('power')
     for _ in range(2):
@@ -200,6 +201,7 @@ def test_power(scripts, tmp_path, monkeypatch):
     assert '| RobustNorm, p = 1.0 | 90.0 | 80.0 | 70.0 | 60.0 | 50.0 | 40.0 (40.0, 40.0, 40.0) |' in text
 
 
+@pytest.mark.slow
 def test_ablation(scripts, tmp_path, monkeypatch):
     script, calls = scripts('ablation')
     for _ in range(2):
