@@ -29,6 +29,7 @@ from timm_robust.evaluation import (
     read_reports,
 )
 from timm_robust.hub import Card, build_card_folder, card_text
+from timm_robust.hub.benchmark import task_id
 from timm_robust.hub.card import read_card, result_rows
 from timm_robust.hub.papers import citations
 from timm_robust.inputs import weights_sha256
@@ -351,6 +352,9 @@ def test_an_attack_after_others_is_a_task_of_its_own():
         entries = parse_eval_result_entries(yaml.safe_load(path.read_text()))
         assert entries and {e.task_id for e in entries} <= set(names)
         assert any('-autoattack-' in e.task_id for e in entries)
+    _, evaluations, _ = read_card(CARDS / 'nofrost_resnet20_cifar.madry_linf8_cifar10')
+    of_today = {task_id(name, report, outcome) for name, report in evaluations for outcome in report.attacks}
+    assert of_today <= set(names) and any('autoattack-after-pgd20' in name for name in of_today)
 
 
 @pytest.mark.parametrize('path', sorted(CARDS.glob('*/config.json')), ids=lambda p: p.parent.name)
