@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 
 from timm_robust import evaluate
-from timm_robust.attacks import Attack, parse_attacks, parse_threat
+from timm_robust.attacks import Attack, parse_attacks
 
 from .common import LiveBytes
 
@@ -48,7 +48,7 @@ def measured(attack: Attack, threat: str, count: int, batch_size: int, size: int
         y = model(x).argmax(1)
     with LiveBytes() as live:
         if alone:
-            attack(model, x, y, parse_threat(threat), batch_size=batch_size, seed=0)
+            attack.run(model, x, y, threat, batch_size=batch_size, seed=0, all_correct=True)  # as an evaluation does
         else:
             evaluate(model, x, y, attacks=['clean', attack], threat=threat, batch_size=batch_size, device='cpu',
                      progress=False, save_images=0, diagnose=False, allow_chance=True)

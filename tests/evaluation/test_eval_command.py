@@ -307,7 +307,7 @@ def test_the_results_file_has_timms_columns_and_every_attack(world, tmp_path, ca
     assert row == {
         'model': 'robustnorm_resnet20_cifar', 'top1': str(report.clean_accuracy),
         'top1_err': str(100 - report.clean_accuracy), 'pgd5': str(report.accuracy('pgd5')),
-        'square30': str(report.accuracy('square30')), 'threat': str(report.threat), 'num_examples': '8',
+        'square30': str(report.accuracy('square30')), 'threat': str(report.threat), 'num_examples': '8', 'seed': '0',
         'img_size': '32', 'crop_pct': '1.0', 'interpolation': 'bicubic'}
     assert main([*argv[:-1], str(tmp_path / 'results.txt')]) == 2
     assert '--results-file' in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 from ..errors import check_range
 from ..settings import setting
 from .losses import cross_entropy
-from .minimum_norm import MinimumNorm
+from .minimum_norm import MinimumNorm, Seen
 from .registry import register_attack
 from .state import Batch, State
 from .threat import ThreatModel, l2_norm
@@ -39,18 +39,8 @@ class DDN(MinimumNorm):
             return -cross_entropy(logits, state['target'])
         return cross_entropy(logits, state.get('soft', state['y']))
 
-    def move(
-            self,
-            state: State,
-            threat: ThreatModel,
-            fools: torch.Tensor,
-            loss: torch.Tensor,
-            gradient: torch.Tensor,
-            cosine: torch.Tensor,
-    ) -> torch.Tensor:
-        delta = state['point'] - state['x']
-        delta = delta + (.01 + .99 * cosine) * gradient / l2_norm(gradient).clamp_min(1e-12)
-        radius = state['radius']
-        radius = radius + self.gamma * torch.where(fools, -radius, radius)
+    def move(self, state: State, threat: ThreatModel, seen: Seen) -> torch.Tensor:
+        delta, radius = state['point'] - state['x'] + seen.ascent, state['radius']
+        radius = radius + self.gamma * torch.where(seen.fools, -radius, radius)
         radius = state['radius'] = torch.minimum(radius, state['farthest'])
         return delta * (radius.view(-1, 1, 1, 1) / l2_norm(delta).clamp_min(1e-12))

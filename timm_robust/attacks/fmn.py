@@ -8,7 +8,7 @@ import torch
 from ..errors import check_range
 from ..settings import setting
 from .losses import gap_targeted, logit_gap
-from .minimum_norm import MinimumNorm
+from .minimum_norm import MinimumNorm, Seen
 from .registry import register_attack
 from .state import Batch, State
 from .threat import ThreatModel, l2_norm
@@ -42,30 +42,22 @@ class FMN(MinimumNorm):
             return gap_targeted(logits, state['y'], state['target'])
         return logit_gap(logits, state['y'])
 
-    def move(
-            self,
-            state: State,
-            threat: ThreatModel,
-            fools: torch.Tensor,
-            loss: torch.Tensor,
-            gradient: torch.Tensor,
-            cosine: torch.Tensor,
-    ) -> torch.Tensor:
-        delta = state['point'] - state['x']
-        distance, radius = threat.size(delta), state['radius']
+    def move(self, state: State, threat: ThreatModel, seen: Seen) -> torch.Tensor:
+        delta, fools, radius = state['point'] - state['x'], seen.fools, state['radius']
+        distance = threat.size(delta)
         state['found'] = state['found'] | fools
         state['nearest'] = torch.where(fools, torch.minimum(distance, state['nearest']), state['nearest'])
-        gamma = self.gamma * (_SMALLEST + (1 - _SMALLEST) * cosine.flatten())
+        gamma = self.gamma * (_SMALLEST + (1 - _SMALLEST) * seen.cosine.flatten())
         # until a point fools, the radius reaches to where the boundary would be if the network were linear; a little
         # beyond it, unlike in the publication, or of a linear network no point would ever be on the other side
-        ahead = (distance + loss.abs() / threat.dual_size(gradient).clamp_min(1e-12)) * (1 + _SMALLEST * self.gamma)
+        slope = threat.dual_size(seen.gradient).clamp_min(1e-12)
+        ahead = (distance + seen.loss.abs() / slope) * (1 + _SMALLEST * self.gamma)
         radius = torch.where(
             fools, torch.minimum(radius * (1 - gamma), state['nearest']),
             torch.where(state['found'], radius * (1 + gamma), ahead))
         radius = state['radius'] = torch.minimum(radius, state['farthest'])
-        delta = delta + self.alpha * (.01 + .99 * cosine) * gradient / l2_norm(gradient).clamp_min(1e-12)
-        bound = radius.view(-1, 1, 1, 1)
+        delta, bound = delta + self.alpha * seen.ascent, radius.view(-1, 1, 1, 1)
         if threat.box:
             return torch.clamp(delta, -bound, bound)
-        # onto the sphere, as in the authors' code: a projection onto the ball found images 2 % farther away in the mean
+        # onto the sphere, as adv-lib does: with the publication's ball the images found were farther away
         return delta * (bound / l2_norm(delta).clamp_min(1e-12))

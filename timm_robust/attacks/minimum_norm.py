@@ -10,9 +10,30 @@ from ..settings import setting
 from .base import Attack
 from .context import input_gradient
 from .state import Batch, State, keep_best
-from .threat import ThreatModel
+from .threat import ThreatModel, l2_norm
 
-__all__ = ['MinimumNorm']
+__all__ = ['MinimumNorm', 'Seen']
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step knows of the current point.
+
+    Attributes:
+        fools: Whether it fools, shape (N,).
+        loss: What is ascended there, shape (N,).
+        gradient: Of the loss, like images.
+        cosine: Falls from 1 to 0 over the steps, shape (N, 1, 1, 1).
+    """
+    fools: torch.Tensor
+    loss: torch.Tensor
+    gradient: torch.Tensor
+    cosine: torch.Tensor
+
+    @property
+    def ascent(self) -> torch.Tensor:
+        """A step along the gradient whose length falls from 1 to a hundredth, in L2 and pixel units."""
+        return (.01 + .99 * self.cosine) * self.gradient / l2_norm(self.gradient).clamp_min(1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +64,13 @@ class MinimumNorm(Attack):
         """What to ascend: one value per image."""
         raise NotImplementedError
 
-    def move(
-            self,
-            state: State,
-            threat: ThreatModel,
-            fools: torch.Tensor,
-            loss: torch.Tensor,
-            gradient: torch.Tensor,
-            cosine: torch.Tensor,
-    ) -> torch.Tensor:
+    def move(self, state: State, threat: ThreatModel, seen: Seen) -> torch.Tensor:
         """The next perturbation, like images.
 
         Args:
             state: Rows of the images; what the method remembers of them is updated.
             threat: Whose norm to keep small.
-            fools: Whether `point` fools, shape (N,).
-            loss: Of `point`, shape (N,).
-            gradient: Of the loss there, like images.
-            cosine: Falls from 1 to 0 over the steps, shape (N, 1, 1, 1).
+            seen: What `point` is like.
         """
         raise NotImplementedError
 
@@ -73,6 +83,6 @@ class MinimumNorm(Attack):
             torch.where(fools & (distance <= threat.eps), -distance, -math.inf))
         state['done'] = state['step'] >= self.steps
         cosine = (1 + torch.cos(math.pi * state['step'].to(loss.dtype) / self.steps)) / 2
-        delta = self.move(state, threat, fools, loss, gradient, cosine.view(-1, 1, 1, 1))
+        delta = self.move(state, threat, Seen(fools, loss, gradient, cosine.view(-1, 1, 1, 1)))
         state['point'] = (state['x'] + delta).clamp(0, 1)
         state['step'] = state['step'] + 1

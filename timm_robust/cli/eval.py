@@ -51,7 +51,8 @@ def results_csv(report: EvaluationReport) -> str:
         row.update(top1=round(report.clean_accuracy, 4), top1_err=round(100 - report.clean_accuracy, 4))
     row.update({a.name: round(report.accuracy(a.name), 4) for a in report.real_attacks})
     row.update(
-        threat=str(report.threat), num_examples=report.data.num_examples, img_size=(model.input_size or ('',))[-1],
+        threat=str(report.threat), num_examples=report.data.num_examples, seed=report.settings.seed,
+        img_size=(model.input_size or ('',))[-1],
         crop_pct=model.crop_pct, interpolation=model.interpolation)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(row))
