@@ -1,4 +1,5 @@
 """auto-attack's interface: the settings it means, one verdict per image, and evaluations that continue."""
+import copy
 import json
 
 import pytest
@@ -123,14 +124,20 @@ def test_an_evaluation_that_was_cut_off_continues(case, tmp_path, monkeypatch):
 
 def test_a_state_of_something_else_is_refused(case, tmp_path):
     model, x, y = case
-    path = tmp_path / 'state.json'
+    path, alike = tmp_path / 'state.json', copy.deepcopy(model)
+    with torch.no_grad():
+        alike.fc.bias += 1e-3
     small(model, verbose=False).run_standard_evaluation(x, y, state_path=path)
     others = {
         'threat model': (small(model, verbose=False, eps=4 / 255), x, y),
         'attacks': (small(model, ('square',), verbose=False), x, y),
         'images': (small(model, verbose=False), x[:10], y[:10]),
         'network': (small(TinyNet(num_classes=6), verbose=False), x, y),
+        'network or': (small(alike, verbose=False), x, y),
+        'images, ': (small(model, verbose=False), x * .999, y),
     }
+    assert torch.equal(alike(x).argmax(1), model(x).argmax(1)) and torch.equal(
+        model(x * .999).argmax(1), model(x).argmax(1)), 'accuracy does not tell them apart'
     for what, (adversary, *data) in others.items():
         with pytest.raises(InputError, match=f'state_path.*{what}'):
             adversary.run_standard_evaluation(*data, state_path=path)

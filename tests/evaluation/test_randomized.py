@@ -8,6 +8,7 @@ import torch.nn as nn
 
 from timm_robust.attacks import APGD, AutoAttack, Linf
 from timm_robust.evaluation import EvaluationReport, Journal, evaluate, wilson_interval
+from timm_robust.evaluation.journal import Measured
 
 EPS, NOISE = .05, .05
 STANDARD_ERROR = .05  # of a rate in 100 passes, at most
@@ -86,11 +87,11 @@ def test_an_evaluation_says_how_often(problem, worst_case, tmp_path):
 def test_rates_are_resumed_and_merged(tmp_path):
     contexts = {'a': {'passes': 100}}
     with Journal(tmp_path, contexts) as journal:
-        journal.record('a', [3, 4], ['x', 'y'], [True, False], 1., [{'error_rate': .25}, {'error_rate': .75}])
+        journal.record('a', [3, 4], ['x', 'y'], [True, False], 1., [Measured(.25), Measured(.75)])
         journal.record('a', [5], ['z'], [True], 1.)
     again = Journal(tmp_path, contexts)
     again.take('a', [3, 4, 5], ['x', 'changed', 'z'])
-    assert again.numbers['a'] == {3: {'error_rate': .25}, 5: {}} and again.correct['a'] == {3: True, 5: True}
+    assert again.measured['a'] == {3: Measured(.25), 5: Measured()} and again.correct['a'] == {3: True, 5: True}
     other = Journal()
     other.merge([journal.state()])
-    assert {i: n['error_rate'] for i, n in other.numbers['a'].items()} == {3: .25, 4: .75}
+    assert other.measured['a'] == {3: Measured(.25), 4: Measured(.75)}

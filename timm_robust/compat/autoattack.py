@@ -4,6 +4,7 @@
 
 Croce & Hein 2020 - https://arxiv.org/abs/2003.01690; names and defaults are those of https://github.com/fra31/auto-attack.
 """
+import hashlib
 import time
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -19,8 +20,9 @@ from ..attacks import Attack, image_seeds, logits_of, make_fast_model, make_thre
 from ..devices import halving
 from ..errors import InputError, check_choice
 from ..evaluation import make_plan
+from ..evaluation.journal import image_hashes
 from ..evaluation.subject import eval_mode
-from ..inputs import resolve_device
+from ..inputs import resolve_device, weights_sha256
 from ..layers import has_batch_statistics
 from ..precision import float32_proper
 from .state import EvaluationState
@@ -125,7 +127,10 @@ class AutoAttack:
             self._log("Warning: the network is randomized, version='rand' is for it.")
         todo, start = {name: self._attack(name, logits.shape[1]) for name in names}, time.time()
         y_adv, x_adv, seeds = logits.argmax(1), x.clone(), image_seeds(self.seed, len(x), torch.device('cpu'))
-        settings = {name: {**attack.to_dict(), 'threat': str(self.threat)} for name, attack in todo.items()}
+        images = hashlib.sha256(' '.join(image_hashes(x, y)).encode()).hexdigest()
+        decides = {'threat': str(self.threat), 'images': images,
+                   'weights': weights_sha256(self.model) if isinstance(self.model, torch.nn.Module) else ''}
+        settings = {name: {**attack.to_dict(), **decides} for name, attack in todo.items()}
         state = EvaluationState.begin(path, settings, y_adv == y)
         self._log(f"using {self.version} version including {', '.join(todo)}.")
         self._log(f'initial accuracy: {state.clean_accuracy:.2%}')

@@ -61,18 +61,19 @@ class EvaluationState:
         state = cls.from_disk(path)
         own, flags = state.attacks_to_run, state.robust_flags
         if own.keys() != attacks_to_run.keys() or any(own[k] not in ({}, v) for k, v in attacks_to_run.items()):
-            raise cls._other(path, 'attacks or threat model')
+            raise cls._other(path)
         if not len(flags):
             state.robust_flags, state.clean_accuracy = right, clean
         elif len(flags) != len(right) or abs(state.clean_accuracy - clean) > _CLEAN_SLACK + 1 / len(right):
-            raise cls._other(path, 'images or another network')
+            raise cls._other(path)  # as far as a file of auto-attack can tell
         else:
             state.robust_flags = flags & right
         return state
 
     @staticmethod
-    def _other(path: Path, what: str) -> InputError:
-        return InputError(f'is of other {what}', 'name another file', argument='state_path', value=str(path))
+    def _other(path: Path) -> InputError:
+        return InputError('is of other attacks, images, network or threat model', 'name another file',
+                          argument='state_path', value=str(path))
 
     def to_disk(self) -> None:
         """Write the file, with the names that auto-attack reads."""

@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -20,7 +20,7 @@ from ..devices import halving, in_float64
 from ..errors import InputError
 from ..layers import has_batch_statistics
 from ..precision import float32_proper
-from .journal import Journal, batch_hashes, image_hashes
+from .journal import Journal, Measured, batch_hashes, image_hashes
 from .outcome import AttackOutcome
 from .plan import Plan, effort, threat_facts
 
@@ -58,12 +58,12 @@ def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: 
         rates: List[Optional[float]] = []
         if plan.passes > 1:
             rates = [None if right is None else max(
-                journal.numbers[key].get(i, {}).get('error_rate', 0.) for key in (plan.clean_key, *keys))
+                journal.measured[key].get(i, Measured()).error_rate or 0. for key in (plan.clean_key, *keys))
                 for i, right in zip(indices, correct)]
         distances: List[Optional[float]] = []
         if attack.minimizes:
-            numbers = journal.numbers[keys[0]]
-            distances = [numbers.get(i, {}).get('distance') if right else 0. for i, right in zip(indices, clean)]
+            measured = journal.measured[keys[0]]
+            distances = [measured.get(i, Measured()).distance if right else 0. for i, right in zip(indices, clean)]
         attacked = len({i for key in keys for i in journal.correct[key]} & chosen)
         found.append(AttackOutcome(
             str(attack), attack.to_dict(), threat_facts(plan.threat) if changes else None, effort(attack),
@@ -233,7 +233,7 @@ class Runner:
         self.journal.take(key, indices, pool.hashes)
         new = [k for k, i in enumerate(indices) if i not in self.journal.correct[key]]
         if new:
-            self._record(key, pool, new, [rates[k] for k in new], [{}] * len(new), start)
+            self._record(key, pool, new, [rates[k] for k in new], start)
         # on another device an image may be classified otherwise than before a resume
         correct = standing = [self.journal.correct[key][i] for i in indices]
         for attack in self.plan.attacks:
@@ -248,14 +248,14 @@ class Runner:
             pool: _Pool,
             rows: Sequence[int],
             rates: Sequence[float],
-            distances: Sequence[Dict[str, float]],
             start: float,
+            distances: Sequence[Optional[float]] = (),
     ) -> None:
-        numbers = [{'error_rate': r, **d} if self.plan.passes > 1 else d for r, d in zip(rates, distances)]
+        distances, several = distances or [None] * len(rows), self.plan.passes > 1
         self.journal.record(
             key, [pool.indices[k] for k in rows], [pool.hashes[k] for k in rows],
-            [rate < .5 or d.get('distance', 0.) > self.plan.threat.eps for rate, d in zip(rates, distances)],
-            time.perf_counter() - start, numbers)
+            [rate < .5 or (d or 0.) > self.plan.threat.eps for rate, d in zip(rates, distances)],
+            time.perf_counter() - start, [Measured(r if several else None, d) for r, d in zip(rates, distances)])
 
     def _run(self, key: str, attack: Attack, pool: _Pool, withstood: List[bool]) -> None:
         assert self._bar is not None
@@ -277,12 +277,12 @@ class Runner:
             adv = self.craft(attack, x, labels, [pool.indices[k] for k in todo], threat)
             _assert_allowed(adv, x, threat, key, self.batch_size)
             rates = self.error_rates(adv, labels)
-            distances: List[Dict[str, float]] = [{}] * len(todo)
+            distances: List[Optional[float]] = []
             if attack.minimizes:
                 sizes = torch.cat([threat.size(in_float64(a) - in_float64(b)) for a, b in zip(
                     adv.split(self.batch_size), x.split(self.batch_size))]).tolist()
-                distances = [{'distance': size} if rate >= .5 else {} for size, rate in zip(sizes, rates)]
-            self._record(key, pool, todo, rates, distances, start)
+                distances = [size if rate >= .5 else None for size, rate in zip(sizes, rates)]
+            self._record(key, pool, todo, rates, start, distances)
         for k, stands in enumerate(withstood):
             withstood[k] = stands and known[pool.indices[k]]
         self._bar.update(end - self._bar.n)

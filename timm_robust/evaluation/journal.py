@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import InputError
 
-__all__ = ['FolderLock', 'Journal', 'batch_hashes', 'image_hashes']
+__all__ = ['FolderLock', 'Journal', 'Measured', 'batch_hashes', 'image_hashes']
 
 _NAME = 'progress-{rank}.jsonl'
 _LOCK = '.lock'
@@ -26,8 +27,21 @@ _DIGITS = 16  # of a hash: two of a million images agree with a probability of 3
 
 _logger = logging.getLogger(__name__)
 
-Numbers = Dict[str, Dict[int, Dict[str, float]]]
-State = Tuple[Dict[str, Dict[int, bool]], Dict[int, int], Dict[int, str], Dict[str, float], Numbers]
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of an outcome besides the verdict.
+
+    Attributes:
+        error_rate: Share of passes that misclassify the image, where several decide.
+        distance: Of the nearest image that fools, where an attack minimizes it and found one.
+    """
+    error_rate: Optional[float] = None
+    distance: Optional[float] = None
+
+
+State = Tuple[
+    Dict[str, Dict[int, bool]], Dict[int, int], Dict[int, str], Dict[str, float], Dict[str, Dict[int, Measured]]]
 
 
 def _hash(content: Any) -> str:
@@ -85,8 +99,7 @@ class Journal:
         labels: By index.
         hashes: By index, of image and label.
         seconds: By attack.
-        numbers: By attack and index what else is known: 'error_rate' where several passes decide, 'distance' of the
-            nearest image that fools.
+        measured: By attack and index, what else is known.
     """
 
     def __init__(
@@ -100,10 +113,10 @@ class Journal:
         self.labels: Dict[int, int] = {}
         self.hashes: Dict[int, str] = {}
         self.seconds: Dict[str, float] = defaultdict(float)
-        self.numbers: Numbers = defaultdict(dict)
+        self.measured: Dict[str, Dict[int, Measured]] = defaultdict(dict)
         self._contexts = {key: json.loads(json.dumps(dict(c))) for key, c in (contexts or {}).items()}
         self._current = {key: _hash(c) for key, c in self._contexts.items()}
-        self._found: Dict[str, Dict[int, Tuple[str, bool, float, Dict[str, float]]]] = defaultdict(dict)
+        self._found: Dict[str, Dict[int, Tuple[str, bool, float, Measured]]] = defaultdict(dict)
         self._changed: Counter[str] = Counter()
         self._file: Optional[IO[str]] = None
         self._path = None if folder is None else folder / _NAME.format(rank=rank)
@@ -138,7 +151,7 @@ class Journal:
             elif entry['context'] == self._current.get(entry['attack']):
                 share = entry['seconds'] / max(len(entry['indices']), 1)
                 self._found[entry['attack']].update(
-                    (i, (digest, bool(right), share, numbers)) for i, digest, right, numbers in zip(
+                    (i, (digest, bool(right), share, Measured(**numbers))) for i, digest, right, numbers in zip(
                         entry['indices'], entry['images'], entry['correct'], entry.get('numbers') or repeat({})))
             elif entry['attack'] in self._current:
                 unused[entry['attack'], entry['context']] += len(entry['indices'])
@@ -163,7 +176,7 @@ class Journal:
             if found[0] == digest:
                 self.correct[key][index] = found[1]
                 self.seconds[key] += found[2]
-                self.numbers[key][index] = found[3]
+                self.measured[key][index] = found[3]
             else:
                 self._changed[key] += 1
 
@@ -188,30 +201,31 @@ class Journal:
             hashes: Sequence[str],
             correct: Sequence[bool],
             seconds: float,
-            numbers: Sequence[Dict[str, float]] = (),
+            measured: Sequence[Measured] = (),
     ) -> None:
         """Keep the outcome of an attack on some images."""
         self.correct[key].update(zip(indices, correct))
-        self.numbers[key].update(zip(indices, numbers))
+        self.measured[key].update(zip(indices, measured))
+        numbers = [{k: v for k, v in asdict(m).items() if v is not None} for m in measured]
         self.seconds[key] += seconds
         self._write({
             'context': self._current.get(key, ''), 'attack': key, 'indices': list(indices), 'images': list(hashes),
             'correct': [int(c) for c in correct], 'seconds': round(seconds, 3),
-            **({'numbers': list(numbers)} if any(numbers) else {})})
+            **({'numbers': numbers} if any(numbers) else {})})
 
     def state(self) -> State:
         """What this process found, to be sent to others."""
-        return dict(self.correct), dict(self.labels), dict(self.hashes), dict(self.seconds), dict(self.numbers)
+        return dict(self.correct), dict(self.labels), dict(self.hashes), dict(self.seconds), dict(self.measured)
 
     def merge(self, states: Sequence[State]) -> None:
         """Take in what other processes found."""
-        for correct, labels, hashes, seconds, numbers in states:
+        for correct, labels, hashes, seconds, measured in states:
             self.labels.update(labels)
             self.hashes.update(hashes)
             for key, outcome in correct.items():
                 self.correct[key].update(outcome)
                 self.seconds[key] = max(self.seconds[key], seconds.get(key, 0.))
-                self.numbers[key].update(numbers.get(key, {}))
+                self.measured[key].update(measured.get(key, {}))
 
     @staticmethod
     def exists(folder: Path) -> bool:
