@@ -251,7 +251,7 @@ def check_targets(images: torch.Tensor, targets: Any) -> torch.Tensor:
 
 
 def check_classes(checked: Checked, num_classes: int) -> None:
-    """Refuse labels that a network of so many classes does not have.
+    """Refuse labels beyond the classes of the network.
 
     Raises:
         InputError: Naming the number of classes.

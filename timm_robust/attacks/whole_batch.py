@@ -12,7 +12,7 @@ from .loop import longest_gap
 __all__ = ['KEEP', 'Ascent', 'last_iterate', 'most_fooled']
 
 KEEP = ('last', 'most_fooled')
-_ROWS = 32  # a friendly batch shrinks by so many images at once where each new shape has its cost
+_ROWS = 32  # a friendly batch shrinks in steps of this size where each new shape costs a compilation
 
 Rows = Dict[str, torch.Tensor]
 

@@ -120,7 +120,7 @@ class AutoAttack:
             self, names: List[str], x: torch.Tensor, y: torch.Tensor, bs: int, return_labels: bool,
             path: Union[str, Path, None] = None) -> Any:
         if isinstance(self.model, torch.nn.Module) and has_batch_statistics(self.model):
-            raise InputError('normalizes by the batch, so an image has no verdict of its own',
+            raise InputError('normalizes by the batch, so there is no verdict for a single image',
                              "evaluate(model, ..., attacks='adaptive') attacks whole batches", argument='model')
         logits, y = self._logits(x, bs), y.cpu()
         if self.version != 'rand' and not torch.allclose(self._logits(x[:bs], bs), logits[:bs], 1e-4, 1e-4):

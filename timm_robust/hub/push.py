@@ -87,7 +87,7 @@ def _check_folder(folder: Path, repo_id: str) -> Plan:
 
 
 def own_repo_id(folder: Path) -> str:
-    """The repository of this name that belongs to the user whose token is at hand.
+    """The repository of this name that belongs to the logged-in user.
 
     Raises:
         InputError: If there is no token, or the Hub does not know it.

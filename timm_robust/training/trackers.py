@@ -70,7 +70,7 @@ class Trackers:
     def _try(self, name: str, call: Callable[..., Any], *args: Any) -> Any:
         try:
             return call(*args)
-        except Exception as error:  # whatever a package that is not ours comes up with
+        except Exception as error:  # a third-party package may raise anything
             self._open[name] = None
             _logger.warning(f'{name} is switched off: {type(error).__name__}: {error}')
 
