@@ -20,7 +20,7 @@ from timm_robust.cli.train import read_config
 from timm_robust.errors import InputError
 from timm_robust.inputs import Process
 from timm_robust.training import TrainConfig
-from timm_robust.training.build import resolve_lr
+from timm_robust.training.build import mixed_precision, resolve_lr
 from timm_robust.training.checkpoint import AtomicCheckpointSaver
 from timm_robust.training.data import open_training_data
 from timm_robust.training.loop import validate_robust
@@ -311,3 +311,11 @@ def test_torchrun_trains_and_shards_validation(folder, tmp_path):
     # nine images over two processes: padding must not count, so accuracy is a multiple of a ninth
     share = float(rows[-1]['eval_robust_top1']) / 100 * 9
     assert abs(share - round(share)) < 1e-6
+
+
+@pytest.mark.parametrize('capability, amp, warned', [
+    ('AVX2', True, True), ('AVX2', False, False), ('AVX512', True, False)])
+def test_a_cpu_that_emulates_bfloat16_is_warned_about(capability, amp, warned, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    mixed_precision(TrainConfig(model='resnet18', amp=amp), torch.device('cpu'))
+    assert ('bfloat16' in caplog.text) is warned

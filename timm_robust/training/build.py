@@ -1,4 +1,5 @@
 """The parts of a run, built from its settings by timm's factories."""
+import logging
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable, ContextManager, Optional, Tuple, cast
@@ -16,6 +17,7 @@ from .config import TrainConfig
 
 __all__ = ['Autocast', 'build_criterion', 'build_network', 'check_img_sizes', 'mixed_precision', 'resolve_lr']
 
+_logger = logging.getLogger(__name__)
 Autocast = Callable[[], ContextManager[Any]]  # makes the context of a forward pass
 
 
@@ -88,5 +90,7 @@ def mixed_precision(config: TrainConfig, device: torch.device) -> Tuple[Autocast
     if not config.amp:
         return nullcontext, None
     low = torch.bfloat16 if config.amp_dtype == 'bfloat16' or device.type == 'cpu' else torch.float16
+    if device.type == 'cpu' and torch.backends.cpu.get_cpu_capability() == 'AVX2':
+        _logger.warning('amp: this CPU emulates bfloat16, about ten times slower than float32. Train without amp.')
     scaler = NativeScaler(device=device.type) if low == torch.float16 else None
     return partial(torch.autocast, device_type=device.type, dtype=low), scaler
