@@ -194,14 +194,16 @@ def test_the_command_on_new_images(tmp_path, network, capsys):
 
 
 def test_each_benchmark_takes_its_own_corruptions():
-    def chosen(*names):
-        config = EvalConfig(benchmarks='c,3dcc', corruptions=names or None)
-        found = benchmarks._read_corruptions(config)
-        return [n for n in found if n in CORRUPTIONS], [n for n in found if n in CORRUPTIONS_3D]
+    def chosen(*names, of=('c', '3dcc')):
+        return benchmarks._read_corruptions(EvalConfig(benchmarks=','.join(of), corruptions=names or None), of)
 
-    assert chosen() == (list(COMMON_CORRUPTIONS), list(CORRUPTIONS_3D))
-    assert chosen('fog', 'flash') == (['fog'], ['flash'])
-    assert chosen('all') == (list(CORRUPTIONS), list(CORRUPTIONS_3D))
+    assert chosen() == {'c': list(COMMON_CORRUPTIONS), '3dcc': list(CORRUPTIONS_3D)}
+    assert chosen('flash', 'fog') == {'c': ['fog'], '3dcc': ['flash']}
+    assert chosen('all', of=('clean', 'cifar10-c')) == {'cifar10-c': list(CORRUPTIONS)}
+    with pytest.raises(InputError, match="corruptions='near_focus flash': names none of c; choose of gaussian_noise, "):
+        chosen('near_focus', 'flash')
+    with pytest.raises(InputError, match="corruptions='flash': belongs to none of the benchmarks"):
+        chosen('fog', 'flash', of=('c',))
 
 
 def cifar_arrays(root, count=4):

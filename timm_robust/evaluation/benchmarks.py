@@ -1,7 +1,7 @@
 """Accuracy on corruptions and other shifts of distribution, as part of an evaluation."""
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from .shifts import BenchmarkResult, evaluate_shift, summarize_shifts
 __all__ = ['Benchmarks']
 
 _NAMES = ('clean', 'corruptions', *FOLDERS)
+_CORRUPTED = ('corruptions', 'c', '3dcc', *CIFAR_C)
 
 
 def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
@@ -43,21 +44,28 @@ def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
     return found
 
 
-def _read_corruptions(config: EvalConfig) -> Tuple[str, ...]:
-    names = config.corruptions
-    if names is None:
-        names = (*COMMON_CORRUPTIONS, *CORRUPTIONS_3D)
-    elif tuple(names) == ('all',):
+def _read_corruptions(config: EvalConfig, benchmarks: Iterable[str]) -> Dict[str, List[str]]:
+    """Corruptions by benchmark, of those benchmarks that have any."""
+    known = {name: CORRUPTIONS_3D if name == '3dcc' else CORRUPTIONS for name in benchmarks if name in _CORRUPTED}
+    names = config.corruptions or (*COMMON_CORRUPTIONS, *CORRUPTIONS_3D)
+    if tuple(names) == ('all',):
         names = (*CORRUPTIONS, *CORRUPTIONS_3D)
-    for name in names:
-        check_choice('corruptions', name, (*CORRUPTIONS, *CORRUPTIONS_3D, 'all'))
+    elif config.corruptions:
+        for name in names:
+            check_choice('corruptions', name, (*CORRUPTIONS, *CORRUPTIONS_3D, 'all'))
+            if not any(name in own for own in known.values()):
+                raise InputError('belongs to none of the benchmarks', argument='corruptions', value=name)
     for severity in config.severities:
         if severity not in SEVERITIES:
             raise InputError('must be from 1 to 5', argument='severities', value=severity)
     for argument, values in (('corruptions', names), ('severities', config.severities)):
         if len(set(values)) < len(values):
             raise InputError('names one twice', argument=argument, value=' '.join(map(str, values)))
-    return tuple(names)
+    chosen = {benchmark: [name for name in names if name in own] for benchmark, own in known.items()}
+    for benchmark in (b for b, own in chosen.items() if not own):
+        raise InputError(f'names none of {benchmark}', f"choose of {', '.join(known[benchmark])}",
+                         argument='corruptions', value=' '.join(names))
+    return chosen
 
 
 def _refuse_union(dataset: Any, folders: Mapping[str, str], images: ImagesConfig) -> None:
@@ -90,10 +98,8 @@ class Benchmarks:
 
     def __init__(self, config: EvalConfig, network: Network, images: ImagesConfig):
         self.config, self.network, self.images = config, network, images
-        chosen = _read_corruptions(config)
-        self.corruptions = [name for name in chosen if name in CORRUPTIONS] or COMMON_CORRUPTIONS
-        self.corruptions_3d = [name for name in chosen if name in CORRUPTIONS_3D] or CORRUPTIONS_3D
         folders = _read_names(config, images.data_dir)
+        self.corruptions = _read_corruptions(config, folders)
         if 'corruptions' in folders:
             check_library()
         self.parts = self._open(folders)
@@ -122,7 +128,7 @@ class Benchmarks:
                 parts += [
                     Part(f'{name}/{c}/{s}', partial(CorruptedDataset, base, network.preprocessing, c, s, config.seed),
                          stored_size=size[1:])
-                    for c in self.corruptions for s in config.severities]
+                    for c in self.corruptions[name] for s in config.severities]
             else:
                 self._check_fits(name, size[0])
                 parts += self._published(name, Path(folder))
@@ -137,14 +143,12 @@ class Benchmarks:
             raise InputError(f'has 3 channels, {model} takes {channels}', argument='benchmarks', value=name)
 
     def _published(self, name: str, folder: Path) -> List[Part]:
-        if name == 'c':
-            return imagenet_c(folder, self.corruptions, self.config.severities)
-        if name == '3dcc':
-            return imagenet_c(folder, self.corruptions_3d, self.config.severities, name)
+        if name in ('c', '3dcc'):
+            return imagenet_c(folder, self.corruptions[name], self.config.severities, name)
         if name == 'cifar10.1':
             return cifar_10_1(folder)
         if name in CIFAR_C:
-            return cifar_c(name, folder, self.corruptions, self.config.severities)
+            return cifar_c(name, folder, self.corruptions[name], self.config.severities)
         return imagenet_shift(name, folder)
 
     def _choose(self, part: Part) -> List[int]:
