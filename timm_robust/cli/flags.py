@@ -8,7 +8,7 @@ from timm.utils import ParseKwargs
 
 from ..attacks import ATTACKS
 from ..settings import default_of, flat_names
-from ..tasks import AWP, OBJECTIVES, TrainingAttack
+from ..tasks import AWP, OBJECTIVES, RobustTeacher, TrainingAttack
 from .flagged import word
 
 __all__ = ['add_attack_flags', 'add_flags', 'add_objective_flags', 'as_flags']
@@ -84,13 +84,14 @@ def add_flags(
 
 
 def add_objective_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of all registered objectives, and of attack and weight perturbation in training."""
+    """Add the flags of all registered objectives, and of attack, weight perturbation and teacher in training."""
     group = parser.add_argument_group('Robust training parameters')
     group.add_argument('--objective', default='standard', metavar='NAME',
                        help=f"training objective, one of {', '.join(OBJECTIVES)} (default: standard)")
     _add_union(group, OBJECTIVES.values())
     add_flags(parser, TrainingAttack, TrainingAttack.prefix, 'Attack parameters of training')
     add_flags(parser, AWP, AWP.prefix)
+    add_flags(parser, RobustTeacher, RobustTeacher.prefix)
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> Dict[str, str]:

@@ -9,6 +9,7 @@ from .mbnat import MBNAT, MbnatTask
 from .nofrost_star import NoFrostStar, NoFrostStarTask
 from .objective import OBJECTIVES, Objective, create_task, objective_from_dict, register_objective
 from .standard import Standard
+from .teacher import RobustTeacher, Teacher
 from .trades import TRADES, TradesTask
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     'OBJECTIVES',
     'Objective',
     'RobustTask',
+    'RobustTeacher',
     'SAT',
     'SatTask',
     'Standard',
     'TRADES',
+    'Teacher',
     'TradesFAT',
     'TradesFatTask',
     'TradesTask',

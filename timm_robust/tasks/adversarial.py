@@ -14,7 +14,7 @@ import torch.nn as nn
 
 from ..errors import check_range
 from ..settings import setting
-from .base import RobustTask, top1
+from .base import RobustTask
 from .objective import Objective, register_objective
 
 __all__ = ['Madry', 'MadryTask', 'NoFrost', 'NoFrostTask', 'SAT', 'SatTask', 'check_weight']
@@ -129,12 +129,12 @@ class SatTask(RobustTask):
         if output is not None:
             clean_loss = self.criterion(output, target)
             terms.append((1 - self.weight) * clean_loss)
-            result.update(output=output, clean_loss=clean_loss.detach(), clean_top1=top1(output, target))
+            result.update(output=output, clean_loss=clean_loss.detach(), clean_top1=self.top1(output, target))
         if adv_output is not None:
             adv_loss = self.criterion(adv_output, target)
             terms.append(self.weight * adv_loss)
             result.setdefault('output', adv_output)
-            result.update(adv_loss=adv_loss.detach(), adv_top1=top1(adv_output, target))
+            result.update(adv_loss=adv_loss.detach(), adv_top1=self.top1(adv_output, target))
         return dict(result, loss=sum(terms))
 
 

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask, TrainingTask
 from timm.utils import unwrap_model
 
@@ -13,6 +14,7 @@ from ..errors import InputError
 from ..layers import has_batch_statistics
 from .attack import TrainingAttack
 from .awp import AWP, perturbed
+from .teacher import Teacher
 
 __all__ = ['RobustTask', 'TwoPassTask', 'crafting_model', 'top1']
 
@@ -108,6 +110,7 @@ class RobustTask(TwoPassTask):
         criterion: As in timm's `ClassificationTask`.
         attack: Threat model and attack; by default ten steps of PGD within Linf 8/255.
         awp: Adversarial weight perturbation; none by default.
+        teacher: Its targets replace those of the data; none by default. Accuracies in the log are those of the data.
         space: Input space of the network, mean and std of the loader; by default that of the model's `pretrained_cfg`.
         steps_per_epoch: Batches in an epoch, the unit of warm-up and schedules.
         seed: Seed of the attack's noise.
@@ -126,6 +129,7 @@ class RobustTask(TwoPassTask):
             *,
             attack: Optional[TrainingAttack] = None,
             awp: Optional[AWP] = None,
+            teacher: Optional[Teacher] = None,
             space: Optional[InputSpace] = None,
             steps_per_epoch: int = 1,
             seed: int = 0,
@@ -135,6 +139,11 @@ class RobustTask(TwoPassTask):
         self.attack = attack or TrainingAttack()
         self.check_attack(self.attack)
         self.awp = awp or AWP()
+        self.teacher = teacher
+        self.smoothing = 0.
+        if teacher and isinstance(self.criterion, LabelSmoothingCrossEntropy):  # which takes no soft targets
+            self.smoothing, self.criterion = self.criterion.smoothing, SoftTargetCrossEntropy()
+        self._labels: Optional[torch.Tensor] = None
         self.space = space or InputSpace.of(model)
         self.steps_per_epoch = steps_per_epoch
         self.eps_warmup_steps = round(self.attack.eps_warmup_epochs * steps_per_epoch)
@@ -213,6 +222,9 @@ class RobustTask(TwoPassTask):
         target = self.checked_target(input, target)
         if not self._looked:
             self._check_space(input)
+        if self.teacher:
+            self._labels = target
+            target = self.teacher.targets(self.space.to_pixels(input), target, self.smoothing)
         adv = self.craft(input, target)
         if self.awp.gamma and self.step >= self.awp_start_step:
             self.refuse_checkpointing()
@@ -221,6 +233,10 @@ class RobustTask(TwoPassTask):
             result = self.loss(input, adv, target)
         self.step += 1
         return result
+
+    def top1(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Accuracy in percent, detached; with a teacher that of the labels it replaced."""
+        return top1(output, target if self._labels is None else self._labels[:len(output)])
 
     def forward_together(self, *batches: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         """Logits of several batches of one size; in one pass where no layer mixes the images of a batch."""

@@ -13,7 +13,7 @@ from ..devices import without_wait
 from ..errors import InputError
 from ..settings import setting
 from .adversarial import warn_of_batch_statistics
-from .base import RobustTask, top1
+from .base import RobustTask
 from .objective import Objective, RunSettings, mixes_images, register_objective
 
 __all__ = ['NoFrostStar', 'NoFrostStarTask']
@@ -151,6 +151,6 @@ class NoFrostStarTask(RobustTask):
             'clean_loss': losses[0].detach(),
             'augmented_loss': torch.stack([x.detach() for x in losses[1:-1]]).sum() / len(augmented),
             'adv_loss': losses[-1].detach(),
-            'clean_top1': top1(outputs[0], target),
-            'adv_top1': top1(outputs[-1], target),
+            'clean_top1': self.top1(outputs[0], target),
+            'adv_top1': self.top1(outputs[-1], target),
         }

@@ -27,6 +27,7 @@ from ..settings import check_types, default_of, flat_names, from_flat, from_mapp
 from .attack import TrainingAttack
 from .awp import AWP
 from .base import RobustTask
+from .teacher import Teacher
 
 __all__ = [
     'OBJECTIVES',
@@ -108,6 +109,7 @@ class Objective:
             *,
             attack: Optional[TrainingAttack] = None,
             awp: Optional[AWP] = None,
+            teacher: Optional[Teacher] = None,
             space: Optional[InputSpace] = None,
             steps_per_epoch: int = 1,
             seed: int = 0,
@@ -120,13 +122,15 @@ class Objective:
             criterion: Any timm criterion.
             attack: The attack of training; this and what follows is for objectives that craft images.
             awp: Adversarial weight perturbation.
+            teacher: Robust distillation.
             space: Input space of the images.
             steps_per_epoch: Batches of an epoch.
             seed: Seed of the noise.
             **kwargs: Further arguments of timm's `ClassificationTask`.
         """
         if self.crafts:
-            kwargs.update(attack=attack, awp=awp, space=space, steps_per_epoch=steps_per_epoch, seed=seed)
+            kwargs.update(attack=attack, awp=awp, teacher=teacher, space=space, steps_per_epoch=steps_per_epoch,
+                          seed=seed)
         task: Callable[..., TrainingTask] = self.task_class()
         return task(model, criterion, **self.task_kwargs(), **kwargs)
 

@@ -14,7 +14,7 @@ from ..attacks import attack_mode
 from ..errors import InputError, check_range
 from ..settings import setting
 from .attack import TrainingAttack
-from .base import RobustTask, crafting_model, top1
+from .base import RobustTask, crafting_model
 from .objective import Objective, register_objective
 
 __all__ = ['TRADES', 'TradesTask', 'kl_divergence']
@@ -123,8 +123,8 @@ class TradesTask(RobustTask):
             'output': output,
             'clean_loss': clean_loss.detach(),
             'adv_loss': divergence.detach(),
-            'clean_top1': top1(output, target),
-            'adv_top1': top1(adv_output, target),
+            'clean_top1': self.top1(output, target),
+            'adv_top1': self.top1(adv_output, target),
         }
 
 

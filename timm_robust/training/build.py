@@ -2,20 +2,24 @@
 import logging
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, ContextManager, Optional, Tuple, cast
+from typing import Any, Callable, ContextManager, Optional, Sequence, Tuple, cast
 
 import torch
 import torch.nn as nn
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import NativeScaler
 
+from .. import inputs
+from ..data import check_classes, class_names
 from ..errors import InputError
-from ..inputs import create_network, load_weights
+from ..inputs import NetworkConfig, create_network, load_weights
 from ..layers import has_batch_statistics
+from ..tasks import RobustTeacher, Teacher
 from ..tasks.objective import mixes_images
 from .config import TrainConfig
 
-__all__ = ['Autocast', 'build_criterion', 'build_network', 'check_img_sizes', 'mixed_precision', 'resolve_lr']
+__all__ = [
+    'Autocast', 'build_criterion', 'build_network', 'build_teacher', 'check_img_sizes', 'mixed_precision', 'resolve_lr']
 
 _logger = logging.getLogger(__name__)
 Autocast = Callable[[], ContextManager[Any]]  # makes the context of a forward pass
@@ -73,6 +77,41 @@ def build_criterion(config: TrainConfig) -> nn.Module:
     if mixes_images(config):
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing=config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
+
+
+def build_teacher(
+        config: RobustTeacher,
+        dataset: Any,
+        input_size: Sequence[int],
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+) -> Optional[Teacher]:
+    """The teacher of a run, None if there is none.
+
+    Args:
+        config: Settings of robust distillation.
+        dataset: The training data, whose classes must be those of the teacher.
+        input_size: Channels, height and width of the student's images.
+        device: Where the student is.
+        channels_last: Its memory format.
+
+    Raises:
+        InputError: If it cannot be built, or its classes or input are others.
+    """
+    if not config.model:
+        return None
+    try:
+        found = inputs.build_network(
+            NetworkConfig(model=config.model, checkpoint=config.checkpoint, channels_last=channels_last), device)
+        check_classes(dataset, found.num_classes, found.class_names(class_names(dataset)), argument='model')
+    except InputError as error:
+        raise error.renamed({'model': 'robust_teacher', 'checkpoint': 'robust_teacher_checkpoint'}) from error
+    size = tuple(found.preprocessing['input_size'])
+    if size != tuple(input_size):
+        raise InputError(f'takes {size} images, the model {tuple(input_size)}', 'give the model the same `input_size`',
+                         argument='robust_teacher', value=config.model)
+    return Teacher(found.pixel_model, config.weight)
 
 
 def resolve_lr(config: TrainConfig, world_size: int, batch_size: float) -> float:

@@ -5,14 +5,15 @@ from typing import Any, Dict, List, Mapping, Optional, Set, Type, TypeVar
 
 from ..errors import InputError, check_at_least
 from ..settings import check_types, flat_names, from_flat, setting, to_flat, to_mapping
-from ..tasks import AWP, Objective, Standard, TrainingAttack
+from ..tasks import AWP, Objective, RobustTeacher, Standard, TrainingAttack
 from ..tasks.objective import RunSettings, flat_names_of_objectives, objective_from_flat, objective_to_flat
 
 __all__ = ['RobustConfig']
 
 T = TypeVar('T', bound='RobustConfig')
 
-_PARTS: Dict[str, Any] = {'attack': TrainingAttack, 'awp': AWP}  # settings within the settings, with their classes
+# settings within the settings, with their classes
+_PARTS: Dict[str, Any] = {'attack': TrainingAttack, 'awp': AWP, 'teacher': RobustTeacher}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,12 @@ class RobustConfig:
         objective: What to learn.
         attack: Threat model and attack of training; robust validation takes the threat model.
         awp: Adversarial weight perturbation.
+        teacher: Robust distillation.
     """
     objective: Objective = field(default_factory=Standard)
     attack: TrainingAttack = field(default_factory=TrainingAttack)
     awp: AWP = field(default_factory=AWP)
+    teacher: RobustTeacher = field(default_factory=RobustTeacher)
     robust_eval_steps: int = setting(
         0, 'PGD steps of robust validation after each epoch, under the threat model of training; gives robust_top1 for '
         '--eval-metric (default: 0, none)', metavar='N', group='Robust validation parameters')
@@ -36,6 +39,15 @@ class RobustConfig:
         check_types(self)
         check_at_least('robust_eval_steps', self.robust_eval_steps, 0)
         check_at_least('robust_eval_samples', self.robust_eval_samples)
+
+    @property
+    def warning(self) -> str:
+        """What a user should know before training begins; '' if nothing."""
+        steps = getattr(self.attack.built(self.attack.threat), 'steps', 1)
+        if not self.objective.crafts or steps > 2 or self.robust_eval_steps:
+            return ''
+        return (f"Training with {steps} attack step{'s' * (steps > 1)} can overfit catastrophically: robust accuracy "
+                'falls to 0 while the loss improves. Robust validation, robust_eval_steps=10, would show it.')
 
     def check_run(self, run: RunSettings) -> None:
         """Refuse what the settings of a run rule out.
@@ -50,6 +62,10 @@ class RobustConfig:
                              argument='attack.eps_warmup_epochs', value=self.attack.eps_warmup_epochs)
         if self.awp.gamma:
             self._check_awp(run)
+        if self.teacher.model and (not self.objective.crafts or self.objective.compares_labels):
+            raise InputError(f'gives soft targets on attacked images, which objective {self.objective.name} has not',
+                             'leave it out, or choose madry, sat or trades', argument='teacher.model',
+                             value=self.teacher.model)
         if run.eval_metric == 'robust_top1' and not self.robust_eval_steps:
             raise InputError('needs robust validation', 'pass `robust_eval_steps=10`',
                              argument='eval_metric', value='robust_top1')

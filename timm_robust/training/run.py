@@ -37,7 +37,15 @@ from ..inputs import (
 )
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
 from ..tasks import RobustTask
-from .build import Autocast, build_criterion, build_network, check_img_sizes, mixed_precision, resolve_lr
+from .build import (
+    Autocast,
+    build_criterion,
+    build_network,
+    build_teacher,
+    check_img_sizes,
+    mixed_precision,
+    resolve_lr,
+)
 from .checkpoint import is_recovery, open_saver, resume, resume_ema
 from .config import TrainConfig
 from .data import average_batch_size, classes_of_data, create_loaders, open_training_data, set_loader_epoch
@@ -164,6 +172,9 @@ class _Run:
             build_criterion(config).to(self.process.device),
             attack=config.attack,
             awp=config.awp,
+            teacher=build_teacher(
+                config.teacher, self.data.train, self.preprocessing['input_size'], self.process.device,
+                channels_last=config.channels_last),
             space=self.space,
             steps_per_epoch=len(self.loaders.train),
             seed=config.seed,
@@ -224,6 +235,8 @@ class _Run:
         write_text(self.folder / 'args.yaml', config.to_yaml())
         self.trackers = Trackers(config, self.folder, self.start_epoch)
         stack.callback(self.trackers.finish)
+        if config.warning:
+            _logger.warning(config.warning)
         attack = f' against {config.attack.attack} {config.attack.threat}' if config.objective.crafts else ''
         warmup = f', after {config.warmup_epochs} epochs of warm-up' if config.warmup_epochs else ''
         _logger.info(

@@ -5,6 +5,7 @@ validation, it finds ours around its own; without `--objective` and `--robust-ev
 """
 import argparse
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +17,14 @@ from timm.utils import unwrap_model
 
 from ..attacks import InputSpace
 from ..errors import InputError
+from .build import build_teacher
 from .data import robust_subset
 from .loop import validate_robust
 from .robust import RobustConfig
 
 __all__ = ['TimmScript', 'load_script']
 
+_logger = logging.getLogger(__name__)
 _SEAMS = ('parser', '_parse_args', 'create_model', 'create_loader', 'ClassificationTask', 'validate', 'main')
 # switches of train.py that bring tasks or batches of their own
 _OTHER_TASKS = ('kd_model_name', 'naflex_loader', 'jsd_loss', 'aug_splits', 'split_bn', 'model_dtype', 'torchscript')
@@ -108,6 +111,9 @@ class TimmScript:
         if is_training:
             dataset = self.config.objective.prepare_dataset(
                 dataset, kwargs['input_size'][1:], kwargs.get('hflip', 0.5))
+            self.teacher = build_teacher(
+                self.config.teacher, dataset, kwargs['input_size'], kwargs['device'],
+                channels_last=self.args.channels_last)
         loader = self.original['create_loader'](dataset, *args, is_training=is_training, **kwargs)
         if is_training:
             self.loader = loader
@@ -121,12 +127,14 @@ class TimmScript:
     def create_task(self, model: torch.nn.Module, criterion: Any, **kwargs: Any) -> TrainingTask:
         """The task of the objective; for 'standard' the script's own."""
         config = self.config
+        if config.warning and kwargs.get('verbose', True):
+            _logger.warning(config.warning)
         self.task: TrainingTask
         if config.objective.name == 'standard':
             self.task = self.original['ClassificationTask'](model, criterion, **kwargs)
         else:
             self.task = config.objective.create_task(
-                model, criterion, attack=config.attack, awp=config.awp, space=self.space,
+                model, criterion, attack=config.attack, awp=config.awp, teacher=self.teacher, space=self.space,
                 steps_per_epoch=len(self.loader), seed=self.args.seed, **kwargs)
         return self.task
 

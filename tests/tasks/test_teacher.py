@@ -1,0 +1,121 @@
+"""Robust distillation against its equations in float64, and as flags of training."""
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TinyNet, make_image_folder
+from timm.loss import LabelSmoothingCrossEntropy
+
+from timm_robust import NormalizedModel
+from timm_robust.attacks import InputSpace
+from timm_robust.cli.main import main
+from timm_robust.errors import InputError
+from timm_robust.tasks import AWP, SAT, TRADES, Madry, NoFrost, Teacher, TrainingAttack, create_task
+from timm_robust.tasks.nofrost_star import NoFrostStar
+from timm_robust.training import TrainConfig
+
+SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+ATTACK = dict(attack='fgsm', eps='8/255')
+
+
+def networks():
+    """A student that takes images in SPACE, and a teacher that takes pixels and normalizes them otherwise."""
+    torch.manual_seed(0)
+    student, teacher = TinyNet(norm=False).double(), TinyNet(norm=False).double()
+    with torch.no_grad():
+        teacher.fc.weight.mul_(9)
+    return student, NormalizedModel(teacher, (0.2, 0.3, 0.1), (0.5, 0.3, 0.9))
+
+
+def batch(n=6):
+    pixels = torch.rand(n, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return pixels, SPACE.normalize(pixels), torch.arange(n) % 4
+
+
+def cross_entropy(logits, soft):
+    return -(soft * logits.log_softmax(1)).sum(1).mean()
+
+
+@pytest.mark.parametrize('weight, smoothing', [(1., 0.), (.7, 0.), (.7, .2)])
+def test_loss_and_attack_are_those_of_the_paper(weight, smoothing):
+    student, teacher = networks()
+    pixels, x, labels = batch()
+    criterion = LabelSmoothingCrossEntropy(smoothing) if smoothing else None
+    task = create_task(SAT(weight=5 / 6), student, criterion, attack=TrainingAttack(**ATTACK), space=SPACE,
+                       teacher=Teacher(teacher, weight), verbose=False)
+    result = task(x, labels)
+
+    told = teacher(pixels).softmax(1).detach()
+    soft = weight * told + (1 - weight) * ((1 - smoothing) * F.one_hot(labels, 4) + smoothing / 4)
+    moving = x.clone().requires_grad_()
+    gradient, = torch.autograd.grad(cross_entropy(student(moving), soft), moving)
+    adv = SPACE.normalize((pixels + 8 / 255 * gradient.sign()).clamp(0, 1))
+    expected = cross_entropy(student(x), soft) / 6 + 5 / 6 * cross_entropy(student(adv), soft)
+    assert result['loss'].item() == pytest.approx(expected.item(), rel=1e-6)
+    # of one hot labels the loss is another
+    assert abs(expected - F.cross_entropy(student(x), labels) / 6 - 5 / 6 * F.cross_entropy(student(adv), labels)) > .01
+
+
+def test_accuracies_are_those_of_the_labels():
+    student, teacher = networks()
+    _, x, _ = batch()
+    with torch.no_grad():
+        labels = student(x).argmax(1)
+        assert (teacher(SPACE.to_pixels(x)).argmax(1) != labels).any()
+    task = create_task(TRADES(), student, attack=TrainingAttack(steps=1), space=SPACE, teacher=Teacher(teacher),
+                       verbose=False)
+    assert task(x, labels)['clean_top1'] == 100
+
+
+@pytest.mark.parametrize('objective', [SAT(), NoFrost(), Madry(), TRADES(), NoFrostStar()])
+@pytest.mark.parametrize('awp', [None, AWP(gamma=.01)])
+def test_the_teacher_stays_as_it_is(objective, awp):
+    student, teacher = networks()
+    teacher.train()
+    before = [p.clone() for p in teacher.parameters()]
+    task = create_task(objective, student, attack=TrainingAttack(steps=1), awp=awp, space=SPACE,
+                       teacher=Teacher(teacher), verbose=False)
+    _, x, labels = batch()
+    views = 3 if objective.name == 'nofrost_star' else 1
+    task(x.repeat(views, 1, 1, 1), labels.repeat(views))['loss'].backward()
+    assert all(p.grad is not None for p in student.parameters())
+    assert all(p.grad is None and torch.equal(p, b) for p, b in zip(teacher.parameters(), before))
+    assert not teacher.training and not {*map(id, teacher.parameters())} & {*map(id, task.parameters())}
+
+
+@pytest.mark.parametrize('settings, problem', [
+    (dict(objective='fat', robust_teacher='x'), 'objective fat'),
+    (dict(objective='standard', robust_teacher='x'), 'objective standard'),
+    (dict(objective='madry', robust_teacher_weight=.5), 'robust_teacher_weight=0.5: needs a teacher'),
+    (dict(objective='madry', robust_teacher='x', robust_teacher_weight=0.), 'robust_teacher_weight=0')])
+def test_settings_that_do_not_fit(settings, problem):
+    with pytest.raises(InputError, match=problem):
+        TrainConfig.from_flat(settings)
+
+
+def test_training_with_a_teacher(tmp_path, capsys):
+    data = make_image_folder(tmp_path / 'data', classes='abcd', size=8)
+    small = ['--model', 'nofrost_resnet20_cifar', '--input-size', '3', '8', '8', '--epochs', '1', '--warmup-epochs',
+             '0', '-b', '4', '-j', '0', '--output', str(tmp_path), '--device', 'cpu', '--seed', '3']
+    argv = ['train', str(data), *small]
+    assert main([*argv, '--objective', 'madry', '--attack-steps', '1', '--experiment', 'teacher']) == 0
+    told = str(tmp_path / 'teacher' / 'export')
+    distil = [*argv, '--objective', 'nofrost', '--attack-steps', '1', '--robust-teacher', told]
+    assert main([*distil, '--experiment', 'student']) == 0
+    assert (tmp_path / 'student' / 'export' / 'model.safetensors').is_file()
+    capsys.readouterr()
+    assert main([*distil, '--input-size', '3', '16', '16', '--experiment', 'large']) == 2
+    assert f'--robust-teacher {told}: takes (3, 8, 8) images, the model (3, 16, 16)' in capsys.readouterr().err
+    other = make_image_folder(tmp_path / 'other', classes='abc', size=8)
+    assert main(['train', str(other), *distil[2:], '--experiment', 'other']) == 2
+    assert '--robust-teacher: the data has 3 classes, the network 4' in capsys.readouterr().err
+    assert main([*distil[:-1], 'resnet18', '--experiment', 'unknown']) == 2
+
+
+@pytest.mark.parametrize('settings, steps', [
+    (dict(objective='madry', attack='n_fgsm'), '1 attack step '),
+    (dict(objective='trades', attack_steps=2), '2 attack steps '), (dict(objective='trades', attack_steps=3), ''),
+    (dict(objective='apart'), ''), (dict(objective='standard'), ''),
+    (dict(objective='madry', attack='fgsm', robust_eval_steps=5), '')])
+def test_few_attack_steps_are_warned_about(settings, steps):
+    warning = TrainConfig.from_flat(settings).warning
+    assert steps in warning and bool(warning) is bool(steps)
