@@ -19,6 +19,7 @@ COMMANDS = {
     'statistics': 'what an attack does to normalization, and population against batch statistics',
     'compare': 'several networks side by side, over benchmarks and attacks, as table and figure',
     'convert': "turn checkpoints of the papers' authors and of training runs into safetensors",
+    'fetch': "download a checkpoint of the papers' authors, for pretrained=True",
     'card': 'build the folder of a model for the Hugging Face Hub, every number measured',
     'push': 'publish that folder on the Hub, as one commit',
     'app': 'a page on this machine on which images are attacked, also for a Space of the Hub',

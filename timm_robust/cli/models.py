@@ -7,7 +7,7 @@ import timm
 
 from ..evaluation import EvaluationReport, read_reports
 from ..evaluation.render import text_table
-from ..models._build import WEIGHTS_DIR
+from ..models._build import WEIGHTS_DIR, stored_weights
 from .arguments import Parser
 
 __all__ = ['build_parser', 'model_rows', 'run']
@@ -46,7 +46,9 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
         cfg = timm.get_pretrained_cfg(name)
         packaged = WEIGHTS_DIR / f'{name}.safetensors'
         on_hub = cfg is not None and cfg.hf_hub_id
-        where = 'in the package' if packaged.is_file() else 'hf-hub, once published' if on_hub else 'none'
+        where = (
+            'in the package' if packaged.is_file() else 'in the local store' if stored_weights(name) else
+            'hf-hub, once published' if on_hub else 'none')
         measured = next(
             (p for p in (packaged.with_suffix('.json'), cards / name / 'results.json') if p.is_file()), None)
         known = _accuracies(measured) if measured else ('-',) * 5

@@ -1,4 +1,5 @@
 """timm's model builder, with one clear line where pretrained weights cannot be had."""
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Tuple, Type, TypeVar, Union
@@ -25,6 +26,8 @@ __all__ = [
     'classes_of',
     'imagenet_cfg',
     'small_cfgs',
+    'stored_weights',
+    'weights_store',
 ]
 
 _Model = TypeVar('_Model', bound=nn.Module)
@@ -47,6 +50,21 @@ _NORMS = {  # in addition to those timm has names for
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 _PATIENCE = 5  # seconds
 _NO_WEIGHTS = 'No pretrained weights exist'  # the message of timm's builder for a tag without a location
+
+
+def weights_store() -> Path:
+    """Folder of weights on this machine, named MODEL.TAG.safetensors, where `pretrained=True` looks before the Hub.
+
+    `$TIMM_ROBUST_HOME`; by default `timm_robust` in `$XDG_CACHE_HOME` or `~/.cache`.
+    """
+    caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(os.environ.get('TIMM_ROBUST_HOME') or f'{caches}/timm_robust').expanduser()
+
+
+def stored_weights(name: str) -> Optional[Path]:
+    """The weights of a model and tag in this package or in the local store, None if neither has them."""
+    places = (folder / f'{name}.safetensors' for folder in (WEIGHTS_DIR, weights_store()))
+    return next((path for path in places if path.is_file()), None)
 
 
 def imagenet_cfg(**kwargs: Any) -> Dict[str, Any]:
@@ -118,7 +136,7 @@ def _own_tag(cfg: PretrainedCfg) -> str:
 
 def check_reachable(variant: str, cfg: PretrainedCfg) -> None:
     """Raise at once what the Hub's client raises after a minute of retries, where only the Hub has the weights."""
-    elsewhere = cfg.file or cfg.state_dict or (WEIGHTS_DIR / f'{variant}.{_own_tag(cfg)}.safetensors').is_file()
+    elsewhere = cfg.file or cfg.state_dict or stored_weights(f'{variant}.{_own_tag(cfg)}')
     if not cfg.hf_hub_id or elsewhere:
         return
     repo, _, revision = cfg.hf_hub_id.partition('@')
@@ -155,9 +173,9 @@ def build_robust_model(
     """
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, **kwargs)
-    packaged = WEIGHTS_DIR / f'{variant}.{_own_tag(_cfg(variant, kwargs))}.safetensors'
-    if packaged.is_file():
-        kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'file': str(packaged)}
+    stored = stored_weights(f'{variant}.{_own_tag(_cfg(variant, kwargs))}')
+    if stored:
+        kwargs['pretrained_cfg_overlay'] = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'file': str(stored)}
     try:
         check_reachable(variant, _cfg(variant, kwargs))
         return build_model_with_cfg(model_cls, variant, True, **kwargs)

@@ -66,7 +66,7 @@ def _create_nofrost(variant: str, pretrained: bool = False, **kwargs: Any) -> No
         model_cfg=model_cfgs[nf_variant],
         feature_cfg=dict(flatten_sequential=True),
         authors_checkpoint=(
-            f"the authors' checkpoints are {nf_variant} state dicts and load as they are: "
+            f"those of the authors come by `timm-robust fetch {variant}`, or load as {nf_variant} state dicts: "
             f"timm.create_model('{variant}', checkpoint_path=PATH)"),
         **kwargs,
     )
