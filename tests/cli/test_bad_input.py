@@ -98,7 +98,7 @@ def fails(capsys, tmp_path, monkeypatch):
     (['--color-jitter', '-1'], ['--color-jitter -1', 'at least 0']),
     (['--scale', '2', '1'], ['--scale 2 1', 'two ascending numbers']),
     (['--ratio', '-1', '1'], ['--ratio -1 1', 'two ascending numbers']),
-    (['--aa', 'foo'], ['--aa foo', 'no policy of timm']),
+    (['--aa', 'foo'], ['--aa foo', 'not a policy of timm']),
     (['--val-split', '../val'], ['../val', 'leads out of the data']),
     (['--model-kwargs', 'colour'], ['NAME=VALUE']),
     (['--model-kwargs', 'pretrained=True'], ['--model-kwargs pretrained=True', 'a separate setting']),
