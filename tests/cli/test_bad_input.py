@@ -268,7 +268,7 @@ def test_values_in_config_files_pass_the_checks_of_flags(fails, folder, tmp_path
     refused('mean: [0.5, x]', '--mean 0.5 x: must be a list, each a number')
     refused('model_kwargs: [a]', '--model-kwargs a: must be a mapping')
     refused('interpolation: null', '--interpolation None: must be text')
-    refused('output: 1\noutput: 2', '--config', 'output stands there more than once')
+    refused('output: 1\noutput: 2', '--config', 'output occurs more than once')
     refused(b'output: \xff', '--config', 'cannot be read as YAML')
     for content in ('', '- a', 'a', '3'):
         refused(content, '--config', 'must hold "name: value" lines')

@@ -123,7 +123,7 @@ def test_batch_dependent_networks_are_attacked_in_whole_batches():
     assert report.settings.batch_dependent and set(sizes) == {8}
     with pytest.raises(InputError, match='pgd-targeted5.*treats each image by itself'):
         measured(on_pixels, x, y, 'pgd_targeted5')
-    with pytest.raises(InputError, match='batch_size=1: this network normalizes by the statistics'):
+    with pytest.raises(InputError, match='batch_size=1: this network uses batch statistics'):
         measured(on_pixels, x, y, batch_size=1)
     with pytest.raises(InputError, match='worst_case: is not defined'):
         measured(on_pixels, x, y, worst_case=True)

@@ -251,7 +251,8 @@ def test_all_text_of_a_card_is_shown_as_it_is(measured):
     body = text.split('\n---\n', 1)[1]
     outside = re.sub(r'^(`{3,})\w*\n.*?^\1$', '', body, flags=re.M | re.S)  # blocks of code end where they should
     assert [line for line in outside.splitlines() if line.startswith('#')] == [
-        f'# {NAME}'.replace('_', r'\_'), '## Accuracy', '## Use', '## Training', '## Evaluation commands', '## Citation']
+        f'# {NAME}'.replace('_', r'\_'), '## Accuracy', '## Use', '## Training', '## Evaluation commands',
+        '## Citation']
     in_line = re.sub(r'(`+) ?[^`].*?[^`] ?\1(?!`)', '', re.sub(r'\\`', '', outside))
     assert '<script' not in in_line and '[a](b)' not in in_line and '*x*' not in in_line.replace(r'\*x\*', '')
     rows = [line for line in outside.splitlines() if line.startswith('|')]
@@ -465,7 +466,7 @@ def other_weights(folder):
     (lambda f: (f / 'model.safetensors').write_bytes(b'x'), 'header'),
     (lambda f: save_file({'a': torch.zeros(1)}, f / 'model.safetensors'), 'Missing key'),
     (lambda f: save_file({k: v + 1 for k, v in load_file(f / 'model.safetensors').items()}, f / 'model.safetensors'),
-     'its weights are not those of its config'),
+     'its weights do not match its config'),
     (lambda f: other_weights(f), 'results and weights belong to different networks'),
     (lambda f: edit(f, 'results.json', r'"weights_sha256": "\w+"', '"weights_sha256": "0"'),
      'results and weights belong to different networks'),
@@ -478,9 +479,11 @@ def other_weights(folder):
     (lambda f: edit(f, 'results.json', r'"eps": [\d.]+', '"eps": 0.0627'), 'is not as it was written'),
     (lambda f: edit(f, 'results.json', r'"labels": \[\s*\d', '"labels": [9'), 'is not as it was written'),
     (lambda f: edit(f, 'results.json', '"card": {', '"cards": {'), 'results.json holds no card'),
-    (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'), 'README.md does not match results.json'),
+    (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'),
+     'README.md does not match results.json'),
     (lambda f: edit(f, 'results.json', '"images.png"', '"../secret.png"'), 'is not a figure of an evaluation'),
-    (lambda f: edit(f, 'README.md', r'\| [\d.]+ to [\d.]+ \|\n', '| 99.0 to 99.9 |\n'), 'README.md does not match results.json'),
+    (lambda f: edit(f, 'README.md', r'\| [\d.]+ to [\d.]+ \|\n', '| 99.0 to 99.9 |\n'),
+     'README.md does not match results.json'),
     (lambda f: edit(f, 'README.md', r'value: [\d.]+', 'value: 99.9'), 'README.md does not match results.json'),
     (lambda f: edit(f, 'README.md', r'> \*\*NOT CHECKED.*\n', ''), 'README.md does not match results.json'),
     (lambda f: edit(f, 'config.json', 'bicubic', 'nearest'), 'does not have the preprocessing of its evaluation'),
@@ -516,7 +519,7 @@ LOADING = [
     (lambda hub: setattr(hub.repos[REPO], 'gated', True), ()),
     (lambda hub: hub.repos.clear(), ()),
     (lambda hub: hub.faults.extend([('HEAD', 'config.json', 500)] * 50), ()),
-    (lambda hub: tamper(hub), ('weights are not those of its config',)),
+    (lambda hub: tamper(hub), ('weights do not match its config',)),
 ]
 
 

@@ -192,7 +192,7 @@ def _check_crop_padding(config: TrainConfig, train: Any, size: Tuple[int, int]) 
     found = image.size[::-1] if hasattr(image, 'getbands') else tuple(image.shape[-2:])
     if tuple(found) != tuple(size):
         raise InputError(
-            f'shifts images of the network\'s size, {size[0]}x{size[1]}; these are {found[0]}x{found[1]}',
+            f'shifts images that have the size of the network, {size[0]}x{size[1]}; these are {found[0]}x{found[1]}',
             'remove it', argument='crop_padding', value=config.crop_padding)
 
 
