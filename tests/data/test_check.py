@@ -183,10 +183,10 @@ def test_classes_that_are_not_those_of_the_network(ten, spoil, words):
 
 
 def test_a_class_folder_is_no_data_set(ten):
-    with pytest.raises(InputError, match='holds images itself; give the folder above'):
+    with pytest.raises(InputError, match='holds images itself; give its parent'):
         check_classes(folder(ten / 'test' / 'cat', 'test'), 10)
     (ten / 'test' / 'cat' / '0.png').rename(ten / 'test' / '0.png')
-    with pytest.raises(InputError, match='holds images itself; give the folder above'):
+    with pytest.raises(InputError, match='holds images itself; give its parent'):
         check_classes(folder(ten, 'test'), 10, allow_mismatch=True)
 
 

@@ -119,7 +119,7 @@ def test_imagenet_c_is_read_as_stored(tmp_path):
     assert (part.key, part.stored_size, part.expected, part.classes) == ('c/fog/2', (224, 224), 50_000, None)
     dataset = part.open()
     assert len(dataset) == 1000 and dataset[999][1] == 999
-    with pytest.raises(InputError, match='no folder .*fog/3; unpack all of ImageNet-C, or name'):
+    with pytest.raises(InputError, match='no folder .*fog/3; unpack all of ImageNet-C, or select'):
         imagenet_c(tmp_path, ['fog'], [2, 3])
     path = tmp_path / 'fog' / '2' / synsets()[0] / 'one.jpg'
     path.unlink()
@@ -135,7 +135,7 @@ def test_imagenet_v2_is_read_by_the_number_of_its_folders(tmp_path):
     labels = {int(Path(dataset.filename(i)).parent.name): dataset[i][1] for i in range(len(dataset))}
     assert labels == {i: i for i in range(1000)}  # as text 10 comes before 2
     (tmp_path / 'v2' / '7').rename(tmp_path / 'v2' / synsets()[7])
-    with pytest.raises(InputError, match=r"benchmarks='v2': .* ImageNet-V2 one for each of 1000 classes: n\d+ is none"):
+    with pytest.raises(InputError, match=r"benchmarks='v2': .* ImageNet-V2 has one for each of 1000 classes: n\d+ is not"):
         imagenet_shift('v2', tmp_path / 'v2')
 
 
@@ -176,7 +176,7 @@ def test_cifar_10_1_rows(tmp_path):
     (tmp_path / 'cifar10.1_v6_labels.npy').unlink()
     with pytest.raises(InputError, match='no arrays of v6'):
         cifar_10_1(tmp_path)
-    with pytest.raises(InputError, match='name the folder of CIFAR-10.1 with cifar10.1=FOLDER'):
+    with pytest.raises(InputError, match='give the folder of CIFAR-10.1 with cifar10.1=FOLDER'):
         cifar_10_1(tmp_path / 'none')
 
 

@@ -268,7 +268,7 @@ def test_a_surrogate_has_the_classes_of_the_network():
         measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
     other = timm.create_model('nofrost_resnet20_cifar', pretrained=True)
     other.pretrained_cfg['label_names'] = model.pretrained_cfg['label_names'][::-1]
-    with pytest.raises(InputError, match='other classes than the model, or in another order'):
+    with pytest.raises(InputError, match='different classes from the model, or in a different order'):
         measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
 
 

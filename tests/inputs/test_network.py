@@ -163,7 +163,7 @@ def test_a_surrogate_goes_through_the_same_checks(export, model):
     edited(export, label_names=list('abdc'))
     shutil.rmtree(other)
     shutil.copytree(export, other)
-    fails('has other classes than the model, or in another order', str(other))
+    fails('has different classes from the model, or in a different order', str(other))
 
 
 RUN = dict(num_classes=4, in_chans=3, img_size=48, mean=[.1, .2, .3], std=[.4, .5, .6], crop_pct=.5,

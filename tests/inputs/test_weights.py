@@ -199,7 +199,7 @@ def test_weights_of_the_other_norm_are_not_loaded_in_silence(tmp_path, caplog, n
         caplog.clear()
         if words:
             before = weights_sha256(own)
-            with pytest.raises(InputError, match=f'{words}, as .* must be converted first'):
+            with pytest.raises(InputError, match=f'{words}, .* must be converted first'):
                 load_weights(own, tmp_path / 'x.pth')
             assert weights_sha256(own) == before
         fit_weights(own, read_checkpoint(tmp_path / 'x.pth'), 'x.pth', converts=True)
