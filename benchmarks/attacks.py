@@ -3,7 +3,7 @@
     python -m benchmarks.attacks --model resnet50 --checkpoint FILE --data-dir DIR --num-examples 1000 --split test
 
 The reference is the AutoAttack repository (pip install git+https://github.com/fra31/auto-attack), for PGD torchattacks.
-CPU time is printed as well as wall time, since other work on the machine affects it less. `--parts` selects the attacks.
+CPU time is printed as well as wall time, since other work on the machine affects it less. `--parts` selects attacks.
 Memory is the peak of an attack beyond network and images: torch's allocations on a GPU, the process's memory on a CPU
 under Linux.
 """

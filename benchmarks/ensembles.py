@@ -64,8 +64,8 @@ def main() -> None:
     base = set(ends['autoattack'][0].tolist())
     for name, (left, cpu, _) in ends.items():
         ratio, kept = cpu / ends['autoattack'][1], set(left.tolist())
-        print(f'{name:12}{len(left):5} survived; {len(kept - base)} of them broken by AutoAttack; {len(base - kept)} broken '
-              f'that survived AutoAttack; {ratio:.3f} of its CPU time')
+        print(f'{name:12}{len(left):5} survived; {len(kept - base)} of them broken by AutoAttack; {len(base - kept)} '
+              f'broken that survived AutoAttack; {ratio:.3f} of its CPU time')
     if args.json:
         Path(args.json).write_text(json.dumps({
             'command': shlex.join(['python', '-m', 'benchmarks.ensembles', *sys.argv[1:]]), 'model': subject.facts.name,

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --output gpu.json
 
-Sections: `attacks` (each attack on packaged weights, compared with the CPU image by image, TF32 off), `objectives` (a step of
-each in every precision), `layers` (RobustNorm against the CPU), `steps` (time and memory of a training step). A failed
-check prints one line; its traceback is in the file, which is written after every check. A file in results/ gets a
-section of RESULTS.md.
+Sections: `attacks` (each attack on packaged weights, compared with the CPU image by image, TF32 off), `objectives` (a
+step of each in every precision), `layers` (RobustNorm against the CPU), `steps` (time and memory of a training step). A
+failed check prints one line; its traceback is in the file, which is written after every check. A file in results/ gets
+a section of RESULTS.md.
 """
 import argparse
 import copy
@@ -66,7 +66,7 @@ class Report:
 
 
 def _agree(ours: torch.Tensor, theirs: torch.Tensor, allowed: int) -> str:
-    """How many outcomes of two devices differ; an error if more than `allowed`, since rounding can flip close calls."""
+    """How many outcomes of two devices differ; an error if more than `allowed`: rounding flips close calls."""
     different = int((ours.cpu() != theirs.cpu()).sum())
     assert different <= allowed, f'{different} of {len(ours)} outcomes differ'
     return f'{different} of {len(ours)} differ, {int(ours.sum())} fooled'
@@ -127,7 +127,8 @@ def objectives(report: Report, device: torch.device, images: torch.Tensor, label
                     result['loss'].backward()
                     optimizer.step()
                 assert torch.isfinite(result['loss']), 'loss is not finite'
-                assert not torch.equal(before, next(model.parameters())) or dtype == torch.float16, 'weights did not change'
+                changed = not torch.equal(before, next(model.parameters()))
+                assert changed or dtype == torch.float16, 'weights did not change'
                 return f"loss {result['loss'].item():.4f}"
 
             name = f"{objective} {str(dtype)[6:]}{' channels_last' if layout == torch.channels_last else ''}"
