@@ -1,11 +1,11 @@
-"""Time and strength of our attacks beside the reference's, on the same network and images, in one run.
+"""Time and strength of our attacks compared with a reference, on the same network and images, in one run.
 
     python -m benchmarks.attacks --model resnet50 --checkpoint FILE --data-dir DIR --num-examples 1000 --split test
 
 The reference is the AutoAttack repository (pip install git+https://github.com/fra31/auto-attack), for PGD torchattacks.
-CPU time is printed beside wall time: other work on the machine moves it less. `--parts` chooses what to run. Memory is
-what an attack takes on top of the network and the images: on a GPU what torch allocates, on a CPU under Linux what the
-process occupies at most.
+CPU time is printed as well as wall time, since other work on the machine affects it less. `--parts` selects attacks.
+Memory is the peak of an attack beyond network and images: torch's allocations on a GPU, the process's memory on a CPU
+under Linux.
 """
 import json
 import shlex
@@ -31,14 +31,14 @@ STEPS = 20
 
 
 class Counter(torch.nn.Module):
-    """Counts how many images are shown to a network, and how many gradients are taken."""
+    """Counts the images passed through a network, and the gradients computed."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.model, self.forwards, self.backwards = model, 0, 0
 
     def count(self, x: torch.Tensor) -> None:
-        """Count the images of x, and their gradients once they are taken."""
+        """Count the images of x, and their gradients once they are computed."""
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(lambda g: setattr(self, 'backwards', self.backwards + len(g)))
@@ -49,12 +49,12 @@ class Counter(torch.nn.Module):
 
 
 class Shared(torch.nn.Module):
-    """A copy to search with, whose evaluations count as the network's."""
+    """A fast copy to attack, whose evaluations count as the network's."""
 
     def __init__(self, copy: torch.nn.Module, counter: Counter):
         super().__init__()
         self.copy = copy.eval()
-        object.__setattr__(self, 'counter', counter)  # no submodule
+        object.__setattr__(self, 'counter', counter)  # not as a submodule
         self.tolerance = copy.tolerance
 
     def float32(self) -> 'Shared':
@@ -92,14 +92,14 @@ def theirs(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
 
 
 def ours(name: str, model, x, y, threat, batch_size: int, copy) -> torch.Tensor:
-    """Our adversarial images, searched on a copy if there is one."""
+    """Our adversarial images, crafted on the fast copy if there is one."""
     attack = PGD(steps=STEPS, random_start=False) if name == 'pgd' else parse_attack(name)
     fast_model = None if copy is None else Shared(copy, model)
     return attack(model, x, y, threat, batch_size=batch_size, fast_model=fast_model)
 
 
 def floor(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
-    """The least PGD can cost where nothing is fooled: a forward pass and an input gradient for each step."""
+    """The minimum cost of PGD if no image is fooled: a forward pass and an input gradient for each step."""
     adv = []
     for a, b in zip(x.split(batch_size), y.split(batch_size)):
         point = a
@@ -135,21 +135,21 @@ def measure(model, x, y, attack, all_images: bool) -> dict:
 
 
 def main() -> None:
-    """Run."""
+    """Run the benchmark."""
     parser = Parser(prog='benchmarks.attacks', description=__doc__.split('\n', 1)[0])
     group = parser.add_argument_group('Benchmark parameters')
     group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the images (default: 0)')
     group.add_argument('--parts', default='pgd,apgd_ce,apgd_dlr,apgd_t,fab_t,square,autoattack', help='what to run')
     group.add_argument('--arms', default='reference,exact,float32,bfloat16',
-                       help='the first is what the others are compared with: reference, floor (pgd alone), and '
-                            'our searches exact, float32, bfloat16')
+                       help='the others are compared with the first: reference, floor (only for pgd), and our '
+                            'attacks exact, float32, bfloat16')
     group.add_argument('--own-labels', action='store_true',
-                       help='take the predictions of the network as labels: with a small eps nothing is fooled, and '
+                       help='use the predictions of the network as labels: with a small eps no image is fooled, and '
                             'untrained networks can be timed')
     group.add_argument('--json', default='', metavar='FILE', help='write the figures')
     group.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
     group.add_argument('--all-images', action='store_true',
-                       help='attack images that are misclassified when clean, too, as torchattacks does by itself')
+                       help='also attack images that are misclassified when clean, as torchattacks always does')
     for cls in (ThreatConfig, ImagesConfig, NetworkConfig):
         add_flags(parser, cls)
     parser.set_defaults(device='cpu')

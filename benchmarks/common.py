@@ -1,4 +1,4 @@
-"""What the benchmarks share: arms that take turns, medians, memory, and the file the figures go to."""
+"""Shared code of the benchmarks: arms that take turns, medians, memory, and the output file."""
 import argparse
 import ctypes
 import gc
@@ -29,24 +29,24 @@ def resident(name: str) -> float:
 
 @contextmanager
 def memory(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Yields what tells the MiB taken since."""
+    """Yields a function that returns the peak of additional memory in MiB."""
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 2 ** 20
     else:
-        ctypes.CDLL('libc.so.6').malloc_trim(0)  # what another arm freed would hide what this one takes
-        Path('/proc/self/clear_refs').write_text('5')  # forgets the highest so far
+        ctypes.CDLL('libc.so.6').malloc_trim(0)  # memory freed by another arm would hide this one's
+        Path('/proc/self/clear_refs').write_text('5')  # resets the peak
         before = resident('VmRSS')
         yield lambda: resident('VmHWM') - before
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside that are alive, on any device, to the byte.
+    """Counts the exact bytes of live tensors created inside, on any device.
 
     Attributes:
-        peak: The most at once.
+        peak: The maximum.
     """
 
     def __init__(self) -> None:
@@ -89,9 +89,9 @@ def seconds(function: Callable[[], Any], device: torch.device, repeats: int = 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """Flags of every benchmark, besides --device."""
+    """Flags of every benchmark except --device."""
     parser.add_argument('--rounds', type=int, default=rounds, metavar='N',
-                        help='times each arm is run, in turn with the others (default: %(default)s)')
+                        help='runs of each arm, taking turns (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
     parser.add_argument('--json', default='', metavar='FILE', help='write the figures')
 
@@ -125,14 +125,14 @@ class Benchmark:
         """Median seconds of each arm.
 
         Args:
-            part: What the arms have in common, the heading of their rows.
-            arms: Functions by name; the first is what the others are compared with.
-            floor: From the name of an arm and all medians to the least seconds its arithmetic can cost.
-            memory_unit: Measure the memory a call takes, too, in units of so many MiB.
+            part: Description of what the arms share, the heading of their rows.
+            arms: Functions by name; the others are compared with the first.
+            floor: From the name of an arm and all medians to a lower bound on its seconds.
+            memory_unit: Also measure the memory of a call, in units of this many MiB.
         """
         for function in arms.values():
             function()
-        # short calls are repeated until the clock can tell them apart
+        # short calls are repeated so that the clock can resolve them
         repeats = {name: max(1, round(.02 / max(seconds(f, self.device), 1e-6))) for name, f in arms.items()}
         times = {name: [] for name in arms}
         for _ in range(self.args.rounds):

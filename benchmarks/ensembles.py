@@ -1,10 +1,10 @@
-"""Images that `quick`, `best` and AutoAttack leave, and their time, on the same network and images, in one run.
+"""Surviving images and time of `quick`, `best` and AutoAttack, on the same network and images, in one run.
 
     python -m benchmarks.ensembles --model nofrost_resnet20_cifar --pretrained --data-dir DIR --split test \\
         --num-examples 64 --json FILE
 
-Each attack of an ensemble gets what those before it left. `best` begins with AutoAttack, whose outcome and time it
-takes over. CPU time is what ratios are of: other work on the machine moves it less.
+Each attack of an ensemble runs on the images that survived those before it. `best` starts with AutoAttack and includes
+its outcome and time. Ratios are of CPU time, since other work on the machine affects it less.
 """
 import json
 import shlex
@@ -25,7 +25,7 @@ from timm_robust.settings import from_flat
 
 
 def main() -> None:
-    """Run."""
+    """Run the benchmark."""
     parser = Parser(prog='benchmarks.ensembles', description=__doc__.split('\n', 1)[0])
     group = parser.add_argument_group('Benchmark parameters')
     group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of images and noise (default: 0)')
@@ -58,14 +58,14 @@ def main() -> None:
             cpu, wall = cpu + time.process_time() - began[0], wall + time.perf_counter() - began[1]
             left = left[~found.fooled]
             rows.append({'ensemble': str(ensemble), 'after': str(member), 'left': len(left), 'cpu': cpu, 'wall': wall})
-            print(f'{str(ensemble):12}{str(member):14}{len(left):5} left  CPU {cpu:8.1f} s  wall {wall:8.1f} s',
+            print(f'{str(ensemble):12}{str(member):14}{len(left):5} survived  CPU {cpu:8.1f} s  wall {wall:8.1f} s',
                   flush=True)
         ends[str(ensemble)] = left, cpu, wall
     base = set(ends['autoattack'][0].tolist())
     for name, (left, cpu, _) in ends.items():
         ratio, kept = cpu / ends['autoattack'][1], set(left.tolist())
-        print(f'{name:12}{len(left):5} left, {len(kept - base)} that AutoAttack broke, {len(base - kept)} broken that '
-              f'it left, {ratio:.3f} of its CPU time')
+        print(f'{name:12}{len(left):5} survived; {len(kept - base)} of them broken by AutoAttack; {len(base - kept)} '
+              f'broken that survived AutoAttack; {ratio:.3f} of its CPU time')
     if args.json:
         Path(args.json).write_text(json.dumps({
             'command': shlex.join(['python', '-m', 'benchmarks.ensembles', *sys.argv[1:]]), 'model': subject.facts.name,

@@ -1,11 +1,10 @@
-"""Where the time of a training run goes that is not the network.
+"""How much of a training run's time is spent outside the network.
 
     python -m benchmarks.epoch quickstart --epochs 6
     python -m benchmarks.epoch train -c train_scripts/recipes/nofrost_resnet20_cifar10.yaml --data-dir DIR --epochs 1
 
-Runs the command with a clock around its parts. The network is the task's passes, attacks and evaluation; the rest is
-waiting for the loader, the optimizer and the average of the weights, checkpoints, and what is left (start, logging,
-figures).
+Runs the command with a clock around its parts. Network time is the task's passes, attacks and evaluation. The rest is
+waiting for the loader, optimizer and weight averaging, checkpoints, and everything else (start, logging, figures).
 """
 import sys
 import time
@@ -28,7 +27,7 @@ _OPEN = []
 
 @contextmanager
 def clock(name: str) -> Iterator[None]:
-    """Adds up the time inside, but for what another clock inside takes."""
+    """Adds up the time inside, excluding nested clocks."""
     start = time.perf_counter()
     _OPEN.append(0.)
     try:
@@ -50,7 +49,7 @@ def timed(name: str, function):
 
 
 class Waited:
-    """A loader whose batches are waited for under a clock."""
+    """A loader with a clock around the wait for each batch."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -84,7 +83,7 @@ def epoch(train_one_epoch):
 
 
 def main() -> None:
-    """Run."""
+    """Run the command and print the times."""
     torch.Tensor.backward = timed('network', torch.Tensor.backward)
     for module in (run, quickstart):
         module.train_one_epoch = epoch(module.train_one_epoch)
@@ -92,7 +91,7 @@ def main() -> None:
         setattr(run, name, timed('validation', getattr(run, name)))
     quickstart._measure = timed('validation', quickstart._measure)
     AtomicCheckpointSaver.save_checkpoint = timed('checkpoints', AtomicCheckpointSaver.save_checkpoint)
-    with clock('the rest: start, logging, figures'):
+    with clock('other: start, logging, figures'):
         code = command(sys.argv[1:])
     total = sum(SPENT.values())
     print(f"\n{' '.join(sys.argv[1:])}: {total:.1f} s, {torch.get_num_threads()} thread(s)")

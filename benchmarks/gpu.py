@@ -1,11 +1,11 @@
-"""What a GPU must show: everything runs, attacks find what they find on a CPU, and how long a step takes.
+"""Check on a GPU that everything runs and that attacks agree with the CPU, and time a training step.
 
     python -m benchmarks.gpu --output gpu.json
 
-Sections: `attacks` (each attack on packaged weights, image by image against the CPU, TF32 off), `objectives` (a step of
-each in every precision), `layers` (RobustNorm against the CPU), `steps` (time and memory of a training step). A check
-that fails is one line; its traceback goes into the file, which is written after every check. A file in results/ gets a
-section of RESULTS.md.
+Sections: `attacks` (each attack on packaged weights, compared with the CPU image by image, TF32 off), `objectives` (a
+step of each in every precision), `layers` (RobustNorm against the CPU), `steps` (time and memory of a training step). A
+failed check prints one line; its traceback is in the file, which is written after every check. A file in results/ gets
+a section of RESULTS.md.
 """
 import argparse
 import copy
@@ -41,18 +41,18 @@ _NETWORKS = ('nofrost_nfnet18_cifar', 'robustnorm_resnet20_cifar')
 
 
 class Report:
-    """Checks that go on when one of them fails, by section, and the facts they are reported with."""
+    """Checks by section, which continue after a failure, and facts about the run."""
 
     def __init__(self, path: Path, facts: Dict[str, Any]):
         self.path, self.content = path, {**facts, 'checks': {}}
         self.found: Dict[str, Any] = {}
 
     def begin(self, section: str) -> None:
-        """The checks that follow are of this section."""
+        """Start a section for the following checks."""
         self.found = self.content['checks'][section] = {}
 
     def check(self, name: str, function: Callable[[], Any]) -> None:
-        """Run a check; it fails by an exception, and what it returns is kept and shown."""
+        """Run a check; it fails by an exception, and its result is stored and printed."""
         start = time.perf_counter()
         try:
             result: Dict[str, Any] = {'ok': True, 'value': function()}
@@ -66,7 +66,7 @@ class Report:
 
 
 def _agree(ours: torch.Tensor, theirs: torch.Tensor, allowed: int) -> str:
-    """How many outcomes of two devices differ; an error if more than `allowed`, for rounding turns a close call."""
+    """How many outcomes of two devices differ; an error if more than `allowed`: rounding flips close calls."""
     different = int((ours.cpu() != theirs.cpu()).sum())
     assert different <= allowed, f'{different} of {len(ours)} outcomes differ'
     return f'{different} of {len(ours)} differ, {int(ours.sum())} fooled'
@@ -101,7 +101,7 @@ def attacks(report: Report, device: torch.device, images: torch.Tensor, labels: 
 
 
 def objectives(report: Report, device: torch.device, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """One step of each objective in every precision and layout, with AWP where there are crafted images."""
+    """One step of each objective in every precision and layout, with AWP if images are crafted."""
     for objective in OBJECTIVES:
         network = 'robustnorm_resnet20_cifar' if objective in ('mbnat', 'apart') else 'nofrost_resnet20_cifar'
         kwargs = {'norm_layer': 'batchnorm2d'} if network.startswith('robustnorm') else {}
@@ -127,7 +127,8 @@ def objectives(report: Report, device: torch.device, images: torch.Tensor, label
                     result['loss'].backward()
                     optimizer.step()
                 assert torch.isfinite(result['loss']), 'loss is not finite'
-                assert not torch.equal(before, next(model.parameters())) or dtype == torch.float16, 'weights rest'
+                changed = not torch.equal(before, next(model.parameters()))
+                assert changed or dtype == torch.float16, 'weights did not change'
                 return f"loss {result['loss'].item():.4f}"
 
             name = f"{objective} {str(dtype)[6:]}{' channels_last' if layout == torch.channels_last else ''}"

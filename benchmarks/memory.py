@@ -1,9 +1,9 @@
-"""Memory of an evaluation for each image of a pool, on a network that keeps next to nothing itself.
+"""Memory of an evaluation per image of a pool, with a network that needs almost no memory itself.
 
     python -m benchmarks.memory [--size 224] [--pools 64 128 256]
 
-Counts the bytes of all tensors alive, besides the data set. The first figure is that of the whole evaluation for each
-image of a pool, which is eight batches; the second that of the attack alone, called on the images of a pool.
+Counts the bytes of all live tensors except the data set. The first figure is for the whole evaluation, per image of a
+pool of eight batches; the second is for the attack alone, called on the images of a pool.
 """
 import argparse
 
@@ -16,7 +16,7 @@ from timm_robust.attacks import Attack, parse_attacks
 from .common import LiveBytes
 
 BATCHES_IN_POOL = 8
-# of a size that fools no image: memory is the same for all then
+# eps too small to fool any image, so that memory does not depend on which are fooled
 ATTACKS = {'Linf 0.0001': 'pgd3,pgd-targeted3,apgd-ce3,apgd-t3,fab-t2,square8', 'L2 0.001': 'pgd3,apgd-ce3,square8'}
 
 
@@ -32,7 +32,7 @@ class Averages(nn.Module):
 
 
 def measured(attack: Attack, threat: str, count: int, batch_size: int, size: int = 224, alone: bool = False) -> float:
-    """Peak in units of a float32 image, for each image of a pool.
+    """Peak memory per image of a pool, in units of a float32 image.
 
     Args:
         attack: The attack.

@@ -1,4 +1,4 @@
-"""Do the tests notice mistakes? Plants those of mutants.yaml one at a time and runs the tests that should fail.
+"""Mutation testing: plant the mistakes of mutants.yaml one at a time and run the tests that should fail.
 
     python -m benchmarks.mutants [--only NAME ...] [--jobs N]
 
@@ -29,9 +29,9 @@ class Mutant:
 
     Attributes:
         name: Its name.
-        file: Where, from the root of the checkout.
-        text: What is replaced, once in the file.
-        instead: What stands there then.
+        file: Path from the root of the checkout.
+        text: Text to replace, which occurs once in the file.
+        instead: The replacement.
         tests: Arguments of pytest.
     """
     name: str
@@ -64,15 +64,15 @@ def _outcome(tests: str, mutant: Optional[Mutant] = None) -> str:
         done = subprocess.run(
             [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', *shlex.split(tests)], cwd=root,
             capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'})
-        # pytest ends with 1 if tests failed; with more if there was none to run, which shows nothing
+        # pytest returns 1 if tests failed, and more if none could run, which proves nothing
         return {0: 'NOT CAUGHT', 1: 'caught'}.get(done.returncode, f'pytest ended with {done.returncode}')
 
 
 def main() -> int:
     """Plant and test; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', nargs='+', default=None, metavar='NAME', help='these mistakes alone')
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='how many at once (default: 1)')
+    parser.add_argument('--only', nargs='+', default=None, metavar='NAME', help='only these mistakes')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='number of parallel jobs (default: 1)')
     args = parser.parse_args()
     mutants = [m for m in read_mutants() if args.only is None or m.name in args.only]
     unknown = set(args.only or ()) - {m.name for m in mutants}
@@ -81,7 +81,7 @@ def main() -> int:
     with ThreadPoolExecutor(args.jobs) as pool:
         commands = list(dict.fromkeys(m.tests for m in mutants))
         for command, outcome in zip(commands, pool.map(_outcome, commands)):
-            if outcome != 'NOT CAUGHT':  # a test that fails anyway would catch everything
+            if outcome != 'NOT CAUGHT':  # a test that always fails would catch everything
                 print(f'without a mistake: pytest {command}: {outcome}')
                 return 1
         caught = 0

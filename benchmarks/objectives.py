@@ -1,12 +1,12 @@
-"""Time and memory of a training step of each objective, beside a plain step and the least its arithmetic can cost.
+"""Time and memory of a training step of each objective, compared with a plain step and with a lower bound.
 
     python -m benchmarks.objectives --model resnet50 --img-size 224 --batch-size 32
     python -m benchmarks.objectives --model MODEL --checkpoint FILE --data-dir DIR --split test
 
-The floor is made of plain steps (forward and backward pass) and gradient steps (forward pass and gradient for the
-input, in eval mode), measured in the same run. FAT can be below its floor, which knows nothing of images that leave:
-give trained weights and images to see that. `apart two backwards` is the paper's recipe: layers perturbed by hooks, and
-a backward pass after each of the two passes.
+The lower bound ("floor") adds up plain steps (forward and backward pass) and gradient steps (forward pass and gradient
+for the input, in eval mode), measured in the same run. FAT can be below its floor, which ignores that images leave the
+batch: use trained weights and images to see that. `apart two backwards` is the paper's recipe: layers perturbed by
+hooks, and a backward pass after each of the two passes.
 """
 import copy
 from functools import partial
@@ -28,13 +28,13 @@ from timm_robust.inputs import ImagesConfig, NetworkConfig, build_network, open_
 from timm_robust.settings import from_flat
 from timm_robust.tasks import OBJECTIVES, TrainingAttack, create_task
 
-# plain steps, whether gradient steps are added
+# number of plain steps, and 1 if gradient steps are added
 FLOORS = {'standard': (1, 0), 'sat': (2, 1), 'trades': (2, 1), 'fat': (1, 1), 'trades_fat': (2, 1), 'mbnat': (2, 1),
           'apart': (2, 0), 'apart, 4 groups': (2, 0), 'apart two backwards': (2, 0), 'madry': (1, 1)}
 
 
 class Hooked:
-    """APART by hooks on each BatchNorm and two backward passes, after the paper."""
+    """APART by hooks on each BatchNorm and two backward passes, as in the paper."""
 
     def __init__(self, model: nn.Module, epsilon: float = .1):
         self.model, self.epsilon, self.d = model, epsilon, {}
@@ -101,11 +101,11 @@ def arms_of(args, model: nn.Module, space: InputSpace, x: torch.Tensor, y: torch
 
 
 def main() -> None:
-    """Run."""
+    """Run the benchmark."""
     parser = Parser(prog='benchmarks.objectives', description=__doc__.split('\n', 1)[0])
     add_arguments(parser.add_argument_group('Benchmark parameters'), rounds=7)
     parser.add_argument('--torchcompile', nargs='?', default=None, const='inductor', metavar='BACKEND',
-                        help='compile the passes of training; attacks run on the network as it is')
+                        help='compile the passes of training; attacks run uncompiled')
     parser.add_argument('--attack-steps', type=int, default=3, metavar='N', help='attack steps (default: 3)')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of images and weights (default: 0)')
     for cls in (ThreatConfig, ImagesConfig, NetworkConfig):

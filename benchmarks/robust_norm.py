@@ -1,10 +1,10 @@
-"""RobustNorm beside BatchNorm and the layer as the paper writes it: forward and backward pass, and whole networks.
+"""RobustNorm compared with BatchNorm and the paper's equations: forward and backward pass, and whole networks.
 
     python -m benchmarks.robust_norm --parts layer,evaluation,network
 
 `layer` trains: output and gradients for input, scale and shift. `evaluation` normalizes by population statistics in
-eval mode and takes the gradient for the input alone, as an attack does. `network` is a training step of ResNet20, batch
-128. Shapes marked * played no part in tuning. Memory is what a forward and backward pass takes, in units of the input.
+eval mode and computes only the gradient for the input, as an attack does. `network` is a training step of ResNet20,
+batch 128. Shapes marked * were not used for tuning. Memory is of a forward and backward pass, in units of the input.
 """
 import copy
 import sys
@@ -23,7 +23,7 @@ HELD_OUT = ((256, 16, 32, 32), (128, 128, 28, 28), (32, 512, 7, 7), (16, 24, 64,
 
 
 class PaperNorm(RobustNorm2d):
-    """RobustNorm from the paper's equations, left to autograd."""
+    """RobustNorm from the paper's equations, differentiated by autograd."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -92,7 +92,7 @@ def networks(bench: Benchmark) -> None:
 
 
 def main() -> None:
-    """Run."""
+    """Run the benchmark."""
     parser = Parser(prog='benchmarks.robust_norm', description=__doc__.split('\n', 1)[0])
     add_arguments(parser, rounds=11)
     parser.add_argument('--device', default='cpu', help='device (default: cpu)')

@@ -1,4 +1,4 @@
-"""What the views of NoFrost* cost: loader time beside a plain loader, Noise2Net beside a plain training step.
+"""The cost of the views of NoFrost*: loader time vs. a plain loader, Noise2Net vs. a plain training step.
 
     python -m benchmarks.views --data-dir imagenet --img-size 224 -b 32 --num-examples 256
 """
@@ -27,7 +27,7 @@ class _Part(Subset):
 
 
 def main() -> None:
-    """Run."""
+    """Run the benchmark."""
     parser = Parser(prog='benchmarks.views', description=__doc__.split('\n', 1)[0])
     add_arguments(parser, rounds=5)
     parser.add_argument('--device', default='cpu', help='device (default: cpu)')
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument('--img-size', type=int, default=224, metavar='N', help='height and width (default: 224)')
     parser.add_argument('--model', default='nofrost_resnet26', help='network of the step (default: %(default)s)')
     parser.add_argument('-b', '--batch-size', type=int, default=32, metavar='N')
-    parser.add_argument('--num-examples', type=int, default=256, metavar='N', help='images a round (default: 256)')
+    parser.add_argument('--num-examples', type=int, default=256, metavar='N', help='images per round (default: 256)')
     args = parser.parse_args(sys.argv[1:])
     bench = Benchmark('views', args)
     size = (3, args.img_size, args.img_size)

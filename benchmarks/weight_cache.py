@@ -1,4 +1,4 @@
-"""A 10-step attack on normalizer-free networks with standardized weights computed once and in every step.
+"""A 10-step attack on normalizer-free networks, with weights standardized once or in every step.
 
     python -m benchmarks.weight_cache --models nf_resnet26,nf_resnet50 --batches 8x64,32x64,8x224
 """
@@ -16,7 +16,7 @@ from timm_robust.cli.arguments import Parser
 
 
 def main() -> None:
-    """Run."""
+    """Run the benchmark."""
     parser = Parser(prog='benchmarks.weight_cache', description=__doc__.split('\n', 1)[0])
     add_arguments(parser, rounds=5)
     parser.add_argument('--device', default='cpu', help='device (default: cpu)')

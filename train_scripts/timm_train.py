@@ -1,4 +1,4 @@
-"""`timm-robust timm-train` as a file, for launchers that want one: torchrun train_scripts/timm_train.py TRAIN.PY ..."""
+"""`timm-robust timm-train` as a file, for launchers that need one: torchrun train_scripts/timm_train.py TRAIN.PY ..."""
 import sys
 
 from timm_robust.cli import main

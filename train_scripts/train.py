@@ -1,4 +1,4 @@
-"""`timm-robust train` as a file, for launchers that want one: torchrun train_scripts/train.py ..."""
+"""`timm-robust train` as a file, for launchers that need one: torchrun train_scripts/train.py ..."""
 import sys
 
 from timm_robust.cli import main

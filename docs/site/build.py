@@ -1,10 +1,10 @@
-"""Build the documentation site into build/docs/site, without warnings or not at all.
+"""Build the documentation site into build/docs/site; a warning is an error.
 
     pip install '.[docs]'
     python docs/site/build.py
 
 Its pages are README, docs/*.md, CONTRIBUTING and the benchmarks' results, the help text of every command, and the
-docstrings of what the package exports. A link to a file that is no page of the site becomes the path of that file.
+docstrings of what the package exports. A link to any other file becomes the path of that file.
 """
 import importlib
 import re
@@ -28,7 +28,7 @@ PACKAGES = ('', 'attacks', 'tasks', 'training', 'evaluation', 'layers', 'models'
 
 
 def linked(text: str, source: Path) -> str:
-    """A page whose links lead to pages of the site.
+    """A page with its links rewritten to pages of the site.
 
     Raises:
         FileNotFoundError: On a link to a file that does not exist.
@@ -68,7 +68,7 @@ def reference(package: str) -> str:
 
 
 def main() -> int:
-    """Gather the pages and build; returns the exit code."""
+    """Gather the pages and build the site; returns the exit code."""
     shutil.rmtree(BUILD, ignore_errors=True)
     pages = BUILD / 'pages'
     (pages / 'reference').mkdir(parents=True)
@@ -82,7 +82,7 @@ def main() -> int:
         [sys.executable, '-m', 'zensical', 'build', '--strict'], cwd=BUILD, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT)
     print(done.stdout)
-    return done.returncode or int('griffe: ' in done.stdout)  # docstrings that do not fit are no issue of --strict
+    return done.returncode or int('griffe: ' in done.stdout)  # --strict ignores malformed docstrings
 
 
 if __name__ == '__main__':

@@ -2,8 +2,7 @@
 
     python docs/site/timm_flags.py path/to/pytorch-image-models
 
-Both scripts are read, not run. A lacking flag without a reason below, and a reason for a flag that is not lacking, are
-errors: the page is complete or not written.
+Both scripts are parsed, not run. It is an error if a missing flag has no reason below, or a reason has no missing flag.
 """
 import ast
 import importlib
@@ -14,15 +13,16 @@ from typing import Dict, Iterator, List, Set, Tuple
 
 PAGE = Path(__file__).resolve().parents[1] / 'timm_flags.md'
 COMMANDS = {'train.py': 'train', 'validate.py': 'eval'}
-_OF_ALL_COMMANDS = {'--plugin', '--device-modules'}  # taken before the flags of a command are read
+_OF_ALL_COMMANDS = {'--plugin', '--device-modules'}  # parsed before the flags of a command
 
-_NAFLEX = 'batches of patches instead of images; attacks and threat models are of images'
-_KD = 'distillation has a task of its own, as our objectives have; `timm-train` refuses the combination as well'
-_SPLITS = 'augmentation splits lay batches out for the JSD loss; our objectives lay out their own'
-_JIT = 'TorchScript and its fusers are no longer developed, and scripted networks cannot be attacked on a faster copy'
-_LOW = 'a network in low precision is trained by `--amp`, whose weights stay in float32'
-_VERDICT = 'every verdict is in float32; `--fast-dtype bfloat16` searches faster and is verified'
-_KWARGS = 'an argument of few models: give it in `--model-kwargs`'
+_NAFLEX = 'batches of patches instead of images; attacks and threat models are defined on images'
+_KD = 'distillation defines its own task, as our objectives do; `timm-train` refuses the combination too'
+_SPLITS = 'augmentation splits arrange batches for the JSD loss; our objectives use their own layout'
+_JIT = ('TorchScript and its fusers are no longer developed, and the faster copy for attacks cannot be made from a '
+        'scripted network')
+_LOW = 'for low precision use `--amp`, which keeps weights in float32'
+_VERDICT = 'every verdict is in float32; `--fast-dtype bfloat16` speeds up attacks, and their results are verified'
+_KWARGS = 'an argument of few models; use `--model-kwargs`'
 
 REASONS: Dict[str, Dict[str, str]] = {
     'train.py': {
@@ -30,17 +30,17 @@ REASONS: Dict[str, Dict[str, str]] = {
         '--no-resume-opt': '`--initial-checkpoint` starts from weights alone',
         '--fuser --torchscript': _JIT,
         '--fast-norm': 'changes the arithmetic of LayerNorm for the whole process',
-        '--head-init-scale --head-init-bias': 'no recipe of ours needs it',
+        '--head-init-scale --head-init-bias': 'none of our recipes needs it',
         '--model-dtype': _LOW,
-        '--synchronize-step': 'a switch for debugging timings',
+        '--synchronize-step': 'for debugging timings',
         '--local_rank': 'torchrun sets it in the environment',
         '--aug-splits --jsd-loss --resplit --split-bn': _SPLITS,
         '--drop-connect': 'deprecated in timm, the same as `--drop-path`',
         '--drop-block --bn-momentum --bn-eps': _KWARGS,
-        '--save-images': 'a switch for debugging',
-        '--tta': 'nothing in timm makes the augmented copies any more whose predictions it averages',
-        '--use-multi-epochs-loader': 'workers would carry random state over epochs, and resuming would not repeat it',
-        '--train-batches-per-epoch': 'inferred from the data, as timm does without it',
+        '--save-images': 'for debugging',
+        '--tta': 'averages predictions over augmented copies, which timm no longer makes',
+        '--use-multi-epochs-loader': 'workers would carry random state across epochs, which resuming could not restore',
+        '--train-batches-per-epoch': 'inferred from the data, as in timm when the flag is absent',
         '--variable-batch-loss-scale': 'every batch counts the same; the learning rate follows the average batch',
         '--naflex-loader --naflex-train-seq-lens --naflex-max-seq-len --naflex-patch-sizes --naflex-patch-size-probs '
         '--naflex-loss-scale --naflex-patchify-channels-first': _NAFLEX,
@@ -48,23 +48,23 @@ REASONS: Dict[str, Dict[str, str]] = {
         '--kd-student-feature-dim --kd-teacher-feature-dim --kd-token-distill-type': _KD,
     },
     'validate.py': {
-        '--num-samples': 'for streamed data, which has no index; `--num-examples` chooses images of other data',
-        '--use-train-size --crop-border-pixels --test-pool --tf-preprocessing': 'a published accuracy is of the '
-        'preprocessing in the config of the weights; `--img-size`, `--crop-pct` and `--crop-mode` change it',
-        '--log-freq': 'a progress bar, or in a log a line for each pool of images',
+        '--num-samples': 'for streamed data, which has no index; for other data use `--num-examples`',
+        '--use-train-size --crop-border-pixels --test-pool --tf-preprocessing': 'a published accuracy holds for '
+        "the preprocessing in the weights' config; change it with `--img-size`, `--crop-pct` and `--crop-mode`",
+        '--log-freq': 'progress is shown as a bar, or in a log as one line per pool of images',
         '--num-gpu': 'torchrun starts a process for each GPU',
         '--no-prefetcher': 'both loaders deliver the same pixels',
         '--amp --amp-dtype --model-dtype': _VERDICT,
         '--fuser --torchscript --aot-autograd --torchcompile --torchcompile-mode': _JIT + '; compiling takes longer '
         'than most evaluations',
         '--fast-norm': 'changes the arithmetic of LayerNorm, and with it verdicts',
-        '--reparam': 'the faster copy folds normalization; verdicts are of the network itself',
+        '--reparam': 'the faster copy already folds normalization; verdicts come from the network itself',
         '--results-format': '`results.json` is always written',
         '--real-labels': 'several right labels for an image: an attack would have to avoid all of them',
         '--valid-labels': 'ImageNet-A and -R restrict the classes by themselves (`--benchmarks`); for other data the '
         'choice of classes would have to be part of every report',
-        '--retry': 'where memory ends, an evaluation continues with half the batch by itself',
-        '--metrics-avg': 'precision and recall say nothing of robustness; `results.json` has the verdict of each image',
+        '--retry': 'when memory runs out, the evaluation continues with half the batch size by itself',
+        '--metrics-avg': 'precision and recall do not measure robustness; `results.json` has the verdict of each image',
         '--naflex-loader --naflex-max-seq-len': _NAFLEX,
     },
 }
@@ -80,13 +80,13 @@ def flags_of(script: Path) -> List[str]:
 
 
 def own_flags(command: str) -> Set[str]:
-    """The flags of a command of ours."""
+    """The flags of one of our commands."""
     parser = importlib.import_module(f'timm_robust.cli.{command}').build_parser()
     return _OF_ALL_COMMANDS | {option for action in parser._actions for option in action.option_strings}
 
 
 def reasons(script: str) -> Iterator[Tuple[List[str], str]]:
-    """Lacking flags that share a reason, and the reason."""
+    """Missing flags that share a reason, and the reason."""
     return ((names.split(), why) for names, why in REASONS[script].items())
 
 
@@ -94,14 +94,14 @@ def page(checkout: Path) -> str:
     """The page.
 
     Raises:
-        SystemExit: If the reasons are not those of the flags that are lacking.
+        SystemExit: If the reasons do not match the missing flags.
     """
     found = re.search(r"'([^']+)'", (checkout / 'timm' / 'version.py').read_text())
     parts = [
         '# Flags of timm\n',
-        'What the scripts of timm have and our commands lack, written by `docs/site/timm_flags.py` from timm '
-        f'{found[1] if found else "of unknown version"}.\nAll their other flags are flags of the command, by the same '
-        "name. `timm-robust timm-train` runs timm's train.py itself.\n"]
+        "The flags that timm's scripts have and our commands lack, written by `docs/site/timm_flags.py` from timm "
+        f'{found[1] if found else "of unknown version"}.\nOur commands have all their other flags, under the same '
+        "names. `timm-robust timm-train` runs timm's train.py itself.\n"]
     for script, command in COMMANDS.items():
         all_flags = flags_of(checkout / script)
         lacking = [flag for flag in all_flags if flag not in own_flags(command)]

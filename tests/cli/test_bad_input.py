@@ -98,7 +98,7 @@ def fails(capsys, tmp_path, monkeypatch):
     (['--color-jitter', '-1'], ['--color-jitter -1', 'at least 0']),
     (['--scale', '2', '1'], ['--scale 2 1', 'two ascending numbers']),
     (['--ratio', '-1', '1'], ['--ratio -1 1', 'two ascending numbers']),
-    (['--aa', 'foo'], ['--aa foo', 'no policy of timm']),
+    (['--aa', 'foo'], ['--aa foo', 'not a policy of timm']),
     (['--val-split', '../val'], ['../val', 'leads out of the data']),
     (['--model-kwargs', 'colour'], ['NAME=VALUE']),
     (['--model-kwargs', 'pretrained=True'], ['--model-kwargs pretrained=True', 'a separate setting']),
@@ -268,7 +268,7 @@ def test_values_in_config_files_pass_the_checks_of_flags(fails, folder, tmp_path
     refused('mean: [0.5, x]', '--mean 0.5 x: must be a list, each a number')
     refused('model_kwargs: [a]', '--model-kwargs a: must be a mapping')
     refused('interpolation: null', '--interpolation None: must be text')
-    refused('output: 1\noutput: 2', '--config', 'output stands there more than once')
+    refused('output: 1\noutput: 2', '--config', 'output occurs more than once')
     refused(b'output: \xff', '--config', 'cannot be read as YAML')
     for content in ('', '- a', 'a', '3'):
         refused(content, '--config', 'must hold "name: value" lines')

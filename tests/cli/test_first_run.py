@@ -79,4 +79,4 @@ def test_top5_of_six_classes_and_not_of_five(world, capsys, monkeypatch, tmp_pat
         assert 'eval_top1' in head and ('eval_top5' in head) == shown
         (tmp_path / 'output').rename(tmp_path / f'output{shown}')
     assert main(['train', str(five), *TINY, '--val-split', 'val', '--epochs', '1', '--eval-metric', 'top5']) == 2
-    assert "--eval-metric top5: says nothing of 5 classes; choose 'top1'" in capsys.readouterr().err
+    assert "--eval-metric top5: is always 100 % with 5 classes; choose 'top1'" in capsys.readouterr().err

@@ -148,12 +148,12 @@ def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
     (['--objective', 'trade'], '--objective trade: unknown'),
     (['--eval-metric', 'robust_top1'], '--eval-metric robust_top1: needs robust validation; pass --robust-eval-steps'),
     (['--objective', 'fat', '--mixup', '.2'], 'leave out --mixup'),
-    (['--objective', 'sat', '--jsd-loss'], '--jsd-loss: does not go with --objective sat'),
-    (['--objective', 'sat', '--kd-model-name', 'resnet18'], '--kd-model-name resnet18: does not go with'),
+    (['--objective', 'sat', '--jsd-loss'], '--jsd-loss: is incompatible with --objective sat'),
+    (['--objective', 'sat', '--kd-model-name', 'resnet18'], '--kd-model-name resnet18: is incompatible with'),
     (['--objective', 'apart', '--opt', 'adahessian'], '--opt adahessian: takes second derivatives'),
-    (['--objective', 'sat', '--torchscript'], '--torchscript: does not go with --objective sat'),
+    (['--objective', 'sat', '--torchscript'], '--torchscript: is incompatible with --objective sat'),
     (['--kd-model-name', 'resnet18', '--robust-eval-steps', '2'],
-     '--kd-model-name resnet18: does not go with --robust-eval-steps 2'),
+     '--kd-model-name resnet18: is incompatible with --robust-eval-steps 2'),
 ])
 def test_bad_input_is_one_line(more, message, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', sys.argv)
@@ -171,14 +171,14 @@ def test_a_script_finds_what_lies_beside_it(tmp_path, capsys, monkeypatch):
     (tmp_path / 'train.py').write_text('from timm.models import of_a_later_timm\n')
     assert main(['timm-train', str(tmp_path / 'train.py')]) == 2
     error = capsys.readouterr().err.strip()
-    assert 'cannot be imported' in error and 'install the timm it is of' in error and '\n' not in error
+    assert 'cannot be imported' in error and 'install the version of timm it belongs to' in error and '\n' not in error
 
 
 def test_scripts_it_cannot_drive(tmp_path, capsys):
     old = tmp_path / 'train.py'
     old.write_text('parser = main = validate = _parse_args = create_model = create_loader = None\n')
     assert main(['timm-train', str(old)]) == 2
-    assert "it has no ClassificationTask; timm's has had a loop of tasks since 1.0.23" in capsys.readouterr().err
+    assert "it has no ClassificationTask; timm's train.py uses tasks since 1.0.23" in capsys.readouterr().err
     assert main(['timm-train', str(tmp_path / 'nowhere.py')]) == 2
     assert 'no such file' in capsys.readouterr().err
     assert main(['timm-train']) == 2

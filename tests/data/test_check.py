@@ -113,7 +113,7 @@ def floats(path):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('spoil, words', [
     (truncated_jpeg, 'unreadable image {}'), (bomb, 'unreadable image {}'), (pipe, 'unreadable image {}'),
-    (grey16, 'image {} is of mode I;16, not 8-bit RGB or grey'), (floats, 'image {} is of mode F, not 8-bit'),
+    (grey16, 'image {} has mode I;16, not 8-bit RGB or grey'), (floats, 'image {} has mode F, not 8-bit'),
     (lambda path: path.write_bytes(b''), 'unreadable image {}')])
 def test_images_that_timm_would_replace_or_bleach(tmp_path, spoil, words):
     path = make_image_folder(tmp_path, per_class=3) / 'train' / 'a' / '1.png'
@@ -162,9 +162,9 @@ def only_webp(root):
 
 @pytest.mark.parametrize('spoil, words', [
     (lambda root: shutil.rmtree(root / 'cat'), 'the data has 9 classes, the network 10'),
-    (lambda root: emptied(root, 'cat'), 'cat has no images that are read (.png, .jpg, .jpeg)'),
-    (lambda root: only_webp(root), 'cat has no images that are read'),
-    (lambda root: (root / 'extra').mkdir(), 'extra has no images that are read'),
+    (lambda root: emptied(root, 'cat'), 'cat has no readable images (.png, .jpg, .jpeg)'),
+    (lambda root: only_webp(root), 'cat has no readable images'),
+    (lambda root: (root / 'extra').mkdir(), 'extra has no readable images'),
     (lambda root: (root / 'airplane').rename(root / 'plane'), "class 0 of the data is 'automobile', of the network"),
     (lambda root: [p.rename(p.with_name(str(i + 1))) for i, p in enumerate(sorted(root.iterdir()))],
      "class 0 of the data is '1', of the network 'airplane'"),
@@ -183,10 +183,10 @@ def test_classes_that_are_not_those_of_the_network(ten, spoil, words):
 
 
 def test_a_class_folder_is_no_data_set(ten):
-    with pytest.raises(InputError, match='holds images itself; give the folder above'):
+    with pytest.raises(InputError, match='holds images itself; give its parent'):
         check_classes(folder(ten / 'test' / 'cat', 'test'), 10)
     (ten / 'test' / 'cat' / '0.png').rename(ten / 'test' / '0.png')
-    with pytest.raises(InputError, match='holds images itself; give the folder above'):
+    with pytest.raises(InputError, match='holds images itself; give its parent'):
         check_classes(folder(ten, 'test'), 10, allow_mismatch=True)
 
 
@@ -236,7 +236,7 @@ def test_training_on_other_classes_than_the_network_has(root, tmp_path):
 
 @pytest.mark.parametrize('names, words', [
     ('a/0.png\nb/1.png\na/0.png', 'names the image a/0.png twice'),
-    ('a/0.png\n0.png', '0.png is the name of more than one image'),
+    ('a/0.png\n0.png', '0.png names more than one image'),
     ('a/9.png', 'a/9.png is not in the data set'),
     ('\n', 'names no image')])
 def test_lists_of_images(root, tmp_path, names, words):

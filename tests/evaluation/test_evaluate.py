@@ -123,7 +123,7 @@ def test_batch_dependent_networks_are_attacked_in_whole_batches():
     assert report.settings.batch_dependent and set(sizes) == {8}
     with pytest.raises(InputError, match='pgd-targeted5.*treats each image by itself'):
         measured(on_pixels, x, y, 'pgd_targeted5')
-    with pytest.raises(InputError, match='batch_size=1: this network normalizes by the statistics'):
+    with pytest.raises(InputError, match='batch_size=1: this network uses batch statistics'):
         measured(on_pixels, x, y, batch_size=1)
     with pytest.raises(InputError, match='worst_case: is not defined'):
         measured(on_pixels, x, y, worst_case=True)
@@ -268,7 +268,7 @@ def test_a_surrogate_has_the_classes_of_the_network():
         measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
     other = timm.create_model('nofrost_resnet20_cifar', pretrained=True)
     other.pretrained_cfg['label_names'] = model.pretrained_cfg['label_names'][::-1]
-    with pytest.raises(InputError, match='other classes than the model, or in another order'):
+    with pytest.raises(InputError, match='different classes from the model, or in a different order'):
         measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
 
 

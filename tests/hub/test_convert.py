@@ -205,7 +205,7 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
         assert message in error and '\n' not in error
 
     fails(b'', 'no such file', write=False)
-    fails(b'nothing', 'is truncated or no checkpoint')
+    fails(b'nothing', 'is truncated or not a checkpoint')
     torch.save({'state_dict': Payload()}, tmp_path / 'evil.pth')
     fails((tmp_path / 'evil.pth').read_bytes(), 'holds code, which is never run')
     fails(pickle.dumps({'state_dict': Payload()}), 'x.pth')

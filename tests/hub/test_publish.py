@@ -129,7 +129,7 @@ def test_an_attack_on_the_images_that_others_left_says_so(measured):
     card = Card(name=NAME, repo_id=REPO, origin='x')
     for attacks, shown in ((report.attacks, False), ((clean, fgsm, left), None in left.correct)):
         text = card_text(card, [('Squares', dataclasses.replace(report, attacks=attacks))])
-        assert ('| pgd2 after fgsm |' in text) == ('is that under both' in text) == shown
+        assert ('| pgd2 after fgsm |' in text) == ('worst case over both' in text) == shown
     assert None in left.correct
 
 
@@ -146,8 +146,8 @@ def test_what_a_card_says(folder, measured, tmp_path, monkeypatch):
     (tmp_path / f'{NAME}.safetensors').touch()
     assert card(measured, tmp_path, '--selection', 'Epoch 3, the last') == 0
     more = (tmp_path / NAME / 'README.md').read_text()
-    assert f"`timm.create_model('{NAME}', pretrained=True)` needs no network" in more
-    assert '\n```\n\nEpoch 3, the last.\n\n## Measured by' in more
+    assert f"`timm.create_model('{NAME}', pretrained=True)` needs no download" in more
+    assert '\n```\n\nEpoch 3, the last.\n\n## Evaluation commands' in more
     assert 'NOT CHECKED' in text and 'NO AUTOATTACK' in text
     assert 'timm-robust train --objective nofrost' in text and '/secret/place' not in text and '--scale 0.7 1' in text
     assert '--initial-checkpoint start.safetensors' in text
@@ -198,7 +198,7 @@ def test_networks_of_timm_are_named_as_timm_does(tmp_path):
         tmp_path / 'card', Card(name='nofrost_resnet26.some_tag', repo_id='a/b', origin='nowhere'), model,
         [str(tmp_path / 'results.json')], ['Squares'])
     text = (tmp_path / 'card' / 'README.md').read_text()
-    assert 'Plain timm loads it too, as its own `nf_resnet26`' in text and 'transformers' in ModelCard(text).data.tags
+    assert 'Plain timm loads it too, as `nf_resnet26`' in text and 'transformers' in ModelCard(text).data.tags
     script = (
         'import sys, timm, torch; m = timm.create_model(sys.argv[1], pretrained=True); '
         'assert "timm_robust" not in sys.modules; print(type(m).__name__, m.num_classes)')
@@ -251,7 +251,8 @@ def test_all_text_of_a_card_is_shown_as_it_is(measured):
     body = text.split('\n---\n', 1)[1]
     outside = re.sub(r'^(`{3,})\w*\n.*?^\1$', '', body, flags=re.M | re.S)  # blocks of code end where they should
     assert [line for line in outside.splitlines() if line.startswith('#')] == [
-        f'# {NAME}'.replace('_', r'\_'), '## Accuracy', '## Use', '## Training', '## Measured by', '## Citation']
+        f'# {NAME}'.replace('_', r'\_'), '## Accuracy', '## Use', '## Training', '## Evaluation commands',
+        '## Citation']
     in_line = re.sub(r'(`+) ?[^`].*?[^`] ?\1(?!`)', '', re.sub(r'\\`', '', outside))
     assert '<script' not in in_line and '[a](b)' not in in_line and '*x*' not in in_line.replace(r'\*x\*', '')
     rows = [line for line in outside.splitlines() if line.startswith('|')]
@@ -403,8 +404,8 @@ def test_another_models_repository_is_left_alone(hub, folder, measured, tmp_path
     assert len(repo.commits) == before
 
 
-EMPTY = 'nothing was committed, but the empty repository was made'
-UNKNOWN = 'whether the commit arrived is not known'
+EMPTY = 'nothing was committed, but the empty repository was created'
+UNKNOWN = 'it is not known whether the commit arrived'
 FAULTS = [
     (('POST', 'preupload', 403), 'the token may not write there', EMPTY),
     (('POST', 'objects/batch', 500), 'the Hub answered 500', EMPTY),
@@ -413,7 +414,7 @@ FAULTS = [
     (('POST', '/commit/', 429), 'too many requests', EMPTY),
     (('POST', '/commit/', 'cut'), 'the Hub did not answer', UNKNOWN),
     (('POST', 'repos/create', 401), 'the token is missing or not valid', 'nothing on the Hub was changed'),
-    (('POST', 'repos/create', 'cut'), 'the Hub did not answer', 'whether the repository was made is not known'),
+    (('POST', 'repos/create', 'cut'), 'the Hub did not answer', 'it is not known whether the repository was created'),
     (('GET', 'api/models', 'cut'), 'the Hub did not answer', 'nothing on the Hub was changed'),
 ]
 
@@ -465,26 +466,28 @@ def other_weights(folder):
     (lambda f: (f / 'model.safetensors').write_bytes(b'x'), 'header'),
     (lambda f: save_file({'a': torch.zeros(1)}, f / 'model.safetensors'), 'Missing key'),
     (lambda f: save_file({k: v + 1 for k, v in load_file(f / 'model.safetensors').items()}, f / 'model.safetensors'),
-     'its weights are not those of its config'),
-    (lambda f: other_weights(f), 'results and weights are of different networks'),
+     'its weights do not match its config'),
+    (lambda f: other_weights(f), 'results and weights belong to different networks'),
     (lambda f: edit(f, 'results.json', r'"weights_sha256": "\w+"', '"weights_sha256": "0"'),
-     'results and weights are of different networks'),
-    (lambda f: linked(f / 'images.png', '/etc/passwd'), 'images.png is a link or no file'),
-    (lambda f: linked(f / 'README.md', f / 'config.json'), 'README.md is a link or no file'),
-    (lambda f: (f / 'images.png').write_text('root:x:0:0'), 'images.png is no figure'),
+     'results and weights belong to different networks'),
+    (lambda f: linked(f / 'images.png', '/etc/passwd'), 'images.png is a link or not a file'),
+    (lambda f: linked(f / 'README.md', f / 'config.json'), 'README.md is a link or not a file'),
+    (lambda f: (f / 'images.png').write_text('root:x:0:0'), 'images.png is not a PNG image'),
     (lambda f: edit(f, 'results.json', r'"correct": \[', '"correct": [null, '), 'results.json'),
     (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": 99.9'), 'says 99.9 % where its outcomes'),
     (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": NaN'), 'says nan % where its outcomes'),
     (lambda f: edit(f, 'results.json', r'"eps": [\d.]+', '"eps": 0.0627'), 'is not as it was written'),
     (lambda f: edit(f, 'results.json', r'"labels": \[\s*\d', '"labels": [9'), 'is not as it was written'),
     (lambda f: edit(f, 'results.json', '"card": {', '"cards": {'), 'results.json holds no card'),
-    (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'), 'README.md is not the card'),
-    (lambda f: edit(f, 'results.json', '"images.png"', '"../secret.png"'), 'is no figure of an evaluation'),
-    (lambda f: edit(f, 'README.md', r'\| [\d.]+ to [\d.]+ \|\n', '| 99.0 to 99.9 |\n'), 'README.md is not the card'),
-    (lambda f: edit(f, 'README.md', r'value: [\d.]+', 'value: 99.9'), 'README.md is not the card'),
-    (lambda f: edit(f, 'README.md', r'> \*\*NOT CHECKED.*\n', ''), 'README.md is not the card'),
-    (lambda f: edit(f, 'config.json', 'bicubic', 'nearest'), 'prepares images otherwise than they were when'),
-    (lambda f: (f / 'README.md').write_bytes(b'\xff'), 'README.md is no text'),
+    (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'),
+     'README.md does not match results.json'),
+    (lambda f: edit(f, 'results.json', '"images.png"', '"../secret.png"'), 'is not a figure of an evaluation'),
+    (lambda f: edit(f, 'README.md', r'\| [\d.]+ to [\d.]+ \|\n', '| 99.0 to 99.9 |\n'),
+     'README.md does not match results.json'),
+    (lambda f: edit(f, 'README.md', r'value: [\d.]+', 'value: 99.9'), 'README.md does not match results.json'),
+    (lambda f: edit(f, 'README.md', r'> \*\*NOT CHECKED.*\n', ''), 'README.md does not match results.json'),
+    (lambda f: edit(f, 'config.json', 'bicubic', 'nearest'), 'does not have the preprocessing of its evaluation'),
+    (lambda f: (f / 'README.md').write_bytes(b'\xff'), 'README.md is not text'),
     (lambda f: (f / 'config.json').write_text('null'), 'must hold a JSON mapping'),
 ])
 def test_a_folder_that_is_not_whole_or_was_changed(hub, folder, tmp_path, monkeypatch, capsys, spoil, message):
@@ -516,7 +519,7 @@ LOADING = [
     (lambda hub: setattr(hub.repos[REPO], 'gated', True), ()),
     (lambda hub: hub.repos.clear(), ()),
     (lambda hub: hub.faults.extend([('HEAD', 'config.json', 500)] * 50), ()),
-    (lambda hub: tamper(hub), ('weights are not those of its config',)),
+    (lambda hub: tamper(hub), ('weights do not match its config',)),
 ]
 
 

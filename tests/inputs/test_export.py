@@ -68,7 +68,7 @@ def test_a_bit_that_flipped_is_seen(tmp_path, model):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match='its weights are not those of its config'):
+    with pytest.raises(InputError, match='its weights do not match its config'):
         build_network(NetworkConfig(model=str(tmp_path), device='cpu'))
 
 

@@ -54,7 +54,7 @@ def test_pixels_and_labels_are_those_of_the_files(root, network):
 
 def test_a_file_that_a_link_shows_twice_is_not_counted_twice(root, network):
     (root / 'test' / 'b' / 'up').symlink_to('..')
-    with pytest.raises(InputError, match='is the file of another image too; remove the link'):
+    with pytest.raises(InputError, match='is the same file as another image; remove the link'):
         open_images(config(root), network)
     (root / 'test' / 'b' / 'up').unlink()
     (root / 'test' / 'b').rename(root / 'elsewhere')
@@ -67,7 +67,7 @@ def test_an_image_under_two_labels_is_recorded(root, network):
     shutil.copy(root / 'test' / 'b' / '0.png', root / 'test' / 'b' / '1.png')
     images = open_images(config(root), network)
     pair = [str(root / 'test' / name) for name in ('a/3.png', 'c/1.png')]
-    assert images.mismatch.startswith('1 images occur under another label too, ')
+    assert images.mismatch.startswith('1 images also occur under another label, ')
     assert all(path in images.mismatch for path in pair)
     assert not open_images(config(root, subset=str(listed(root, 'a/3.png'))), network).mismatch
 
@@ -108,14 +108,14 @@ def test_a_file_that_breaks_later_is_not_replaced_by_its_neighbour(root, network
 def test_labels_that_the_loader_delivers_are_compared(root, network):
     images = open_images(config(root, subset='balanced'), network)
     images.dataset.target_transform = lambda label: (label + 1) % 4
-    with pytest.raises(InputError, match='of the images 0 to 2 of this evaluation the loader delivers other labels'):
+    with pytest.raises(InputError, match='the loader delivers wrong labels for images 0 to 2'):
         images.first(20)
 
 
 def test_grey_of_sixteen_bits_is_refused_by_name_not_as_grey(root, network):
     for path in (root / 'test').rglob('*.png'):
         Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(path)
-    with pytest.raises(InputError, match='is of mode I;16, not 8-bit RGB or grey'):
+    with pytest.raises(InputError, match='has mode I;16, not 8-bit RGB or grey'):
         open_images(config(root), network)
     for path in (root / 'test').rglob('*.png'):
         Image.new('L', (32, 32), 3).save(path)

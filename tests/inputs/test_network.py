@@ -81,17 +81,17 @@ def test_folders_and_names_that_are_no_models(tmp_path, monkeypatch):
 
 
 def test_a_dropped_head_is_never_evaluated():
-    refused('num_classes=12: the pretrained weights are of 10 classes, not 12', model=PACKAGED, num_classes=12)
-    refused('in_chans=1: the pretrained weights are of 3 input channels, not 1', model=PACKAGED, in_chans=1)
+    refused('num_classes=12: the pretrained weights have 10 classes, not 12', model=PACKAGED, num_classes=12)
+    refused('in_chans=1: the pretrained weights have 3 input channels, not 1', model=PACKAGED, in_chans=1)
     assert network(model=PACKAGED, num_classes=10, in_chans=3).num_classes == 10
     adapted = create_network(NetworkConfig(model=PACKAGED, num_classes=12), pretrained=True, adapt=True)
     assert adapted.num_classes == 12
 
 
 @pytest.mark.parametrize('edit, words', [
-    (dict(num_classes=12), ('the pretrained weights are of 12 classes, not 4',)),
+    (dict(num_classes=12), ('the pretrained weights have 12 classes, not 4',)),
     (dict(num_classes=12, model_args={}), ('12',)),
-    (dict(weights_sha256='0' * 64), ('its weights are not those of its config (000000000000)',)),
+    (dict(weights_sha256='0' * 64), ('its weights do not match its config (000000000000)',)),
     (dict(weights_sha256=7), ('its config.json has 7 as weights_sha256',)),
     (dict(architecture=None), ('its config.json names no architecture',)),
     (dict(pretrained_cfg=3), ('its config.json names no architecture',)),
@@ -130,9 +130,9 @@ def test_other_weights_in_whatever_file(export, adapt):
     weights = {k: v + .01 for k, v in load_file(export / 'model.safetensors').items()}
     (export / 'model.safetensors').unlink()
     torch.save(weights, export / 'pytorch_model.bin')
-    refused('its weights are not those of its config', model=str(export))
+    refused('its weights do not match its config', model=str(export))
     config = NetworkConfig(model=str(export), num_classes=7 if adapt else None)
-    with pytest.raises(InputError, match='its weights are not those of its config'):
+    with pytest.raises(InputError, match='its weights do not match its config'):
         create_network(config, pretrained=True, adapt=True)  # as training does
 
 
@@ -152,7 +152,7 @@ def test_a_surrogate_goes_through_the_same_checks(export, model):
         with pytest.raises(InputError, match=match):
             build_surrogate(name, attacked, path)
 
-    fails('^surrogate=.*its weights are not those of its config', str(other))
+    fails('^surrogate=.*its weights do not match its config', str(other))
     fails('^surrogate_checkpoint=.nowhere.*no such file', 'nofrost_resnet11_mnist', 'nowhere')
     fails('has 10 classes, the model 4', PACKAGED)
     torch.save(timm.create_model('resnet10t', num_classes=4).state_dict(), export.parent / 's.pth')
@@ -163,7 +163,7 @@ def test_a_surrogate_goes_through_the_same_checks(export, model):
     edited(export, label_names=list('abdc'))
     shutil.rmtree(other)
     shutil.copytree(export, other)
-    fails('has other classes than the model, or in another order', str(other))
+    fails('has different classes from the model, or in a different order', str(other))
 
 
 RUN = dict(num_classes=4, in_chans=3, img_size=48, mean=[.1, .2, .3], std=[.4, .5, .6], crop_pct=.5,
@@ -221,7 +221,7 @@ def test_a_checkpoint_brings_the_architecture_of_its_run(tmp_path):
 
 
 def test_arguments_of_a_run_that_are_broken(tmp_path, model):
-    refused('checkpoint=', 'the arguments of its training run are broken', 'img_size', model='nofrost_resnet11_mnist',
+    refused('checkpoint=', 'the arguments of its training run are invalid', 'img_size', model='nofrost_resnet11_mnist',
             checkpoint=checkpoint(tmp_path, model, img_size='large'))
 
 
@@ -250,7 +250,7 @@ def test_one_output_decides_between_two_classes(tmp_path):
     (dict(bn_mode='both'), "bn_mode='both': unknown"),
     (dict(gamma=1.5, checkpoint='x'), 'gamma=1.5: must be a number in [0, 1]'),
     (dict(gamma=.5), 'gamma=0.5: mixes the two BatchNorms of a training checkpoint'),
-    (dict(gamma=.5, checkpoint='x', bn_mode='batch'), "bn_mode='batch': does not go with `gamma=0.5`"),
+    (dict(gamma=.5, checkpoint='x', bn_mode='batch'), "bn_mode='batch': is incompatible with `gamma=0.5`"),
     (dict(use_ema='false'), "use_ema='false': must be true or false"),
     (dict(mean=['a']), "mean=['a']: must be"),
     (dict(crop_pct=0.), 'crop_pct=0.0: must be a number above 0'),

@@ -98,4 +98,4 @@ def test_a_process_that_died_is_noticed_by_those_who_wait(dying, wait):
             process.kill()
             process.communicate()
     assert time.perf_counter() - start < 10
-    assert 'InputError: another process of this run has ended; see what it wrote last' in error
+    assert 'InputError: another process of this run has ended; see its last output' in error

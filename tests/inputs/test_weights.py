@@ -133,18 +133,18 @@ def spoilt(kind, state, path):
 
 
 @pytest.mark.parametrize('kind, words', [
-    ('empty', 'truncated or no checkpoint'), ('cut', 'truncated or no checkpoint'),
-    ('text', 'truncated or no checkpoint'), ('pickle', 'truncated or no checkpoint'),
-    ('cut safetensors', 'truncated or no checkpoint'), ('long header', 'truncated or no checkpoint'),
-    ('json', 'truncated or no checkpoint'),
+    ('empty', 'truncated or not a checkpoint'), ('cut', 'truncated or not a checkpoint'),
+    ('text', 'truncated or not a checkpoint'), ('pickle', 'truncated or not a checkpoint'),
+    ('cut safetensors', 'truncated or not a checkpoint'), ('long header', 'truncated or not a checkpoint'),
+    ('json', 'truncated or not a checkpoint'),
     ('code', 'it holds code, which is never run'), ('module', 'it holds code, which is never run'),
     ('list', 'has no weights under state_dict_ema, model_ema, state_dict, model, net, weights'),
     ('tensor', 'has no weights under'), ('nothing', 'has no weights under'), ('numbers', 'has no weights under'),
-    ('integer keys', 'has keys that are no names'),
+    ('integer keys', 'has keys that are not strings'),
     ('sparse', 'of layout sparse_coo under conv.weight'), ('meta', 'a tensor without values under conv.weight'),
     ('complex', 'a complex64 tensor'), ('integers', 'a int8 tensor'), ('array', 'holds a list under conv.weight'),
     ('shape', 'has (2, 3, 3, 3) under conv.weight where conv.weight is (8, 3, 3, 3)'),
-    ('missing', 'does not fit TinyNet, it is of another architecture or number of classes (missing conv.weight)'),
+    ('missing', 'does not fit TinyNet: it has another architecture or number of classes (missing conv.weight)'),
     ('left over', '(left over extra); check `model`'), ('twice', 'holds conv.weight more than once'),
     ('aux', 'has a second BatchNorm (objective mbnat); choose between them with `gamma`'),
 ])
@@ -161,7 +161,7 @@ def test_files_that_do_not_load(tmp_path, net, kind, words):
 
 
 def test_a_checkpoint_without_a_second_batchnorm(tmp_path, net):
-    with pytest.raises(InputError, match='has no second BatchNorm .objective mbnat.; leave out `gamma`'):
+    with pytest.raises(InputError, match='has no second BatchNorm .objective mbnat.; remove `gamma`'):
         load_weights(convert_aux_norm(TinyNet(norm=True)), saved(tmp_path, net.state_dict()))
 
 
@@ -199,7 +199,7 @@ def test_weights_of_the_other_norm_are_not_loaded_in_silence(tmp_path, caplog, n
         caplog.clear()
         if words:
             before = weights_sha256(own)
-            with pytest.raises(InputError, match=f'{words}, as .* has to be converted first'):
+            with pytest.raises(InputError, match=f'{words}, .* must be converted first'):
                 load_weights(own, tmp_path / 'x.pth')
             assert weights_sha256(own) == before
         fit_weights(own, read_checkpoint(tmp_path / 'x.pth'), 'x.pth', converts=True)

@@ -72,8 +72,8 @@ def test_overlap_with_the_images_that_chose_the_epoch(open_images):
     labels = dataset_labels(open_images(name))
     chosen = balanced_indices(labels, len(labels), trained['robust_eval_samples'], trained['seed'])
     overlap = len({*chosen} & {*measured(name).data.indices})
-    assert f'of which {overlap} are among the images above' in (CARDS / name / 'README.md').read_text()
-    assert f'{overlap} of its 400 below' in ' '.join((CARDS.parent / 'docs' / 'results.md').read_text().split())
+    assert f'{overlap} of the images above are among them' in (CARDS / name / 'README.md').read_text()
+    assert f'{overlap} of its 400 images below' in ' '.join((CARDS.parent / 'docs' / 'results.md').read_text().split())
 
 
 @pytest.mark.parametrize('name', HELD_OUT)

@@ -107,7 +107,7 @@ def test_apart(scripts, pictures, tmp_path, monkeypatch, data, name):
     assert all(('--model-kwargs' in c) == (not data) for c in calls)
     text = (tmp_path / 'tables' / f'{name}.md').read_text()
     setting = '10 epochs, CIFAR-10 (JPEG copy)' if data else '12 epochs, MNIST digits'
-    assert f'{setting}, 3 images to train on and 2 to test: clean top-1' in text
+    assert f'{setting}, 3 training and 2 test images: clean top-1' in text
     assert '| standard | 70.00 | 71.00 | 72.00 | 71.00 | 1.00 |' in text
     assert '| gain | 2.00 | 2.00 | 2.00 | 2.00 | 0.00 |' in text
 
@@ -232,7 +232,7 @@ def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
 def test_figures_made_with_other_flags_are_refused(scripts, tmp_path, monkeypatch):
     script, calls = scripts('power')
     run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
-    with pytest.raises(SystemExit, match='was made by .*--num-examples 200.* not by .*--num-examples 50 .*: remove'):
+    with pytest.raises(SystemExit, match='was measured by .*--num-examples 200.* not by .*--num-examples 50 '):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--num-examples', '50')
 
 
@@ -291,7 +291,7 @@ def test_verdicts_need_a_test_several_runs_and_allow_for_the_number_of_tests(
     row = script.Row('S', first, second, pvalue, runs=runs)
     assert script.verdict(row, 10) == found
     text = script.shown([script.Claim('T.', 'what', ('a %', 'b %'), [row] * 10)], '')
-    assert 'There are 10 tests' in text and '0.05 / 10 = 0.005 ' in text
+    assert 'With 10 tests' in text and '0.05 / 10 = 0.005 ' in text
     assert text.count(f'| S | {first:.2f} | {second:.2f} | {pvalue:.2g} | {found} |') == 10
     listed = 0 if found in ('not settled', 'no difference shown') else 10
     assert text.count(f'- "T." {found.capitalize()}: {first:.2f} % against') == listed
@@ -357,8 +357,8 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == [
         'these networks differ', 'no difference shown']
     assert '1.28 %' in robust.text and not smooth.rows
-    assert 'mean margin none1 without and batchnorm2d1' in smooth.text
-    assert 'eps none3 without and batchnorm2d3' in smooth.text
+    assert 'mean margin is none1 without and batchnorm2d1' in smooth.text
+    assert 'eps is none3 without and batchnorm2d3' in smooth.text
     robust, clean, _ = nofrost([97., 71., 70.], [88., 80., 60.])
     assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['these networks differ'] * 2
 
@@ -384,5 +384,5 @@ def test_runs_of_one_network_and_how_far_they_fall_apart(scripts):
     seeds = {'threat_model': 'T', 'num_examples': 200, 'seed': 7}
     rows = [{'norm': name, 'seeds': [{'accuracy': [99., a], **seeds} for a in worst]}
             for name, worst in (('near', (5., 6., 7.)), ('far', (60., 2., 7.)), ('high', (80., 81., 82.)))]
-    assert 'ResNet-8 with far, trained 3 times on digits, fgsm, ' in script.spread(rows)
-    assert 'leave 60.0, 2.0, 7.0 % (T, 200 images, seed 7' in script.spread(rows)
+    assert script.spread(rows).startswith('ResNet-8 with far, trained 3 times on digits, ')
+    assert 'reaches 60.0, 2.0, 7.0 % under fgsm, ' in script.spread(rows)

@@ -1,4 +1,4 @@
-"""Views of an image for NoFrost*: texture-debiased, and deeply augmented beforehand or by a network drawn at random.
+"""Views of an image for NoFrost*: texture-debiased, and deeply augmented, either offline or by a random network.
 
 NoFrost - https://arxiv.org/abs/2207.01156; Hermann et al. 2020, `The Origins and Prevalence of Texture Bias` -
 https://arxiv.org/abs/1911.09071; Hendrycks et al. 2021, `The Many Faces of Robustness` (DeepAugment, Noise2Net) -
@@ -30,15 +30,15 @@ from .check import check_images
 __all__ = ['ViewsDataset', 'noise2net', 'texture_debiased']
 
 _HIDDEN, _KERNELS = 16, (1, 3, 5, 7)  # channels inside the random network, one branch for each kernel size
-_SHARE = (.375, .75)  # of the network in the image
-_AT_ONCE = 32  # images
+_SHARE = (.375, .75)  # weight of the network's output in the mixture
+_AT_ONCE = 32  # images per forward pass
 
 
 def texture_debiased(img_size: Union[int, Sequence[int]], hflip: float = 0.5) -> Compose:
     """NoFrost's texture-debiased augmentation, from a PIL image to a uint8 array (C, H, W).
 
-    A crop of 64 to 100 % of the area and a flip with probability `hflip`; with probability 0.5 then strong jitter of
-    colours (probability 0.8) and grey (probability 0.2).
+    A crop of 64 to 100 % of the area and a flip with probability `hflip`; then, with probability 0.5, strong colour
+    jitter (probability 0.8) and conversion to grey (probability 0.2).
     """
     colours = [RandomApply([ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8), RandomGrayscale(0.2)]
     return Compose([
@@ -47,7 +47,7 @@ def texture_debiased(img_size: Union[int, Sequence[int]], hflip: float = 0.5) ->
 
 
 class _DeepFolders:
-    """Images made beforehand, in folders that have an image for each of a data set's."""
+    """Images augmented offline, in folders that mirror a data set."""
 
     def __init__(self, folders: Sequence[str], dataset: Any, mode: Optional[str]):
         samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
@@ -67,7 +67,7 @@ class _DeepFolders:
             missing = next((name for name in wanted if name not in files), None)
             if missing:
                 raise InputError(
-                    f'has no {missing}.*', 'it needs an image of the same class and name for each of the training data',
+                    f'has no {missing}.*', 'it needs an image of the same class and name for each training image',
                     argument='deepaug_dirs', value=folder)
             check_images(own)
             self.files.append([files[name] for name in wanted])
@@ -83,27 +83,27 @@ class _DeepFolders:
                 return image.convert(mode)
         except OSError as error:
             raise InputError(
-                f'unreadable image {path}', 'repair it or make it again', argument='deepaug_dirs') from error
+                f'unreadable image {path}', 'repair it or create it again', argument='deepaug_dirs') from error
 
 
 class ViewsDataset(Dataset):
-    """Each image as a tuple: as timm's loader transforms it, and augmented; decoded once.
+    """Each image as a tuple: transformed by timm's loader, and augmented. It is decoded once.
 
-    timm's collate function puts the views of a batch one after the other: N clean images, then N of the next view.
+    timm's collate function concatenates the views of a batch: N clean images, then N of the next view.
 
     Args:
-        dataset: A timm data set, whose own transform is taken off.
+        dataset: A timm data set; its own transform is removed.
         img_size: Height and width of the views.
-        deepaug_dirs: Folders of images augmented beforehand, each with the classes and names of the data set; one is
-            drawn for each image, and what timm's loader does to clean images is done to it.
-        one_view: One augmented view for each image, drawn from the two kinds, and not both.
+        deepaug_dirs: Folders of images augmented offline, each with the classes and names of the data set. One is drawn
+            for each image, and the image gets the same transform as clean images.
+        one_view: One augmented view for each image, drawn from the two kinds, instead of both.
         hflip: Probability of a flip of the texture-debiased view.
 
     Attributes:
         transform: timm's training transform, set by its loader.
 
     Raises:
-        InputError: If the data streams, or a folder lacks an image.
+        InputError: If the data is streamed, or a folder lacks an image.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ViewsDataset(Dataset):
     ):
         if isinstance(dataset, IterableDataset):
             raise InputError(
-                'needs a data set with an index, streaming data has none', argument='objective', value='nofrost_star')
+                'needs a data set with an index; streaming data has none', argument='objective', value='nofrost_star')
         dataset.transform = None
         self.dataset, self.one_view = dataset, one_view
         self.debias = texture_debiased(img_size, hflip)
@@ -128,7 +128,7 @@ class ViewsDataset(Dataset):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the data set, if it wants to know."""
+        """Pass the epoch on to the data set, if it accepts one."""
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
 
@@ -147,11 +147,11 @@ class ViewsDataset(Dataset):
 
 
 def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
-    """Deep augmentation without images made beforehand: each image through a different random network.
+    """Deep augmentation on the fly: each image passes through a different random network.
 
     After Noise2Net of Hendrycks et al. 2021: convolutions with normal weights in branches of growing kernel size, each
-    fed by the one before. The output gets the image's own mean and standard deviation in each channel and is mixed with
-    the image, at a share between 3/8 and 3/4 of it.
+    fed by the one before. The output is rescaled to the image's mean and standard deviation in each channel and mixed
+    with the image, with a weight between 3/8 and 3/4.
 
     Args:
         pixels: Images (N, C, H, W), pixels in [0, 1].
@@ -185,7 +185,7 @@ def noise2net(pixels: torch.Tensor, seed: int) -> torch.Tensor:
         x = pixels.detach().float()
         weights = [
             draw(channels, _HIDDEN, 1), *(draw(part, part, kernel) for kernel in _KERNELS), draw(_HIDDEN, channels, 1)]
-        # sixteen channels of every image at once would take more memory than the rest of the step
+        # 16 channels of all images at once would take more memory than the rest of the step
         out = torch.cat([networks(*parts) for parts in zip(*(t.split(_AT_ONCE) for t in (x, *weights)))])
         mean, std = (f(x, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
         own_std = out.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)

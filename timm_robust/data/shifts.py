@@ -1,4 +1,4 @@
-"""Readers of benchmarks of distribution shift, each of which checks that a folder is what it is taken for."""
+"""Readers of distribution shift benchmarks; each checks that its folder matches the expected layout."""
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -21,7 +21,7 @@ _LOOKED_AT = 8
 
 @dataclass(frozen=True)
 class _Shift:
-    """What a benchmark of the classes of ImageNet holds."""
+    """Contents of a benchmark with ImageNet's classes."""
     title: str
     num_images: int
     synset_file: str = 'imagenet_synsets.txt'
@@ -60,13 +60,13 @@ class Part:
     """One set of images with its accuracy.
 
     Attributes:
-        key: Name of the benchmark; of corruptions 'NAME/CORRUPTION/SEVERITY'.
+        key: Name of the benchmark; for corruptions 'NAME/CORRUPTION/SEVERITY'.
         open: Opens the images, as a data set with a `transform`.
-        classes: Indices of the classes that count, None for all.
-        stored_size: Height and width of images that are not to be cropped; None for those to be resized and cropped as
-            the network's data configuration says.
+        classes: Indices of the classes that are scored, None for all.
+        stored_size: Height and width of images that are not cropped; None if images are resized and cropped by the
+            network's data configuration.
         expected: Number of images in the published benchmark.
-        size: Number of images there are, once it was opened.
+        size: Actual number of images, once opened.
     """
     key: str
     open: Callable[[], Any]
@@ -77,7 +77,7 @@ class Part:
 
 
 def synsets(file: str = 'imagenet_synsets.txt') -> List[str]:
-    """WordNet ids of a list that timm ships, in the order of class indices."""
+    """WordNet ids of one of timm's lists, in the order of class indices."""
     return (resources.files('timm.data') / '_info' / file).read_text(encoding='utf-8').split()
 
 
@@ -87,13 +87,14 @@ def _wrong(name: str, problem: str, remedy: str = '') -> InputError:
 
 def _check_classes(name: str, title: str, folder: Path, wanted: Sequence[str]) -> None:
     if not folder.is_dir():
-        raise _wrong(name, f'no folder {folder}', f'name the one of {title} with {name}=FOLDER')
+        raise _wrong(name, f'no folder {folder}', f'give the folder of {title} with {name}=FOLDER')
     found = {p.name for p in folder.iterdir() if p.is_dir()}
     odd = sorted(found - set(wanted))[:1] or sorted(set(wanted) - found)[:1]
     if odd:
-        what = 'is none of its classes' if odd[0] in found else 'is missing'
+        what = 'is not one of its classes' if odd[0] in found else 'is missing'
         raise _wrong(
-            name, f'{folder} has {len(found)} folders, {title} one for each of {len(wanted)} classes: {odd[0]} {what}')
+            name,
+            f'{folder} has {len(found)} folders, {title} has one for each of {len(wanted)} classes: {odd[0]} {what}')
 
 
 def _image_folder(folder: Path, mode: str, classes: Sequence[str] = ()) -> Any:
@@ -106,7 +107,7 @@ def imagenet_shift(name: str, folder: Path) -> List[Part]:
 
     Args:
         name: 'r', 'a', 'sketch', 'stylized' or 'v2'.
-        folder: Where its class folders lie.
+        folder: The folder of its class folders.
 
     Raises:
         InputError: If the folder does not hold exactly the classes of the benchmark.
@@ -114,7 +115,7 @@ def imagenet_shift(name: str, folder: Path) -> List[Part]:
     shift, everything = _SHIFTS[name], synsets()
     wanted = [str(i) for i in range(len(everything))] if shift.by_index else synsets(shift.synset_file)
     _check_classes(name, shift.title, folder, wanted)
-    if shift.by_index:  # 10 comes after 9, and not after 1
+    if shift.by_index:  # in numeric order: 10 comes after 9, not after 1
         return [Part(name, partial(_image_folder, folder, 'RGB', wanted), expected=shift.num_images)]
     classes = None if wanted == everything else tuple(everything.index(s) for s in wanted)
     return [Part(name, partial(_image_folder, folder, 'RGB'), classes, expected=shift.num_images)]
@@ -126,7 +127,7 @@ def _stored(name: str, folder: Path) -> Any:
         size = dataset[i][0].size
         if size != (_STORED_SIZE, _STORED_SIZE):
             raise _wrong(
-                name, f'{dataset.filename(i, absolute=True)} has {size[0]}x{size[1]} pixels, ImageNet-C is stored as '
+                name, f'{dataset.filename(i, absolute=True)} has {size[0]}x{size[1]} pixels, but ImageNet-C has '
                 f'{_STORED_SIZE}x{_STORED_SIZE}', 'give the original files')
     return dataset
 
@@ -137,29 +138,29 @@ def imagenet_c(
         severities: Sequence[int],
         name: str = 'c',
 ) -> List[Part]:
-    """ImageNet-C or ImageNet-3DCC: folders CORRUPTION/SEVERITY/CLASS of images that were cropped before.
+    """ImageNet-C or ImageNet-3DCC: folders CORRUPTION/SEVERITY/CLASS of images that are already cropped.
 
-    Those of ImageNet-C have 224x224 pixels. Those of ImageNet-3DCC are resized as RobustBench does, without cropping.
+    ImageNet-C images have 224x224 pixels. ImageNet-3DCC images are resized as in RobustBench, without cropping.
 
     Args:
-        folder: Where the folders of corruptions lie.
-        corruptions: Which to read.
-        severities: Which to read.
+        folder: The folder of the corruptions' folders.
+        corruptions: Corruptions to read.
+        severities: Severities to read.
         name: 'c' or '3dcc'.
 
     Raises:
-        InputError: If a folder is missing or does not hold exactly ImageNet's classes; on opening, if images are not of
-            their published size.
+        InputError: If a folder is missing or does not hold exactly ImageNet's classes; on opening, if images do not
+            have their published size.
     """
     parts, wanted, title = [], synsets(), 'ImageNet-C' if name == 'c' else 'ImageNet-3DCC'
     if not folder.is_dir():
-        raise _wrong(name, f'no folder {folder}', f'name the one of {title} with {name}=FOLDER')
+        raise _wrong(name, f'no folder {folder}', f'give the folder of {title} with {name}=FOLDER')
     for corruption in corruptions:
         for severity in severities:
             own = folder / corruption / str(severity)
             if not own.is_dir():
                 raise _wrong(
-                    name, f'no folder {own}', f'unpack all of {title}, or name what there is as `corruptions` and '
+                    name, f'no folder {own}', f'unpack all of {title}, or select a part with `corruptions` and '
                     '`severities`')
             _check_classes(name, f'{title} ({corruption}, {severity})', own, wanted)
             opened = partial(_stored, name, own) if name == 'c' else partial(_image_folder, own, 'RGB')
@@ -188,9 +189,9 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
 
     Args:
         name: 'cifar10-c' or 'cifar100-c'.
-        folder: Where CORRUPTION.npy and labels.npy lie.
-        corruptions: Which to read.
-        severities: Which to read.
+        folder: The folder of CORRUPTION.npy and labels.npy.
+        corruptions: Corruptions to read.
+        severities: Severities to read.
 
     Raises:
         InputError: If an array is missing or has another shape or type.
@@ -201,7 +202,7 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
             arrays[file] = np.load(folder / f'{file}.npy', mmap_mode='r')
         except (OSError, ValueError) as error:
             raise _wrong(
-                name, f'no array {folder / file}.npy ({type(error).__name__})', f'name the folder of {FOLDERS[name]} '
+                name, f'no array {folder / file}.npy ({type(error).__name__})', f'give the folder of {FOLDERS[name]} '
                 f'with {name}=FOLDER') from error
     labels = np.asarray(arrays.pop('labels')).astype(np.int64)
     count, wanted = len(labels) // 5, CIFAR_C[name]
@@ -225,7 +226,7 @@ def cifar_c(name: str, folder: Path, corruptions: Sequence[str], severities: Seq
 
 
 def cifar_10_1(folder: Path) -> List[Part]:
-    """CIFAR-10.1 (Recht et al. 2018): arrays of 2,000 new images (v6), or 2,021 (v4) where only those are there.
+    """CIFAR-10.1 (Recht et al. 2018): arrays of 2,000 new images (v6), or 2,021 (v4) if only those exist.
 
     Raises:
         InputError: If there is no pair of arrays, or one has another shape, type or number of images.
@@ -234,15 +235,15 @@ def cifar_10_1(folder: Path) -> List[Part]:
     version = next((v for v in _CIFAR_10_1 if (folder / f'cifar10.1_{v}_data.npy').is_file()), None)
     if version is None:
         raise _wrong(
-            name, f'no array {folder}/cifar10.1_v6_data.npy', f'name the folder of CIFAR-10.1 with {name}=FOLDER')
+            name, f'no array {folder}/cifar10.1_v6_data.npy', f'give the folder of CIFAR-10.1 with {name}=FOLDER')
     try:
         images, labels = (np.load(folder / f'cifar10.1_{version}_{kind}.npy') for kind in ('data', 'labels'))
     except (OSError, ValueError) as error:
-        raise _wrong(name, f'no pair of arrays of {version} in {folder} ({type(error).__name__})') from error
+        raise _wrong(name, f'no arrays of {version} in {folder} ({type(error).__name__})') from error
     if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or labels.shape != (len(images),):
         raise _wrong(
             name, f'{version} holds {images.dtype} of shape {images.shape} with labels of shape {labels.shape}, not '
-            'uint8 of (N, 32, 32, 3) with a label each')
+            'uint8 of (N, 32, 32, 3) with one label each')
     if not np.issubdtype(labels.dtype, np.integer) or set(labels.tolist()) - set(range(10)):
         raise _wrong(name, f'{version} has labels other than 0 to 9')
     return [Part(name, partial(_Rows, images, labels), stored_size=(32, 32), expected=_CIFAR_10_1[version])]

@@ -11,19 +11,19 @@ __all__ = ['balanced_indices', 'listed_indices']
 
 
 def balanced_indices(labels: Optional[np.ndarray], size: int, num_examples: Optional[int], seed: int) -> List[int]:
-    """Choose images at random with as equal a share of each class as possible.
+    """Choose images at random, with the classes as balanced as possible.
 
     Args:
         labels: Class index of every image, or None to choose regardless of class.
-        size: Number of images there are.
+        size: Number of images in the data set.
         num_examples: Number of images to choose, None for all.
-        seed: Seed of the choice.
+        seed: Seed of the selection.
 
     Returns:
         Indices in a random order in which every prefix is balanced, so that batches are mixed too.
 
     Raises:
-        InputError: If `num_examples` is not positive or more than there are.
+        InputError: If `num_examples` is not positive or larger than `size`.
     """
     num_examples = size if num_examples is None else num_examples
     if not 0 < num_examples <= size:
@@ -31,7 +31,7 @@ def balanced_indices(labels: Optional[np.ndarray], size: int, num_examples: Opti
             f'must be between 1 and {size}, the size of the data set', argument='num_examples', value=num_examples)
     order = np.random.default_rng(seed).permutation(size)
     if labels is not None:
-        # sort by how many images of the same class stand before; ties stay in random order
+        # sort by the number of earlier images of the same class; ties stay in random order
         rank = np.empty(size, dtype=np.int64)
         for label in np.unique(labels):
             own = order[labels[order] == label]
@@ -53,20 +53,20 @@ def _robustbench_list() -> Path:
 
 
 def listed_indices(dataset: Any, subset: str, num_examples: Optional[int]) -> List[int]:
-    """The images a list names, in its order.
+    """The images named in a list, in its order.
 
     Args:
         dataset: A timm data set of image files.
         subset: 'robustbench' for the ImageNet images of RobustBench (Croce et al. 2021,
-            https://arxiv.org/abs/2010.09670), or the path of a text file with one image on each line, by its name or
-            by folder and name.
-        num_examples: Take the first so many, None for all.
+            https://arxiv.org/abs/2010.09670), or the path of a text file with one image per line, as NAME or
+            FOLDER/NAME.
+        num_examples: Number of images to take from the start of the list, None for all.
 
     Returns:
         Indices into the data set.
 
     Raises:
-        InputError: If there is no such list, it names an image twice or one that is not there, or the data set has no
+        InputError: If there is no such list, it names an image twice or one that does not exist, or the data set has no
             file names.
     """
     def wrong(problem: str, remedy: str = '') -> InputError:
@@ -82,7 +82,7 @@ def listed_indices(dataset: Any, subset: str, num_examples: Optional[int]) -> Li
     except (OSError, UnicodeDecodeError) as error:
         raise wrong(f'cannot be read as a list of image names ({type(error).__name__})') from error
     if not names:
-        raise wrong('names no image')
+        raise wrong('names no images')
     index: Dict[str, List[int]] = {}
     for i in range(len(dataset)):
         file = Path(dataset.filename(i, basename=False))
@@ -92,9 +92,9 @@ def listed_indices(dataset: Any, subset: str, num_examples: Optional[int]) -> Li
     seen = set()
     for name, places in zip(names, found):
         if len(places) != 1:
-            raise wrong(f"{name} {'is the name of more than one image' if places else 'is not in the data set'}")
+            raise wrong(f"{name} {'names more than one image' if places else 'is not in the data set'}")
         if places[0] in seen:
-            raise wrong(f'names the image {name} twice', 'leave one of them out')
+            raise wrong(f'names the image {name} twice', 'remove one of the lines')
         seen.add(places[0])
     if num_examples is not None and not 0 < num_examples <= len(names):
         raise InputError(

@@ -1,4 +1,4 @@
-"""A model's folder for the Hugging Face Hub, and the way there."""
+"""Build a model's folder for the Hugging Face Hub and upload it."""
 from .card import Card, build_card_folder, card_text, rewrite_card_folder
 from .fetch import FETCHED, Fetched, fetch
 from .push import Plan, own_repo_id, plan_push, push

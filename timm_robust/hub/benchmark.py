@@ -1,6 +1,6 @@
-"""The protocol of evaluations as a benchmark of the Hub: eval.yaml, and images, threat models and attacks behind it.
+"""The evaluation protocol as a benchmark of the Hub: eval.yaml, and its images, threat models and attacks.
 
-A data set whose eval.yaml the Hub accepts collects the results that models have for its tasks in .eval_results/:
+The Hub collects the results in .eval_results/ of models for each data set whose eval.yaml it accepts:
 https://huggingface.co/docs/hub/eval-results
 """
 import hashlib
@@ -17,9 +17,9 @@ __all__ = ['BENCHMARK', 'after', 'task_id', 'write_benchmark']
 
 BENCHMARK = 'timm-robust/adversarial-robustness'
 _DESCRIPTION = (
-    'Clean and robust accuracy of image classifiers, in percent. For each task protocol.json gives the images by index '
-    'in a split, the threat model in pixel units on [0, 1], and the attack with all its settings. An image counts as '
-    'robust if it is classified correctly, clean and attacked, in float32.')
+    'Clean and robust accuracy of image classifiers, in percent. For each task, protocol.json gives the indices of the '
+    'images in a split, the threat model in pixel units on [0, 1], and the attack with all its settings. An image '
+    'counts as robust if it is classified correctly both clean and attacked, in float32.')
 
 
 def _slug(text: str) -> str:
@@ -27,13 +27,13 @@ def _slug(text: str) -> str:
 
 
 def _images(report: EvaluationReport) -> str:
-    """A name for a choice of images: same indices and labels, same name."""
+    """A name for a set of images: the same indices and labels give the same name."""
     content = f'{report.data.indices} {report.data.labels}'
     return f'{report.data.num_examples}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
 
 
 def after(report: EvaluationReport, outcome: AttackOutcome) -> str:
-    """The attacks whose remaining images an attack ran on, if it ran on these only."""
+    """The earlier attacks, if an attack ran only on the images that survived them: ' after pgd20'."""
     if outcome.complete:
         return ''
     names = [a.attack_name for a in report.real_attacks if a.threat == outcome.threat]
@@ -41,15 +41,15 @@ def after(report: EvaluationReport, outcome: AttackOutcome) -> str:
 
 
 def task_id(name: str, report: EvaluationReport, outcome: AttackOutcome) -> str:
-    """The task of an accuracy: data, images, attack, threat model."""
+    """The id of the task that an accuracy belongs to: data, images, attack, threat model."""
     return _slug(f"{name} {_images(report)} {outcome.attack_name}{after(report, outcome)} {outcome.threat or ''}")
 
 
 def write_benchmark(folder: Path, evaluations: Iterable[Tuple[str, EvaluationReport]]) -> None:
-    """Write eval.yaml and protocol.json, with a task for each kind of accuracy among evaluations.
+    """Write eval.yaml and protocol.json, with a task for each kind of accuracy in the evaluations.
 
     Args:
-        folder: Where to; what a repository of a data set holds.
+        folder: Where to write; it is meant for a data set repository.
         evaluations: Reports, each with the name of its data.
     """
     tasks: Dict[str, Dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""A model card whose every number is computed from the outcomes in results.json, of the same weights."""
+"""A model card; every number is computed from the outcomes in results.json, measured on the same weights."""
 import re
 import shutil
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ __all__ = [
     'rewrite_card_folder']
 
 FIGURES = ('eps_sweep.png', 'gamma_sweep.png', 'loss_surface.png', 'images.png')
-_FEW_CLASSES = 20  # are named
+_FEW_CLASSES = 20  # up to this many are listed by name
 _HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %', '95 % interval')
 _TEMPLATE = markdown_environment(Path(__file__).parent / 'templates').get_template('card.md')
 _PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
@@ -44,23 +44,23 @@ _PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'cro
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card says of a model, apart from measurements.
+    """The contents of a card other than measurements.
 
     Attributes:
         name: Model and tag, 'nofrost_resnet50.nofrost_linf8_in1k'.
         repo_id: Where the model is published.
         license: Identifier of the licence of the weights.
         model_args: Arguments of the model.
-        objective: What the model was trained with by this package.
+        objective: Objective of this package that the model was trained with.
         command: Command of that training.
-        base_model: Pretrained weights that training began with.
-        origin: Where weights come from that were not trained by this package.
-        selection: Which weights of the run these are and by what they were chosen.
-        train_data, train_split: Data set and split that they were trained on, '' if that is not known.
+        base_model: Pretrained weights that training started from.
+        origin: Source of weights that were not trained by this package.
+        selection: Which weights of the run these are and how they were selected.
+        train_data, train_split: Data set and split of the training, '' if unknown.
         figures: Names of figures in the folder.
 
     Raises:
-        InputError: If the name has no tag or is of no model, or the repository's name is none.
+        InputError: If the name has no tag or timm does not know the model, or the repository's name is invalid.
     """
     name: str
     repo_id: str
@@ -90,7 +90,7 @@ class Card:
             raise InputError('say where the weights are from', 'give `command` or `origin`')
         for figure in self.figures:
             if re.sub(r'^\d+_', '', figure) not in FIGURES:
-                raise InputError('is no figure of an evaluation', argument='figures', value=figure)
+                raise InputError('is not a figure of an evaluation', argument='figures', value=figure)
 
     @property
     def model(self) -> str:
@@ -104,7 +104,7 @@ class Card:
 
     @property
     def architecture(self) -> str:
-        """Name it is published under: timm's own for a network that is timm's own, else the name it has here."""
+        """Name it is published under: timm's own if timm has the same network, else the name in this package."""
         own = self.model.replace('nofrost', 'nf', 1)
         return own if self.model.startswith('nofrost') and is_model(own) else self.model
 
@@ -130,7 +130,7 @@ def _order(report: EvaluationReport) -> List[AttackOutcome]:
 
 
 def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
-    """Rows of the card's table, each with all an accuracy depends on; what two evaluations agree on is there once."""
+    """Rows of the card's table, each with everything its accuracy depends on; equal rows appear once."""
     def row(name: str, report: EvaluationReport, threat: object, attack: str, effort: str, accuracy: float,
             interval: Tuple[float, float]) -> Tuple[str, ...]:
         return (name, f'{report.data.num_examples:,}', str(threat or '-'), attack, effort or '-',
@@ -176,13 +176,13 @@ def _has_autoattack(evaluations: Evaluations) -> bool:
 
 
 def _warnings(card: Card, evaluations: Evaluations) -> List[Tuple[str, str]]:
-    """What casts doubt on the numbers, and whether anybody looked."""
+    """Doubts about the numbers, and checks that were not run."""
     lines = [('maybe trained on', text) for doubtful, text in _overlap(card, evaluations) if doubtful]
     lines += [warning for _, report in evaluations for warning in words.warnings(report)]
     if not any(report.findings for _, report in evaluations):
-        lines.append(('not checked', 'Nobody ran timm-robust diagnose on these weights: gradients may be masked.'))
+        lines.append(('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'))
     if not _has_autoattack(evaluations):
-        lines.append(('no AutoAttack', 'These numbers bound robustness from above; AutoAttack leaves less.'))
+        lines.append(('no AutoAttack', 'These accuracies are upper bounds; expect lower ones under AutoAttack.'))
     return list(dict.fromkeys(lines))
 
 
@@ -191,14 +191,14 @@ def _overlap(card: Card, evaluations: Evaluations) -> List[Tuple[bool, str]]:
 
 
 def _class_names(card: Card, evaluations: Evaluations) -> Tuple[str, ...]:
-    """As the data sets name them, else those of the data that the tag ends in."""
+    """The names from the evaluated data, else those of the data set that ends the tag."""
     names = [report.data.class_names for _, report in evaluations if not report.data.mismatch]
     known = classes_of(card.name) or ()
     return next(filter(None, names), known if len(known) == evaluations[0][1].model.num_classes else ())
 
 
 def _link(text: str) -> str:
-    """An address as a link, other text as it is."""
+    """Turn an address into a link; leave other text unchanged."""
     return Markup(f'<{text}>') if re.fullmatch(r'https?://[^\s<>]+', text) else text
 
 
@@ -206,7 +206,7 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
     """The card as Markdown with metadata.
 
     Args:
-        card: What it says, apart from measurements.
+        card: Its contents other than measurements.
         evaluations: Measurements of these weights, each with the name of its data.
     """
     papers = citations(card.model, card.objective, _has_autoattack(evaluations))
@@ -242,10 +242,10 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
 
 
 def read_card(folder: Path) -> Tuple[Card, Evaluations, Dict[str, Any]]:
-    """What the results.json of a card folder holds: the card, its measurements, and all of it.
+    """Read the results.json of a card folder: the card, its measurements, and the whole content.
 
     Raises:
-        InputError: If it is none, or an accuracy in it is not that of its outcomes.
+        InputError: If the file does not belong to a card, or an accuracy in it does not match its outcomes.
     """
     path = folder / 'results.json'
     try:
@@ -271,19 +271,19 @@ def _read_results(path: str) -> EvaluationReport:
 
 
 def measured_preprocessing(evaluations: Evaluations) -> Preprocessing:
-    """How images were prepared, the same in all measurements.
+    """The preprocessing of images, which must be the same in all measurements.
 
     Raises:
-        InputError: If it was not the same, or is not known.
+        InputError: If measurements differ in it, or it is unknown.
     """
     found = [{k: getattr(report.model, k) for k in _PREPROCESSING} for _, report in evaluations]
     if any(f != found[0] for f in found) or None in found[0].values():
-        raise InputError('were measured with images prepared in different ways', 'evaluate again', argument='results')
+        raise InputError('were measured with different or unknown preprocessing', 'evaluate again', argument='results')
     return cast(Preprocessing, found[0])
 
 
 def _figures(results: Sequence[str]) -> Dict[str, Path]:
-    """Figures next to results, by the names they get in the folder."""
+    """Figures next to the results, by the names they get in the folder."""
     return {
         f'{index}_{figure}' if index else figure: Path(path).parent / figure
         for index, path in enumerate(results) for figure in FIGURES if (Path(path).parent / figure).is_file()}
@@ -299,17 +299,17 @@ def build_card_folder(
     """Write everything a Hub repository of a model holds; the same input gives the same bytes.
 
     Args:
-        folder: Where to.
-        card: What the card says; its figures are those next to the results.
+        folder: Where to write.
+        card: Contents of the card; its figures are replaced by those next to the results.
         model: The network with its weights.
         results: Paths of results.json.
-        data_names: How to call the data of each.
+        data_names: Name of the data of each.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: If a results.json was measured on other weights, or its accuracies are not those of its outcomes.
+        InputError: If a results.json was measured on other weights, or its accuracies do not match its outcomes.
     """
     if len(data_names) != len(results):
         raise InputError(f'names {len(data_names)} data sets for {len(results)} results', 'give one each',
@@ -340,7 +340,7 @@ def build_card_folder(
 
 
 def card_files(card: Card, evaluations: Evaluations) -> Dict[str, str]:
-    """All text of a folder that follows from a card and its measurements, by file."""
+    """The text files of a card folder, by name, generated from the card and its measurements."""
     return {
         'README.md': card_text(card, evaluations),
         'results.json': json_text({
@@ -363,17 +363,17 @@ def _write(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def rewrite_card_folder(folder: Path, **changes: Any) -> List[Path]:
-    """Write the card of a folder again from its results.json, as this version does; weights are not needed.
+    """Regenerate the card of a folder from its results.json, without the weights.
 
     Args:
-        folder: Of `build_card_folder`.
+        folder: Folder written by `build_card_folder`.
         **changes: Fields of `Card` that change.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: If it is no such folder.
+        InputError: If it is not such a folder.
     """
     card, evaluations, _ = read_card(folder)
     texts = card_files(replace(card, **changes), evaluations)

@@ -1,4 +1,4 @@
-"""What a card says in the words of the Hub: tags, data sets, papers, results that benchmarks collect."""
+"""The Hub's metadata for a card: tags, data sets, papers, results that benchmarks collect."""
 import re
 from typing import Dict, List, Sequence, Tuple
 
@@ -25,17 +25,17 @@ _TRAINING, _HELD_OUT = ('train', 'training'), ('test', 'testing', 'val', 'valid'
 
 
 def _key(data: str) -> str:
-    """A data set as 'torch/cifar10', 'CIFAR-10' and 'CIFAR-10 (JPEG copy)' alike."""
+    """The same key for 'torch/cifar10', 'CIFAR-10' and 'CIFAR-10 (JPEG copy)'."""
     return re.sub(r'[^a-z0-9]', '', data.partition('(')[0].rpartition('/')[2].lower())
 
 
 def hub_datasets(names: Sequence[str]) -> List[str]:
-    """Where the Hub has data sets of these names, of those that are known."""
+    """The Hub's ids of the data sets with these names, as far as they are known."""
     return list(dict.fromkeys(_ON_HUB[_key(name)] for name in names if _key(name) in _ON_HUB))
 
 
 def known_data(dataset: str, folder: str) -> str:
-    """The data set of a training run, '' for a folder whose name is that of no known one."""
+    """The data set of a training run; '' for a folder that is not named after a known data set."""
     return dataset or (folder if _key(folder) in _ON_HUB else '')
 
 
@@ -47,25 +47,28 @@ def threat_tags(evaluations: Evaluations) -> List[str]:
 
 
 def arxiv_ids(citations: Sequence[str]) -> List[str]:
-    """Numbers of the papers that BibTeX entries link to on arXiv."""
+    """arXiv ids of the papers that BibTeX entries link to."""
     return list(dict.fromkeys(re.findall(r'arxiv\.org/abs/(\d+\.\d+)', '\n'.join(citations))))
 
 
 def overlap(train_data: str, train_split: str, base_model: str, evaluations: Evaluations) -> List[Tuple[bool, str]]:
-    """For each evaluation a sentence on whether its images could have been in training, and whether they could."""
+    """For each evaluation, whether its images could have been used in training, and a sentence about it."""
     found = []
-    of_base = f' What {base_model} was trained on is not known here.' if base_model else ''
+    of_base = f' The training data of {base_model} is unknown.' if base_model else ''
     for name, report in evaluations:
         split = report.data.split
         measured = f'{name}, split {split}' if split else name
         if not train_data:
-            found.append((True, f'{measured}: the training set is not known, so the images may have been in it.'))
+            found.append((True, f'{measured}: the training set is unknown, so the images may have been in it.'))
         elif _key(train_data) != _key(name):
-            found.append((False, f'{measured}: another data set than that of training ({train_data}).{of_base}'))
+            found.append((False, f'{measured}: a different data set from the training set ({train_data}).{of_base}'))
         elif split in _HELD_OUT and train_split in _TRAINING:
-            found.append((False, f'{measured}: by the splits no image was in training (split {train_split}).{of_base}'))
+            found.append((
+                False,
+                f'{measured}: judging by the splits, no image was used in training (split {train_split}).{of_base}'))
         else:
-            found.append((True, f'{measured}: the images may have been in training, split {train_split or "unknown"}.'))
+            found.append((
+                True, f'{measured}: the images may have been used in training (split {train_split or "unknown"}).'))
     return list(dict.fromkeys(found))
 
 
@@ -85,7 +88,7 @@ def _entry(name: str, report: EvaluationReport, outcome: AttackOutcome, repo_id:
 
 
 def eval_files(repo_id: str, evaluations: Evaluations) -> Dict[str, str]:
-    """The files .eval_results/DATA.yaml of a repository, as the Hub reads them."""
+    """The files .eval_results/DATA.yaml of a repository, in the Hub's format."""
     entries: Dict[str, Dict[str, EvalResultEntry]] = {}
     for name, report in evaluations:
         for outcome in report.attacks:

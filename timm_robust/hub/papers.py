@@ -22,7 +22,7 @@ _OF_MODEL = {'nofrost': ('wang2022removing', 'brock2021characterizing'), 'robust
 
 @cache
 def _entries() -> Dict[str, str]:
-    """Entries of papers.bib by key, as they are written there: each begins with '@' and ends with '}' on a line."""
+    """Entries of papers.bib by key, verbatim: each begins with '@' and ends with a line '}'."""
     text = Path(__file__).with_name('papers.bib').read_text(encoding='utf-8')
     return {m[1]: m[0] for m in re.finditer(r'^@\w+\{([^,]+),\n.*?^\}$', text, flags=re.M | re.S)}
 
@@ -32,7 +32,7 @@ def citations(model: str, objective: str, autoattack: bool) -> List[str]:
 
     Args:
         model: Name of the architecture.
-        objective: Name of the objective, '' if it is not known.
+        objective: Name of the objective, '' if unknown.
         autoattack: Whether AutoAttack was run.
     """
     family = next((keys for name, keys in _OF_MODEL.items() if model.startswith(name)), ())

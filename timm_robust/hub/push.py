@@ -1,4 +1,4 @@
-"""A card folder to the Hugging Face Hub: one commit, or nothing."""
+"""Upload a card folder to the Hugging Face Hub in one commit."""
 import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +20,11 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 
 @dataclass
 class Plan:
-    """What would be sent.
+    """What would be uploaded.
 
     Attributes:
         repo_id: Repository.
-        files: What goes there, by path in the repository: a path in the card folder, or a text that names it.
+        files: Contents by path in the repository: a file of the card folder, or text that names the repository.
         name: Architecture and tag of the model.
         message: Commit message.
     """
@@ -40,16 +40,16 @@ class Plan:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse links: they lead out of the folder."""
+    """Refuse links, which could lead out of the folder."""
     try:
         kind = path.lstat().st_mode
     except OSError as error:
         raise InputError(f'has no {path.name}', 'build it with timm-robust card') from error
     if not stat.S_ISREG(kind):
-        raise InputError(f'{path.name} is a link or no file', 'build the folder again')
+        raise InputError(f'{path.name} is a link or not a file', 'build the folder again')
     with open(path, 'rb') as file:
         if path.suffix == '.png' and file.read(len(_PNG)) != _PNG:
-            raise InputError(f'{path.name} is no figure', 'build the folder again')
+            raise InputError(f'{path.name} is not a PNG image', 'build the folder again')
 
 
 def _check_folder(folder: Path, repo_id: str) -> Plan:
@@ -62,25 +62,25 @@ def _check_folder(folder: Path, repo_id: str) -> Plan:
     network = build_network(NetworkConfig(model=str(folder.resolve()), device='cpu'))
     hashes = {content.get('weights_sha256'), *(report.model.weights_sha256 for _, report in evaluations)}
     if hashes != {network.weights_sha256}:
-        raise InputError('results and weights are of different networks', 'build it again')
+        raise InputError('results and weights belong to different networks', 'build it again')
     if network.preprocessing != measured_preprocessing(evaluations):
-        raise InputError('its config.json prepares images otherwise than they were when it was measured',
+        raise InputError('its config.json does not have the preprocessing of its evaluation',
                          'build it again')
     added = ''
     for name, text in texts.items():
-        if name == 'results.json':  # read and checked; an earlier version may have written it
+        if name == 'results.json':  # already checked; an earlier version may have written it
             continue
         found = (folder / name).read_text(encoding='utf-8')
         if name == 'README.md' and found.startswith(text):
             added = found[len(text):]
         elif found != text:
-            raise InputError(f'{name} is not the card of its results.json: somebody changed one of them',
-                             'build it again, and add text of your own at the end of README.md')
-    texts = card_files(replace(card, repo_id=repo_id), evaluations)  # which names where it is published
+            raise InputError(f'{name} does not match results.json: one of them was edited',
+                             'build it again, and put your own text at the end of README.md')
+    texts = card_files(replace(card, repo_id=repo_id), evaluations)  # name the repository
     texts['README.md'] += added
     name = f'{card.architecture}.{card.tag}'
     if _name(read_json(folder / 'config.json')) != name:
-        raise InputError(f'its config.json is not that of {name}', 'build it again')
+        raise InputError(f'its config.json does not belong to {name}', 'build it again')
     files: Dict[str, Union[Path, bytes]] = {
         n: folder / n for n in ('config.json', 'model.safetensors', *card.figures)}
     return Plan(repo_id, {**files, **{n: text.encode() for n, text in texts.items()}}, name, f'Upload {card.name}')
@@ -94,17 +94,17 @@ def own_repo_id(folder: Path) -> str:
     """
     try:
         return f"{HfApi().whoami()['name']}/{folder.resolve().name}"
-    except Exception as error:  # of the client and what it wraps
+    except Exception as error:  # of the client or its HTTP library
         raise InputError(
-            'is not given, and the Hub does not say whose token this is', 'log in with `hf auth login`, or name it',
+            'is not given, and the Hub did not name the owner of the token', 'log in with `hf auth login`, or give it',
             argument='repo_id') from error
 
 
 def plan_push(folder: Path, repo_id: str = '') -> Plan:
-    """Check a card folder and say what of it would be sent: card, config, results, weights, the card's figures.
+    """Check a card folder and list what would be uploaded: card, config, results, weights, the card's figures.
 
-    Every accuracy is computed again from the outcomes of the images, and the card from the results. What is sent names
-    this repository, whatever the folder named; by default the user's own of the folder's name.
+    Every accuracy is recomputed from the outcomes of the images, and the card from the results. The uploaded card names
+    `repo_id`, whatever the folder's card names; the default is the user's own repository with the folder's name.
 
     Raises:
         InputError: If a file is missing, a link or broken, or card, config, results and weights do not agree.
@@ -114,7 +114,7 @@ def plan_push(folder: Path, repo_id: str = '') -> Plan:
     try:
         return _check_folder(folder, repo_id or own_repo_id(folder))
     except UnicodeDecodeError as error:
-        raise InputError('README.md is no text', 'build it again', argument='folder', value=str(folder)) from error
+        raise InputError('README.md is not text', 'build it again', argument='folder', value=str(folder)) from error
     except InputError as error:
         if error.argument in ('folder', 'repo_id'):
             raise
@@ -130,7 +130,7 @@ def _refuse_other(api: HfApi, plan: Plan, revision: Optional[str]) -> bool:
     try:
         info = api.model_info(plan.repo_id, revision=revision)
     except RevisionNotFoundError:
-        return _refuse_other(api, plan, None)  # the new branch begins as the main one
+        return _refuse_other(api, plan, None)  # a new branch starts from main
     except RepositoryNotFoundError:
         return False
     if {f.rfilename for f in info.siblings or []} <= {'.gitattributes'}:
@@ -150,17 +150,17 @@ class _Progress:
     """What is known to have happened on the Hub.
 
     Attributes:
-        made: What was made there before the commit.
-        asked: What was asked for last, without an answer yet.
+        made: What was created before the commit.
+        asked: The last request, if it has no answer yet.
     """
     made: List[str] = field(default_factory=list)
     asked: str = ''
 
     def state(self, refused: bool) -> str:
-        """What a reader may rely on, whether or not the Hub refused what was asked for."""
-        found = [f"nothing was committed, but {' and '.join(self.made)} made"] if self.made else []
+        """What is certain about the Hub; `refused` says that it refused the last request."""
+        found = [f"nothing was committed, but {' and '.join(self.made)}"] if self.made else []
         if self.asked and not refused:
-            found = [*found[:self.asked != _COMMIT], f'whether {self.asked} is not known']
+            found = [*found[:self.asked != _COMMIT], f'it is not known whether {self.asked}']
         return ', '.join(found) or 'nothing on the Hub was changed'
 
 
@@ -179,7 +179,7 @@ def _explain(error: Exception, plan: Plan, progress: _Progress) -> InputError:
     why = reasons.get(status or 0) or (
         f'the Hub answered {status}' if status else f'the Hub did not answer ({type(error).__name__})')
     state = progress.state(refused=status is not None and status < 500)
-    return InputError(f'{why}; {state}', 'repeat the command: what is there already stays as it is',
+    return InputError(f'{why}; {state}', 'repeat the command: it keeps what is already there',
                       argument='repo_id', value=plan.repo_id)
 
 
@@ -190,42 +190,42 @@ def push(
         revision: Optional[str] = None,
         create_pr: bool = False,
 ) -> str:
-    """Send a card folder as one commit, with the token of the environment or of `hf auth login`.
+    """Upload a card folder as one commit, with the token from the environment or `hf auth login`.
 
-    Files go up first and become visible with the commit alone, so an upload that breaks off can be repeated.
+    Files are uploaded first and become visible only with the commit, so an interrupted upload can be repeated.
 
     Args:
-        plan: Of `plan_push`.
-        private: Create the repository as a private one; one that exists stays as it is.
-        revision: Branch, made if it is not there; the main one by default.
+        plan: Returned by `plan_push`.
+        private: Create the repository as private; an existing one is not changed.
+        revision: Branch, created if missing; main by default.
         create_pr: Open a pull request instead.
 
     Returns:
         Address of the commit or the pull request.
 
     Raises:
-        InputError: If the repository holds another model, or the Hub refuses or does not answer; it says what is known
-            of the state that leaves.
+        InputError: If the repository holds another model, or the Hub refuses or does not answer; the message says
+            what is known about the resulting state.
     """
     api, progress = HfApi(library_name='timm_robust'), _Progress()
     try:
         if not _refuse_other(api, plan, revision):
-            progress.asked = 'the repository was made'
+            progress.asked = 'the repository was created'
             api.create_repo(plan.repo_id, private=private, exist_ok=True)
-            progress.made.append('the empty repository was')
+            progress.made.append('the empty repository was created')
         if revision and not create_pr:
-            progress.asked = f'the branch {revision} was made'
+            progress.asked = f'the branch {revision} was created'
             api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
-            progress.made.append(f'the branch {revision} was')
+            progress.made.append(f'the branch {revision} was created')
         progress.asked = ''
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in plan.files.items()]
-        # uploads come before, so that a fault from here on is one of the commit
+        # upload first, so that any failure from here on is the commit's
         api.preupload_lfs_files(plan.repo_id, operations, revision=revision, create_pr=create_pr)
         progress.asked = _COMMIT
         commit = api.create_commit(
             plan.repo_id, operations, commit_message=plan.message, revision=revision, create_pr=create_pr)
     except InputError:
         raise
-    except Exception as error:  # the client's HTTP library, and what the client wraps it in, change with its version
+    except Exception as error:  # the client's HTTP library and its wrapped errors differ between versions
         raise _explain(error, plan, progress) from error
     return commit.pr_url or commit.commit_url

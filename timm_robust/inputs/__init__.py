@@ -1,4 +1,4 @@
-"""What every command needs before it begins: a network with its weights, images, a device, and files that are whole."""
+"""Inputs of every command: a network with its weights, images, a device; and files written atomically."""
 from .device import Process, check_seed, init_process, resolve_device
 from .export import export_model, make_loadable
 from .files import json_text, read_json, read_yaml, write_bytes, write_json, write_text, written_whole

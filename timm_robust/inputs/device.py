@@ -1,4 +1,4 @@
-"""Where the work is done: the device and the processes."""
+"""The device and the processes of a run."""
 from dataclasses import dataclass
 from typing import Optional
 
@@ -11,13 +11,13 @@ __all__ = ['Process', 'check_seed', 'init_process', 'resolve_device']
 
 
 def check_seed(seed: int) -> None:
-    """Raise `InputError` for a seed that numpy would not take, from one process or several."""
+    """Raise `InputError` for a seed that numpy would not accept, with one process or several."""
     if not 0 <= seed < 2 ** 32 - 2 ** 16:
         raise InputError('must be at least 0 and below 2**32 - 2**16', argument='seed', value=seed)
 
 
 def resolve_device(name: Optional[str]) -> str:
-    """The named device, or the best there is.
+    """The named device, or by default CUDA if available.
 
     Raises:
         InputError: If there is no device of that name.
@@ -40,9 +40,9 @@ class Process:
 
     Attributes:
         device: Its device.
-        rank: Its number.
-        local_rank: Its number on this machine.
-        world_size: How many there are.
+        rank: Its rank.
+        local_rank: Its rank on this machine.
+        world_size: Number of processes.
     """
     device: torch.device
     rank: int = 0
@@ -51,7 +51,7 @@ class Process:
 
     @property
     def distributed(self) -> bool:
-        """Whether there are others."""
+        """Whether there is a process group."""
         return torch.distributed.is_available() and torch.distributed.is_initialized()
 
     @property
@@ -64,7 +64,7 @@ def init_process(device: Optional[str] = None) -> Process:
     """Join the processes that torchrun or SLURM started, if any.
 
     Args:
-        device: Name of the device, by default the best there is; of several GPUs each process takes its own.
+        device: Name of the device, by default CUDA if available; each process takes its own GPU.
 
     Raises:
         InputError: If there is no such device.

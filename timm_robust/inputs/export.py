@@ -1,4 +1,4 @@
-"""A network as timm and transformers load it: weights as safetensors, and a config that vouches for them."""
+"""Export a network for timm and transformers: weights as safetensors, and a config with their hash."""
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Dict, Mapping, Optional, Sequence
@@ -23,17 +23,17 @@ def export_model(
         pretrained_cfg: Optional[Mapping[str, Any]] = None,
         architecture: str = '',
 ) -> None:
-    """Write model.safetensors and, when that is whole, config.json.
+    """Write model.safetensors and, once that is complete, config.json.
 
-    The config holds the hash of the weights, which every way in compares, and the names of the classes, which the
-    pipelines of transformers show: descriptions where classes are synsets of ImageNet.
+    The config holds the hash of the weights, which is checked whenever they are loaded, and the names of the classes,
+    which the pipelines of transformers show: descriptions if the classes are ImageNet synsets.
 
     Args:
         model: A timm model, which knows the arguments that `timm.create_model` built it with.
-        folder: Where to; made if it is not there.
-        preprocessing: How its images are prepared.
-        class_names: Names of its classes by index; those of the weights it began with are not kept.
-        pretrained_cfg: What else the config says of the weights, such as their tag and licence.
+        folder: Where to write; created if missing.
+        preprocessing: Preprocessing of its images.
+        class_names: Names of its classes by index; names from initial pretrained weights are removed.
+        pretrained_cfg: Further entries about the weights, such as their tag and licence.
         architecture: Name to publish it under, by default its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def export_model(
             data_config=dict(preprocessing),
         )
         config = read_json(path)
-    # of the classes of other weights
+    # class names of the initial weights
     config['pretrained_cfg'].pop('label_names', None)
     config['pretrained_cfg'].pop('label_descriptions', None)
     make_loadable(config, class_names)
@@ -58,9 +58,9 @@ def export_model(
 
 
 def make_loadable(config: Dict[str, Any], class_names: Optional[Sequence[str]]) -> None:
-    """What transformers asks of a config.json of timm: names of classes, and `num_classes` in one place.
+    """Adapt a config.json of timm for transformers: add class names, and keep `num_classes` in one place.
 
-    timm repeats it in `model_args`, and transformers passes it to timm twice.
+    timm repeats it in `model_args`, and transformers would pass it to timm twice.
     """
     config.get('model_args', {}).pop('num_classes', None)
     names = published_names(class_names) if class_names else None

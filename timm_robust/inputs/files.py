@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON and YAML read with one clear line about what is wrong with them."""
+"""Atomic writes of files; JSON and YAML readers with one-line errors."""
 import json
 import os
 import re
@@ -18,18 +18,18 @@ PathLike = Union[str, 'os.PathLike[str]']
 
 
 def file_name(model: str) -> str:
-    """A model, by name or by the path of its folder, as part of the name of a file."""
+    """A model's name, or the path of its folder, made usable in a file name."""
     return re.sub(r'\W+', '_', model.rpartition(':')[2]).strip('_')[-80:]
 
 
 @contextmanager
 def written_whole(path: PathLike) -> Iterator[Path]:
-    """A path to write to instead, which takes the place of `path` when the block ends and is deleted if it fails.
+    """Yield a temporary path that replaces `path` when the block ends, and is deleted if it fails.
 
-    The content is on the disk before the name points to it, so that after a crash there is the old file or the new one.
+    The content is synced to disk before the rename, so that after a crash there is the old file or the new one.
 
     Raises:
-        OSError: Naming `path`, whatever the system says of the other one.
+        OSError: Naming `path`, not the temporary path.
     """
     target = Path(path)
     part = target.with_name(f'.{target.name}.{secrets.token_hex(4)}')
@@ -45,23 +45,23 @@ def written_whole(path: PathLike) -> Iterator[Path]:
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     with written_whole(path) as part:
         part.write_bytes(content)
 
 
 def write_text(path: PathLike, content: str) -> None:
-    """Write UTF-8 whole or not at all; what is no text, such as the bytes of an odd path, is escaped."""
+    """Write UTF-8 atomically; what cannot be encoded, such as undecodable bytes of a path, is escaped."""
     write_bytes(path, content.encode('utf-8', 'backslashreplace'))
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    """Indented JSON with one line for each list of numbers, not one for each number."""
+    """Indented JSON with each list of numbers on one line."""
     return re.sub(r'\[\n[^][{}"]*\]', lambda match: ' '.join(match[0].split()), json.dumps(content, indent=1)) + '\n'
 
 
 def write_json(path: PathLike, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON atomically."""
     write_bytes(path, json_text(content).encode())
 
 
@@ -70,10 +70,10 @@ def read_json(path: PathLike, argument: str = 'path') -> Dict[str, Any]:
 
     Args:
         path: The file.
-        argument: By which name errors call it.
+        argument: Its name in errors.
 
     Raises:
-        InputError: If there is no such file or it holds no JSON mapping.
+        InputError: If there is no such file or it does not hold a JSON mapping.
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -87,13 +87,13 @@ def read_json(path: PathLike, argument: str = 'path') -> Dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no name stands twice and 1e-3 is a number, as in YAML 1.2."""
+    """YAML without duplicate names, and with 1e-3 as a number, as in YAML 1.2."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         for name in names:
             if names.count(name) > 1:
-                raise yaml.YAMLError(f'{name} stands there more than once')
+                raise yaml.YAMLError(f'{name} occurs more than once')
         return super().construct_mapping(node, deep)
 
 
@@ -106,10 +106,10 @@ def read_yaml(path: PathLike, argument: str = 'config') -> Dict[str, Any]:
 
     Args:
         path: The file.
-        argument: By which name errors call it.
+        argument: Its name in errors.
 
     Raises:
-        InputError: If it cannot be read, is no mapping, or has a name twice.
+        InputError: If it cannot be read, is not a mapping, or has a duplicate name.
     """
     try:
         content = yaml.load(Path(path).read_bytes().decode(), _Loader)

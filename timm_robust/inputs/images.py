@@ -1,4 +1,4 @@
-"""The images that a network is evaluated on: opened, chosen, decoded once, and delivered with the right labels."""
+"""The images that a network is evaluated on: opened, selected, checked by decoding, and loaded with their labels."""
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
@@ -27,13 +27,13 @@ from .network import Network, Preprocessing, check_batch_size
 __all__ = ['DatasetConfig', 'Images', 'ImagesConfig', 'choose_images', 'open_dataset', 'open_images', 'pixel_loader']
 
 _TORCH_SPLITS = (
-    'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing')  # all but two are test
+    'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing')  # all but two mean test
 _TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Where data comes from, by the names of timm's scripts."""
+    """Source of the data, named as in timm's scripts."""
     data_dir: Optional[str] = setting(None, 'path to dataset (root dir)', metavar='DIR', group='Dataset parameters')
     dataset: str = setting(
         '', 'dataset type + name ("<type>/<name>", e.g. torch/cifar10) (default: ImageFolder)', metavar='NAME')
@@ -55,13 +55,14 @@ class DatasetConfig:
 class ImagesConfig(DatasetConfig):
     """Images to evaluate on."""
     split: str = setting('validation', 'split', metavar='NAME')
-    num_examples: Optional[int] = setting(None, 'evaluate so many images of the subset (default: all)', metavar='N')
+    num_examples: Optional[int] = setting(
+        None, 'number of images of the subset to evaluate (default: all)', metavar='N')
     subset: str = setting(
-        'balanced', 'balanced (seeded, as many of each class), robustbench (its ImageNet images, where that package is '
-        'installed) or a file of image names', metavar='NAME')
+        'balanced', 'balanced (seeded, equally many per class), robustbench (its ImageNet images, if that package '
+        'is installed) or a file of image names', metavar='NAME')
     batch_size: int = setting(128, 'batch size', short='-b', metavar='N')
     allow_class_mismatch: bool = setting(
-        False, 'evaluate although the classes of the data are not those of the network; the report says so')
+        False, 'evaluate although the classes of data and network differ; the report says so')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +87,7 @@ def open_dataset(
         seed: int = 0,
         **kwargs: Any,
 ) -> Dataset:
-    """`timm.data.create_dataset` that refuses what timm would make the best of.
+    """`timm.data.create_dataset`, but refusing mistakes that timm would work around.
 
     Args:
         config: The data.
@@ -109,7 +110,7 @@ def open_dataset(
     _check_torch_split(config.dataset, split)
     if not config.dataset and (Path(split).name != split or split == '..'):
         raise wrong('leads out of the data', 'give the name of a folder in it', 'split', split)
-    create: Any = create_dataset  # whose hints are narrower than what it takes
+    create: Any = create_dataset  # its type hints are narrower than what it accepts
     try:
         dataset = create(
             config.dataset,
@@ -133,10 +134,11 @@ def open_dataset(
             'give a folder with one sub-folder of images per class, or a data set name as `dataset`') from error
     check_split(dataset, split)
     if hasattr(dataset, '_max_retries'):
-        dataset._max_retries = 1  # or timm puts a neighbour and its label in the place of an image it cannot read
+        dataset._max_retries = 1  # or timm would replace an unreadable image by a neighbour and its label
     channels = None if isinstance(dataset, IterableDataset) else image_channels(dataset)
     if channels is not None and channels != in_chans:
-        raise wrong(f'the images of {where} have {channels}', f'pass `in_chans={channels}`', 'in_chans', in_chans)
+        raise wrong(
+            f'the images of {where} have {channels} channel(s)', f'pass `in_chans={channels}`', 'in_chans', in_chans)
     if in_chans == 3 and not config.input_img_mode and is_grey(dataset):
         raise wrong(
             f'the images of {where} are grey',
@@ -146,7 +148,7 @@ def open_dataset(
 
 
 class _CheckedLoader:
-    """A loader that compares the labels it delivers with those of the data set."""
+    """A loader that checks its labels against the labels of the data set."""
 
     def __init__(self, loader: Any, labels: Optional[Sequence[int]]):
         self.loader, self.labels = loader, labels
@@ -157,15 +159,15 @@ class _CheckedLoader:
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         done, batches = 0, iter(self.loader)
         while True:
-            with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
+            with torch.random.fork_rng(devices=[]):  # the loader draws a seed for its workers
                 batch = next(batches, None)
             if batch is None:
                 return
             x, y = batch
             if self.labels is not None and y.tolist() != list(self.labels[done:done + len(y)]):
                 raise InputError(
-                    f'of the images {done} to {done + len(y) - 1} of this evaluation the loader delivers other labels '
-                    'than the data set has: a file changed or cannot be read any more', argument='data_dir')
+                    f'the loader delivers wrong labels for images {done} to {done + len(y) - 1} of this evaluation: a '
+                    'file has changed or become unreadable', argument='data_dir')
             done += len(y)
             yield x, y
 
@@ -180,7 +182,7 @@ def pixel_loader(
         workers: int = 0,
         pin_mem: bool = False,
 ) -> _CheckedLoader:
-    """Batches of pixels in [0, 1] and labels, for some images of a data set whose `transform` it sets."""
+    """Batches of pixels in [0, 1] and labels, for some images of a data set; sets its `transform`."""
     subset: Any = Subset(dataset, list(indices))
     channels = preprocessing['input_size'][0]
     loader = create_loader(
@@ -210,12 +212,12 @@ class Images:
     Attributes:
         dataset: The data set.
         indices: The chosen images.
-        hashes: Hash of each as it is stored.
+        hashes: Hash of each image as stored.
         preprocessing: timm's data config.
-        device: Where batches go.
-        config: How they are loaded.
-        class_names: Names of the classes by index, where the data set knows them.
-        mismatch: How its classes differ from those of the network, and images under two labels; '' if nothing.
+        device: Device of the batches.
+        config: Settings of loading.
+        class_names: Names of the classes by index, if the data set knows them.
+        mismatch: How its classes differ from those of the network, and images under two labels; '' if neither.
     """
     dataset: Any
     indices: List[int]
@@ -230,7 +232,7 @@ class Images:
         return len(self.indices)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> _CheckedLoader:
-        """Batches of pixels in [0, 1] and labels, of all chosen images or those at some positions."""
+        """Batches of pixels in [0, 1] and labels, for all chosen images or for those at some positions."""
         indices = self.indices if positions is None else [self.indices[i] for i in positions]
         return pixel_loader(
             self.dataset, indices, self.preprocessing, self.device, batch_size=self.config.batch_size,
@@ -252,17 +254,17 @@ def choose_images(
         seed: int = 0,
         usual_examples: Optional[int] = None,
 ) -> Images:
-    """Choose images of a data set for a network, and look at each of them.
+    """Choose images of a data set for a network, and check each of them.
 
     Args:
         dataset: A data set with an index.
-        config: Which images.
+        config: Settings of the selection.
         network: The network.
-        seed: Seed of the choice.
-        usual_examples: How many, if the config does not say and there are as many; None for all.
+        seed: Seed of the selection.
+        usual_examples: Number of images if the config does not set it, at most all; None for all.
 
     Raises:
-        InputError: If the classes are not those of the network, or an image cannot be decoded.
+        InputError: If the classes do not match the network, or an image cannot be decoded.
     """
     check_batch_size(network.model, config.batch_size)
     names = class_names(dataset)
@@ -292,13 +294,13 @@ def open_images(
     """Open a data set and choose images for a network.
 
     Args:
-        config: The data and which images of it.
+        config: The data and the selection.
         network: The network.
-        seed: Seed of the choice.
-        usual_examples: Of `choose_images`.
+        seed: Seed of the selection.
+        usual_examples: See `choose_images`.
 
     Raises:
-        InputError: If the data cannot be opened, is not of the network's classes, or an image cannot be decoded.
+        InputError: If the data cannot be opened, its classes do not match the network, or an image cannot be decoded.
     """
     dataset = open_dataset(
         config, config.split, network.preprocessing['input_size'][0], batch_size=config.batch_size, seed=seed)

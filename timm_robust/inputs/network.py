@@ -1,4 +1,4 @@
-"""The network that a command works with: built, loaded, checked, and put behind its own normalization."""
+"""The network of a command: built, loaded, checked, and wrapped with its input normalization."""
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ __all__ = [
     'resolve_preprocessing',
 ]
 
-# what decides the output of a network, apart from its weights, as timm's training flags call it
+# what determines a network's output apart from its weights, named as timm's training flags
 _OF_RUN = (
     'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'gp',
     'model_kwargs')
-_LARGEST_SIDE = 1 << 15  # of an image before it is cropped
+_LARGEST_SIDE = 1 << 15  # of a resized image, before cropping
 _SIZES = ('img_size', 'input_size')
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 class Preprocessing(TypedDict):
-    """timm's data config: how images become the input of a network."""
+    """timm's data config: the preprocessing of images."""
     input_size: Tuple[int, int, int]
     interpolation: str
     mean: Tuple[float, ...]
@@ -50,13 +50,13 @@ class Preprocessing(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network and its input, by the names of timm's scripts."""
+    """A network and its input, named as in timm's scripts."""
     model: str = setting(
         'resnet50', 'any timm model name, the folder of an exported model, or hf-hub:ORG/NAME', metavar='MODEL',
         group='Model parameters')
     pretrained: bool = setting(False, 'use pretrained weights')
     num_classes: Optional[int] = setting(
-        None, 'number of classes (default: of the model, in training of the data)', metavar='N')
+        None, 'number of classes (default: of the model; in training, of the data)', metavar='N')
     img_size: Optional[int] = setting(None, 'image size (default: of the model)', metavar='N')
     in_chans: Optional[int] = setting(None, 'input channels (default: of the model)', metavar='N')
     input_size: Optional[Tuple[int, int, int]] = setting(None, 'input size as C H W', metavar='N')
@@ -69,7 +69,7 @@ class ModelConfig:
     channels_last: bool = setting(False, 'use channels_last memory layout')
     model_kwargs: Dict[str, Any] = setting(
         {}, 'further arguments of the model, e.g. norm_layer=batchnorm2d', metavar='KEY=VALUE')
-    device: Optional[str] = setting(None, 'device (default: cuda if there is one, else cpu)')
+    device: Optional[str] = setting(None, 'device (default: cuda if available, else cpu)')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -81,14 +81,14 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ModelConfig):
-    """A network with its weights, ready to answer."""
+    """A network with its weights, ready to evaluate."""
     checkpoint: str = setting(
         '', 'weights to load, safetensors or checkpoint (default: pretrained weights)', metavar='PATH')
-    use_ema: bool = setting(True, 'prefer averaged weights of the checkpoint')
+    use_ema: bool = setting(True, 'prefer the averaged weights of the checkpoint')
     bn_mode: Optional[str] = setting(
         None, 'normalize by population, batch or (RobustNorm) mean statistics (default: of the model)', metavar='MODE')
     gamma: Optional[float] = setting(
-        None, 'share of the BatchNorm of adversarial images, in [0, 1], for a checkpoint of objective mbnat',
+        None, 'weight of the BatchNorm for adversarial images, in [0, 1], for a checkpoint of objective mbnat',
         metavar='GAMMA')
 
     def __post_init__(self) -> None:
@@ -97,19 +97,19 @@ class NetworkConfig(ModelConfig):
             check_choice('bn_mode', self.bn_mode, BN_MODES)
         if self.gamma is None:
             return
-        check_range('gamma', self.gamma, 0, 1, note='0 is the BatchNorm of clean images, 1 that of adversarial ones')
+        check_range('gamma', self.gamma, 0, 1, note='0 is the BatchNorm of clean images, 1 of adversarial images')
         if not self.checkpoint:
             raise InputError(
                 'mixes the two BatchNorms of a training checkpoint of objective mbnat', 'give it as `checkpoint`',
                 argument='gamma', value=self.gamma)
         if self.bn_mode not in (None, 'population'):
             raise InputError(
-                f'does not go with `gamma={self.gamma:g}`, which mixes tracked statistics', 'leave it out',
+                f'is incompatible with `gamma={self.gamma:g}`, which mixes tracked statistics', 'remove it',
                 argument='bn_mode', value=self.bn_mode)
 
 
 class _TwoClasses(nn.Module):
-    """A network of one output z, a sigmoid's, as one of two classes with logits (0, z)."""
+    """A network with a single sigmoid output z, as a network of two classes with logits (0, z)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -121,16 +121,16 @@ class _TwoClasses(nn.Module):
 
 @dataclass
 class Network:
-    """A network that answers.
+    """A network that is ready to evaluate.
 
     Attributes:
-        config: What it was built from, completed by what its checkpoint says of its training.
+        config: Its settings, completed by the training settings in its checkpoint.
         model: The timm model, in eval mode.
         pixel_model: Takes pixels in [0, 1] and returns logits of two classes or more.
         preprocessing: timm's data config.
-        device: Where it is.
-        checkpoint: The file its weights are from, None for pretrained weights.
-        conversion: What became of the keys of the checkpoint.
+        device: Its device.
+        checkpoint: Contents of the file of its weights, None for pretrained weights.
+        conversion: What happened to the keys of the checkpoint.
     """
     config: NetworkConfig
     model: nn.Module
@@ -142,16 +142,16 @@ class Network:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; a single output decides between two."""
+        """Number of classes; two for a single output."""
         return max(num_outputs(self.model), 2)
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of the weights that answer."""
+        """Hash of the weights."""
         return weights_sha256(self.model)
 
     def class_names(self, data_names: Optional[List[str]] = None) -> Optional[List[str]]:
-        """Names of the classes by index, where they are known; ImageNet's only to compare with `data_names`."""
+        """Names of the classes by index, if known; ImageNet's only for a comparison with `data_names`."""
         if self.checkpoint is None:
             names = label_names(self.model, data_names)
         else:
@@ -161,16 +161,17 @@ class Network:
 
 
 def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False, **kwargs: Any) -> nn.Module:
-    """Create a timm model, with weights that are those its config.json was written for.
+    """Create a timm model, and check its pretrained weights against its config.json.
 
     Args:
         config: The network.
         pretrained: Load pretrained weights.
-        adapt: Let timm replace the head or input layer where classes or channels are others, as for fine-tuning.
-        **kwargs: Further arguments of timm's models that have settings of their own elsewhere, such as `drop_rate`.
+        adapt: Let timm replace the head or input layer if classes or channels differ, as for fine-tuning.
+        **kwargs: Further arguments of timm's models that are separate settings, such as `drop_rate`.
 
     Raises:
-        InputError: If there is no such model, its weights are others or cannot be had, or an argument does not suit it.
+        InputError: If there is no such model, its weights are unavailable or do not match its config.json, or it does
+            not accept an argument.
     """
     in_chans = config.in_chans or (config.input_size[0] if config.input_size else None)
     kwargs.update(in_chans=in_chans, num_classes=config.num_classes, global_pool=config.gp)
@@ -189,7 +190,7 @@ def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False
         if not adapt:
             raise
         if recorded and recorded.get('weights_sha256'):
-            check_recorded(name, recorded, create_named(name, True))  # as they were before
+            check_recorded(name, recorded, create_named(name, True))  # before adaptation
     else:
         check_recorded(name, recorded, model)
     return model
@@ -199,14 +200,14 @@ def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessin
     """timm's data config for the channels of the model.
 
     Raises:
-        InputError: If the model takes no such images, or mean and std are none.
+        InputError: If the model does not accept such images, or mean or std is invalid.
     """
     try:
         found = resolve_input_data_config(model, to_mapping(config))
     except (ValueError, AssertionError) as error:
         raise InputError(
-            str(error).rstrip('.'), 'change `img_size`, `input_size`, `mean` or `std`, or build a network of fixed '
-            'size for it with img_size=N in `model_kwargs`', argument='model', value=config.model) from error
+            str(error).rstrip('.'), 'change `img_size`, `input_size`, `mean` or `std`, or build a fixed-size '
+            'network for it with img_size=N in `model_kwargs`', argument='model', value=config.model) from error
     for key in ('mean', 'std'):
         if not all(math.isfinite(v) and (key == 'mean' or v > 0) for v in found[key]):
             raise InputError(f"must be {'finite' if key == 'mean' else 'above 0'}", argument=key, value=found[key])
@@ -222,7 +223,7 @@ def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessin
 
 
 def _completed(config: NetworkConfig, run: Mapping[str, Any]) -> NetworkConfig:
-    """What is not set, as it was in the training run that wrote the checkpoint."""
+    """Fill in unset settings from the training run that wrote the checkpoint."""
     known = {**run, **(run.get('data_config') or {})}
     changes = {}
     for f in dataclasses.fields(config):
@@ -234,15 +235,15 @@ def _completed(config: NetworkConfig, run: Mapping[str, Any]) -> NetworkConfig:
         return dataclasses.replace(config, **changes)
     except InputError as error:
         raise InputError(
-            f'the arguments of its training run are broken ({error})', argument='checkpoint', value=config.checkpoint
+            f'the arguments of its training run are invalid ({error})', argument='checkpoint', value=config.checkpoint
         ) from error
 
 
 def check_batch_size(model: nn.Module, batch_size: int) -> None:
-    """Refuse single images for a network that normalizes by the batch."""
+    """Refuse batches of one image for a network that uses batch statistics."""
     if batch_size == 1 and has_batch_statistics(model):
         raise InputError(
-            'this network normalizes by the statistics of the batch', "use a larger batch or `bn_mode='population'`",
+            'this network uses batch statistics', "use a larger batch or `bn_mode='population'`",
             argument='batch_size', value=1)
 
 
@@ -273,15 +274,15 @@ def build_network(
         *,
         converts: bool = False,
 ) -> Network:
-    """Build a network and load its weights: never random ones, and never part of them.
+    """Build a network and load all of its weights; none stay random.
 
     Args:
         config: The network.
-        device: Where to, by default to the device of the config.
-        converts: Of `fit_weights`.
+        device: Its device, by default the device of the config.
+        converts: See `fit_weights`.
 
     Raises:
-        InputError: If there is no such network, or its weights are missing, broken, of another network, or not finite.
+        InputError: If there is no such network, or its weights are missing, broken, not its own, or not finite.
     """
     device = device or torch.device(resolve_device(config.device))
     checkpoint = read_checkpoint(config.checkpoint, use_ema=config.use_ema) if config.checkpoint else None
@@ -311,7 +312,7 @@ def pixel_network(
         device: torch.device,
         channels_last: bool = False,
 ) -> nn.Module:
-    """A timm model behind its mean and std, in eval mode on a device; of one output, as two classes."""
+    """A timm model that takes pixels, in eval mode on a device; with a single output, as two classes."""
     pixel_model: nn.Module = NormalizedModel(model, preprocessing['mean'], preprocessing['std'])
     if num_outputs(model) == 1:
         pixel_model = _TwoClasses(pixel_model)
@@ -320,15 +321,15 @@ def pixel_network(
 
 
 def build_surrogate(name: str, network: Network, checkpoint: str = '') -> Network:
-    """Another network of the same classes and input, for attacks that are crafted on it.
+    """Another network with the same classes and input, to craft attacks on.
 
     Args:
-        name: A model as `NetworkConfig` takes it.
+        name: A model as in `NetworkConfig`.
         network: The network that is attacked.
         checkpoint: Its weights, by default pretrained ones.
 
     Raises:
-        InputError: If it cannot be built or its classes or input are not those of the network.
+        InputError: If it cannot be built, or its classes or input differ from those of the network.
     """
     try:
         found = build_network(dataclasses.replace(
@@ -341,7 +342,7 @@ def build_surrogate(name: str, network: Network, checkpoint: str = '') -> Networ
 
 
 def check_surrogate(found: Network, network: Network, name: str) -> None:
-    """Refuse a surrogate, called `name`, of other classes or input than a network.
+    """Refuse a surrogate, called `name`, whose classes or input differ from those of a network.
 
     Raises:
         InputError: Saying what differs.
@@ -354,7 +355,7 @@ def check_surrogate(found: Network, network: Network, name: str) -> None:
     names = network.class_names(found.class_names())
     own = found.class_names(names)
     if names and own and names != own:
-        raise wrong('has other classes than the model, or in another order')
+        raise wrong('has different classes from the model, or in a different order')
     size, wanted = found.preprocessing['input_size'], network.preprocessing['input_size']
     if size != wanted:
         raise wrong(f'takes {size} images, the model {wanted}', 'give both `input_size`')

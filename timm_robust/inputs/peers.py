@@ -1,4 +1,4 @@
-"""The processes of a run, and what they tell each other."""
+"""Communication between the processes of a run."""
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Iterator, List, Optional, TypeVar
@@ -16,19 +16,19 @@ T = TypeVar('T')
 def _noticing_who_ended() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo's, from a connection that the system closed
-        raise InputError('another process of this run has ended', 'see what it wrote last') from error
+    except RuntimeError as error:  # raised by gloo when a connection is closed
+        raise InputError('another process of this run has ended', 'see its last output') from error
 
 
 class Peers:
-    """The processes of the default group of torch.distributed, or this one alone.
+    """The processes of the default group of torch.distributed, or this process alone.
 
-    They talk over gloo, with a time limit of a month: the backend of training gives up after minutes, and some wait for
-    hours while others attack, look at images or write. When a process ends the others notice at once.
+    They communicate over gloo with a timeout of a month. The backend of training times out after minutes, but a process
+    may wait for hours while others attack, check images or write. When a process ends, the others notice at once.
 
     Attributes:
-        rank: Number of this process.
-        size: How many there are.
+        rank: Rank of this process.
+        size: Number of processes.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Peers:
         self.leave()
 
     def leave(self) -> None:
-        """Talk no more."""
+        """End the communication."""
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None
@@ -54,14 +54,14 @@ class Peers:
         return self.rank == 0
 
     def positions(self, count: int, together: int = 1) -> List[int]:
-        """Which of `count` images are this process's: every size-th, or every size-th batch of `together` images."""
+        """This process's share of `count` images: every size-th, or every size-th batch of `together` images."""
         return [i for i in range(count) if i // together % self.size == self.rank]
 
     def gather(self, value: T) -> List[T]:
         """The value of each process.
 
         Raises:
-            InputError: If a process has ended, as in all that waits for others.
+            InputError: If a process has ended; so do `meet` and `broadcast`.
         """
         if self._group is None:
             return [value]
@@ -71,7 +71,7 @@ class Peers:
         return found
 
     def meet(self) -> None:
-        """Wait until all are here."""
+        """Wait for all processes."""
         self.gather(None)
 
     def broadcast(self, value: T) -> T:

@@ -1,4 +1,4 @@
-"""Pretrained weights and who vouches for them: names of models, config.json, and the hash that it records."""
+"""Pretrained weights and their verification: names of models, config.json, and the hash it records."""
 import math
 import re
 from functools import cache
@@ -38,7 +38,7 @@ _NUMBERS = ('mean', 'std')
 
 
 def num_outputs(model: nn.Module) -> int:
-    """Logits of a timm model."""
+    """Number of logits of a timm model."""
     return cast(int, model.num_classes)
 
 
@@ -47,7 +47,7 @@ def _pretrained_cfg(model: nn.Module) -> Dict[str, Any]:
 
 
 def resolve_name(name: str) -> str:
-    """The name as timm takes it: a folder that holds an exported model gets the prefix 'local-dir:'.
+    """The name in timm's form: the folder of an exported model gets the prefix 'local-dir:'.
 
     Raises:
         InputError: If a folder holds no model.
@@ -75,16 +75,16 @@ def read_config(name: str) -> Optional[Dict[str, Any]]:
     """Content of the config.json of an exported or published model, None for models of timm's registry.
 
     Args:
-        name: As timm takes it.
+        name: The name in timm's form.
 
     Raises:
-        InputError: If it is missing or no config of a network.
+        InputError: If it is missing or not the config of a network.
     """
     try:
         source, place = parse_model_name(name)
         check_reachable('', PretrainedCfg(hf_hub_id=place if source == 'hf-hub' else None))
         path = _config_path(source, place)
-    except Exception as error:  # of the Hub's client and what it wraps
+    except Exception as error:  # of the Hub's client or its HTTP library
         raise unavailable(name, error) from error
     if path is None:
         return None
@@ -117,17 +117,17 @@ def read_config(name: str) -> Optional[Dict[str, Any]]:
 
 
 def unavailable(name: str, error: Exception) -> InputError:
-    """A model that cannot be built or fetched, in one line."""
+    """The one-line error for a model that cannot be built or fetched."""
     reason = ' '.join(str(error).split())[:300] or type(error).__name__
     known = 'timm.list_models() lists the names' if 'Unknown model' in reason else ''
     return InputError(reason, known, argument='model', value=name)
 
 
 def create_named(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, whose every failure is one line.
+    """`timm.create_model` with one-line errors.
 
     Raises:
-        InputError: If there is no such model, its weights cannot be had or an argument does not suit it.
+        InputError: If there is no such model, its weights are unavailable, or it does not accept an argument.
     """
     try:
         cfg = None if ':' in name else get_pretrained_cfg(name)
@@ -136,16 +136,16 @@ def create_named(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         return create_model(name, pretrained=pretrained, **kwargs)
     except InputError:
         raise
-    except Exception as error:  # timm, torch, safetensors and the Hub's client have exceptions of their own each
+    except Exception as error:  # timm, torch, safetensors and the Hub's client each have their own exceptions
         raise unavailable(name, error) from error
 
 
 def check_adapted(model: nn.Module, name: str, asked: Mapping[str, Optional[int]]) -> None:
-    """Refuse to evaluate pretrained weights of which timm kept only a part: another head, other input channels.
+    """Refuse pretrained weights that timm loaded only in part, for another head or other input channels.
 
     Args:
         model: Built with its pretrained weights.
-        name: What errors call it.
+        name: Its name in errors.
         asked: `num_classes` and `in_chans` as the caller gave them.
 
     Raises:
@@ -159,20 +159,20 @@ def check_adapted(model: nn.Module, name: str, asked: Mapping[str, Optional[int]
         if held[key] is not None and built[key] != held[key]:
             argument, value = (key, asked[key]) if asked.get(key) is not None else ('model', name)
             raise InputError(
-                f'the pretrained weights are of {held[key]} {text}, not {built[key]}: the rest would be random',
-                'leave it out, or give weights of such a network as `checkpoint`', argument=argument, value=value)
+                f'the pretrained weights have {held[key]} {text}, not {built[key]}: the rest would be random',
+                'remove it, or give weights of such a network as `checkpoint`', argument=argument, value=value)
 
 
 def check_recorded(name: str, config: Optional[Mapping[str, Any]], model: nn.Module) -> None:
-    """Refuse a network that is not the one its config.json was written for.
+    """Refuse a network whose weights do not match its config.json.
 
     Args:
-        name: As timm takes it.
-        config: Of `read_config`.
+        name: The name in timm's form.
+        config: Returned by `read_config`.
         model: The network as loaded.
 
     Raises:
-        InputError: If the hash of its weights is another.
+        InputError: If the hash of its weights differs.
     """
     recorded = (config or {}).get('weights_sha256')
     if not recorded or weights_sha256(model) == recorded:
@@ -181,12 +181,12 @@ def check_recorded(name: str, config: Optional[Mapping[str, Any]], model: nn.Mod
     if source == 'hf-hub':
         _forget(place)
     raise InputError(
-        f'its weights are not those of its config ({recorded[:12]}): somebody changed or mixed up a file',
+        f'its weights do not match its config ({recorded[:12]}): a file was changed or mixed up',
         'fetch it again or ask its author', argument='model', value=name)
 
 
 def _forget(place: str) -> None:
-    """Delete cached weights, since a cache keeps what it has of a commit for good."""
+    """Delete cached weights, since the cache never refreshes the files of a commit."""
     repo, _, revision = place.partition('@')
     for name in ('model.safetensors', 'pytorch_model.bin'):
         cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
@@ -197,14 +197,14 @@ def _forget(place: str) -> None:
 
 @cache
 def _descriptions() -> Dict[str, str]:
-    """What the classes of ImageNet are called, by synset, in the order of class indices."""
+    """Descriptions of ImageNet's classes, by synset, in the order of class indices."""
     return cast(Dict[str, str], ImageNetInfo('imagenet-1k').label_descriptions(as_dict=True))
 
 
 def published_names(names: Sequence[str]) -> Optional[List[str]]:
-    """Names of classes as a config holds them, for people: of synsets of ImageNet their descriptions.
+    """Readable names of classes for a config: descriptions of ImageNet synsets, other names unchanged.
 
-    None for the 1,000 classes of ImageNet, whose descriptions timm and transformers know by the number of classes.
+    None for the 1,000 classes of ImageNet, whose descriptions timm and transformers infer from the number of classes.
     """
     known = _descriptions()
     if list(names) == list(known):
@@ -214,12 +214,12 @@ def published_names(names: Sequence[str]) -> Optional[List[str]]:
 
 
 def label_names(model: nn.Module, data_names: Optional[Sequence[str]] = None) -> Optional[List[str]]:
-    """Names of the classes of pretrained weights by index, where they are known.
+    """Names of the classes of pretrained weights by index, if known.
 
     Args:
-        model: With its `pretrained_cfg`.
-        data_names: Names to compare with: timm's networks of ImageNet's sizes have its synsets as names, and where the
-            config has descriptions of these synsets they are the same.
+        model: A model with a `pretrained_cfg`.
+        data_names: Names to compare with. If they are synsets, timm's ImageNet networks are given synsets as names, and
+            descriptions of the same synsets in a config count as equal.
     """
     names = _pretrained_cfg(model).get('label_names')
     if isinstance(names, Mapping):

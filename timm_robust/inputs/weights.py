@@ -1,6 +1,6 @@
-"""The one reader of checkpoints: weights for a named network, every key accounted for, no code in a file run.
+"""The only reader of checkpoints: it accounts for every key and never runs code from a file.
 
-Used wherever weights come in: evaluation, conversion, resumed and initial weights of training, surrogates, cards.
+Used for all weights: evaluation, conversion, resumed and initial weights of training, surrogates, cards.
 """
 import hashlib
 import logging
@@ -33,8 +33,8 @@ __all__ = [
 
 _AVERAGED = ('state_dict_ema', 'model_ema')
 _PLAIN = ('state_dict', 'model', 'net', 'weights')
-_WRAPPERS = ('model.', 'module.', '_orig_mod.')  # NormalizedModel and others like it, DataParallel, torch.compile
-# linear layers of torchvision's VGG and of the RobustNorm repository's, which has a dropout layer more
+_WRAPPERS = ('model.', 'module.', '_orig_mod.')  # NormalizedModel and similar, DataParallel, torch.compile
+# linear layers of torchvision's VGG, and of the RobustNorm repository's with one more dropout layer
 _VGG_LINEAR = {
     'classifier.0': 'pre_logits.fc1', 'classifier.1': 'pre_logits.fc1', 'classifier.3': 'pre_logits.fc2',
     'classifier.4': 'pre_logits.fc2', 'classifier.6': 'head.fc'}
@@ -47,13 +47,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Checkpoint:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-        state_dict: Weights by the names they have in the file.
+        state_dict: Weights by their names in the file.
         source: Where in the file they were, for example 'state_dict_ema'.
         run: Arguments of the training run that wrote it, by name; empty if it holds none.
-        keys: What else the file holds, for example 'optimizer'.
+        keys: Top-level keys of the file, for example 'optimizer'.
     """
     state_dict: Dict[str, Any]
     source: str
@@ -67,8 +67,8 @@ def _read(path: PathLike) -> Any:
     if is_safetensors:
         return safetensors.torch.load_file(path)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch's about what is refused further down
-        return _torch_load(str(path))  # tensors and plain values alone, and the arguments of timm's runs
+        warnings.simplefilter('ignore')  # torch's warnings about what is refused below
+        return _torch_load(str(path))  # only tensors, plain values, and the arguments of timm's runs
 
 
 def _weights_in(content: Any, use_ema: bool, source: str = '') -> Tuple[Any, str]:
@@ -79,13 +79,13 @@ def _weights_in(content: Any, use_ema: bool, source: str = '') -> Tuple[Any, str
 
 
 def read_checkpoint(path: PathLike, *, use_ema: bool = True, argument: str = 'checkpoint') -> Checkpoint:
-    """Read a file of weights without running what strangers put in it.
+    """Read a file of weights without running any code in it.
 
     Args:
         path: A safetensors file or one of `torch.save`: a state dict, or one under `state_dict`, `model`, `net` or
             `weights`, such as a training checkpoint of timm.
-        use_ema: Prefer averaged weights where the file has them.
-        argument: By which name errors call the path.
+        use_ema: Prefer averaged weights if the file has them.
+        argument: Name of the path in errors.
 
     Raises:
         InputError: If there is no such file, it is broken or holds code, or holds no weights.
@@ -103,17 +103,17 @@ def read_checkpoint(path: PathLike, *, use_ema: bool = True, argument: str = 'ch
         content = _read(path)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # safetensors, zip and pickle have exceptions of their own each
+    except Exception as error:  # safetensors, zip and pickle each have their own exceptions
         if 'Unsupported globals' in str(error):
-            raise wrong('cannot be loaded, it holds code, which is never run',
+            raise wrong('cannot be loaded: it holds code, which is never run',
                         'ask its author for a safetensors file or a plain state dict') from error
-        raise wrong(f'cannot be loaded, it is truncated or no checkpoint ({type(error).__name__})',
+        raise wrong(f'cannot be loaded: it is truncated or not a checkpoint ({type(error).__name__})',
                     'copy it again or use an earlier one') from error
     weights, source = _weights_in(content, use_ema)
     if not isinstance(weights, Mapping) or not any(isinstance(v, torch.Tensor) for v in weights.values()):
-        raise wrong(f"has no weights under {', '.join((*_AVERAGED, *_PLAIN))} and is no state dict")
+        raise wrong(f"has no weights under {', '.join((*_AVERAGED, *_PLAIN))} and is not a state dict")
     if not all(isinstance(key, str) for key in weights):
-        raise wrong('has keys that are no names: it is no state dict of a network')
+        raise wrong('has keys that are not strings: it is not a state dict of a network')
     run = content.get('args')
     run = run if isinstance(run, dict) else getattr(run, '__dict__', {})
     return Checkpoint(dict(weights), source, dict(run), tuple(content) if weights is not content else ())
@@ -121,12 +121,12 @@ def read_checkpoint(path: PathLike, *, use_ema: bool = True, argument: str = 'ch
 
 @dataclass
 class Conversion:
-    """What became of the keys of a state dict.
+    """What happened to the keys of a state dict.
 
     Attributes:
         state_dict: Weights for the model.
-        renamed: Old and new name, where they differ.
-        dropped: Keys left out, each with the reason.
+        renamed: Old and new name, if they differ.
+        dropped: Dropped keys, each with the reason.
         added: Keys that were missing, each with the reason.
     """
     state_dict: Dict[str, torch.Tensor] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Conversion:
 
 
 def _candidates(key: str) -> Iterator[str]:
-    """Names a key may stand for: itself, then with one wrapper after the other taken off."""
+    """Possible names for a key: the key itself, then with one wrapper after another removed."""
     while True:
         layer, _, rest = key.rpartition('.')
         yield key
@@ -159,7 +159,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> Conve
     under `module.`) and those of the RobustNorm repository, whose `running_var` is the range as in `RobustNorm2d`.
 
     Args:
-        state_dict: Of `read_checkpoint`.
+        state_dict: Returned by `read_checkpoint`.
         model: The network; it is not changed.
 
     Raises:
@@ -195,16 +195,16 @@ def _misfit(model: nn.Module, unknown: List[str], missing: List[str]) -> InputEr
     if any(_AUX in key for key in unknown) and not has_aux_norm(model):
         return InputError(
             'has a second BatchNorm (objective mbnat)',
-            'choose between them with `gamma` or go on with that objective; export/ and export_aux/ of its run have '
-            'one each')
+            'choose between them with `gamma` or continue with that objective; export/ and export_aux/ of its run '
+            'have one each')
     if missing and all(_AUX in name for name in missing):
         return InputError(
-            'has no second BatchNorm (objective mbnat)', 'leave out `gamma`, or take the objective of its run')
+            'has no second BatchNorm (objective mbnat)', 'remove `gamma`, or use the objective of its run')
     listed = [
         f"{text} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
         for text, keys in (('missing', missing), ('left over', unknown)) if keys]
     return InputError(
-        f'does not fit {type(model).__name__}, it is of another architecture or number of classes '
+        f'does not fit {type(model).__name__}: it has another architecture or number of classes '
         f"({'; '.join(listed)})",
         'check `model`, `num_classes`, `in_chans` and `model_kwargs`')
 
@@ -217,12 +217,12 @@ def _fitted(key: str, value: Any, name: str, wanted: torch.Tensor) -> torch.Tens
         kind = 'tensor without values' if value.device.type == 'meta' else (
             f'{value.dtype} tensor of layout {value.layout}'.replace('torch.', ''))
         raise InputError(f'holds a {kind} under {key}, not the plain floats of a weight')
-    # a linear layer and a convolution of the whole image are the same weights
+    # a linear layer has the same weights as a convolution over the whole input
     if value.shape != wanted.shape and value.numel() == wanted.numel() and {value.ndim, wanted.ndim} == {2, 4}:
         value = value.reshape(wanted.shape)
     if value.shape != wanted.shape:
         raise InputError(
-            f'has {tuple(value.shape)} under {key} where {name} is {tuple(wanted.shape)}, it is of another '
+            f'has {tuple(value.shape)} under {key} where {name} is {tuple(wanted.shape)}: it has another '
             'architecture or number of classes', 'check `model`, `num_classes` and `in_chans`')
     return value.detach().to(wanted.dtype).contiguous().clone()
 
@@ -238,12 +238,12 @@ def load_weights(
 
     Args:
         model: The network.
-        path: Of `read_checkpoint`.
-        use_ema: Prefer averaged weights where the file has them.
-        argument: By which name errors call the path.
+        path: See `read_checkpoint`.
+        use_ema: Prefer averaged weights if the file has them.
+        argument: Name of the path in errors.
 
     Returns:
-        What the file holds and what became of its keys.
+        The contents of the file and what happened to its keys.
 
     Raises:
         InputError: If the file is missing, broken or holds code, or its weights do not fit.
@@ -259,15 +259,15 @@ def fit_weights(
         argument: str = 'checkpoint',
         converts: bool = False,
 ) -> Conversion:
-    """Load what `read_checkpoint` read into a network; `InputError` if it does not fit.
+    """Load a checkpoint into a network; `InputError` if it does not fit.
 
-    `converts` says that somebody looks at what became of the file, which may then be of another norm by the look of it.
+    `converts` says that the result will be inspected: a file that seems to have another norm is then only warned about.
     """
     try:
         found = convert_state_dict(checkpoint.state_dict, model)
         doubt = _doubt_of_norm(model, found)
         if doubt and not converts:
-            raise InputError(doubt[0], f'{doubt[1]}, which has to be converted first')
+            raise InputError(doubt[0], f'{doubt[1]}, which must be converted first')
     except InputError as error:
         raise error.about(argument, str(path)) from error
     if doubt:
@@ -277,24 +277,24 @@ def fit_weights(
 
 
 def _doubt_of_norm(model: nn.Module, found: Conversion) -> Tuple[str, ...]:
-    """Counters alone tell weights of BatchNorm from those of RobustNorm, which have the same names and shapes."""
+    """Only counters distinguish weights of BatchNorm and RobustNorm, which have the same names and shapes."""
     dropped, added = (any(key.endswith(_BATCHES) for key in keys) for keys in (found.dropped, found.added))
     if dropped and any(isinstance(m, RobustNorm2d) for m in model.modules()):
         return (
-            'counts batches, as BatchNorm does, and the network has RobustNorm',
-            'build the network with norm_layer=batchnorm2d unless it is a file of the RobustNorm repository')
+            'counts batches, as BatchNorm does, but the network has RobustNorm',
+            'build the network with norm_layer=batchnorm2d unless the file is from the RobustNorm repository')
     if added:
         return (
-            'does not count batches, as RobustNorm does not, and the network has BatchNorm',
-            'build the network with RobustNorm unless it is a file of an old version of torch')
+            'does not count batches, like RobustNorm, but the network has BatchNorm',
+            'build the network with RobustNorm unless the file is from an old version of torch')
     return ()
 
 
 def weights_sha256(model: Union[nn.Module, Mapping[str, torch.Tensor]]) -> str:
-    """Hash of a model or state dict: names, types, shapes and values, whatever file they came from.
+    """Hash of a model or state dict: names, types, shapes and values, independent of the file format.
 
-    Half precision counts as float32, which holds the same values: a float32 network has the hash of the float16 file it
-    was loaded from.
+    Half precision counts as float32, which holds the same values: a float32 network has the same hash as the float16
+    file it was loaded from.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted((model.state_dict() if isinstance(model, nn.Module) else model).items()):
@@ -307,23 +307,23 @@ def weights_sha256(model: Union[nn.Module, Mapping[str, torch.Tensor]]) -> str:
 
 
 def write_weights(path: PathLike, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file whole or not at all, the same bytes for the same weights in any memory format."""
+    """Write a safetensors file atomically; the same weights give the same bytes in any memory format."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    # more than one entry of metadata would come in any order
+    # several metadata entries would be written in arbitrary order
     write_bytes(path, safetensors.torch.save(tensors, {'format': 'pt'}))
 
 
 def fixed_input(model: nn.Module) -> torch.Tensor:
-    """Two normalized images that are the same on every machine, of the model's input size."""
+    """Two normalized images of the model's input size, the same on every machine."""
     channels, *size = resolve_model_data_config(model)['input_size']
     size = getattr(model, 'in_chans', channels), *size
     count = 2 * int(torch.Size(size).numel())
-    # a sequence without a generator, whose stream may change between versions
+    # no random generator, since its stream may change between versions
     return (torch.arange(count, dtype=torch.float64, device='cpu').mul(12.9898).sin() * 2).float().view(2, *size)
 
 
 @torch.no_grad()
 def logits_of_fixed_input(model: nn.Module) -> torch.Tensor:
-    """Logits (2, K) by which two people can see that they have the same network; of a model in eval mode."""
+    """Logits (2, K) of a model in eval mode, to check that two people have the same network."""
     device = next(model.parameters()).device
     return model(fixed_input(model).to(device)).float().cpu()

@@ -22,21 +22,21 @@ __all__ = [
     'Autocast', 'build_criterion', 'build_network', 'build_teacher', 'check_img_sizes', 'mixed_precision', 'resolve_lr']
 
 _logger = logging.getLogger(__name__)
-Autocast = Callable[[], ContextManager[Any]]  # makes the context of a forward pass
+Autocast = Callable[[], ContextManager[Any]]  # returns the context of a forward pass
 
 
 def build_network(config: TrainConfig) -> nn.Module:
-    """The network with its first weights and memory options, on the CPU.
+    """The network with its initial weights and memory options, on the CPU.
 
     Raises:
-        InputError: If there is no such network, or it does not go with the settings.
+        InputError: If there is no such network, or it is incompatible with the settings.
     """
     model = create_network(
         config, pretrained=config.pretrained, adapt=True, drop_rate=config.drop, drop_path_rate=config.drop_path)
     if config.initial_checkpoint:
         load_weights(model, config.initial_checkpoint, argument='initial_checkpoint')
     if config.batch_size == 1 and has_batch_statistics(model, training=True):
-        raise InputError(f'{config.model} normalizes by the statistics of the batch', 'choose at least 2',
+        raise InputError(f'{config.model} uses batch statistics', 'choose at least 2',
                          argument='batch_size', value=1)
     if config.grad_checkpointing:
         try:
@@ -49,7 +49,7 @@ def build_network(config: TrainConfig) -> nn.Module:
 
 
 def check_img_sizes(config: TrainConfig, model: nn.Module, in_chans: int) -> None:
-    """Refuse sizes of scheduled resolutions that the network does not take.
+    """Refuse scheduled resolutions that the network does not accept.
 
     Raises:
         InputError: Naming the size.
@@ -60,7 +60,7 @@ def check_img_sizes(config: TrainConfig, model: nn.Module, in_chans: int) -> Non
                 model.eval()(torch.zeros(1, in_chans, size, size))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f'{config.model} does not take it ({error})', 'choose others, or for a transformer '
+                f'{config.model} does not accept it ({error})', 'choose others, or for a transformer '
                 'dynamic_img_size=True in `model_kwargs`', argument='train_img_sizes', value=size) from error
     model.train()
 
@@ -115,7 +115,7 @@ def build_teacher(
 
 
 def resolve_lr(config: TrainConfig, world_size: int, batch_size: float) -> float:
-    """The learning rate: the given one, or by timm's rule from `lr_base` and the (average) global batch size."""
+    """The learning rate: `lr` if given, else by timm's rule from `lr_base` and the (average) global batch size."""
     if config.lr is not None:
         return config.lr
     ratio = batch_size * world_size * config.grad_accum_steps / config.lr_base_size

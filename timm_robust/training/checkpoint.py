@@ -1,4 +1,4 @@
-"""Training states that are written whole or not at all, say what run they are of, and are compared when resumed."""
+"""Checkpoints of the training state: written atomically, labelled with their run, and checked when resumed."""
 import logging
 import os
 import shutil
@@ -18,7 +18,7 @@ __all__ = ['AtomicCheckpointSaver', 'is_recovery', 'is_resuming', 'open_saver', 
 
 _logger = logging.getLogger(__name__)
 
-# where and how long a run continues, not what it trains
+# settings that do not affect what is trained, only where and for how long
 _MAY_CHANGE = {
     'resume', 'output', 'experiment', 'epochs', 'workers', 'pin_mem', 'log_interval', 'checkpoint_hist', 'data_dir',
     'device', 'val_interval', 'validation_batch_size', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id',
@@ -26,7 +26,7 @@ _MAY_CHANGE = {
 
 
 class _Described:
-    """A task whose checkpoints say what run they are of."""
+    """A task whose checkpoints contain the settings of their run."""
 
     def __init__(self, task: TrainingTask, run: Mapping[str, Any]):
         self.task, self.run = task, run
@@ -37,11 +37,11 @@ class _Described:
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
-    """timm's saver, without the moment in which the old file is gone and the new one is not there yet.
+    """timm's saver with atomic writes: there is no moment without a checkpoint.
 
     Args:
         task: The task.
-        run: What checkpoints say of their run under `args`: its settings by flat name, and what it was trained on.
+        run: Stored under `args` in each checkpoint: the settings by flat name, and the training data.
         **kwargs: Further arguments of timm's saver.
     """
 
@@ -51,8 +51,8 @@ class AtomicCheckpointSaver(CheckpointSaver):
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
         try:
             super()._save(save_path, epoch, metric)
-        except RuntimeError as error:  # torch.save does not pass on what the system said
-            raise OSError(f'cannot write {save_path}, is the disk full?') from error
+        except RuntimeError as error:  # torch.save hides the error of the system
+            raise OSError(f'cannot write {save_path}; is the disk full?') from error
 
     def _replace(self, src: str, dst: str) -> None:
         with open(src, 'rb+') as file:
@@ -70,43 +70,43 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
 
 def is_recovery(path: str) -> bool:
-    """Whether a checkpoint is of an epoch that has not ended, by the name timm's saver gives it."""
+    """Whether a checkpoint was written within an epoch, judging by the name timm's saver gives it."""
     return Path(path).name.startswith('recovery-')
 
 
 def is_resuming(config: TrainConfig, run: Path) -> bool:
-    """Whether `resume` is of the run in this folder."""
+    """Whether `resume` is a checkpoint of the run in this folder."""
     return bool(config.resume) and Path(config.resume).resolve().parent == run.resolve()
 
 
 def _check_run(config: TrainConfig, read: Checkpoint, training_data: str) -> None:
-    """Refuse other training data; say what other settings are not those of the run."""
+    """Refuse different training data; warn about other settings that differ from the run."""
     before = read.run.get('training_data', '')
     if before and training_data and before != training_data:
         raise InputError(
-            'that run had other training data: images, labels or those held out have changed',
-            'give the data, `seed` and `val_fraction` it had')
+            'that run had other training data: images, labels or the held-out images have changed',
+            'give its data, `seed` and `val_fraction`')
     changed = [
         f'{name} {value!r} (was {read.run[name]!r})' for name, value in config.to_flat().items()
         if name not in _MAY_CHANGE and name in read.run and read.run[name] != value]
     if changed:
-        _logger.warning(f"Resumed with other settings: {', '.join(changed)}")
+        _logger.warning(f"Resumed with different settings: {', '.join(changed)}")
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> List[Dict[str, Any]]:
-    """What each parameter group was given; a schedule moves `lr` and keeps where it began in `initial_lr`."""
+    """The settings of each parameter group; a schedule changes `lr` and keeps its initial value in `initial_lr`."""
     return [{'lr': g.get('initial_lr', g['lr']), **{k: v for k, v in g.items() if k not in (
         'params', 'lr', 'initial_lr')}} for g in optimizer.param_groups]
 
 
 def _check_optimizer(asked: List[Dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse settings of the optimizer that resuming would silently put back to those of the run."""
+    """Refuse optimizer settings that resuming would silently replace with those of the run."""
     for own, restored in zip(asked, _hyperparameters(optimizer)):
         for name, value in own.items():
             if name in restored and restored[name] != value:
                 raise InputError(
-                    f'that run had {name} {restored[name]!r}, which it keeps; these settings give {value!r}',
-                    f'give what makes it {restored[name]!r}')
+                    f'that run keeps its {name} {restored[name]!r}; these settings give {value!r}',
+                    f'choose settings that give {restored[name]!r}')
 
 
 def resume(
@@ -122,15 +122,15 @@ def resume(
 
     Args:
         config: Settings of the run.
-        task, optimizer, loss_scaler: Where to.
-        training_data: Fingerprint of the training data, compared where the checkpoint has one.
+        task, optimizer, loss_scaler: Objects to restore.
+        training_data: Fingerprint of the training data, compared if the checkpoint has one.
         log_info: Log what is restored.
 
     Returns:
-        The epoch to go on with; that of a recovery checkpoint is trained again, from its weights.
+        The epoch to continue with; the epoch of a recovery checkpoint is repeated, starting from its weights.
 
     Raises:
-        InputError: If the file is missing, broken, holds code or weights alone, or is of other data or settings.
+        InputError: If the file is missing or broken, holds code or only weights, or has different data or settings.
     """
     path = config.resume
     read = read_checkpoint(path, use_ema=False, argument='resume')
@@ -138,7 +138,7 @@ def resume(
     try:
         convert_state_dict(read.state_dict, trained_module(task))
         if 'optimizer' not in read.keys:
-            raise InputError('holds weights alone, no training state', 'start from them by `initial_checkpoint`')
+            raise InputError('holds only weights, no training state', 'start from them with `initial_checkpoint`')
         _check_run(config, read, training_data)
         epoch: Optional[int] = resume_task_checkpoint(
             task, path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=log_info)
@@ -150,13 +150,13 @@ def resume(
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise InputError(
-            f'its training state is of other settings ({reason})', 'give the optimizer and objective of its run',
+            f'its training state does not fit these settings ({reason})', 'give the optimizer and objective of its run',
             argument='resume', value=path) from error
     return (epoch or 0) - is_recovery(path)
 
 
 def resume_ema(task: TrainingTask, path: str) -> None:
-    """Restore the averaged weights of a training state that `resume` has read."""
+    """Restore the averaged weights of a checkpoint that `resume` has read."""
     load_task_ema_checkpoint(task, path)
 
 
@@ -169,13 +169,13 @@ def open_saver(
         folder: Path,
         metric: str,
 ) -> AtomicCheckpointSaver:
-    """The saver of a run, with the history of the run it resumes if that was ranked by the same metric.
+    """The saver of a run; a resumed run keeps its history of checkpoints if they were ranked by the same metric.
 
     Args:
         config: Settings of the run.
         task, optimizer, loss_scaler: What is saved.
         run: See `AtomicCheckpointSaver`.
-        folder: Where to.
+        folder: Where to write.
         metric: Name of the metric that ranks checkpoints.
     """
     saver = AtomicCheckpointSaver(
@@ -187,5 +187,5 @@ def open_saver(
     if before.get('ranked_by', before.get('eval_metric')) == metric:
         saver.load_state_dict_from_checkpoint(config.resume)
     else:
-        _logger.warning(f'The best epoch is chosen anew, by {metric}: that run went by {before.get("ranked_by")}.')
+        _logger.warning(f'The best epoch is selected again, by {metric}; that run used {before.get("ranked_by")}.')
     return saver

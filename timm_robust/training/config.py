@@ -39,10 +39,10 @@ _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
 class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     """Settings of `train`, with the names, meanings and defaults of timm's train.py.
 
-    Left to timm's own script: augmentation splits (AugMix, JSD loss, split BN), NaFlex loading and distillation.
+    Only timm's own script has augmentation splits (AugMix, JSD loss, split BN), NaFlex loading and distillation.
 
     Raises:
-        InputError: On a value of another type, out of range, or that contradicts another; it names the argument.
+        InputError: On a value of the wrong type, out of range, or in conflict with another; it names the argument.
 
     Examples:
 
@@ -53,8 +53,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     train_split: str = setting('train', 'train split', metavar='NAME', group='Dataset parameters')
     val_split: str = setting('validation', "validation split, '' for none", metavar='NAME')
     val_fraction: float = setting(
-        0., 'hold this share of the train split out of training and validate on it, class-balanced and by --seed, '
-        'instead of --val-split', metavar='F')
+        0., 'hold this fraction of the train split out of training and validate on it, class-balanced and chosen by '
+        '--seed, instead of --val-split', metavar='F')
     train_num_samples: Optional[int] = setting(None, 'samples in the train split, for iterable datasets', metavar='N')
     val_num_samples: Optional[int] = setting(
         None, 'samples in the validation split, for iterable datasets', metavar='N')
@@ -106,7 +106,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     min_lr: float = setting(0., 'lower lr bound', metavar='LR')
     epochs: int = setting(300, 'epochs to train', metavar='N')
     start_epoch: Optional[int] = setting(
-        None, 'first epoch (default: 0, of a resumed run the next)', metavar='N')
+        None, 'first epoch (default: 0, or the next one of a resumed run)', metavar='N')
     epoch_repeats: float = setting(0., 'repeats of the data set in an epoch, for iterable datasets', metavar='N')
     decay_milestones: Tuple[int, ...] = setting(
         (90, 180, 270), 'decay epochs of the multistep schedule', metavar='MILESTONES')
@@ -121,8 +121,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         False, 'disable all training augmentation', group='Augmentation and regularization parameters')
     train_crop_mode: Optional[str] = setting(None, 'crop mode in train')
     crop_padding: int = setting(
-        0, 'pad images by N black pixels and cut their size out at random, the custom for 32x32 images, instead of a '
-        'random resized crop (4 for CIFAR)', metavar='N')
+        0, 'pad images by N black pixels and crop them at random to their size, as is usual for 32x32 images (4 for '
+        'CIFAR), instead of a random resized crop', metavar='N')
     scale: Tuple[float, float] = setting(_SCALE, 'random resize scale', metavar='PCT')
     ratio: Tuple[float, float] = setting(_RATIO, 'random resize aspect ratio', metavar='RATIO')
     hflip: float = setting(0.5, 'horizontal flip probability')
@@ -174,7 +174,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         None, 'per-batch square image sizes for scheduled resolution training', metavar='N',
         group='Scheduled resolution parameters')
     train_batch_sizes: Optional[Tuple[int, ...]] = setting(
-        None, 'batch size for each of these sizes (default: that of all)', metavar='N')
+        None, 'batch size for each of these sizes (default: --batch-size)', metavar='N')
     train_size_probs: Optional[Tuple[float, ...]] = setting(
         None, 'sampling weights of these sizes (default: uniform)', metavar='P')
     train_size_schedule: str = setting(
@@ -182,9 +182,9 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     train_size_schedule_spread: float = setting(
         0.65, 'width of the progressive schedule, in sizes', metavar='STDDEV')
     train_size_random_mix: float = setting(
-        0.1, 'share of uniform random sizes in a progressive schedule', metavar='PCT')
+        0.1, 'fraction of uniformly random sizes in a progressive schedule', metavar='PCT')
     log_wandb: bool = setting(False, 'log training and validation metrics to wandb')
-    wandb_project: Optional[str] = setting(None, 'wandb project name, also of trackio', metavar='NAME')
+    wandb_project: Optional[str] = setting(None, 'wandb project name, also used by trackio', metavar='NAME')
     wandb_tags: Tuple[str, ...] = setting((), 'wandb tags', metavar='TAG')
     wandb_resume_id: str = setting('', 'if resuming a run, the id of the run in wandb', metavar='ID')
     log_trackio: bool = setting(False, 'log the same metrics to trackio')
@@ -211,7 +211,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         check_seed(self.seed)
         resolve_device(self.device)
         if self.wandb_resume_id and not self.resume:
-            raise InputError('continues the log of a run that is resumed', 'give its checkpoint as `resume`',
+            raise InputError('continues the log of a resumed run', 'give its checkpoint as `resume`',
                              argument='wandb_resume_id', value=self.wandb_resume_id)
         self._check_schedule()
         self._check_data()
@@ -233,14 +233,14 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
             check_at_least('start_epoch', self.start_epoch, 0)
         if self.sched != 'none' and not self.warmup_prefix and self.warmup_epochs >= self.epochs:
             raise InputError(
-                f'the learning rate would be on its way up to the end, after `epochs={self.epochs}`',
+                f'warm-up would last until training ends, after `epochs={self.epochs}`',
                 f'choose less than {self.epochs}', argument='warmup_epochs', value=self.warmup_epochs)
 
     def _check_data(self) -> None:
         check_range('val_fraction', self.val_fraction, 0, 0.5)
         if self.val_fraction and self.val_split not in ('', 'validation', self.train_split):
-            raise InputError('holds images out of the training data, and `val_split` names other ones',
-                             'leave one of them out', argument='val_fraction', value=self.val_fraction)
+            raise InputError('holds images out of the training data, but `val_split` names other images',
+                             'remove one of them', argument='val_fraction', value=self.val_fraction)
         if mixes_images(self) and self.batch_size % 2:
             raise InputError('timm mixes pairs of images', 'choose an even number', argument='batch_size',
                              value=self.batch_size)
@@ -248,16 +248,16 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
             try:
                 create_transform(32, is_training=True, auto_augment=self.aa)
             except (AssertionError, ValueError, TypeError, KeyError) as error:
-                raise InputError(f'is no policy of timm ({error})', argument='aa', value=self.aa) from error
+                raise InputError(f'is not a policy of timm ({error})', argument='aa', value=self.aa) from error
         check_at_least('crop_padding', self.crop_padding, 0)
         if not self.crop_padding:
             return
         for name, default in (('train_crop_mode', None), ('no_aug', False), ('scale', _SCALE), ('ratio', _RATIO)):
             if getattr(self, name) != default:
-                raise InputError(f'shifts the image as it is, and `{name}` crops otherwise', 'leave one of them out',
+                raise InputError(f'shifts whole images, but `{name}` crops differently', 'remove one of them',
                                  argument='crop_padding', value=self.crop_padding)
         if isinstance(self.objective, NoFrostStar):
-            raise InputError('the views of nofrost_star have crops of their own', 'leave it out',
+            raise InputError('the views of nofrost_star define their own crops', 'remove it',
                              argument='crop_padding', value=self.crop_padding)
 
     def _check_img_sizes(self) -> None:
@@ -270,16 +270,16 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
                 raise InputError('needs a value for each of `train_img_sizes`', argument=name,
                                  value=getattr(self, name))
         if self.train_size_probs and not (min(self.train_size_probs) >= 0 < sum(self.train_size_probs) < math.inf):
-            raise InputError('must be weights of at least 0, not all of them 0', argument='train_size_probs',
+            raise InputError('must be weights of at least 0 that are not all 0', argument='train_size_probs',
                              value=self.train_size_probs)
         if self.train_size_schedule == 'progressive' and len(sizes) < 2:
-            raise InputError('goes through two sizes or more', 'name them in `train_img_sizes`',
+            raise InputError('needs at least two sizes', 'name them in `train_img_sizes`',
                              argument='train_size_schedule', value='progressive')
         if mixes_images(self) and any(size % 2 for size in self.train_batch_sizes or ()):
             raise InputError('timm mixes pairs of images', 'choose even numbers', argument='train_batch_sizes',
                              value=self.train_batch_sizes)
         if sizes and (self.crop_padding or isinstance(self.objective, NoFrostStar)):
-            raise InputError('crops images to other sizes, `crop_padding` and nofrost_star to one', 'leave one out',
+            raise InputError('crops images to several sizes, but `crop_padding` and nofrost_star to one', 'remove one',
                              argument='train_img_sizes', value=sizes)
 
     @classmethod
@@ -287,7 +287,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         """Settings from a YAML file of flat names, such as the args.yaml of a run.
 
         Raises:
-            InputError: If the file cannot be read, has a name twice or one that is no setting, and on bad values.
+            InputError: If the file cannot be read, has a duplicate or unknown name, or a bad value.
         """
         return cls.from_flat(read_yaml(path))
 

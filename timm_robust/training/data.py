@@ -29,7 +29,7 @@ __all__ = [
     'set_loader_epoch',
 ]
 
-Loader = Union[DataLoader, PrefetchLoader]  # timm makes the one or the other
+Loader = Union[DataLoader, PrefetchLoader]  # timm returns either
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class TrainingData:
 
     Attributes:
         train: Training data set.
-        validation: Validation data set, None without.
-        class_names: Names of the classes by index, where the data set knows them.
-        fingerprint: Hash of training images, labels, and which of them are held out; '' for streaming data and on other
-            than the primary process.
+        validation: Validation data set, or None.
+        class_names: Names of the classes by index, if the data set knows them.
+        fingerprint: Hash of training images, labels and held-out indices; '' for streaming data and on all but the
+            primary process.
     """
     train: Any
     validation: Any
@@ -51,10 +51,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Loaders:
-    """The loaders of a run; `robust` and `validation` are None without such validation.
+    """The loaders of a run; `robust` and `validation` are None if they are not used.
 
     Attributes:
-        mixup_fn: Mixup on the device, where the loader does not do it.
+        mixup_fn: Mixup on the device, if the loader does not do it.
     """
     train: Loader
     validation: Optional[Loader]
@@ -63,7 +63,7 @@ class Loaders:
 
 
 class _Part(Subset):
-    """Some images of a data set, behind what timm's loader and our checks ask a data set for."""
+    """Some images of a data set, with the attributes that timm's loader and our checks need."""
     dataset: Any
 
     @property
@@ -96,8 +96,8 @@ class _Part(Subset):
         return self.dataset.filename(self.indices[index], **kwargs)
 
 
-def _divided(config: TrainConfig, train: Dataset) -> Tuple[List[int], List[int]]:
-    """Indices of the images to train on, and of those held out."""
+def _split(config: TrainConfig, train: Dataset) -> Tuple[List[int], List[int]]:
+    """Indices of the images to train on, and of the held-out images."""
     labels = None if isinstance(train, IterableDataset) else dataset_labels(train)
     if labels is None:
         raise InputError('needs a data set with an index and known labels',
@@ -119,7 +119,7 @@ def _fingerprint(train: Any, hashes: List[str], held: List[int]) -> str:
 
 
 def classes_of_data(config: TrainConfig, in_chans: int) -> Optional[int]:
-    """The number of classes of the training data, where the data set knows it."""
+    """The number of classes of the training data, if the data set knows it."""
     names = class_names(open_dataset(config, config.train_split, in_chans))
     return len(names) if names else None
 
@@ -131,10 +131,10 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
         config: Settings of the run.
         in_chans: Channels of the network.
         num_classes: Classes of the network.
-        process: Only the primary process looks at the images.
+        process: Only the primary process checks the images.
 
     Raises:
-        InputError: If there is no such data, an image is broken, or it is not for the network.
+        InputError: If there is no such data, an image is broken, or the data does not fit the network.
     """
     opened = partial(open_dataset, config, in_chans=in_chans, batch_size=config.batch_size, seed=config.seed)
     whole = opened(
@@ -142,13 +142,13 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
     for name in ('epoch_repeats', 'train_num_samples'):
         value = getattr(config, name)
         if value and not isinstance(whole, IterableDataset):
-            raise InputError('is for streamed data sets alone', 'leave it out', argument=name, value=value)
+            raise InputError('is only for streamed data sets', 'remove it', argument=name, value=value)
     hashes = check_images(whole) if process.primary and dataset_size(whole) is not None else []
     train: Dataset = whole
     validation: Optional[Dataset] = None
     held: List[int] = []
     if config.val_fraction:
-        kept, held = _divided(config, whole)
+        kept, held = _split(config, whole)
         train, validation = _Part(whole, kept), _Part(opened(config.train_split), held)
     elif config.val_split:
         validation = opened(config.val_split, num_samples=config.val_num_samples)
@@ -167,7 +167,7 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
 
 
 def _mixup(config: TrainConfig, num_classes: int) -> Optional[Mixup]:
-    """Mixup for the device, or where the loader does it for batches to be collated."""
+    """Mixup on the device, or in the loader's collate function if it prefetches."""
     if not mixes_images(config):
         return None
     kind = Mixup if config.no_prefetcher else FastCollateMixup
@@ -184,16 +184,16 @@ def _mixup(config: TrainConfig, num_classes: int) -> Optional[Mixup]:
 
 
 def _check_crop_padding(config: TrainConfig, train: Any, size: Tuple[int, int]) -> None:
-    """Refuse a padded crop of streaming data and of images that are not of the network's size."""
+    """Refuse padded crops of streaming data and of images that do not have the network's size."""
     if isinstance(train, IterableDataset):
-        raise InputError('needs a data set with an index, streaming data has none', argument='crop_padding',
+        raise InputError('needs a data set with an index; streaming data has none', argument='crop_padding',
                          value=config.crop_padding)
     image = train[0][0]
     found = image.size[::-1] if hasattr(image, 'getbands') else tuple(image.shape[-2:])
     if tuple(found) != tuple(size):
         raise InputError(
-            f'shifts images of the size of the network, {size[0]}x{size[1]}; these are {found[0]}x{found[1]}',
-            'leave it out', argument='crop_padding', value=config.crop_padding)
+            f'shifts images that have the size of the network, {size[0]}x{size[1]}; these are {found[0]}x{found[1]}',
+            'remove it', argument='crop_padding', value=config.crop_padding)
 
 
 def create_loaders(
@@ -207,7 +207,7 @@ def create_loaders(
     """Loaders for training, validation and robust validation.
 
     Raises:
-        InputError: On settings that do not go with the data or the processes.
+        InputError: On settings that do not fit the data or the processes.
     """
     create = partial(
         create_loader,
@@ -220,16 +220,16 @@ def create_loaders(
         device=process.device,
         distributed=process.distributed,
         num_workers=config.workers,
-        # workers that outlive an epoch carry its random state on, and resuming would not repeat it
+        # persistent workers carry random state across epochs, which resuming could not restore
         persistent_workers=False,
     )
     if config.aug_repeats and not process.distributed:
-        raise InputError('is for several processes (torchrun)', 'leave it out', argument='aug_repeats',
+        raise InputError('is for several processes (torchrun)', 'remove it', argument='aug_repeats',
                          value=config.aug_repeats)
     if config.crop_padding:
         _check_crop_padding(config, data.train, preprocessing['input_size'][1:])
     if config.train_img_sizes and isinstance(data.train, IterableDataset):
-        raise InputError('needs a data set with an index, streaming data has none', argument='train_img_sizes',
+        raise InputError('needs a data set with an index; streaming data has none', argument='train_img_sizes',
                          value=config.train_img_sizes)
     mixup = _mixup(config, num_classes)
     in_loader = mixup if isinstance(mixup, FastCollateMixup) else None
@@ -253,7 +253,7 @@ def create_loaders(
         grayscale_prob=config.grayscale_prob or 0.,
         gaussian_blur_prob=config.gaussian_blur_prob or 0.,
         auto_augment=config.aa,
-        num_aug_repeats=config.aug_repeats,  # type: ignore[arg-type]  # a fraction as well
+        num_aug_repeats=config.aug_repeats,  # type: ignore[arg-type]  # may be a fraction
         interpolation=preprocessing['interpolation'] if config.no_aug else config.train_interpolation,
         worker_seeding=config.worker_seeding,
         collate_fn=in_loader,
@@ -267,7 +267,7 @@ def create_loaders(
         batch_schedule_random_mix=config.train_size_random_mix,
     )
     if config.crop_padding:
-        # in the place of RandomResizedCrop, the first of timm's training transforms
+        # replace RandomResizedCrop, the first of timm's training transforms
         train_set.transform.transforms[0] = RandomCrop(preprocessing['input_size'][1:], padding=config.crop_padding)
     if data.validation is None:
         return Loaders(train, None, None, mixup_fn)
@@ -279,7 +279,7 @@ def create_loaders(
         crop_pct=preprocessing['crop_pct'],
         crop_mode=preprocessing['crop_mode'],
     )
-    # the subset needs the transform that the whole validation set is given first
+    # the robust subset needs the transform, which this call sets on the whole validation set
     validation = evaluation(data.validation)
     robust = evaluation(robust_subset(
         data.validation, config.robust_eval_samples, config.seed)) if config.robust_eval_steps else None
@@ -291,13 +291,13 @@ def _batch_sampler(loader: Any) -> Any:
 
 
 def average_batch_size(loader: Loader) -> float:
-    """Images of a batch, on average over scheduled resolutions."""
+    """Images per batch, averaged over scheduled resolutions."""
     sampler = _batch_sampler(loader)
     return getattr(sampler, 'average_batch_size', None) or sampler.batch_size
 
 
 def set_loader_epoch(loader: Loader, epoch: int) -> None:
-    """Tell all parts of a loader the epoch that comes."""
+    """Set the next epoch on all parts of a loader."""
     for part in (loader.dataset, loader.sampler, _batch_sampler(loader)):
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
@@ -308,14 +308,14 @@ def robust_subset(validation: Dataset, num_examples: int, seed: int) -> Subset:
 
     Args:
         validation: Validation data set.
-        num_examples: How many, at most.
-        seed: Seed of the choice.
+        num_examples: Number of images, at most.
+        seed: Seed of the selection.
 
     Raises:
-        InputError: If the data streams.
+        InputError: If the data is streamed.
     """
     size = dataset_size(validation)
     if size is None:
-        raise InputError('needs a data set with an index, streaming data has none', argument='robust_eval_steps')
+        raise InputError('needs a data set with an index; streaming data has none', argument='robust_eval_steps')
     return Subset(validation, balanced_indices(
         dataset_labels(validation), size, min(num_examples, size), seed=seed))

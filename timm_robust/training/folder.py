@@ -1,4 +1,4 @@
-"""The folder of a run: its name, and that no two runs share it."""
+"""The folder of a run: its name, and a lock so that no two runs share it."""
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
@@ -16,7 +16,7 @@ __all__ = ['export_incomplete', 'locked', 'output_dir']
 
 
 def output_dir(config: TrainConfig, size: int) -> Path:
-    """The folder of a run, made if it is not there; a name made up here is never that of another run.
+    """The folder of a run, created if missing; a generated name is never the name of another run.
 
     Args:
         config: Settings of the run.
@@ -39,7 +39,7 @@ def output_dir(config: TrainConfig, size: int) -> Path:
     path = root / config.experiment
     last = path / 'last.pth.tar'
     if last.exists() and not is_resuming(config, path):
-        raise InputError(f'{path} already holds a run', f"choose another name or go on with `resume='{last}'`",
+        raise InputError(f'{path} already holds a run', f"choose another name or continue with `resume='{last}'`",
                          argument='experiment', value=config.experiment)
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -47,21 +47,21 @@ def output_dir(config: TrainConfig, size: int) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; a process that ends, however it ends, lets go.
+    """Lock a folder against other runs; the lock ends with the process, however that ends.
 
     Raises:
-        InputError: If another run is at work in it.
+        InputError: If another run uses it.
     """
     try:
         with FileLock(folder / '.lock', timeout=0):
             yield
     except Timeout as error:
-        raise InputError(f'another run is at work in {folder}', 'wait for it or choose another name',
+        raise InputError(f'another run is using {folder}', 'wait for it or choose another name',
                          argument='experiment', value=folder.name) from error
 
 
 def export_incomplete(config: TrainConfig) -> bool:
-    """Whether the run that is resumed was cut between its last checkpoint and the end of its export."""
+    """Whether the resumed run was interrupted between its last checkpoint and the end of its export."""
     if not config.resume:
         return False
     run = Path(config.resume).parent

@@ -36,14 +36,14 @@ def _mean_over_processes(value: float, device: torch.device, distributed: bool) 
 
 
 def trained_module(task: TrainingTask, ema: bool = False) -> nn.Module:
-    """What a task trains, or its average."""
+    """The module that a task trains, or its moving average."""
     module = task.get_trainable_module(ema=ema)
     assert module is not None
     return module
 
 
 class _Averages:
-    """Averages of what steps report, which is read now and then: each time the host waits for a GPU."""
+    """Averages of the values that steps report, read only now and then, since reading forces a GPU sync."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -51,15 +51,15 @@ class _Averages:
         self._unread: List[Tuple[int, str, Any, int, int]] = []
 
     def add(self, batch: int, loss: torch.Tensor, group_size: int, result: Dict[str, Any]) -> None:
-        """Note the loss of a batch, a share of that of its group, and the scalars of a task."""
-        size = len(result['output'])  # of several views an image is counted once
+        """Record the loss of a batch, already divided by `group_size`, and the scalars of the task."""
+        size = len(result['output'])  # an image with several views is counted once
         self._unread.append((batch, 'loss', loss.detach(), group_size, size))
         for name, value in result.items():
             if name not in ('loss', 'output'):
                 self._unread.append((batch, name, value.detach() if torch.is_tensor(value) else value, 1, size))
 
     def read(self) -> Optional[Tuple[int, float]]:
-        """Bring the averages up to date; returns the first batch without a finite loss, and its loss."""
+        """Update the averages; returns the first batch with a non-finite loss, and its loss."""
         tensors = [v.to(self.device).reshape(()) for _, _, v, _, _ in self._unread if torch.is_tensor(v)]
         numbers = iter(torch.stack(tensors).tolist() if tensors else ())
         diverged = None
@@ -103,18 +103,18 @@ def train_one_epoch(
         optimizer: Optimizer of the task's parameters.
         epoch: Number of the epoch, from 0.
         device: Device of the task.
-        accum_steps: Batches whose gradients are added up before an update.
+        accum_steps: Batches whose gradients are accumulated before an update.
         clip_grad: Gradient clipping value.
         clip_mode: timm's clipping mode: 'norm', 'value' or 'agc'.
         autocast: Returns a context for the forward pass.
         loss_scaler: timm's NativeScaler.
         lr_scheduler: timm scheduler, stepped per update.
-        mixup_fn: Mixup on the device, where the loader does not do it.
+        mixup_fn: Mixup on the device, if the loader does not do it.
         channels_last: Convert inputs to channels_last.
         move_to_device: Whether batches arrive on the CPU (no prefetcher).
-        distributed: Average what is reported over processes.
-        log_interval: Updates between log lines, and between looks at the loss on a GPU; a minute passes at most.
-        num_epochs: Epochs of the run, for the time that is left.
+        distributed: Average the reported values over processes.
+        log_interval: Updates between log lines, and between checks of the loss on a GPU; at most a minute apart.
+        num_epochs: Epochs of the run, for the remaining time.
         last_checkpoint: Named in the message if training diverges.
         after_update: Called after each update with its number within the epoch, from 0.
         verbose: Show progress on this process.
@@ -123,7 +123,7 @@ def train_one_epoch(
         Averages over the epoch: 'loss' and the scalars of the task.
 
     Raises:
-        TrainingDivergedError: If the loss is not finite; on a CPU before the weights are touched.
+        TrainingDivergedError: If the loss is not finite; on a CPU before the weights change.
     """
     trained_module(task).train()
     averages = _Averages(device)
@@ -229,7 +229,7 @@ def validate(
         move_to_device: bool = False,
         distributed: bool = False,
 ) -> Dict[str, float]:
-    """Loss, top-1 and, of more than five classes, top-5 accuracy in percent on clean images, by timm's evaluator."""
+    """Loss, top-1 and, for more than five classes, top-5 accuracy in percent on clean images, by timm's evaluator."""
     model = task.get_eval_model(ema=ema)
     assert model is not None
     model.eval()
@@ -260,16 +260,16 @@ def validate_robust(
         move_to_device: bool = False,
         distributed: bool = False,
 ) -> Dict[str, float]:
-    """Accuracy in percent under PGD's last iterate from one random start, to follow training by.
+    """Accuracy in percent under PGD's last iterate from one random start, to monitor training.
 
-    No figure to publish: that takes AutoAttack. The step size is 2.5 eps / steps, and the noise is the same in every
+    Do not publish it; use AutoAttack for that. The step size is 2.5 eps / steps, and the noise is the same in every
     epoch.
     """
     model = crafting_model(task, ema).eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     for index, (input, target) in enumerate(_batches(loader, device, channels_last, move_to_device)):
         with autocast():
-            # not 'best', which stops at the decision boundary: in low precision the pass below may see it elsewhere
+            # not 'best', which stops at the decision boundary: in low precision the pass below may see another boundary
             adv = PGD(steps=steps).craft(model, input, target, threat, space=space, seed=seed + index)
             with torch.no_grad():
                 output = model(adv)

@@ -1,4 +1,4 @@
-"""What training, in our loop or in timm's, is told about robustness: objective, attack, AWP and robust validation."""
+"""Robustness settings of training, in our loop or timm's: objective, attack, AWP and robust validation."""
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Set, Type, TypeVar
@@ -12,7 +12,7 @@ __all__ = ['RobustConfig']
 
 T = TypeVar('T', bound='RobustConfig')
 
-# settings within the settings, with their classes
+# nested settings and their classes
 _PARTS: Dict[str, Any] = {'attack': TrainingAttack, 'awp': AWP, 'teacher': RobustTeacher}
 
 
@@ -21,8 +21,8 @@ class RobustConfig:
     """Objective, attack and robust validation.
 
     Attributes:
-        objective: What to learn.
-        attack: Threat model and attack of training; robust validation takes the threat model.
+        objective: Training objective.
+        attack: Threat model and attack of training; robust validation uses the same threat model.
         awp: Adversarial weight perturbation.
         teacher: Robust distillation.
     """
@@ -50,15 +50,15 @@ class RobustConfig:
                 'falls to 0 while the loss improves. Robust validation, robust_eval_steps=10, would show it.')
 
     def check_run(self, run: RunSettings) -> None:
-        """Refuse what the settings of a run rule out.
+        """Refuse robustness settings that conflict with the other settings of a run.
 
         Raises:
-            InputError: Naming the argument; of settings within the settings as `attack.eps_warmup_epochs`.
+            InputError: Naming the argument; nested settings as `attack.eps_warmup_epochs`.
         """
         self.objective.check_attack(self.attack)
         self.objective.check_run(run)
         if self.attack.eps_warmup_epochs > run.epochs:
-            raise InputError('longer than training', f'choose at most `epochs={run.epochs}`',
+            raise InputError('is longer than training', f'choose at most `epochs={run.epochs}`',
                              argument='attack.eps_warmup_epochs', value=self.attack.eps_warmup_epochs)
         if self.awp.gamma:
             self._check_awp(run)
@@ -72,14 +72,14 @@ class RobustConfig:
 
     def _check_awp(self, run: RunSettings) -> None:
         if not self.objective.crafts:
-            raise InputError(f'perturbs weights against crafted images, of which {self.objective.name} has none',
-                             'leave it out', argument='awp.gamma', value=self.awp.gamma)
+            raise InputError(f'perturbs weights against crafted images, but {self.objective.name} crafts none',
+                             'remove it', argument='awp.gamma', value=self.awp.gamma)
         if self.awp.start_epoch >= run.epochs:
-            raise InputError(f'training ends before, after {run.epochs} epochs', 'begin earlier',
+            raise InputError(f'training ends before that, after {run.epochs} epochs', 'start earlier',
                              argument='awp.start_epoch', value=self.awp.start_epoch)
         if run.grad_checkpointing:
-            raise InputError('computes again in the backward pass, when the perturbation of the weights is gone',
-                             'leave it or `awp.gamma` out', argument='grad_checkpointing', value=True)
+            raise InputError('recomputes in the backward pass, when the weight perturbation has been removed',
+                             'remove it or `awp.gamma`', argument='grad_checkpointing', value=True)
 
     @classmethod
     def _own_names(cls) -> List[str]:
@@ -93,18 +93,18 @@ class RobustConfig:
 
     @classmethod
     def _flat_of_dotted(cls, objective: Objective) -> Dict[str, str]:
-        """Flat names of the settings within the settings, by the names errors call them: `attack.steps`."""
+        """Flat names of the nested settings, by their names in errors: `attack.steps`."""
         parts = {'objective': flat_names(type(objective), objective.flat_prefix())}
         parts.update({name: flat_names(part, part.prefix) for name, part in _PARTS.items()})
         return {f'{part}.{name}': flat for part, names in parts.items() for name, flat in names.items()}
 
     @classmethod
     def from_flat(cls: Type[T], values: Mapping[str, Any], run: Optional[RunSettings] = None) -> T:
-        """Settings from flat names, as flags and YAML files have them: `{'objective': 'trades', 'attack_steps': 5}`.
+        """Settings from flat names, as in flags and YAML files: `{'objective': 'trades', 'attack_steps': 5}`.
 
         Args:
             values: Flat names and values.
-            run: Settings of the run to check them against, where they are not among them.
+            run: Settings of the run to check them against, if `values` does not contain them.
 
         Raises:
             InputError: On an unknown name and on bad values, naming the flat name.

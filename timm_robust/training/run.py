@@ -1,7 +1,7 @@
 """A training run from start to end, on timm's parts.
 
-What it does, in this order: builds the network and looks at the data, makes loaders, task, optimizer and schedule,
-resumes, trains and validates epoch by epoch, keeps the best checkpoint and exports it with class names.
+The steps, in order: build the network and check the data; create loaders, task, optimizer and schedule; resume; train
+and validate epoch by epoch; keep the best checkpoint and export it with class names.
 """
 import gc
 import logging
@@ -61,12 +61,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves behind.
+    """The result of a run.
 
     Attributes:
         output_dir: Its folder: checkpoints, args.yaml, summary.csv, curves.png and `export`.
-        best_metric: Value of the metric that ranks checkpoints at its best.
-        best_epoch: The epoch of that, from 0.
+        best_metric: Best value of the metric that ranks checkpoints.
+        best_epoch: Epoch of the best value, from 0.
         metrics: Validation metrics of the last epoch; accuracies in percent.
         seconds: Time of training and validation.
     """
@@ -84,21 +84,21 @@ class TrainResult:
 
 @contextmanager
 def _naming(argument: str, value: str) -> Iterator[None]:
-    """Where one of timm's factories refuses its arguments: `InputError` that names ours."""
+    """Turn an error of one of timm's factories into an `InputError` that names our argument."""
     try:
         yield
     except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise InputError(
-            str(error) or 'does not go with the other settings', argument=argument, value=value) from error
+            str(error) or 'is incompatible with the other settings', argument=argument, value=value) from error
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
-    # every epoch starts from its own random state, so that a resumed run repeats it
+    # every epoch is seeded by itself, so that a resumed run repeats it
     return (seed + epoch * 10007) % (1 << 31)
 
 
 class _Pass(TypedDict):
-    """What passes over training and validation data have in common."""
+    """Shared arguments of training and validation passes."""
     device: torch.device
     autocast: Autocast
     channels_last: bool
@@ -107,7 +107,7 @@ class _Pass(TypedDict):
 
 
 class _Run:
-    """The parts of a run, in the order in which they are made."""
+    """The parts of a run, in the order in which they are created."""
 
     def __init__(self, config: TrainConfig, process: Process, peers: Peers):
         random_seed(config.seed, process.rank)
@@ -119,11 +119,11 @@ class _Run:
             config = replace(config, num_classes=found)
             if found != num_classes:
                 if process.primary:
-                    _logger.info(f'{found} classes, as the training data has')
+                    _logger.info(f'{found} classes, taken from the training data')
                 random_seed(config.seed, process.rank)
                 model, num_classes = build_network(config), found
         if config.eval_metric == 'top5' and num_classes <= 5:
-            raise InputError(f'says nothing of {num_classes} classes', "choose 'top1'", argument='eval_metric',
+            raise InputError(f'is always 100 % with {num_classes} classes', "choose 'top1'", argument='eval_metric',
                              value='top5')
         check_img_sizes(config, model, in_chans)
         self.config, self.process, self.peers = config, process, peers
@@ -154,7 +154,7 @@ class _Run:
                 updates_per_epoch=self.updates_per_epoch,
             )
         self._catch_up()
-        # with EMA its figures are the ones that count, as in timm
+        # with EMA, the averaged weights are validated, as in timm
         self.ema = self.task.has_ema() and not config.model_ema_force_cpu
         self.common = _Pass(
             device=process.device,
@@ -183,7 +183,7 @@ class _Run:
         )
 
     def _prepare_task(self) -> int:
-        """Resume, average, compile and distribute, in timm's order; returns the epoch to start with."""
+        """Resume, set up EMA, compile and distribute, in timm's order; returns the first epoch."""
         config, task, start_epoch = self.config, self.task, 0
         if config.resume:
             start_epoch = resume(
@@ -200,20 +200,20 @@ class _Run:
         if config.torchcompile:
             task.compile(backend=config.torchcompile, mode=config.torchcompile_mode)
         if self.process.distributed:
-            self.peers.meet()  # the primary process has looked at all images
+            self.peers.meet()  # wait until the primary process has checked all images
             task.prepare_distributed(
                 device_ids=None if self.process.device.type == 'cpu' else [self.process.device],
                 broadcast_buffers=not config.no_ddp_bb)
         start_epoch = start_epoch if config.start_epoch is None else config.start_epoch
         if isinstance(task, RobustTask) and (config.start_epoch is not None or is_recovery(config.resume)):
-            task.step = start_epoch * len(self.loaders.train)  # from which warm-up, noise and schedules follow
+            task.step = start_epoch * len(self.loaders.train)  # warm-up, noise and schedules depend on it
         return start_epoch
 
     def _catch_up(self) -> None:
-        """Move the schedule to the epoch that a resumed run starts with."""
+        """Advance the schedule to the first epoch of a resumed run."""
         config, start = self.config, self.start_epoch
         if start > self.num_epochs or start == self.num_epochs and not export_incomplete(config):
-            known = f'{config.resume} has {start} already' if config.start_epoch is None else f'{start} is the first'
+            known = f'{config.resume} already has {start}' if config.start_epoch is None else f'{start} is the first'
             raise InputError(known, 'give more', argument='epochs', value=config.epochs)
         if self.lr_scheduler is not None and start > 0:
             if config.sched_on_updates:
@@ -284,7 +284,7 @@ class _Run:
         return metrics
 
     def validate(self) -> None:
-        """Validate, on clean images and on attacked ones."""
+        """Validate on clean and on attacked images."""
         if self.loaders.validation is not None:
             self.eval_metrics = dict(validate(self.task, self.loaders.validation, ema=self.ema, **self.common))
         if self.loaders.robust is not None:
@@ -302,10 +302,10 @@ class _Run:
         self.trackers.log(row)
 
     def run_epochs(self) -> float:
-        """All epochs; returns the seconds they took."""
+        """Run all epochs; returns the seconds they took."""
         start = time.perf_counter()
         for epoch in range(self.start_epoch, self.num_epochs):
-            self.peers.meet()  # the primary process has written the last epoch
+            self.peers.meet()  # wait until the primary process has written the last epoch
             train_metrics = self.train_epoch(epoch)
             metric: Optional[float] = None
             if (epoch + 1) % self.config.val_interval == 0 or epoch + 1 == self.num_epochs:
@@ -319,15 +319,15 @@ class _Run:
         return time.perf_counter() - start
 
     def result(self, seconds: float) -> TrainResult:
-        """What the run leaves behind after its last epoch, which is validated and ranked."""
+        """The result after the last epoch, which is always validated and ranked."""
         metric, epoch = self.saver.best_metric, self.saver.best_epoch
         assert metric is not None and epoch is not None
         return TrainResult(self.folder, float(metric), int(epoch), dict(self.eval_metrics), seconds)
 
     def leave_process_group(self) -> None:
-        """End what the processes share."""
-        # DistributedDataParallel must be gone first: if it holds the last reference to a gloo group, torch 2.11 can
-        # wait for itself when the group ends with it
+        """Leave the process group."""
+        # delete DistributedDataParallel first: if it holds the last reference to a gloo group, torch 2.11 can
+        # deadlock when the group is destroyed with it
         self.task.trainable_module = unwrap_model(self.task.trainable_module)
         if self.process.primary:
             self.saver.model = self.task.trainable_module
@@ -336,7 +336,7 @@ class _Run:
         dist.destroy_process_group()
 
     def export(self) -> None:
-        """Write the best weights, to be loaded by `local-dir:`, and the curves."""
+        """Write the best weights, loadable by `local-dir:`, and the curves."""
         plot_curves(self.folder / 'summary.csv', self.folder / 'curves.png')
         model = unwrap_model(self.task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
         load_weights(model, self.folder / 'model_best.pth.tar', use_ema=self.ema)
@@ -355,7 +355,7 @@ class _Run:
             folder,
             preprocessing=self.preprocessing,
             class_names=self.data.class_names,
-            # these are not the weights of the tag the architecture came with
+            # not the tag of the pretrained weights
             pretrained_cfg={'tag': name, 'description': f'trained with {name}'},
         )
 
@@ -363,9 +363,9 @@ class _Run:
 def train(config: TrainConfig) -> TrainResult:
     """Train a network.
 
-    A run stopped at any moment continues from its last whole epoch with `resume`; on a CPU the final weights are then
-    those of an uninterrupted run, since every epoch starts from its own random state. What was done of the epoch
-    that was cut is done again. The plateau schedule begins anew, for timm does not save its state.
+    A run stopped at any moment continues after its last complete epoch with `resume`. On a CPU the final weights then
+    equal those of an uninterrupted run, since every epoch has its own seed. The interrupted epoch is repeated. The
+    plateau schedule starts over, since timm does not save its state.
 
     Args:
         config: All settings.

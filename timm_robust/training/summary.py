@@ -10,7 +10,7 @@ __all__ = ['add_row', 'plot_curves', 'read_rows', 'trim']
 
 
 def read_rows(path: Path) -> List[Dict[str, str]]:
-    """The rows of a summary; none if there is no such file or it is no summary."""
+    """The rows of a summary; none if the file is missing or not a summary."""
     try:
         with open(path, newline='', encoding='utf-8') as file:
             rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
@@ -28,7 +28,7 @@ def _write(path: Path, rows: List[Dict[str, Any]]) -> None:
 
 
 def trim(path: Path, start_epoch: int) -> None:
-    """Leave out the rows of epochs that will be trained again; what is no summary is put aside."""
+    """Remove the rows of epochs that will be repeated; rename a file that is not a summary."""
     if not path.is_file():
         return
     rows = read_rows(path)
@@ -45,7 +45,7 @@ def add_row(
         eval_metrics: Mapping[str, float],
         lr: float,
 ) -> Dict[str, Any]:
-    """Add an epoch and return its row; rows of other metrics, of settings from before a resume, are put aside first."""
+    """Add an epoch and return its row; if earlier rows have other columns, their file is renamed first."""
     row: Dict[str, Any] = {
         'epoch': epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
         **{f'eval_{k}': v for k, v in eval_metrics.items()}, 'lr': lr}
@@ -58,7 +58,7 @@ def add_row(
 
 
 def plot_curves(summary: Path, output: Path) -> None:
-    """Draw every loss and every accuracy of a summary over the epochs.
+    """Plot every loss and accuracy of a summary over the epochs.
 
     Args:
         summary: The summary.csv of a run.

@@ -1,7 +1,7 @@
 """timm's own train.py, with the objectives of this package.
 
-The user's file is loaded as it is. Where it looks up its parser, its loaders, its classification task and its
-validation, it finds ours around its own; without `--objective` and `--robust-eval-steps` they do nothing.
+The user's file is loaded unchanged. Its parser, loaders, classification task and validation are then wrapped with ours;
+without `--objective` and `--robust-eval-steps` the wrappers do nothing.
 """
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ __all__ = ['TimmScript', 'load_script']
 
 _logger = logging.getLogger(__name__)
 _SEAMS = ('parser', '_parse_args', 'create_model', 'create_loader', 'ClassificationTask', 'validate', 'main')
-# switches of train.py that bring tasks or batches of their own
+# flags of train.py that define their own tasks or batch layout
 _OTHER_TASKS = ('kd_model_name', 'naflex_loader', 'jsd_loss', 'aug_splits', 'split_bn', 'model_dtype', 'torchscript')
 _NOT_ATTACKED = ('kd_model_name', 'naflex_loader', 'model_dtype')
 
@@ -35,35 +35,36 @@ def load_script(path: str) -> ModuleType:
     """Load a train.py as a module, without running its `main`.
 
     Raises:
-        InputError: If there is no such file, or it has no loop of tasks.
+        InputError: If there is no such file, or its loop does not use tasks.
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: no such file', 'name the train.py of a checkout of timm')
     spec = importlib.util.spec_from_file_location('timm_train', path)
     if spec is None or spec.loader is None:
-        raise InputError(f'{path}: is no Python file', 'name the train.py of a checkout of timm')
+        raise InputError(f'{path}: is not a Python file', 'name the train.py of a checkout of timm')
     script = importlib.util.module_from_spec(spec)
-    sys.modules['timm_train'] = script  # where loader workers look for it
-    sys.path.insert(0, str(Path(path).resolve().parent))  # as python does for a script
+    sys.modules['timm_train'] = script  # loader workers look for it there
+    sys.path.insert(0, str(Path(path).resolve().parent))  # as python does for scripts
     try:
         spec.loader.exec_module(script)
     except ImportError as error:
         reason = ' '.join(str(error).split())
-        raise InputError(f'{path}: cannot be imported ({reason})', 'install the timm it is of') from error
+        raise InputError(
+            f'{path}: cannot be imported ({reason})', 'install the version of timm it belongs to') from error
     lacking = [name for name in _SEAMS if not hasattr(script, name)]
     if lacking:
         raise InputError(
-            f"{path}: is no train.py this can drive, it has no {', '.join(lacking)}; timm's has had a loop of tasks "
-            'since 1.0.23')
+            f"{path}: is not a supported train.py, it has no {', '.join(lacking)}; timm's train.py uses tasks since "
+            '1.0.23')
     return script
 
 
 class TimmScript:
-    """Puts our parts where a train.py looks up its own.
+    """Replaces parts of a train.py with ours.
 
     Args:
         script: The loaded train.py, changed in place.
-        add_flags: Adds the flags of `RobustConfig` to a parser, under its flat names; not given means None.
+        add_flags: Adds the flags of `RobustConfig` to a parser, under its flat names, with None as their default.
     """
 
     def __init__(self, script: ModuleType, add_flags: Callable[[argparse.ArgumentParser], None]):
@@ -92,7 +93,7 @@ class TimmScript:
                 (f'`robust_eval_steps={self.config.robust_eval_steps}`', self.config.robust_eval_steps, _NOT_ATTACKED)):
             for name in others if active else ():
                 if getattr(args, name, None):
-                    raise InputError(f'does not go with {ours}', 'leave one of them out', argument=name,
+                    raise InputError(f'is incompatible with {ours}', 'remove one of them', argument=name,
                                      value=getattr(args, name))
         if args.eval_metric == 'robust_top1' and not args.val_split:
             raise InputError('needs validation data', 'name its split in `val_split`', argument='eval_metric',
@@ -103,11 +104,11 @@ class TimmScript:
         return args, text
 
     def create_model(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        """The script's network with what the objective needs."""
+        """The script's network, prepared for the objective."""
         return self.config.objective.prepare_model(self.original['create_model'](*args, **kwargs))
 
     def create_loader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        """The script's loader; what it is made of is kept."""
+        """The script's loader; for robust validation a second one is created."""
         if is_training:
             dataset = self.config.objective.prepare_dataset(
                 dataset, kwargs['input_size'][1:], kwargs.get('hflip', 0.5))
@@ -118,7 +119,7 @@ class TimmScript:
         if is_training:
             self.loader = loader
         elif self.config.robust_eval_steps:
-            # the data set has its transform by now
+            # the call above has set the transform of the data set
             subset = robust_subset(dataset, self.config.robust_eval_samples, self.args.seed)
             self.evaluation = self.original['create_loader'](subset, *args, is_training=False, **kwargs)
         self.space = InputSpace(kwargs['mean'], kwargs['std'])

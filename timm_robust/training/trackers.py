@@ -1,4 +1,4 @@
-"""The rows of summary.csv in Weights & Biases, Trackio and TensorBoard too."""
+"""Send the rows of summary.csv to Weights & Biases, Trackio and TensorBoard."""
 import importlib
 import logging
 from pathlib import Path
@@ -25,7 +25,7 @@ def _trackio(config: TrainConfig, folder: Path, start_epoch: int) -> Any:
 
 
 class _TensorBoard:
-    """Event files in the folder of the run; a resumed run replaces the epochs it trains again."""
+    """Event files in the folder of the run; a resumed run replaces the epochs it repeats."""
 
     def __init__(self, config: TrainConfig, folder: Path, start_epoch: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +38,7 @@ class _TensorBoard:
         self.writer.flush()
 
 
-# By the name of package and extra: what opens a tracker, an object with `log(row)` and `finish()`.
+# By name of package and extra: a function that opens a tracker with `log(row)` and `finish()`.
 _OPEN: Dict[str, Callable[[TrainConfig, Path, int], Any]] = {
     'wandb': _wandb, 'trackio': _trackio, 'tensorboard': _TensorBoard}
 
@@ -53,16 +53,16 @@ def check_trackers(config: TrainConfig) -> None:
         if getattr(config, f'log_{name}'):
             try:
                 importlib.import_module(name)
-            except Exception as error:  # also of one that does not go with other packages
+            except Exception as error:  # also if it is incompatible with other packages
                 raise InputError(f'{name} cannot be imported ({error})', f"pip install 'timm-robust[{name}]'",
                                  argument=f'log_{name}') from error
 
 
 class Trackers:
-    """The trackers of a run. One that fails is warned about and switched off: training does not depend on any."""
+    """The trackers of a run. A failing tracker is switched off with a warning, so that training continues."""
 
     def __init__(self, config: TrainConfig, folder: Path, start_epoch: int):
-        self._open: Dict[str, Any] = {}  # None where one is switched off
+        self._open: Dict[str, Any] = {}  # None if switched off
         for name, opener in _OPEN.items():
             if getattr(config, f'log_{name}'):
                 self._open[name] = self._try(name, opener, config, folder, start_epoch)

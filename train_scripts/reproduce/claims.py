@@ -1,4 +1,4 @@
-"""The papers' claims beside what all attacks at hand leave of them, from tables/*.json."""
+"""Test the papers' claims under all attacks, from tables/*.json."""
 import json
 from statistics import mean
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
@@ -14,14 +14,14 @@ FEWEST_RUNS = 3
 
 
 class Row(NamedTuple):
-    """Two figures of one setting of which a claim says that the first is higher.
+    """Two accuracies in one setting; the claim is that the first is higher.
 
     Attributes:
-        setting: What both are of.
+        setting: The setting of both.
         first, second: In percent.
-        pvalue: Of a test of their difference.
+        pvalue: Result of a test of their difference.
         beside: Further cells.
-        runs: Training runs of each of the two.
+        runs: Training runs for each of the two.
     """
     setting: str
     first: float
@@ -35,10 +35,10 @@ class Claim(NamedTuple):
     """A claim of a paper.
 
     Attributes:
-        title: What it says, and where.
-        text: What the figures are.
-        header: Names of the columns from the first figure to the last further cell.
-        rows: One for each setting; none where there is no test.
+        title: The claim and its source.
+        text: Explanation of the figures.
+        header: Names of the columns from `first` to the last cell of `beside`.
+        rows: One for each setting; none if there is no test.
     """
     title: str
     text: str
@@ -47,7 +47,7 @@ class Claim(NamedTuple):
 
 
 def verdict(row: Row, tests: int) -> str:
-    """What a test says of a claim, as one of so many tests (Bonferroni)."""
+    """The verdict of one of `tests` tests (Bonferroni)."""
     differ = row.pvalue * tests < LEVEL
     if row.runs < FEWEST_RUNS:
         return 'these networks differ' if differ else 'no difference shown'
@@ -62,15 +62,15 @@ def sign_test(a: str, b: str) -> float:
 
 
 def worst_case(found: Dict[str, Any]) -> Tuple[float, str]:
-    """Accuracy in percent under all attacks, and which images withstand them all."""
+    """Accuracy in percent under all attacks, and which images survive them all."""
     withstood = ''.join(map(min, zip(*found['outcomes'])))
     return 100 * withstood.count('1') / len(withstood), withstood
 
 
 def worst_batches(found: Dict[str, Any]) -> Tuple[float, str]:
-    """Accuracy in percent where an attacker picks one of the paper's attacks for each whole batch.
+    """Accuracy in percent if an attacker picks one of the paper's attacks for each batch, and which images survive.
 
-    Where predictions hang on the whole batch no attack can be picked for a single image. Also which images withstand.
+    If predictions depend on the whole batch, the attack cannot be picked per image.
     """
     outcomes = found['outcomes'][:len(PAPER_ATTACKS)]
     batches = ([o[i:i + BATCH] for o in outcomes] for i in range(0, len(outcomes[0]), BATCH))
@@ -79,7 +79,7 @@ def worst_batches(found: Dict[str, Any]) -> Tuple[float, str]:
 
 
 def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
-    """Claims of the RobustNorm paper, of every network and data set."""
+    """Claims of the RobustNorm paper, for every network and data set."""
     settings: Dict[str, Dict[str, Any]] = {}
     for r in rows:
         one = r['statistics']['population']
@@ -95,11 +95,11 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             compared.append(Row(name, batch, tracked, sign_test(a, b), cells(
                 found[norm][mode]['accuracy'][-1] for mode in ('batch', 'population'))))
         claims.append(Claim(
-            f"{title} is more robust with the batch's statistics than with tracked ones (RobustNorm, table 1).",
-            f"What the paper's attacks leave ({', '.join(PAPER_ATTACKS[1:])}), the strongest of them for each batch "
-            f'of {BATCH} images, and beside it what a further attack on each leaves, {STRONGEST["batch"]} on the '
-            f'statistics of the batch and {STRONGEST["population"]} on tracked ones, which cannot be compared. The '
-            'test takes the images of a batch as independent, and there are few batches.',
+            f'{title} is more robust with batch statistics than with tracked ones (RobustNorm, table 1).',
+            f"Accuracy under the paper's attacks ({', '.join(PAPER_ATTACKS[1:])}), taking the strongest for each batch "
+            f'of {BATCH} images. The next two columns have one further attack each, {STRONGEST["batch"]} with batch '
+            f'statistics and {STRONGEST["population"]} with tracked ones, and are not comparable with each other. The '
+            'test treats the images of a batch as independent, and there are few batches.',
             ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %'),
             compared))
     compared = []
@@ -109,7 +109,7 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm'))))
     return [*claims, Claim(
         'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
-        f"What all attacks leave ({', '.join(PAPER_ATTACKS[1:])}, {STRONGEST['population']}) with tracked statistics.",
+        f"Accuracy under all attacks ({', '.join(PAPER_ATTACKS[1:])}, {STRONGEST['population']}), tracked statistics.",
         ('RobustNorm %', 'BatchNorm %', 'RobustNorm, clean %', 'BatchNorm, clean %'), compared)]
 
 
@@ -125,27 +125,28 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
     return [
         Claim(
             'Adversarial training gives a more robust network without BatchNorm (NoFrost).',
-            f'What all attacks leave ({", ".join(ATTACKS[1:])}) of a normalizer-free network and of one with BatchNorm '
-            'and convolutions of the same shapes. Both were trained by one short recipe (λ = ½), tuned for neither; '
-            'without BatchNorm weights are standardized and activations come first, so that they differ in more than '
-            'the norm. The paper: PGD, ResNet-50, ImageNet, Linf 8/255. Of the released weights AutoAttack leaves '
-            f'{released} %, as [others found]({REPORT}).', header,
+            f'Accuracy under all attacks ({", ".join(ATTACKS[1:])}) of a normalizer-free network and of one with '
+            'BatchNorm and convolutions of the same shapes. Both were trained by one short recipe (λ = ½), tuned for '
+            'neither. The network without BatchNorm has standardized weights and pre-activation blocks, so the two '
+            'differ in more than the norm. The paper: PGD, ResNet-50, ImageNet, Linf 8/255. The released weights have '
+            f'{released} % accuracy under AutoAttack, as [others found]({REPORT}).', header,
             [Row(f'MNIST digits, {one["threat_model"]}, {images}', ours, theirs, sign_test(a, b), (paper[1], bn[1]))]),
         Claim(
-            'It costs less clean accuracy without BatchNorm (NoFrost).', 'Clean accuracy of the same networks.', header,
+            'Adversarial training costs less clean accuracy without BatchNorm (NoFrost).',
+            'Clean accuracy of the same networks.', header,
             [Row(f'MNIST digits, {images}', one['accuracy'][0], norm['accuracy'][0],
                  sign_test(one['outcomes'][0], norm['outcomes'][0]), (paper[0], bn[0]))]),
         Claim(
             'Margins are larger and the network is smoother without BatchNorm (NoFrost, table 5).',
-            f"No test of it. Same networks and images: mean margin {one['properties'][0]} without and "
-            f"{norm['properties'][0]} with BatchNorm, in brackets for how many images a boundary was met; where some "
-            'met none the mean is too low. '
-            f"KL divergence within eps {one['properties'][2]} without and {norm['properties'][2]} with BatchNorm; the "
-            'smaller is the smoother.')]
+            f"Not tested. For the same networks and images, the mean margin is {one['properties'][0]} without and "
+            f"{norm['properties'][0]} with BatchNorm; the number of images with a boundary is in brackets, and if some "
+            'have none, the mean is too low. '
+            f"The KL divergence within eps is {one['properties'][2]} without and {norm['properties'][2]} with "
+            'BatchNorm; smaller is smoother.')]
 
 
 def apart(tables: List[Dict[str, Any]]) -> Claim:
-    """The claim of the APART paper, of every data set."""
+    """The claim of the APART paper, for every data set."""
     rows = []
     for found in tables:
         plain, ours = found['top1']['standard'], found['top1']['apart']
@@ -156,28 +157,28 @@ def apart(tables: List[Dict[str, Any]]) -> Claim:
             ', '.join(gains), ', '.join(map(str, found['seeds']))), len(found['seeds'])))
     return Claim(
         'APART gains clean accuracy (APART).',
-        'Means over seeds; the test allows for seeds alone, the test images being the same.',
+        'Means over seeds. The test accounts for the seeds only, since the test images are the same.',
         ('APART %', 'plain %', 'gains', 'seeds'), rows)
 
 
 def spread(rows: List[Dict[str, Any]]) -> str:
-    """How far runs of one network fall apart that differ in their seed alone."""
-    worst = {r['norm']: [s['accuracy'][-1] for s in r['seeds']] for r in rows}  # each attack ran on what was left
+    """How much runs of one network differ that differ only in their seed."""
+    worst = {r['norm']: [s['accuracy'][-1] for s in r['seeds']] for r in rows}  # worst case: attacks ran in sequence
     name = max(worst, key=lambda norm: max(worst[norm]) - min(worst[norm]))
     one = rows[0]['seeds'][0]
-    return (f"of ResNet-8 with {name}, trained {len(worst[name])} times on digits, {', '.join(POWER_ATTACKS[1:])} "
-            f"leave {', '.join(cells(worst[name]))} % ({one['threat_model']}, {one['num_examples']} images, seed "
-            f"{one['seed']}; [table](train_scripts/reproduce/tables/power.md)).")
+    return (f"ResNet-8 with {name}, trained {len(worst[name])} times on digits, reaches "
+            f"{', '.join(cells(worst[name]))} % under {', '.join(POWER_ATTACKS[1:])} ({one['threat_model']}, "
+            f"{one['num_examples']} images, seed {one['seed']}; [table](train_scripts/reproduce/tables/power.md)).")
 
 
 def shown(claims: Sequence[Claim], seeds: str) -> str:
-    """The claims in Markdown, with verdicts that allow for the number of tests."""
+    """The claims in Markdown, with verdicts corrected for the number of tests."""
     tests = sum(len(claim.rows) for claim in claims)
     parts = [
-        f'Whether a claim holds takes {FEWEST_RUNS} training runs of each network at least: another seed to train '
-        f'with can change more than a norm does: {seeds}', 'Only the tests of APART have so many. Of the others, with '
-        f'one run of each network, the tables say whether the two differ. There are {tests} tests, so that takes p < '
-        f'{LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
+        f'Deciding whether a claim holds takes at least {FEWEST_RUNS} training runs of each network, since another '
+        f'training seed can matter more than another norm. {seeds}', 'Only the tests of APART have that many. For the '
+        'others, with one run of each network, the tables only say whether the two networks differ. With '
+        f'{tests} tests, a difference requires p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
     for heading, found in (('Settled', ('holds', 'does not hold')), ('Pairs of networks that differ', (
             'these networks differ',))):
         rows = [f'- "{claim.title}" {verdict(r, tests).capitalize()}: {r.first:.2f} % against {r.second:.2f} % '

