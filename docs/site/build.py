@@ -28,21 +28,24 @@ PACKAGES = ('', 'attacks', 'tasks', 'training', 'evaluation', 'layers', 'models'
 
 
 def linked(text: str, source: Path) -> str:
-    """A page with its links rewritten to pages of the site.
+    """A page with its links rewritten to pages of the site, and with its pictures next to it.
 
     Raises:
         FileNotFoundError: On a link to a file that does not exist.
     """
     def link(match: 're.Match[str]') -> str:
-        label, target, anchor = match.groups()
+        picture, label, target, anchor = match.groups()
         path = (source.parent / target).resolve()
         if path in PAGES:
             return f'[{label}]({PAGES[path]}{anchor or ""})'
         if not path.exists():
             raise FileNotFoundError(f'{source.relative_to(ROOT)} links to {target}')
+        if picture:
+            shutil.copy(path, BUILD / 'pages')
+            return f'![{label}]({path.name})'
         return f'{label} (`{path.relative_to(ROOT)}`)'
 
-    return re.sub(r'\[([^\]]+)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)', link, text)
+    return re.sub(r'(!?)\[([^\]]+)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)', link, text)
 
 
 def flags() -> str:

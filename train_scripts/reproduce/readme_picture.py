@@ -1,0 +1,86 @@
+"""The picture of the README: an undefended and a hardened network under attack.
+
+    python train_scripts/reproduce/readme_picture.py --data-dir cifar10
+
+Measures both networks on lossless CIFAR-10 and writes docs/undefended_and_hardened.png. The images shown are the first
+of those measured that both networks classify correctly.
+"""
+import argparse
+from typing import Dict, Tuple
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+import timm  # noqa: E402
+import torch  # noqa: E402
+from common import HERE  # noqa: E402
+from timm.data import create_dataset  # noqa: E402
+from torchvision.transforms.functional import to_tensor  # noqa: E402
+
+from timm_robust import Linf, NormalizedModel, evaluate  # noqa: E402
+from timm_robust.attacks import PGD  # noqa: E402
+from timm_robust.evaluation import EvaluationReport  # noqa: E402
+from timm_robust.models._build import classes_of  # noqa: E402
+
+NETWORKS = {
+    'undefended': 'robustnorm_resnet20_cifar.batchnorm_cifar10',
+    'hardened': 'nofrost_nfnet18_cifar.madry_linf8_cifar10'}
+COLORS = {'undefended': '#b3261e', 'hardened': '#1a5fb4'}
+EPS, SHOWN, STEPS = 8, 4, 20
+
+
+def chosen(reports: Dict[str, EvaluationReport], data_dir: str) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Images in [0, 1] and labels of the first that both networks classify correctly."""
+    first, second = reports.values()
+    assert first.data.indices == second.data.indices, 'the networks were measured on other images'
+    pairs = zip(first.data.indices, first['clean'].correct, second['clean'].correct)
+    places = [index for index, a, b in pairs if a and b][:SHOWN]
+    dataset = create_dataset('', root=data_dir, split='test')
+    images, labels = zip(*(dataset[i] for i in places))
+    return torch.stack([*map(to_tensor, images)]), torch.tensor(labels)
+
+
+def main() -> None:
+    """Measure and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
+    parser.add_argument('--data-dir', required=True, metavar='DIR', help='folder of test/CLASS/*.png')
+    parser.add_argument('--num-examples', type=int, default=200, metavar='N')
+    args = parser.parse_args()
+    sweep = [f'{i}/255' for i in range(0, EPS + 1, 2)]
+    reports = {label: evaluate(
+        name, args.data_dir, split='test', num_examples=args.num_examples, attacks=f'clean,pgd{STEPS}',
+        threat=Linf(f'{EPS}/255'), eps_sweep=sweep, diagnose=False, workers=0) for label, name in NETWORKS.items()}
+    images, labels = chosen(reports, args.data_dir)
+    names = classes_of('cifar10')
+
+    figure = plt.figure(figsize=(10, 3.6), layout='constrained')
+    left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    grid = left.subplots(2, SHOWN)
+    left.suptitle(f'Attacked images (PGD-{STEPS}, Linf {EPS}/255) and what the networks see', fontsize=10)
+    for row, (label, name) in zip(grid, NETWORKS.items()):
+        model = NormalizedModel(timm.create_model(name, pretrained=True)).eval()
+        attacked = PGD(steps=STEPS)(model, images, labels, Linf(f'{EPS}/255'), seed=0)
+        with torch.no_grad():
+            predictions = model(attacked).argmax(1)
+        for axes, image, label_index, prediction in zip(row, attacked, labels, predictions):
+            axes.imshow(image.permute(1, 2, 0), interpolation='nearest')
+            axes.set(xticks=[], yticks=[])
+            right_answer = prediction == label_index
+            axes.set_title(names[prediction], fontsize=9, color='#1b5e20' if right_answer else '#b3261e')
+        row[0].set_ylabel(label, fontsize=10)
+    axes = right.subplots()
+    for label, report in reports.items():
+        axes.plot([255 * p.eps for p in report.eps_sweep], [p.accuracy for p in report.eps_sweep], 'o-', label=label,
+                  color=COLORS[label])
+    axes.set(xlabel='eps (of 255)', ylabel='accuracy %', ylim=(0, 100))
+    axes.set_title(f'PGD-{STEPS}, Linf, {args.num_examples} CIFAR-10 test images, seed 0', fontsize=10)
+    axes.grid(alpha=.3)
+    axes.legend()
+    figure.savefig(HERE.parents[1] / 'docs' / 'undefended_and_hardened.png', dpi=110)
+    for label, report in reports.items():
+        print(label, NETWORKS[label], [f'{p.eps * 255:g}: {p.accuracy:.1f}' for p in report.eps_sweep])
+
+
+if __name__ == '__main__':
+    main()
