@@ -28,7 +28,7 @@ PACKAGES = ('', 'attacks', 'tasks', 'training', 'evaluation', 'layers', 'models'
 
 
 def linked(text: str, source: Path) -> str:
-    """A page with its links rewritten to pages of the site, and with its pictures next to it.
+    """A page with its links rewritten to pages and pictures of the site.
 
     Raises:
         FileNotFoundError: On a link to a file that does not exist.
@@ -41,7 +41,6 @@ def linked(text: str, source: Path) -> str:
         if not path.exists():
             raise FileNotFoundError(f'{source.relative_to(ROOT)} links to {target}')
         if picture:
-            shutil.copy(path, BUILD / 'pages')
             return f'![{label}]({path.name})'
         return f'{label} (`{path.relative_to(ROOT)}`)'
 
@@ -77,6 +76,8 @@ def main() -> int:
     (pages / 'reference').mkdir(parents=True)
     for source, name in PAGES.items():
         (pages / name).write_text(linked(source.read_text(), source))
+    for picture in (ROOT / 'docs').glob('*.png'):
+        shutil.copy(picture, pages)
     (pages / 'flags.md').write_text(flags())
     for package in PACKAGES:
         (pages / 'reference' / f"{package or 'timm_robust'}.md").write_text(reference(package))
