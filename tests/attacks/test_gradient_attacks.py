@@ -312,7 +312,7 @@ def test_bad_arguments_of_craft(problem, how, message):
         PGD().craft(model, x, y, LINF, **how)
     with pytest.raises(InputError, match='restarts=2: .*most_fooled'):
         PGD(restarts=2).craft(model, x, y, LINF)
-    with pytest.raises(InputError, match='attacks single images alone'):
+    with pytest.raises(InputError, match='attacks single images only'):
         PGDTargeted().craft(model, x, y, LINF)
 
 

@@ -301,7 +301,7 @@ def test_refusals():
     (dict(attacks='pdg20'), "attacks='pdg20': unknown attack"),
     (dict(attacks='pgd3,pgd3'), "attacks='pgd3,pgd3': names pgd3 more than once"),
     (dict(attacks='apgd-t', num_classes=3), 'needs at least 4 classes, the model has 3'),
-    (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': is for Linf alone"),
+    (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': supports only Linf"),
     (dict(threat='Linf 8'), "threat='Linf 8': is above 1"),
     (dict(threat='Linf 0'), 'eps=0: leaves an attack nothing to do'),
     (dict(attack_settings={'restarts': 2}, attacks='fgsm'), 'restarts=2: fgsm has no such setting'),
