@@ -188,7 +188,7 @@ def test_a_timm_model_that_gets_pixels_is_noticed(caplog):
     caplog.clear()
     report = measured(NormalizedModel(inside, (.1, .2, .3), .5), x, y, 'clean')
     assert not caplog.text and report.model.mean == (.1, .2, .3) and report.model.std == (.5,)
-    with pytest.raises(InputError, match='is a NormalizedModel already'):
+    with pytest.raises(InputError, match='is already a NormalizedModel'):
         NormalizedModel(NormalizedModel(inside))
     with pytest.raises(InputError, match='mean: is missing'):
         NormalizedModel(TinyNet())

@@ -212,7 +212,7 @@ def test_gradient_checkpointing_changes_nothing(objective):
 def test_gradient_checkpointing_is_refused(objective):
     task, model = make(objective, model=timm.create_model('test_resnet', num_classes=4))
     model.set_grad_checkpointing(True)
-    with pytest.raises(InputError, match='gradient checkpointing would compute a pass again'):
+    with pytest.raises(InputError, match='gradient checkpointing would recompute a pass'):
         task(SPACE.normalize(torch.rand(4, 3, 32, 32)), torch.arange(4))
 
 
