@@ -206,5 +206,5 @@ def test_batches_must_hold_whole_views():
     task = create_task(NoFrostStar(), TinyNet(), torch.nn.CrossEntropyLoss(), space=SPACE, verbose=False)
     with pytest.raises(InputError, match='views=2 does not divide a batch of 7'):
         task(SPACE.normalize(torch.rand(7, 3, 8, 8)), torch.zeros(7, dtype=torch.long))
-    with pytest.raises(InputError, match=r"terms=5: must be 3 \(the paper\) or 4"):
+    with pytest.raises(InputError, match=r'terms=5: must be 3 \(the paper\) or 4'):
         make_task(TinyNet(), terms=5)

@@ -51,7 +51,7 @@ class _Work:
     Attributes:
         x, y, soft, seeds: See `Batch`; one row per image.
         runs: Restarts, or restarts times targets; a run starts only if its image is not fooled yet.
-        targets: Target classes, shape (N, T), or None; run r steers towards column r modulo T.
+        targets: Target classes, shape (N, T), or None; run r uses column r modulo T.
         budget: Maximum evaluations per image, if it differs from the attack's own limit.
     """
     x: torch.Tensor
