@@ -259,7 +259,7 @@ def test_images_to_evaluate_are_valid_pixels_in_their_space(problem):
         PGD()(model, erased, y, LINF, space=SPACE)
     with pytest.raises(InputError, match='1 channels and InputSpace.* 3'):
         PGD()(model, x[:, :1], y, LINF, space=SPACE)
-    with pytest.raises(InputError, match='images: have 1 channels, mean and std 3'):
+    with pytest.raises(InputError, match='images: have 1 channels, mean and std have 3'):
         NormalizedModel(model, [0., 0., 0.], [1., 1., 1.])(x[:, :1])
 
 
@@ -312,7 +312,7 @@ def test_bad_arguments_of_craft(problem, how, message):
         PGD().craft(model, x, y, LINF, **how)
     with pytest.raises(InputError, match='restarts=2: .*most_fooled'):
         PGD(restarts=2).craft(model, x, y, LINF)
-    with pytest.raises(InputError, match='attacks single images alone'):
+    with pytest.raises(InputError, match='attacks single images only'):
         PGDTargeted().craft(model, x, y, LINF)
 
 

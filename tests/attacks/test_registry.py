@@ -158,10 +158,10 @@ def test_labels_of_any_integer_type(cls, kind, problem):
     (lambda y: y[:, None], r'labels: have shape \(20, 1\)'), (lambda y: y.float(), 'labels: are torch.float32'),
     (lambda y: y[:7], 'labels: 7 for 20 images'), (lambda y: y + 3, 'hold class [456], the model has 4 classes'),
     (lambda y: y - 9, 'labels: hold -'), (lambda y: y.bool(), 'labels: are torch.bool'),
-    (lambda y: ['a'] * len(y), 'labels: are no class indices'), (lambda y: 3, 'labels: a single number for 20 images'),
+    (lambda y: ['a'] * len(y), 'labels: are not class indices'), (lambda y: 3, 'labels: a single number for 20 images'),
     (lambda y: torch.ones(len(y), 3), 'soft targets of 3 classes, the model has 4'),
-    (lambda y: torch.full((len(y), 4), -1.), 'labels: hold negative numbers'),
-    (lambda y: torch.full((len(y), 4), float('nan')), 'labels: hold negative numbers or none')])
+    (lambda y: torch.full((len(y), 4), -1.), 'labels: hold negative or'),
+    (lambda y: torch.full((len(y), 4), float('nan')), 'labels: hold negative or non-finite values')])
 def test_labels_that_fit_nothing_are_refused(cls, labels, message, problem):
     model, x, y = problem
     with pytest.raises(InputError, match=message):
@@ -322,7 +322,7 @@ def test_names_that_are_none(names, message):
 
 
 @pytest.mark.parametrize('attack, threat, classes, message', [
-    (RayS(), L2(1.), 10, "attack='rays': is for Linf alone, not L2"), (CWL2(), Linf(.1), 10, 'is for L2 alone'),
+    (RayS(), L2(1.), 10, "attack='rays': supports only Linf, not L2"), (CWL2(), Linf(.1), 10, 'supports only L2'),
     (APGD(loss='dlr'), Linf(.1), 2, "attack='apgd-dlr': needs at least 3 classes, the model has 2"),
     (APGDT(), Linf(.1), 3, "attack='apgd-t': needs at least 4 classes, the model has 3"),
     (AutoAttack(num_targets=3), Linf(.1), 3, 'num_targets=3: must be between 1 and 2'),
@@ -396,9 +396,9 @@ def test_an_attack_and_a_norm_of_ones_own_are_one_class_each(toys, problem):
     crafted = toys.TwoSteps().craft(model, x, y, threat)
     assert threat.size(crafted - x).max() <= .5 * (1 + 1e-5)
     for attack in (Square(), FAB(), AutoAttack()):
-        with pytest.raises(InputError, match='is for Linf, L2 and L1 alone, not PerChannel'):
+        with pytest.raises(InputError, match='supports only Linf, L2 and L1, not PerChannel'):
             attack(model, x, y, threat)
     with pytest.raises(InputError, match="name='pgd': is taken by timm_robust.attacks.pgd.PGD"):
         registry.register_attack(type('Other', (PGD,), {'name': 'pgd', '__module__': 'elsewhere'}))
-    with pytest.raises(InputError, match="name='My Attack': is no name"):
+    with pytest.raises(InputError, match="name='My Attack': is not a valid attack name"):
         registry.register_attack(type('Other', (PGD,), {'name': 'My Attack'}))

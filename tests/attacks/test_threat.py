@@ -82,7 +82,7 @@ def test_what_is_no_threat_model(text):
 def test_a_norm_has_one_name():
     with pytest.raises(InputError, match="norm='Linf': is taken by timm_robust.attacks.threat.Linf"):
         register_norm(type('Other', (L2,), {'norm': 'Linf'}))
-    with pytest.raises(InputError, match="norm='': is no name"):
+    with pytest.raises(InputError, match="norm='': is not a valid norm name"):
         register_norm(type('Nameless', (L2,), {'norm': ''}))
 
 

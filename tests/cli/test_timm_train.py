@@ -150,7 +150,7 @@ def test_every_objective_reaches_the_loop(folder, tmp_path, monkeypatch):
     (['--objective', 'fat', '--mixup', '.2'], 'leave out --mixup'),
     (['--objective', 'sat', '--jsd-loss'], '--jsd-loss: is incompatible with --objective sat'),
     (['--objective', 'sat', '--kd-model-name', 'resnet18'], '--kd-model-name resnet18: is incompatible with'),
-    (['--objective', 'apart', '--opt', 'adahessian'], '--opt adahessian: takes second derivatives'),
+    (['--objective', 'apart', '--opt', 'adahessian'], '--opt adahessian: needs second derivatives'),
     (['--objective', 'sat', '--torchscript'], '--torchscript: is incompatible with --objective sat'),
     (['--kd-model-name', 'resnet18', '--robust-eval-steps', '2'],
      '--kd-model-name resnet18: is incompatible with --robust-eval-steps 2'),

@@ -142,7 +142,7 @@ def test_a_state_of_something_else_is_refused(case, tmp_path):
         with pytest.raises(InputError, match=f'state_path.*{what}'):
             adversary.run_standard_evaluation(*data, state_path=path)
     path.write_text('{"path": 1}')
-    with pytest.raises(InputError, match='state_path.*no state'):
+    with pytest.raises(InputError, match='state_path.*not the state of'):
         small(model).run_standard_evaluation(x, y, state_path=path)
 
 

@@ -188,7 +188,7 @@ def test_a_timm_model_that_gets_pixels_is_noticed(caplog):
     caplog.clear()
     report = measured(NormalizedModel(inside, (.1, .2, .3), .5), x, y, 'clean')
     assert not caplog.text and report.model.mean == (.1, .2, .3) and report.model.std == (.5,)
-    with pytest.raises(InputError, match='is a NormalizedModel already'):
+    with pytest.raises(InputError, match='is already a NormalizedModel'):
         NormalizedModel(NormalizedModel(inside))
     with pytest.raises(InputError, match='mean: is missing'):
         NormalizedModel(TinyNet())
@@ -301,7 +301,7 @@ def test_refusals():
     (dict(attacks='pdg20'), "attacks='pdg20': unknown attack"),
     (dict(attacks='pgd3,pgd3'), "attacks='pgd3,pgd3': names pgd3 more than once"),
     (dict(attacks='apgd-t', num_classes=3), 'needs at least 4 classes, the model has 3'),
-    (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': is for Linf alone"),
+    (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': supports only Linf"),
     (dict(threat='Linf 8'), "threat='Linf 8': is above 1"),
     (dict(threat='Linf 0'), 'eps=0: leaves an attack nothing to do'),
     (dict(attack_settings={'restarts': 2}, attacks='fgsm'), 'restarts=2: fgsm has no such setting'),

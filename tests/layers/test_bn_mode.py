@@ -264,7 +264,7 @@ def test_every_order_of_switches_ends_in_the_right_network_or_is_refused(fused, 
 @pytest.mark.parametrize('norm', [nn.BatchNorm2d, BatchNormAct2d])
 def test_converters_that_would_forget_a_mode_are_refused(norm, convert):
     for model in (set_bn_mode(nn.Sequential(norm(3)), 'batch'), convert_aux_norm(nn.Sequential(norm(3)))):
-        with pytest.raises(InputError, match='would lose its mode in a conversion; synchronize it by'):
+        with pytest.raises(InputError, match='would lose its mode in a conversion; synchronize it with'):
             convert(model)
     convert(set_bn_mode(set_bn_mode(nn.Sequential(norm(3)), 'batch'), 'population'))
 

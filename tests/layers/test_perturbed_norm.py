@@ -73,7 +73,7 @@ def test_only_a_plain_batch_norm_has_groups(convert):
     NormPerturbation(nn.Sequential(BatchNormAct2d(4)), groups=2)
     model = convert(TinyNet(norm=True))
     NormPerturbation(model)
-    with pytest.raises(InputError, match='groups=2: .* cannot be taken apart into groups'):
+    with pytest.raises(InputError, match='groups=2: .* cannot be split into groups'):
         NormPerturbation(model, groups=2)
 
 

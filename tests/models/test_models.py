@@ -269,7 +269,7 @@ def test_normalized_model():
     assert set(wrapped.state_dict()) == {f'model.{k}' for k in model.state_dict()}
     inside = nn.Sequential(wrapped)
     for make, words in (
-            (lambda: NormalizedModel(inside, .5, .5), 'is a NormalizedModel already'),
+            (lambda: NormalizedModel(inside, .5, .5), 'is already a NormalizedModel'),
             (lambda: NormalizedModel(model, std=0), 'std=0: must be finite and positive'),
             (lambda: NormalizedModel(model, mean=float('nan')), 'mean=nan: must be finite'),
             (lambda: PGD()(inside, pixels, [0, 1], 'Linf 8/255', space=InputSpace.of(model)), 'normalized twice')):

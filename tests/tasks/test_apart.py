@@ -235,9 +235,9 @@ def test_bad_input():
         ApartTask(TinyNet(norm=True).double(), nn.CrossEntropyLoss(), groups=3, verbose=False)(*batch())
     with pytest.raises(InputError, match='static_graph=True'):
         ApartTask(TinyNet(norm=True), verbose=False).prepare_distributed(static_graph=True)
-    with pytest.raises(InputError, match='ratio=0.2 of 8 images leaves less than two'):
+    with pytest.raises(InputError, match='ratio=0.2 of 8 images leaves fewer than two'):
         ApartTask(TinyNet(norm=True).double(), nn.CrossEntropyLoss(), ratio=.2, verbose=False)(*batch())
-    with pytest.raises(InputError, match='groups=2: RobustNorm2d cannot be taken apart'):
+    with pytest.raises(InputError, match='groups=2: RobustNorm2d cannot be split'):
         ApartTask(timm.create_model('robustnorm_resnet20_cifar'), groups=2, verbose=False)
 
 

@@ -151,7 +151,7 @@ def test_what_it_contradicts_is_refused():
 
     with pytest.raises(InputError, match='checkpointing'):
         make(model=Checkpointed().double())[0](*batch())
-    for settings, message in ((dict(gamma=-.1), 'gamma=-0.1'), (dict(start_epoch=2), 'needs a size'),
+    for settings, message in ((dict(gamma=-.1), 'gamma=-0.1'), (dict(start_epoch=2), 'has no effect without'),
                               (dict(gamma=.1, start_epoch=-1), 'start_epoch=-1')):
         with pytest.raises(InputError, match=message):
             AWP(**settings)

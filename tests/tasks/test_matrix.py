@@ -212,7 +212,7 @@ def test_gradient_checkpointing_changes_nothing(objective):
 def test_gradient_checkpointing_is_refused(objective):
     task, model = make(objective, model=timm.create_model('test_resnet', num_classes=4))
     model.set_grad_checkpointing(True)
-    with pytest.raises(InputError, match='gradient checkpointing would compute a pass again'):
+    with pytest.raises(InputError, match='gradient checkpointing would recompute a pass'):
         task(SPACE.normalize(torch.rand(4, 3, 32, 32)), torch.arange(4))
 
 
@@ -388,7 +388,7 @@ def test_batches_that_are_none_are_refused_in_one_line(objective):
             (x, y > 1, 'labels: are torch.bool'), (x, y[:, None], r'labels: have shape \(8, 1\)'),
             (x, y[:4], 'labels: 4 for 8 images'), (x, y + 1, 'labels: hold class 4, the model has 4 classes'),
             (x, y - 1, 'labels: hold -1'), (x, torch.ones(8, 5) / 5, 'soft targets of 5 classes, the model has 4'),
-            (x, None, 'labels: are no class indices')):
+            (x, None, 'labels: are not class indices')):
         with pytest.raises(InputError, match=words) as caught:
             task(given, target)
         assert '\n' not in str(caught.value)

@@ -180,7 +180,7 @@ def test_training(folders, capsys, monkeypatch, flags):
 @pytest.mark.parametrize('kwargs,message', [
     (dict(terms=4), 'terms=4: needs deeply augmented images; pass `deepaug_dirs` or `noise2net`'),
     (dict(terms=2), 'terms=2: must be 3'),
-    (dict(noise2net=True, deepaug_dirs=['a']), 'noise2net=True: stands in for `deepaug_dirs`'),
+    (dict(noise2net=True, deepaug_dirs=['a']), 'noise2net=True: replaces `deepaug_dirs`'),
 ])
 def test_bad_settings(kwargs, message):
     with pytest.raises(InputError, match=message):
@@ -192,8 +192,8 @@ def test_terms_follow_the_images_there_are():
 
 
 @pytest.mark.parametrize('flags,text', [
-    (['--mixup', '0.2'], '--mixup: the views of nofrost_star come together'),
-    (['--no-prefetcher'], '--no-prefetcher: the views of nofrost_star come together'),
+    (['--mixup', '0.2'], '--mixup: nofrost_star collates its views'),
+    (['--no-prefetcher'], '--no-prefetcher: nofrost_star collates its views'),
 ])
 def test_bad_switches(folders, capsys, flags, text):
     assert main(['train', '--model', 'nofrost_resnet20_cifar', '--data-dir', str(folders / 'data'), '--objective',
@@ -206,5 +206,5 @@ def test_batches_must_hold_whole_views():
     task = create_task(NoFrostStar(), TinyNet(), torch.nn.CrossEntropyLoss(), space=SPACE, verbose=False)
     with pytest.raises(InputError, match='views=2 does not divide a batch of 7'):
         task(SPACE.normalize(torch.rand(7, 3, 8, 8)), torch.zeros(7, dtype=torch.long))
-    with pytest.raises(InputError, match="terms=5: must be 3, the paper's, or 4"):
+    with pytest.raises(InputError, match=r'terms=5: must be 3 \(the paper\) or 4'):
         make_task(TinyNet(), terms=5)

@@ -1,4 +1,4 @@
-"""The attack for networks that normalize by the current batch: the whole batch moves, and its statistics with it."""
+"""Adaptive attack on networks with batch statistics: perturbs the whole batch at once."""
 from typing import Any, Optional, Union
 
 import torch
@@ -20,20 +20,20 @@ __all__ = ['Adaptive']
 
 @register_attack
 class Adaptive(Attack):
-    """PGD on a whole batch at once, on the cross-entropy and on the logit gap, with gradients through the statistics.
+    """PGD on a whole batch with the cross-entropy and the logit gap, and with gradients through the batch statistics.
 
-    An attack per image means nothing where a prediction depends on the neighbours. Here the attacker holds the whole
-    batch: of all iterates of all runs the batch in which most images fool the network at once is returned. The outcome
-    holds for this batch alone. In the spirit of Tramer et al. 2020, `On Adaptive Attacks to Adversarial Example
-    Defenses` - https://arxiv.org/abs/2002.08347
+    If a prediction depends on the other images of the batch, attacking single images is meaningless. Here the attacker
+    controls the whole batch. The attack returns the iterate, over all runs, in which the most images fool the network
+    at once. The result holds for this batch only. In the spirit of Tramer et al. 2020, `On Adaptive Attacks to
+    Adversarial Example Defenses` - https://arxiv.org/abs/2002.08347
     """
     name = 'adaptive'
     aliases = ('adaptive-batch',)
     image_by_image = False
     whole_batch = True
-    steps: int = setting(100, 'number of gradient steps of each run')
-    step_size: Optional[float] = setting(None, 'length of a step in pixel units (default: by steps)')
-    restarts: int = setting(1, 'number of runs with each loss')
+    steps: int = setting(100, 'number of gradient steps per run')
+    step_size: Optional[float] = setting(None, 'step size in pixel units (default: derived from steps)')
+    restarts: int = setting(1, 'number of runs per loss')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +51,7 @@ class Adaptive(Attack):
             seed: Seed = 0,
             bn_mode: str = 'eval',
     ) -> torch.Tensor:
-        """Move the batch; arguments of `GradientAttack.craft`."""
+        """Perturb the batch; takes the arguments of `GradientAttack.craft`."""
         best, most, classifier = images.detach(), -1, Classifier(model, dtype=images.dtype)
         attack = PGD(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
         for loss_fn in (cross_entropy, logit_gap):
@@ -72,16 +72,16 @@ class Adaptive(Attack):
             threat: ThreatModel,
             call: Call,
     ) -> AttackResult:
-        """Attack the images as one batch. A `fast_model` has other statistics and is not used.
+        """Attack the images as one batch. `fast_model` is ignored: its statistics differ.
 
         Raises:
-            InputError: On bad arguments, and on `targets` and a `batch_size` other than the number of images.
+            InputError: On bad arguments, on `targets`, and on a `batch_size` other than the number of images.
         """
         if call.targets is not None:
-            raise InputError(f'{self} does not steer towards a class', 'leave it out', argument='targets')
+            raise InputError(f'{self} cannot target a class', 'leave it out', argument='targets')
         if call.batch_size not in (None, len(images)):
             raise InputError(
-                f'{self} moves all {len(images)} images as one batch', 'leave it out', argument='batch_size',
+                f'{self} attacks all {len(images)} images as one batch', 'leave it out', argument='batch_size',
                 value=call.batch_size)
         adv = self.craft(model, images, labels, threat, space=call.space, seed=call.seed)
         with attack_mode(model):
@@ -89,6 +89,6 @@ class Adaptive(Attack):
             fooled = logits_of(classifier, adv).argmax(1) != check_batch(images, labels).labels
         if call.progress is not None:
             call.progress(len(images))
-        # for each loss and restart every step and a last look, and a look at the outcome
+        # per loss: steps + 1 evaluations for each restart, and one to count the fooled images
         spent = 2 * (self.restarts * (self.steps + 1) + 1)
         return AttackResult(adv, fooled, torch.full_like(fooled, spent, dtype=torch.int64))

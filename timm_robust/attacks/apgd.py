@@ -1,7 +1,7 @@
-"""Auto-PGD: momentum steps whose length halves, image by image, where progress stalls.
+"""Auto-PGD: momentum steps with a per-image step size that halves when progress stalls.
 
 Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks` -
-https://arxiv.org/abs/2003.01690, algorithm 1; under L1 sparse steps, see `apgd_l1`.
+https://arxiv.org/abs/2003.01690, algorithm 1. For L1 it takes sparse steps, see `apgd_l1`.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -22,19 +22,20 @@ from .threat import ThreatModel
 
 __all__ = ['APGD', 'APGDT']
 
-_PASSES = 100  # to know an error rate to 10 points
+_PASSES = 100  # estimates an error rate to within 10 points
 _MOMENTUM = .75  # share of the new step (alpha in the paper)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _AutoPGD(Attack):
-    """What both have in common."""
+    """Base of APGD and APGD-T."""
     steps: int = setting(100, 'number of gradient steps')
-    rho: float = setting(.75, 'share of ascending steps between two checks below which the step size halves')
+    rho: float = setting(
+        .75, 'halve the step size if at most this share of the steps between two checks increased the loss')
     eot_iter: int = setting(
-        1, 'passes averaged for each gradient, for networks with noise inside; with more than one no image leaves '
-        'early, and the iterate of the highest mean loss is returned')
-    restarts: int = setting(1, 'number of runs; each attacks the images that still resist')
+        1, 'forward passes averaged per gradient, for randomized networks; above 1 no image stops early, and the '
+        'iterate with the highest mean loss is returned')
+    restarts: int = setting(1, 'number of runs; each attacks the images not fooled yet')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +62,7 @@ class _AutoPGD(Attack):
         if threat.norm == 'L1':
             return apgd_l1.start(batch, threat.eps, self.steps)
         x, ball = batch.x, Ball(batch.x, threat)
-        # on the surface of the ball, as the reference starts
+        # a point on the surface of the ball, as in the reference
         direction = threat.direction(batch.seeds, 0, x[0].numel())
         point = ball.project(x + threat.eps * direction.to(x.dtype).view(x.shape))
         lowest, zero = batch.full(float('-inf')), batch.full(0, torch.int64)
@@ -80,7 +81,7 @@ class _AutoPGD(Attack):
         )
 
     def loss_of(self, state: State, logits: torch.Tensor) -> torch.Tensor:
-        """What to ascend: one value per image."""
+        """Loss to maximize: one value per image."""
         raise NotImplementedError
 
     def step(self, model: Callable, state: State, threat: ThreatModel) -> None:
@@ -89,7 +90,7 @@ class _AutoPGD(Attack):
         for _ in range(self.queries - 1):
             more, _, more_loss = input_gradient(model, state['point'], partial(self.loss_of, state))
             gradient, loss = gradient + more, loss + more_loss
-            # that one noisy pass is fooled says little about the next: the highest mean loss decides, at the end
+            # under EOT one misclassified pass is not conclusive: keep the iterate with the highest mean loss
             fooled = torch.zeros_like(fooled)
         if threat.norm == 'L1':
             fooled = fooled & apgd_l1.is_within_eps(state['step'], self.steps)
@@ -140,15 +141,15 @@ _TARGETED_LOSSES = {'dlr': dlr_targeted, 'gap': gap_targeted}
 
 @register_attack
 class APGD(_AutoPGD):
-    """APGD on the cross-entropy; for 3 classes and more on the DLR; on the logit gap; on the probability margin.
+    """APGD with the cross-entropy, the DLR (at least 3 classes), the logit gap or the probability margin.
 
-    With the probability margin it is the loss of PMA, Xie et al. 2024, `Towards Million-Scale Adversarial Robustness
-    Evaluation With Stronger Individual Attacks` - https://arxiv.org/abs/2411.15210, on APGD's step sizes.
+    The probability margin is the loss of PMA (Xie et al. 2024, `Towards Million-Scale Adversarial Robustness Evaluation
+    With Stronger Individual Attacks` - https://arxiv.org/abs/2411.15210), here with APGD's step sizes.
     """
     name = 'apgd'
     variants = {f'apgd-{loss}': {'loss': loss} for loss in ('ce', 'dlr', 'gap', 'pm')}
     loss: str = setting(
-        'ce', 'ce, the cross-entropy; dlr, the difference of logits ratio; gap, of logits; pm, the probability margin')
+        'ce', 'ce (cross-entropy), dlr (difference of logits ratio), gap (logit gap) or pm (probability margin)')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,13 +166,13 @@ class APGD(_AutoPGD):
 
 @register_attack
 class APGDT(_AutoPGD):
-    """APGD towards each of the likeliest wrong classes: on the targeted DLR, with fewer than 4 classes on z_t - z_y."""
+    """Targeted APGD for each of the likeliest wrong classes, on the targeted DLR (at least 4 classes) or z_t - z_y."""
     name = 'apgd-t'
     variants = {'apgd-t-gap': {'loss': 'gap'}}
     targeted = True
     steerable = True
-    num_targets: Optional[int] = setting(None, 'wrong classes to steer towards, by descending logit (default: 9)')
-    loss: str = setting('dlr', 'dlr, the targeted difference of logits ratio, or gap, z_t - z_y')
+    num_targets: Optional[int] = setting(None, 'number of target classes, by descending logit (default: 9)')
+    loss: str = setting('dlr', 'dlr (targeted difference of logits ratio) or gap (z_t - z_y)')
 
     def __post_init__(self) -> None:
         super().__post_init__()

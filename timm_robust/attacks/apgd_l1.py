@@ -1,9 +1,9 @@
-"""APGD under L1: sparse steps, whose number of pixels follows the best perturbation so far, from a larger eps to eps.
+"""APGD for L1: sparse steps that start within a larger eps.
 
 Croce & Hein 2021, `Mind the box: l1-APGD for sparse adversarial attacks on image classifiers` -
-https://arxiv.org/abs/2103.01208, algorithm 1, with the larger eps of section 3.2: 30 % of the steps within 3 eps, 30 %
-within 2 eps, the rest within eps, each part from the best point of the one before, projected. That projection counts as
-a step.
+https://arxiv.org/abs/2103.01208, algorithm 1. The number of pixels a step changes follows the sparsity of the best
+perturbation so far. As in section 3.2, 30 % of the steps are within 3 eps, 30 % within 2 eps and the rest within eps.
+Each part starts at the projected best point of the previous part; that projection counts as a step.
 """
 import torch
 
@@ -14,8 +14,8 @@ from .threat import project_onto_l1, sparse_signs
 __all__ = ['is_within_eps', 'move', 'start']
 
 _PARTS = 3
-_SHORTER, _SHORTEST = 1.5, 10.  # a step size is divided by the first, and at least the current eps over the second
-_SPARSER = .95  # share of the changed pixels below which the best perturbation counts as sparser
+_SHORTER, _SHORTEST = 1.5, 10.  # divisor of the step size, and of the current eps for its lower bound
+_SPARSER = .95  # the best perturbation counts as sparser below this share of the pixels it changed before
 
 
 def _rows(values: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ def _part(step: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def is_within_eps(step: torch.Tensor, steps: int) -> torch.Tensor:
-    """Whether the point of a step is an allowed one, shape (N,)."""
+    """Whether a step is in the last part, the only one within eps itself, shape (N,)."""
     return _part(step, steps) == _PARTS - 1
 
 
@@ -54,11 +54,11 @@ def start(batch: Batch, eps: float, steps: int) -> State:
 
 
 def move(state: State, gradient: torch.Tensor, eps: float, steps: int) -> None:
-    """From the point just evaluated, of this gradient, to the next."""
+    """Move from the point just evaluated to the next one, given the gradient there."""
     x, point = state['x'], state['point']
     part, following = _part(state['step'], steps), _part(state['step'] + 1, steps)
     size = (_PARTS - part).to(x.dtype) * eps
-    # the sparsity of the best point decides how many pixels the next steps move
+    # the sparsity of the best point decides how many pixels the next steps change
     state['since_check'] = state['since_check'] + 1
     length = torch.where(part < _PARTS - 1, -(-3 * steps // 10), steps - 2 * -(-3 * steps // 10))
     due = state['since_check'] == (length / 25).long().clamp_min(1)
@@ -73,7 +73,7 @@ def move(state: State, gradient: torch.Tensor, eps: float, steps: int) -> None:
 
     count = (state['changed'] / _SHORTER).ceil().long().clamp(1, x[0].numel())
     ahead = point + _rows(state['step_size']) * sparse_signs(gradient, count)
-    # at the end of a part its best point goes to the smaller ball, where it has to prove itself again
+    # at the end of a part, project its best point onto the smaller ball and reset its score
     turns = following > part
     size = (_PARTS - following).to(x.dtype) * eps
     state['point'] = _project(torch.where(_rows(turns), state['best'], ahead), x, size)

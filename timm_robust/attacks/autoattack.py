@@ -1,4 +1,4 @@
-"""AutoAttack: an ensemble of parameter-free attacks, each on the images that withstood those before it.
+"""AutoAttack: an ensemble of parameter-free attacks, run in sequence on the images not fooled yet.
 
 Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks` -
 https://arxiv.org/abs/2003.01690, section 5; the versions and their parameters are those of the authors' code.
@@ -26,17 +26,17 @@ from .threat import ThreatModel
 __all__ = ['AutoAttack', 'Ensemble']
 
 _VERSIONS = ('standard', 'plus', 'rand')
-_MANY = 1000  # classes, where their number is not known
+_MANY = 1000  # assumed number of classes if it is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Attack):
-    """Several attacks in sequence; subclasses say which."""
+    """Several attacks run in sequence; subclasses define `members`."""
     budget = None
 
     @property
     def first(self) -> Optional['Ensemble']:
-        """An ensemble whose attacks are the first of this one."""
+        """The ensemble whose attacks this one runs first, if any."""
         return None
 
     def members(self, num_classes: Optional[int] = None, threat: Optional[ThreatModel] = None) -> Tuple[Attack, ...]:
@@ -61,16 +61,16 @@ class Ensemble(Attack):
         """Attack each image until one attack succeeds.
 
         Returns:
-            An image that fools for each clean one, the clean image itself where none was found; of a network with noise
-            inside (version rand) the image that it misclassifies most often, which counts as fooling from half of the
-            passes on: one pass would count luck (https://github.com/fra31/auto-attack/pull/105).
+            An adversarial image for each clean one, or the clean image itself if none was found. For a randomized
+            network (version rand) it is the image misclassified most often, which counts as fooled if at least half of
+            the passes misclassify it: a single pass would count luck (https://github.com/fra31/auto-attack/pull/105).
 
         Raises:
             InputError: See `Attack.run`; on `targets`.
         """
         self.check(threat)
         if call.targets is not None:
-            raise InputError(f'{self} chooses its own', 'leave it out', argument='targets')
+            raise InputError(f'{self} chooses its own targets', 'leave it out', argument='targets')
         tell = call.progress or (lambda count: None)
         with attack_mode(model):
             check_images(images, call.space, model)
@@ -106,21 +106,21 @@ class Ensemble(Attack):
 
 @register_attack
 class AutoAttack(Ensemble):
-    """AutoAttack. Targeted attacks steer towards 9 classes, or all wrong ones if there are fewer.
+    """AutoAttack. Targeted attacks use 9 target classes, or all wrong classes if there are fewer.
 
-    The DLR needs 3 classes and the targeted DLR 4, which the authors' code leaves to its users. With fewer the same
-    attacks ascend the logit gap, whose scale the steps of APGD do not depend on: APGD-T on z_t - z_y, and in plus and
-    rand for 2 classes APGD on max_{j != y} z_j - z_y. A single output z counts as the two logits [0, z].
+    The DLR needs 3 classes and the targeted DLR 4; the authors' code leaves this to its users. With fewer classes the
+    same attacks maximize a logit gap, whose scale does not affect APGD's steps: APGD-T uses z_t - z_y, and in plus and
+    rand with 2 classes APGD uses max_{j != y} z_j - z_y. A single output z counts as the two logits [0, z].
 
-    Under L1 standard runs APGD-CE five times, and APGD-T steers towards 5 classes.
+    For L1, standard runs APGD-CE five times, and APGD-T with 5 target classes.
     """
     name = 'autoattack'
     aliases = ('aa', 'autoattack-standard')
     variants = {'autoattack-plus': {'version': 'plus'}, 'autoattack-rand': {'version': 'rand'}}
     version: str = setting(
         'standard', 'standard (APGD-CE, APGD-T, FAB-T, Square), plus (with restarts, APGD-DLR and untargeted FAB) or '
-        'rand (for networks with noise inside)')
-    num_targets: Optional[int] = setting(None, 'wrong classes its targeted attacks steer towards (default: 9)')
+        'rand (for randomized networks)')
+    num_targets: Optional[int] = setting(None, 'number of target classes of its targeted attacks (default: 9)')
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
-"""The images an attack may show: around clean ones, within a threat model and within valid pixels.
+"""The images an attack may use: within a threat model around clean images, and within valid pixels.
 
-`ThreatModel` speaks of pixels in [0, 1]. Networks in timm's train loop see normalized images; `InputSpace` knows how
-the two relate, and `Ball` is the set of allowed images in the network's own space.
+`ThreatModel` is defined on pixels in [0, 1]. Networks in timm's training loop take normalized images: `InputSpace`
+converts between the two, and `Ball` is the set of allowed images in the network's input space.
 """
 import math
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ __all__ = ['Ball', 'InputSpace']
 
 @lru_cache(maxsize=64)
 def _per_channel(values: Tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    # kept on the device: a copy from the CPU would make it wait in every pass
+    # cached on the device: a copy from the CPU would force a GPU sync in every pass
     with torch.inference_mode(False):
         return without_wait(torch.tensor(values, dtype=dtype, device='cpu'), device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)
 class InputSpace:
-    """The space a network's input lives in: x = (pixel - mean) / std per channel. The default is pixel space itself.
+    """A network's input space: x = (pixel - mean) / std per channel. The default is pixel space.
 
     Args:
         mean: Mean of each channel, or one value for all.
@@ -53,7 +53,7 @@ class InputSpace:
 
     @classmethod
     def of(cls, model: Any) -> 'InputSpace':
-        """The space a timm model was made for, by its `pretrained_cfg`; pixel space for other networks."""
+        """The input space in a timm model's `pretrained_cfg`; pixel space for other networks."""
         cfg = getattr(unwrap_model(model), 'pretrained_cfg', None) or {}
         mean, std = cfg.get('mean'), cfg.get('std')
         return cls() if mean is None or std is None else cls(tuple(mean), tuple(std))
@@ -68,17 +68,17 @@ class InputSpace:
         for values in (self.mean, self.std):
             if len(values) not in (1, x.shape[1]):
                 raise InputError(
-                    f'images have {x.shape[1]} channels and {self} {len(values)}', 'give a value for each',
+                    f'images have {x.shape[1]} channels and {self} has {len(values)}', 'give one value per channel',
                     argument='space')
         return _per_channel(self.mean, x.dtype, x.device), _per_channel(self.std, x.dtype, x.device)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels in [0, 1] to the network's input, shape (N, C, H, W)."""
+        """Convert pixels in [0, 1] to the network's input, shape (N, C, H, W)."""
         mean, std = self.tensors(pixels)
         return (pixels - mean) / std
 
     def to_pixels(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's input to pixels, shape (N, C, H, W)."""
+        """Convert the network's input to pixels, shape (N, C, H, W)."""
         mean, std = self.tensors(x)
         return x * std + mean
 
@@ -89,9 +89,8 @@ PIXELS = InputSpace()
 class Ball:
     """The allowed images around clean ones, in the network's input space.
 
-    An allowed image is within eps of the clean one and its pixels are in [0, 1]. Where a clean pixel itself lies
-    outside [0, 1] (random erasing in training), the range is widened to that pixel, so that no perturbation is forced
-    upon it.
+    An allowed image is within eps of the clean one and its pixels are in [0, 1]. If a clean pixel is itself outside
+    [0, 1] (random erasing in training), its range is widened to include it, so that it need not change.
 
     Args:
         x: Clean images in the network's input space, shape (N, C, H, W).
@@ -112,33 +111,33 @@ class Ball:
 
     @classmethod
     def of_rows(cls, rows: Dict[str, torch.Tensor], threat: ThreatModel) -> 'Ball':
-        """The ball in pixel space whose `rows()` these are, or were before rows were exchanged."""
+        """Rebuild a ball in pixel space from its `rows()`, some of which may have been replaced."""
         ball = cls.__new__(cls)
         ball.threat, ball.space, ball.std = threat, PIXELS, None
         ball.x, ball.lower, ball.upper = rows['x'], rows['lower'], rows['upper']
         return ball
 
     def rows(self) -> Dict[str, torch.Tensor]:
-        """What the ball is made of, one row per image."""
+        """The tensors that define the ball, one row per image."""
         return {'x': self.x, 'lower': self.lower, 'upper': self.upper}
 
     def take(self, index: torch.Tensor) -> 'Ball':
-        """The ball of some of the images."""
+        """The ball around some of the images."""
         ball = Ball.of_rows({name: rows[index] for name, rows in self.rows().items()}, self.threat)
         ball.space, ball.std = self.space, self.std
         return ball
 
     def to_input(self, delta: torch.Tensor) -> torch.Tensor:
-        """A perturbation of pixels as a perturbation of the network's input."""
+        """Convert a perturbation of pixels to one of the network's input."""
         return delta if self.std is None else delta / self.std
 
     def project(self, adv: torch.Tensor) -> torch.Tensor:
-        """Allowed images near these: within eps by `ThreatModel.project`, and within valid pixels."""
+        """Project onto the allowed images: within eps, by `ThreatModel.project`, and within valid pixels."""
         if not self.threat.box:
             delta = adv - self.x
             pixels = delta if self.std is None else delta * self.std
             if type(self.threat).project is ThreatModel.project:
-                adv = self.x + delta * self.threat.shrink(pixels)  # a factor needs no change of units
+                adv = self.x + delta * self.threat.shrink(pixels)  # a factor needs no conversion
             else:
                 lowest, highest = (
                     end - self.x if self.std is None else (end - self.x) * self.std for end in (self.lower, self.upper))
@@ -154,7 +153,7 @@ class Ball:
         return self._moved(self.threat.random(self._seeds(seed), self.x[0].numel()))
 
     def jittered(self, std: float, seed: Seed = None) -> torch.Tensor:
-        """The clean images under Gaussian noise of `std` in pixel units, projected; `seed` as in `random`."""
+        """The clean images plus Gaussian noise of `std` in pixel units, projected; `seed` as in `random`."""
         count = self.x[0].numel()
         return self._moved(noise.normal(self._seeds(seed), count, count) * std)
 
@@ -165,7 +164,7 @@ class Ball:
         return self.project(self.x + self.to_input(pixels.to(self.x.dtype).view(self.x.shape)))
 
     def ascend(self, adv: torch.Tensor, pixel_direction: torch.Tensor, step_size: float) -> torch.Tensor:
-        """A step uphill, along the threat model's `stride`, then projection.
+        """Take an ascent step along the threat model's `stride`, then project.
 
         Args:
             adv: Current images in the network's input space, shape (N, C, H, W).

@@ -1,7 +1,7 @@
-"""An attack as an object: its fields are its settings, its class attributes say what it is for.
+"""Base class of attacks: fields are the settings, class attributes describe what an attack supports.
 
-An attack of one's own is one class: `start` makes the first state of some images, `step` advances each of them by one
-evaluation of the network. Batches, restarts, targets, seeds and bookkeeping are those of loop.py.
+A custom attack is one class: `start` makes the initial state of some images, `step` advances each of them by one
+evaluation of the network. loop.py handles batching, restarts, targets, seeds and bookkeeping.
 
     @register_attack
     class Noise(Attack):
@@ -59,20 +59,20 @@ class Attack:
 
     Attributes:
         name: Name in lists of attacks, with hyphens.
-        aliases: Further names.
+        aliases: Other names.
         variants: Names that imply settings: 'apgd-dlr' is APGD with loss='dlr'.
-        norms: Norms it is defined for, None for all.
+        norms: Supported norms, None for all.
         budget: The field that a number after the name sets ('pgd20'), None if it takes no number.
         shows_budget: Print that number even if it is the default.
-        min_classes: Fewest classes it is defined for.
-        targeted: Steers towards the likeliest wrong classes, `num_targets` of them.
-        steerable: Can steer towards a class, by `targets` of a call.
-        counts_queries: Evaluations of the network are its budget.
-        minimizes: Looks for the nearest image that fools, so that one run says what fools at every eps.
-        needs_float32: A faster copy in lower precision would make it weaker.
-        image_by_image: Attacks each image alone, whatever its neighbours.
-        whole_batch: Can move a batch as one, by `craft`: for networks that normalize by the batch.
-        transfers: Its whole-batch images are of use on another network than they were crafted on.
+        min_classes: Minimum number of classes.
+        targeted: Targets the `num_targets` likeliest wrong classes.
+        steerable: Accepts target classes (`targets` of a call).
+        counts_queries: Its budget is a number of queries to the network.
+        minimizes: Minimizes the perturbation, so that one run gives the result at every eps.
+        needs_float32: Would be weaker on a faster copy in lower precision.
+        image_by_image: Attacks each image independently.
+        whole_batch: Can perturb a batch jointly (`craft`), for networks with batch statistics.
+        transfers: Images from `craft` are useful against other networks.
     """
     name: ClassVar[str] = ''
     aliases: ClassVar[Tuple[str, ...]] = ()
@@ -98,7 +98,7 @@ class Attack:
 
     @property
     def classes_needed(self) -> int:
-        """Fewest classes for these settings."""
+        """Minimum number of classes for these settings."""
         return self.min_classes
 
     @property
@@ -108,16 +108,16 @@ class Attack:
 
     @property
     def passes(self) -> int:
-        """Passes of the network that decide whether an image fools: several where it is taken to have noise inside."""
+        """Forward passes that decide whether an image fools the network; several if it is assumed to be randomized."""
         return 1
 
     @property
     def run_length(self) -> Optional[int]:
-        """Largest number of steps of a run; None if unknown."""
+        """Maximum number of steps of a run; None if unknown."""
         return None
 
     def runs_in_turn(self, threat: ThreatModel) -> bool:
-        """Start no run of an image while another is under way: where none can succeed early, most would be in vain."""
+        """Whether an image's runs are sequential: if none can succeed early, most parallel runs would be wasted."""
         return False
 
     def choose_targets(
@@ -128,11 +128,11 @@ class Attack:
             threat: ThreatModel,
             batch_size: Optional[int],
     ) -> torch.Tensor:
-        """Classes a targeted attack steers towards, shape (N, T), in this order: the likeliest wrong ones."""
+        """Target classes of a targeted attack, shape (N, T), in order: the likeliest wrong ones."""
         return wrong_classes(logits_of(model, x, batch_size), y, getattr(self, 'num_targets', None))
 
     def start(self, batch: Batch, threat: ThreatModel) -> State:
-        """State of images that have not been advanced yet."""
+        """Initial state of the images."""
         raise NotImplementedError
 
     def step(self, model: Callable[[torch.Tensor], torch.Tensor], state: State, threat: ThreatModel) -> None:
@@ -159,29 +159,29 @@ class Attack:
             progress: Optional[Callable[[int], None]] = None,
             all_correct: bool = False,
     ) -> AttackResult:
-        """Attack each image. One that the network misclassifies already is returned as it is.
+        """Attack each image. Images that are already misclassified are returned unchanged.
 
-        A network in half precision gets images of its precision, and the adversarial ones are rounded to it on their
-        way in. They are returned in float32, since rounded ones would lie beyond eps: under L2 by a multiple of it.
+        A half-precision network takes images in its precision: adversarial images are rounded on the way in. They are
+        returned in float32, since rounded images would exceed eps, under L2 by a multiple of it.
 
         Args:
-            model: Maps images to logits. A module is frozen in eval mode meanwhile, and left as it was.
+            model: Maps images to logits. A module is frozen in eval mode during the attack and restored afterwards.
             images: Clean images, shape (N, C, H, W), pixels in [0, 1] or in `space`.
             labels: True classes (N,), of any integer type, or soft targets (N, K).
-            threat: Threat model, or how it is printed: 'Linf 8/255'.
-            seed: One seed for all images, or one per image: then neither batch size nor order changes an outcome. None
-                draws one from torch's global generator.
+            threat: Threat model, or a string such as 'Linf 8/255'.
+            seed: One seed for all images, or one per image, which makes results independent of batch size and order.
+                None draws one from torch's global generator.
             space: Input space of the network if it does not take pixels.
-            targets: Classes to steer towards instead of away from the label, shape (N,) or (N, T); one run for each.
-            batch_size: Images in the network at once, all by default.
-            fast_model: A faster network to search with (`make_fast_model`). What it decides is verified on `model`,
-                image by image, and where the two disagree the attack is run again with `model`.
-            progress: Called with the number of images that have come to their end since it was last called.
-            all_correct: The network classifies all images correctly: saves a first look at them.
+            targets: Target classes of a targeted attack, shape (N,) or (N, T); one run per target.
+            batch_size: Images per forward pass, all by default.
+            fast_model: A faster copy of the network to run the attack on (`make_fast_model`). Every result is verified
+                on `model`, and images on which the two disagree are attacked again on `model`.
+            progress: Called with the number of images finished since the last call.
+            all_correct: All images are known to be classified correctly, which saves a clean forward pass.
 
         Raises:
-            InputError: On bad arguments, see `check_images` and `check_batch`; on a norm or a number of classes the
-                attack is not defined for; on logits that are not finite or not (N, K).
+            InputError: On bad arguments, see `check_images` and `check_batch`; on an unsupported norm or number of
+                classes; on logits that are not finite or not (N, K).
         """
         call = Call(seed, space, targets, batch_size, fast_model, progress, all_correct)
         return self.attack_images(model, images, labels, parse_threat(threat), call)
@@ -194,20 +194,20 @@ class Attack:
             threat: ThreatModel,
             call: Call,
     ) -> AttackResult:
-        """What `run` does; here each image alone, by `start` and `step`."""
+        """Implementation of `run`; by default attacks each image independently with `start` and `step`."""
         return run_attack(self, model, images, labels, threat, call)
 
     def members(self, num_classes: Optional[int] = None, threat: Optional[ThreatModel] = None) -> Tuple['Attack', ...]:
-        """The attacks to run one after the other, each on what those before it left: itself, or those of an ensemble.
+        """The attacks to run in sequence, each on the images not fooled yet: itself, or the members of an ensemble.
 
         Args:
-            num_classes: Classes of the network, which an ensemble may depend on; many by default.
-            threat: The threat model, on which settings of its attacks may depend.
+            num_classes: Number of classes of the network, which may affect the members; assumed large by default.
+            threat: The threat model, which may affect the members' settings.
         """
         return (self,)
 
     def check(self, threat: ThreatModel, num_classes: Optional[int] = None) -> None:
-        """Refuse a norm or a number of classes the attack is not defined for.
+        """Refuse an unsupported norm or number of classes.
 
         Raises:
             InputError: Naming the attack.
@@ -215,7 +215,7 @@ class Attack:
         norms = self.norms
         if norms is not None and threat.norm not in norms:
             names = ' and '.join((', '.join(norms[:-1]), norms[-1])[-len(norms):])
-            raise InputError(f'is for {names} alone, not {threat.norm}', argument='attack', value=str(self))
+            raise InputError(f'supports only {names}, not {threat.norm}', argument='attack', value=str(self))
         if num_classes is None:
             return
         if num_classes < self.classes_needed:

@@ -1,4 +1,4 @@
-"""AutoAttack, and what breaks images that it leaves."""
+"""AutoAttack, followed by attacks that fool some of the remaining images."""
 from typing import Optional, Tuple
 
 from .apgd import APGD
@@ -13,9 +13,9 @@ __all__ = ['Best']
 
 @register_attack
 class Best(Ensemble):
-    """AutoAttack, then MALT and APGD on the probability margin (PMA) on what it leaves; slower, and never weaker.
+    """AutoAttack, then MALT and APGD on the probability margin (PMA) on the remaining images; slower, never weaker.
 
-    An evaluation that names `autoattack` too runs its attacks once.
+    If an evaluation also lists `autoattack`, the shared attacks run once.
     """
     name = 'best'
 

@@ -1,4 +1,4 @@
-"""What every attack asks of images, labels and logits, checked and converted once for all of them."""
+"""Checks and conversions of images, labels and logits, shared by all attacks."""
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
@@ -23,14 +23,14 @@ __all__ = [
 
 _COPY_TOLERANCE = 1e-3
 _PIXEL_SLACK = 1e-5
-_SPACE_SLACK = 1e-2  # half and bfloat16 cannot undo a normalization to the last digit
+_SPACE_SLACK = 1e-2  # half precision and bfloat16 cannot undo a normalization exactly
 
 
 def as_logits(output: Any, count: int) -> torch.Tensor:
-    """What a network returns for `count` images as logits (N, K): a single output z is two classes, [0, z].
+    """Convert a network's output for `count` images to logits (N, K); a single output z becomes two logits, [0, z].
 
     Raises:
-        InputError: If it is no tensor of floats of shape (N, K), (N, 1) or (N,).
+        InputError: If it is not a floating-point tensor of shape (N, K), (N, 1) or (N,).
     """
     is_tensor = isinstance(output, torch.Tensor)
     if not is_tensor or output.ndim not in (1, 2) or len(output) != count or not output.is_floating_point():
@@ -41,10 +41,10 @@ def as_logits(output: Any, count: int) -> torch.Tensor:
 
 
 def logits_of(model: Callable, x: torch.Tensor, batch_size: Optional[int] = None) -> torch.Tensor:
-    """Logits without gradients, shape (N, K), in batches.
+    """Logits of shape (N, K), computed in batches without gradients.
 
     Raises:
-        InputError: If the network returns no logits, or values that are not finite.
+        InputError: If the network returns anything but logits, or non-finite values.
     """
     with torch.no_grad():
         logits = torch.cat([as_logits(model(part), len(part)) for part in x.split(batch_size or max(len(x), 1))])
@@ -53,12 +53,12 @@ def logits_of(model: Callable, x: torch.Tensor, batch_size: Optional[int] = None
 
 
 def error_rates(ask: Callable[[], torch.Tensor], y: torch.Tensor, passes: int) -> torch.Tensor:
-    """How often images are misclassified, shape (N,); one that is in half of the passes or more counts as broken.
+    """Share of passes that misclassify each image, shape (N,); from 0.5 an image counts as misclassified.
 
     Args:
-        ask: Gives logits (N, K), for a randomized network others each time.
+        ask: Returns logits (N, K), which differ between calls if the network is randomized.
         y: True classes, shape (N,).
-        passes: How often to ask.
+        passes: Number of calls.
     """
     wrong = torch.stack([ask().argmax(1) != y for _ in range(passes)])
     return wrong.float().mean(0)
@@ -71,20 +71,21 @@ def check_finite(logits: torch.Tensor) -> None:
         InputError: Naming the network.
     """
     if not torch.isfinite(logits).all():
-        raise InputError('returns logits that are not finite', 'its weights are broken', argument='model')
+        raise InputError(
+            'returns logits that are not finite', 'its weights are corrupt, or training diverged', argument='model')
 
 
 class Classifier:
-    """A network as an attack sees it: pixels in [0, 1] in float32 or better go in, logits (N, K) come out.
+    """A network as attacks call it: maps pixels in [0, 1], in float32 or better, to logits (N, K).
 
     Args:
         model: The network.
         space: Its input space.
-        dtype: What it takes.
+        dtype: Its input dtype.
         check: Called with the first logits, and again if the number of classes changes.
 
     Attributes:
-        tolerance: For a copy to search with: largest difference from the network's logits, as a share of the largest.
+        tolerance: For a fast copy: maximum difference from the network's logits, relative to the largest.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Classifier:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels if self.space == PIXELS else self.space.normalize(pixels)
-        # one precision from here on, also behind a network that computes in another
+        # attacks compute in one precision, whatever the network's
         logits = as_logits(self.model(x.to(self.dtype)), len(x)).to(pixels.dtype)
         if logits.shape[1] != self.num_classes:
             self.num_classes = logits.shape[1]
@@ -112,7 +113,7 @@ class Classifier:
 
 
 def check_tensor(images: Any, argument: str = 'images') -> None:
-    """Refuse what is no batch of images, whatever space they are in.
+    """Refuse anything but a batch of images, in any input space.
 
     Raises:
         InputError: On another shape or type.
@@ -125,7 +126,7 @@ def check_tensor(images: Any, argument: str = 'images') -> None:
 
 
 def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = None) -> None:
-    """Refuse what is no batch of images, or is not in the space that it should be in.
+    """Refuse anything but a batch of images in the expected input space.
 
     Raises:
         InputError: On another shape or type; if `images` are not in [0, 1], or the network is a timm model that expects
@@ -135,13 +136,13 @@ def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = N
     if space is not None:
         if holds_normalized(model) and not space.is_pixels:
             raise InputError(
-                'the network normalizes by itself, images would be normalized twice', 'leave `space` out and give it '
+                'the network normalizes by itself, images would be normalized twice', 'leave `space` out and pass '
                 'pixels', argument='space', value=space)
         return
     if not InputSpace.of(model).is_pixels:
         raise InputError(
-            f'a timm model expects normalized images, and no `space` is given: {InputSpace.of(model)}',
-            'wrap it in NormalizedModel and give it pixels, or pass the space that its images are in '
+            f'a timm model expects normalized images, but no `space` is given: {InputSpace.of(model)}',
+            'wrap it in NormalizedModel and pass pixels, or pass the `space` of the images '
             '(`space=InputSpace()` if it was trained on pixels)', argument='model')
     if not len(images):
         return
@@ -149,40 +150,40 @@ def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = N
     if not (low >= -_PIXEL_SLACK and high <= 1 + _PIXEL_SLACK):
         raise InputError(
             f'span [{low:.3g}, {high:.3g}] but pixels in [0, 1] are expected', 'for normalized images pass '
-            '`space=InputSpace(mean, std)`, or wrap the network in NormalizedModel and give it pixels',
+            '`space=InputSpace(mean, std)`, or wrap the network in NormalizedModel and pass pixels',
             argument='images')
 
 
 def usable(x: torch.Tensor) -> torch.Tensor:
-    """Detached, and outside of `torch.inference_mode` of use to autograd."""
+    """Detach a tensor so that autograd can use it, even if it was created in `torch.inference_mode`."""
     return x.clone() if x.is_inference() else x.detach()
 
 
 def pixels_of(images: torch.Tensor, space: Optional[InputSpace]) -> torch.Tensor:
-    """Pixels in [0, 1] of checked images, in float32 or better.
+    """Convert checked images to pixels in [0, 1], in float32 or better.
 
     Raises:
-        InputError: If images in `space` are no valid pixels.
+        InputError: If images in `space` are not valid pixels.
     """
-    x = precise(usable(images))  # in half precision steps are lost to rounding
+    x = precise(usable(images))  # in half precision small steps are lost to rounding
     if space is None or not len(x):
         return x
     pixels = space.to_pixels(x)
     low, high = torch.stack(torch.aminmax(pixels)).tolist()
     if not (low > -_SPACE_SLACK and high < 1 + _SPACE_SLACK):
         raise InputError(
-            f'span [{low:.3g}, {high:.3g}] in pixels of space={space}', 'images to evaluate must be in [0, 1], without '
-            'random erasing', argument='images')
+            f'span [{low:.3g}, {high:.3g}] in pixels with space={space}', 'evaluation images must be in [0, 1], '
+            'without random erasing', argument='images')
     return pixels.clamp(0, 1)
 
 
 class Checked(NamedTuple):
-    """Labels as attacks take them.
+    """Labels in the form attacks use.
 
     Attributes:
         labels: True classes, int64, shape (N,).
-        soft: Soft targets (N, K), if those were given.
-        num_classes: Fewest classes a network must have for these labels.
+        soft: Soft targets (N, K), or None.
+        num_classes: Minimum number of classes a network needs for these labels.
     """
     labels: torch.Tensor
     soft: Optional[torch.Tensor]
@@ -193,16 +194,17 @@ def _class_indices(values: Any, images: torch.Tensor, argument: str) -> torch.Te
     try:
         values = usable(torch.as_tensor(values, device=images.device))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f'are no class indices: {error}', 'give a tensor of shape (N,)', argument=argument) from error
+        raise InputError(
+            f'are not class indices: {error}', 'give a tensor of shape (N,)', argument=argument) from error
     if len(values.shape) < 1 or len(values) != len(images):
         raise InputError(
-            f'{len(values) if values.ndim else "a single number"} for {len(images)} images', 'give one for each',
+            f'{len(values) if values.ndim else "a single number"} for {len(images)} images', 'give one per image',
             argument=argument)
     return values
 
 
 def _check_range(values: torch.Tensor, argument: str, look: bool) -> int:
-    """The largest class index plus one; 0 where looking would make a GPU wait and is not asked for."""
+    """The largest class index plus one, or 0 if unchecked: on a GPU a check forces a sync and needs `look`."""
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise InputError(f'are {values.dtype}', 'class indices must be whole numbers', argument=argument)
     if not (look or values.device.type == 'cpu') or not values.numel():
@@ -214,12 +216,12 @@ def _check_range(values: torch.Tensor, argument: str, look: bool) -> int:
 
 
 def check_batch(images: torch.Tensor, labels: Any, *, look: bool = True) -> Checked:
-    """Convert labels.
+    """Check and convert labels.
 
     Args:
-        images: Images that were checked.
+        images: Checked images.
         labels: Class indices (N,) of any integer type, as tensor, array or list; or soft targets (N, K).
-        look: Look at values, for which a GPU has to be waited for; on a CPU that is always done.
+        look: Check the values too, which forces a GPU sync; always done on a CPU.
 
     Raises:
         InputError: On another shape or type, and on negative labels.
@@ -227,7 +229,8 @@ def check_batch(images: torch.Tensor, labels: Any, *, look: bool = True) -> Chec
     values = _class_indices(labels, images, 'labels')
     if values.ndim == 2 and values.is_floating_point() and values.shape[1] > 1:
         if (look or values.device.type == 'cpu') and not ((values >= 0) & values.isfinite()).all():
-            raise InputError('hold negative numbers or none', 'soft targets are probabilities', argument='labels')
+            raise InputError(
+                'hold negative or non-finite values', 'soft targets must be probabilities', argument='labels')
         return Checked(hard_labels(values), values, values.shape[1])
     if values.ndim != 1:
         raise InputError(
@@ -238,7 +241,7 @@ def check_batch(images: torch.Tensor, labels: Any, *, look: bool = True) -> Chec
 
 
 def check_targets(images: torch.Tensor, targets: Any) -> torch.Tensor:
-    """Classes to steer towards as int64, shape (N, T), from (N,) or (N, T).
+    """Target classes as int64, shape (N, T), from (N,) or (N, T).
 
     Raises:
         InputError: On another shape or type, and on negative targets.
@@ -251,7 +254,7 @@ def check_targets(images: torch.Tensor, targets: Any) -> torch.Tensor:
 
 
 def check_classes(checked: Checked, num_classes: int) -> None:
-    """Refuse labels beyond the classes of the network.
+    """Refuse labels outside the network's classes.
 
     Raises:
         InputError: Naming the number of classes.
@@ -268,7 +271,7 @@ def wrong_classes(logits: torch.Tensor, y: torch.Tensor, num_targets: Optional[i
     """The likeliest wrong classes by descending logit, shape (N, num_targets).
 
     Args:
-        logits: Of the clean images, shape (N, K).
+        logits: Logits of the clean images, shape (N, K).
         y: True classes, shape (N,).
         num_targets: Number of target classes; by default 9, or all wrong classes if there are fewer.
 

@@ -1,4 +1,4 @@
-"""No attack: clean images, so that they can stand in a list of attacks."""
+"""No attack, so that a list of attacks can include clean accuracy."""
 from typing import Any, Optional, Tuple
 
 import torch
@@ -16,7 +16,7 @@ __all__ = ['Clean']
 
 @register_attack
 class Clean(Attack):
-    """The images as they are."""
+    """The clean images, unchanged."""
     name = 'clean'
     budget = None
     whole_batch = True
@@ -32,7 +32,7 @@ class Clean(Attack):
             threat: ThreatModel,
             call: Call,
     ) -> AttackResult:
-        """Which images are misclassified."""
+        """Find the misclassified images."""
         with attack_mode(model):
             check_images(images, call.space, model)
             checked = check_batch(images, labels)
@@ -43,5 +43,5 @@ class Clean(Attack):
         return AttackResult(precise(images.detach()), wrong, torch.ones_like(checked.labels))
 
     def craft(self, model: Any, images: torch.Tensor, labels: Any, threat: Any = None, **how: Any) -> torch.Tensor:
-        """The images."""
+        """Return the images unchanged."""
         return images.detach()

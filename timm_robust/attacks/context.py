@@ -1,4 +1,4 @@
-"""What surrounds an attack: the network in the right mode, and the one place where input gradients are taken."""
+"""The mode of a network under attack, and input gradients."""
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, Tuple
 
@@ -12,7 +12,7 @@ __all__ = ['ATTACK_BN_MODES', 'attack_mode', 'input_gradient', 'input_gradients'
 
 ATTACK_BN_MODES = ('eval', 'train')
 
-# Scales the loss of an attack under float16 autocast, where small input gradients would vanish on their way.
+# Loss scale under float16 autocast, so that small input gradients do not underflow.
 _FLOAT16_LOSS_SCALE = 1024.
 
 
@@ -22,7 +22,7 @@ def attack_mode(model: Any, bn_mode: str = 'eval') -> Iterator[None]:
 
     Inside, every module is in eval mode, no parameter requires a gradient, standardized weights are computed once, and
     `torch.inference_mode` is off, since autograd cannot be switched on inside it. Afterwards training flags,
-    `requires_grad` flags and normalization buffers are as they were, also when an exception passes.
+    `requires_grad` flags and normalization buffers are restored, also after an exception.
 
     Args:
         model: The network; a plain function is left alone.
@@ -70,7 +70,7 @@ def _differentiate(
         logits: torch.Tensor,
         keep_graph: bool = False,
 ) -> torch.Tensor:
-    """Gradient of the summed values; zero where a defence cuts the graph."""
+    """Gradient of the summed values; zero if a defence detaches the graph."""
     if not values.requires_grad:
         return torch.zeros_like(x)
     scale = _FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.
@@ -79,7 +79,7 @@ def _differentiate(
         return torch.zeros_like(x)
     if scale != 1. and gradient.dtype != torch.float16:
         gradient = gradient / scale
-    # one entry that is not a number would make the whole image so under L2
+    # a single NaN would make the whole image NaN under L2
     return torch.nan_to_num(gradient, 0., 1., -1.)
 
 
@@ -88,11 +88,11 @@ def input_gradients(
         x: torch.Tensor,
         values_fn: Callable[[torch.Tensor], torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor, Iterator[torch.Tensor]]:
-    """Gradients of several values of each image for the input alone, from one forward pass.
+    """Gradients of several values per image with respect to the input only, from one forward pass.
 
     Works inside `no_grad`, `inference_mode` and autocast. Nothing is accumulated in `.grad`, and no hook of distributed
-    training fires. A network that cuts the graph, as some defences do, has gradient zero; so has a pixel whose gradient
-    is not a number, and an infinite one is 1 or -1.
+    training fires. If the network detaches the graph, as some defences do, the gradient is zero. NaN gradients become
+    0, infinite ones 1 or -1.
 
     Args:
         model: Maps x to logits.
@@ -100,8 +100,8 @@ def input_gradients(
         values_fn: Maps logits (N, K) to V values per image, shape (N, V), or to one, shape (N,).
 
     Returns:
-        Logits (N, K) and values, detached, and an iterator over the gradients of each value, like x. All gradients
-        would not fit in memory.
+        Logits (N, K) and values, detached, and an iterator over the gradient of each value, like x: all of them would
+        not fit in memory.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
@@ -123,7 +123,7 @@ def input_gradient(
         x: torch.Tensor,
         loss_fn: Callable[[torch.Tensor], torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient of the summed loss for the input alone; see `input_gradients`.
+    """Gradient of the summed loss with respect to the input only; see `input_gradients`.
 
     Args:
         model: Maps x to logits.

@@ -1,4 +1,4 @@
-"""Carlini & Wagner's L2 attack: the smallest perturbation that fools, by Adam in tanh space.
+"""Carlini & Wagner's L2 attack: finds a minimal perturbation with Adam in tanh space.
 
 Carlini & Wagner 2017, `Towards Evaluating the Robustness of Neural Networks` - https://arxiv.org/abs/1608.04644,
 section VI.
@@ -20,24 +20,24 @@ from .threat import ThreatModel, l2_norm
 __all__ = ['CWL2']
 
 _BETA_1, _BETA_2, _ADAM_EPS = .9, .999, 1e-8
-_TANH_EDGE = 1 - 1e-6  # keeps pixels of exactly 0 and 1 at a finite place in tanh space
+_TANH_EDGE = 1 - 1e-6  # keeps pixels of exactly 0 and 1 finite in tanh space
 _HIGHEST_CONST = 1e10
 
 
 @register_attack
 class CWL2(Attack):
-    """Carlini & Wagner's L2 attack; draws no random numbers.
+    """Carlini & Wagner's L2 attack; deterministic.
 
-    The defaults are the publication's, which take hours; the RobustNorm paper used 10 steps and 3 rounds. An image is
-    fooled, and leaves, once its distance is at most eps. For the attack without a bound pass `threat.unbounded(shape)`.
+    The defaults are the paper's and take hours; the RobustNorm paper used 10 steps and 3 rounds. An image is done once
+    it fools the network within eps. For the attack without a bound pass `threat.unbounded(shape)`.
     """
     name = 'cw-l2'
     norms = ('L2',)
     steps: int = setting(10000, 'Adam steps in each round')
     learning_rate: float = setting(.01, 'learning rate of Adam, in tanh space')
-    binary_search_steps: int = setting(9, 'rounds of the search for the weight of the misclassification loss')
-    initial_const: float = setting(1e-3, 'first weight')
-    confidence: float = setting(0., 'lead of a wrong class, in logits, to aim for')
+    binary_search_steps: int = setting(9, 'rounds of the binary search for the weight of the misclassification loss')
+    initial_const: float = setting(1e-3, 'initial weight of the misclassification loss')
+    confidence: float = setting(0., 'logit margin of the wrong class to aim for')
     abort_early: bool = setting(True, 'end a round once the loss has not fallen for a tenth of its steps')
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class CWL2(Attack):
 
         gradient, logits, penalty = input_gradient(model, point, hinge)
         if logits.dtype == torch.float16:
-            # a large weight would overflow on its way through the network
+            # applied here, since a large weight would overflow in the backward pass
             gradient, penalty = gradient * state['const'].view(-1, 1, 1, 1), penalty * state['const']
         delta = point - state['x']
         distance = l2_norm(delta).flatten()
@@ -107,7 +107,7 @@ class CWL2(Attack):
 
     @staticmethod
     def _next_round(state: State, over: torch.Tensor) -> None:
-        """The next weight: halfway to the last that failed, or ten times as much while none has fooled."""
+        """Choose the next weight: bisect once a round has succeeded, multiply by ten until then."""
         const, fooled = state['const'], state['round_fooled']
         high = torch.where(over & fooled, torch.minimum(state['high'], const), state['high'])
         low = torch.where(over & ~fooled, torch.maximum(state['low'], const), state['low'])

@@ -1,4 +1,4 @@
-"""Decoupled direction and norm: steps along the gradient on a sphere that shrinks where the point fools and else grows.
+"""Decoupled direction and norm: gradient steps on a sphere that shrinks if the point fools and grows otherwise.
 
 Rony et al. 2019, `Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses` -
 https://arxiv.org/abs/1811.09600, algorithm 1. Images are not rounded to 256 levels.
@@ -18,11 +18,11 @@ __all__ = ['DDN']
 
 @register_attack
 class DDN(MinimumNorm):
-    """DDN on the cross-entropy; draws no random numbers."""
+    """DDN on the cross-entropy; deterministic."""
     name = 'ddn'
     norms = ('L2',)
-    gamma: float = setting(.05, 'change of the radius in a step, as a share')
-    first_norm: float = setting(1., 'first radius in pixel units')
+    gamma: float = setting(.05, 'relative change of the radius per step')
+    first_norm: float = setting(1., 'initial radius in pixel units')
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Fast Adaptive Boundary attack: walks along the decision boundary to its point nearest the image.
+"""Fast Adaptive Boundary attack: walks along the decision boundary towards the point nearest to the image.
 
 Croce & Hein 2020, `Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack` -
 https://arxiv.org/abs/1907.02044, algorithm 1.
@@ -25,11 +25,11 @@ _NEWTON_STEPS = 40
 def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tensor, norm: str) -> torch.Tensor:
     """Shortest move of points onto a hyperplane within the box [0, 1].
 
-    Solves min |d| subject to <w, p + d> = b and 0 <= p + d <= 1. Where the box does not reach the hyperplane, the
-    corner nearest to it is approached. With residual c = b - <w, p> the solution is
+    Solves min |d| subject to <w, p + d> = b and 0 <= p + d <= 1. If the box does not reach the hyperplane, the points
+    move to the corner nearest to it. With residual c = b - <w, p> the solution is
     d_i = sign(c w_i) min(s g_i, room_i), g = 1 for Linf and |w| for L2; the length s is the root of a concave
-    piecewise linear function, which Newton's method reaches from below. For L1 the pixels of the largest |w| go to
-    their ends, the last of them only as far as it has to.
+    piecewise linear function, which Newton's method reaches from below. For L1 the pixels with the largest |w| move to
+    the end of their range, the last one only as far as needed.
 
     Args:
         points: Shape (N, D), in [0, 1].
@@ -62,9 +62,9 @@ def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tens
         missing = residual - reached
         step = torch.where(
             remaining > 0, missing / remaining.clamp_min(1e-30), torch.full_like(missing, float('inf')))
-        # a box that does not reach the hyperplane lets the length grow for ever: every move is at its end by then
+        # capped, since the length grows without bound if the box does not reach the hyperplane
         step = torch.where(missing > 1e-6 * residual, step.clamp(0, 1e12), 0.)
-        # steps of length 0 change nothing; to ask for them would make a GPU wait
+        # steps of length 0 change nothing; checking for them would force a GPU sync
         if on_cpu and not step.any():
             break
         length = length + step
@@ -73,20 +73,21 @@ def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tens
 
 @dataclass(frozen=True, kw_only=True)
 class _Boundary(Attack):
-    """What both have in common.
+    """Base of FAB and FAB-T.
 
-    One evaluation an iteration: whether a point fools, and the boundary there, come from the same forward pass. Where a
-    point fools, the walk goes back towards the image and on along the boundary as seen from that point (the reference
-    evaluates the network again to see it from the point it went back to).
+    One evaluation per iteration: a single forward pass shows whether a point fools and linearizes the boundary there.
+    If the point fools, the walk steps back towards the image and continues along that linearized boundary (the
+    reference evaluates the network again after stepping back).
     """
     norms = ('Linf', 'L2', 'L1')
     steerable = True
     needs_float32 = True  # for the distance to the boundary
     steps: int = setting(100, 'number of iterations')
-    alpha_max: float = setting(.1, 'largest share of a step that goes from the clean image, not the current point')
+    alpha_max: float = setting(
+        .1, 'maximum weight of the step from the clean image, against that from the current point')
     eta: float = setting(1.05, 'extrapolation beyond the boundary')
-    beta: float = setting(.9, 'share of the way from the image that is left after a point fools')
-    restarts: int = setting(1, 'number of runs; all but the first start half an eps away')
+    beta: float = setting(.9, 'share of the distance from the image to keep after a point fools')
+    restarts: int = setting(1, 'number of runs; all but the first start at a distance of eps / 2')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,24 +113,24 @@ class _Boundary(Attack):
             state: State,
             threat: ThreatModel,
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (N, K), lead of a wrong class over the true one (N,) and its gradient (N, D)."""
+        """Logits (N, K), logit gap between a wrong class and the true one (N,), and its gradient (N, D)."""
         y = state['y'][:, None]
         if 'target' in state:
-            def lead_of_target(logits: torch.Tensor) -> torch.Tensor:
+            def gap_of_target(logits: torch.Tensor) -> torch.Tensor:
                 logits = precise(logits)
                 return (logits.gather(1, state['target'][:, None]) - logits.gather(1, y)).squeeze(1)
 
-            w, logits, gap = input_gradient(model, state['point'], lead_of_target)
+            w, logits, gap = input_gradient(model, state['point'], gap_of_target)
             return logits, gap, w.flatten(1)
-        logits, leads, gradients = input_gradients(
+        logits, gaps, gradients = input_gradients(
             model, state['point'], lambda z: precise(z) - precise(z).gather(1, y))
-        nearest = torch.full_like(leads[:, 0], float('inf'))
+        nearest = torch.full_like(gaps[:, 0], float('inf'))
         gap, w = torch.zeros_like(nearest), torch.zeros_like(state['point']).flatten(1)
         for k, whole in enumerate(gradients):
-            gradient, lead = whole.flatten(1), leads[:, k]
-            distance = lead.abs() / threat.dual_size(whole).clamp_min(1e-12)
+            gradient, own_gap = whole.flatten(1), gaps[:, k]
+            distance = own_gap.abs() / threat.dual_size(whole).clamp_min(1e-12)
             closer = (distance < nearest) & (y[:, 0] != k)
-            nearest, gap = torch.where(closer, distance, nearest), torch.where(closer, lead, gap)
+            nearest, gap = torch.where(closer, distance, nearest), torch.where(closer, own_gap, gap)
             w = torch.where(closer[:, None], gradient, w)
         return logits, gap, w
 
@@ -154,16 +155,16 @@ class _Boundary(Attack):
 
 @register_attack
 class FAB(_Boundary):
-    """FAB towards the nearest class, for which it takes the gradient of every logit in each step."""
+    """FAB towards the nearest class; takes the gradient of every logit in each step."""
     name = 'fab'
 
 
 @register_attack
 class FABT(_Boundary):
-    """FAB-T: one run towards each of the likeliest wrong classes, one gradient a step.
+    """Targeted FAB: one run for each of the likeliest wrong classes, one gradient per step.
 
     Croce & Hein 2020, https://arxiv.org/abs/2003.01690, section 4.
     """
     name = 'fab-t'
     targeted = True
-    num_targets: Optional[int] = setting(None, 'wrong classes to steer towards, by descending logit (default: 9)')
+    num_targets: Optional[int] = setting(None, 'number of target classes, by descending logit (default: 9)')

@@ -1,4 +1,4 @@
-"""A faster stand-in for a network, to search with: what it decides is verified on the network itself."""
+"""A faster copy of a network to run attacks on; every result is verified on the original."""
 import copy
 import logging
 from typing import Optional
@@ -12,14 +12,14 @@ __all__ = ['FastModel', 'make_fast_model']
 
 _logger = logging.getLogger(__name__)
 
-# Largest difference of the logits from the network's, as a share of the largest, above which an image is attacked again
-# with the network. Folding reorders sums of float32; on a GPU convolutions may round to ten bits.
+# Maximum difference from the network's logits, relative to the largest; above it an image is attacked again on the
+# network itself. Folding reorders float32 sums; on a GPU convolutions may round to ten bits.
 _TOLERANCE = {'cpu': 1e-5, 'cuda': 2e-3}
 _LOW_PRECISION = 5e-2
 
 
 class FastModel(nn.Module):
-    """A network in channels_last layout and maybe in bfloat16; logits come out in float32.
+    """A network in channels_last layout, optionally in bfloat16, that returns float32 logits.
 
     Args:
         model: The network.
@@ -33,12 +33,12 @@ class FastModel(nn.Module):
 
     @property
     def tolerance(self) -> float:
-        """Share of the largest logit by which its logits may differ from the network's."""
+        """Maximum difference from the network's logits, relative to the largest logit."""
         device = next((p.device.type for p in self.parameters()), 'cpu')
         return _TOLERANCE.get(device, 2e-3) if self.dtype == torch.float32 else _LOW_PRECISION
 
     def float32(self) -> 'FastModel':
-        """The same in float32, with the same weights."""
+        """The same network in float32, with shared weights."""
         return FastModel(self.model).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,12 +52,12 @@ def make_fast_model(
         x: torch.Tensor,
         dtype: torch.dtype = torch.float32,
 ) -> Optional[FastModel]:
-    """Fold, lay out and cast a copy of a network.
+    """Make a folded copy of a network in the layout and precision of `FastModel`.
 
     Args:
         model: Maps pixels to logits, in eval mode, float32.
         x: Some images, shape (N, C, H, W).
-        dtype: Precision of the search.
+        dtype: Precision of the copy.
 
     Returns:
         The copy, or None for a network that normalizes by the batch or cannot be copied.
@@ -67,7 +67,7 @@ def make_fast_model(
     folded = fold_for_inference(model, x)
     try:
         folded = copy.deepcopy(model).requires_grad_(False) if folded is None else folded
-    except (RuntimeError, TypeError) as error:  # weights made in the forward pass, handles of files
-        _logger.debug(f'{type(model).__name__} is not copied: {error}')
+    except (RuntimeError, TypeError) as error:  # for example weights computed in the forward pass, or file handles
+        _logger.debug(f'{type(model).__name__} cannot be copied: {error}')
         return None
     return FastModel(folded, dtype).eval()

@@ -1,8 +1,8 @@
-"""What attacks that step along the input gradient share.
+"""Base classes of attacks that step along the input gradient.
 
-`run` attacks each image alone: an image that fools the network leaves, each restart attacks only what resists, and
-images that resist to the end have the highest loss of any run. Where it stops is the decision boundary: in low
-precision another pass may classify such an image correctly. `craft` moves whole batches, see there.
+`run` attacks each image independently: an image is done once it fools the network, each restart attacks only the images
+not fooled yet, and an image never fooled is returned at its highest loss over all runs. Runs stop right at the decision
+boundary, so in low precision another pass may classify such an image correctly. `craft` perturbs whole batches.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
-    """One step of length eps along the gradient; subclasses change number, length, start and loss."""
+    """One step of length eps along the gradient; subclasses change the number and length of steps, start and loss."""
     budget: ClassVar[Optional[str]] = None
     steerable = True
     whole_batch = True
@@ -52,11 +52,11 @@ class GradientAttack(Attack):
         return 0.
 
     def step_length(self, threat: ThreatModel) -> float:
-        """Length of a step in pixel units."""
+        """Step size in pixel units."""
         return threat.eps
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """What to ascend: one value per image, from logits (N, K) and labels (N,) or (N, K)."""
+        """Loss to maximize: one value per image, from logits (N, K) and labels (N,) or (N, K)."""
         return cross_entropy(logits, target)
 
     @property
@@ -64,14 +64,14 @@ class GradientAttack(Attack):
         return self.num_steps + 1
 
     def _ascent(self, threat: ThreatModel) -> Ascent:
-        return Ascent(self.step_length(threat) or 1., self.momentum)  # eps 0 leaves nothing to step
+        return Ascent(self.step_length(threat) or 1., self.momentum)  # any step size will do for eps 0
 
     def reach(self, threat: ThreatModel) -> ThreatModel:
-        """The threat model that the images of `craft` are within."""
+        """The threat model that bounds the images of `craft`."""
         return threat
 
     def start_point(self, ball: Ball, seeds: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
-        """Where in the ball to start, one seed per image."""
+        """Starting points, one seed per image."""
         return ball.random(seeds) if self.starts_at_random else ball.x
 
     def gradient(
@@ -81,13 +81,13 @@ class GradientAttack(Attack):
             loss_fn: Callable[[torch.Tensor], torch.Tensor],
             space: InputSpace = PIXELS,
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What to step along at `point`, and logits and loss there.
+        """Gradient to step along at `point`, and logits and loss there.
 
         Args:
             model: Maps points, in `space`, to logits.
-            rows: `point`, `seed` and `step`, the number of steps before, one row per image.
+            rows: `point`, `seed` and `step` (the number of steps so far), one row per image.
             loss_fn: Maps logits to one loss per image.
-            space: Space of the points.
+            space: Input space of the points.
         """
         return input_gradient(model, rows['point'], loss_fn)
 
@@ -135,26 +135,26 @@ class GradientAttack(Attack):
             loss_fn: Optional[LossFn] = None,
             keep: Optional[str] = None,
     ) -> torch.Tensor:
-        """Move a whole batch: for training, for another network, for a network that normalizes by the batch.
+        """Perturb a whole batch: for training, for transfer attacks and for networks with batch statistics.
 
         Args:
             model: Maps images to logits.
-            images: Images (N, C, H, W), valid as pixels.
+            images: Images (N, C, H, W), in `space`.
             labels: Class indices (N,).
             threat: Threat model.
             space: Input space of the images, by default pixels in [0, 1].
             seed: Seed of the noise.
             bn_mode: 'eval' or 'train', see `attack_mode`.
-            start_std: Start from the images under Gaussian noise of this standard deviation in pixel units (TRADES:
+            start_std: Start from the images plus Gaussian noise of this standard deviation in pixel units (TRADES:
                 0.001).
             tau: Stop each image this many steps after it first fools the network (friendly adversarial training:
                 Zhang et al. 2020, https://arxiv.org/abs/2002.11242, algorithm 1).
-            reference: Soft targets (N, K) whose cross-entropy is ascended instead of that of the labels (TRADES).
-            targets: Classes (N,) to steer towards.
-            loss_fn: What to ascend instead of `loss`: maps logits and labels to one value per image.
-            keep: 'last', the last iterate, by default. 'most_fooled': of all iterates of all restarts the batch in
-                which most images fool the network at once, for a network that normalizes by the batch, where an image's
-                best iterate means nothing without its neighbours'.
+            reference: Soft targets (N, K) for the cross-entropy to maximize, instead of the labels (TRADES).
+            targets: Target classes (N,) of a targeted attack.
+            loss_fn: Loss to maximize instead of `loss`: maps logits and labels to one value per image.
+            keep: 'last' (default) returns the last iterate. 'most_fooled' returns the iterate, over all restarts, in
+                which the most images fool the network at once: with batch statistics, iterates cannot be chosen image
+                by image.
 
         Returns:
             Images in the space of `images`, in float32 or better, detached, within eps and within valid pixels.
@@ -167,7 +167,7 @@ class GradientAttack(Attack):
         restarts = getattr(self, 'restarts', 1)
         if keep == 'last' and restarts > 1:
             raise InputError(
-                'of the last iterates of several runs none is better', "leave it out, or pass `keep='most_fooled'`",
+                "`keep='last'` cannot choose between runs", "leave it out, or pass `keep='most_fooled'`",
                 argument='restarts', value=restarts)
         if keep != 'last' and (start_std is not None or tau is not None):
             raise InputError("`start_std` and `tau` need `keep='last'`", argument='keep', value=keep)
@@ -175,7 +175,7 @@ class GradientAttack(Attack):
             check_at_least('tau', tau, 0)
         if not self.whole_batch:
             raise InputError(
-                'attacks single images alone', 'pass `targets` to `PGD().craft`' if self.targeted else '',
+                'attacks single images only', 'pass `targets` to `PGD().craft`' if self.targeted else '',
                 argument='attack', value=str(self))
         threat = parse_threat(threat)
         self.check(threat)
@@ -211,11 +211,12 @@ class GradientAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class IterativeAttack(GradientAttack):
-    """Several steps."""
+    """Base of attacks with several steps."""
     budget = 'steps'
     shows_budget = True
     steps: int = setting(20, 'number of gradient steps')
-    step_size: Optional[float] = setting(None, 'length of a step in pixel units, 2/255 for example (default: by steps)')
+    step_size: Optional[float] = setting(
+        None, 'step size in pixel units, for example 2/255 (default: derived from steps)')
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
-"""The engine of attacks on single images: a pool of which every image advances on its own.
+"""Engine of attacks on single images: a pool in which every image advances independently.
 
-A batch is kept full of images at whatever step each of them is: an image that is fooled leaves at once, and the next
-image, the next restart or the next target class takes its place. No image's outcome depends on its neighbours.
+The batch is kept full, each image at its own step: once an image is fooled, the next image, restart or target class
+takes its place. No result depends on the other images of the batch.
 """
 from collections import deque
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ _INF = float('inf')
 
 
 def longest_gap(device: torch.device) -> int:
-    """Steps between two looks at which images are done: asking a GPU makes the host wait for it."""
+    """Maximum number of steps between two checks of which images are done; each check forces a GPU sync."""
     return 1 if device.type == 'cpu' else 8
 
 
@@ -50,9 +50,9 @@ class _Work:
 
     Attributes:
         x, y, soft, seeds: See `Batch`; one row per image.
-        runs: Restarts, or restarts times targets; a run starts only while its image resists.
-        targets: Target classes, shape (N, T), or None; run r steers towards column r modulo T.
-        budget: Evaluations each image may spend, if the attack's own limit is not to hold.
+        runs: Restarts, or restarts times targets; a run starts only if its image is not fooled yet.
+        targets: Target classes, shape (N, T), or None; run r uses column r modulo T.
+        budget: Maximum evaluations per image, if it differs from the attack's own limit.
     """
     x: torch.Tensor
     y: torch.Tensor
@@ -63,12 +63,12 @@ class _Work:
     budget: Optional[List[int]] = None
 
     def take(self, index: torch.Tensor, budget: Optional[List[int]]) -> '_Work':
-        """Some of the images."""
+        """The work on some of the images."""
         soft, targets = (None if t is None else t[index] for t in (self.soft, self.targets))
         return _Work(self.x[index], self.y[index], soft, self.seeds[index], self.runs, targets, budget)
 
     def batch(self, run: torch.Tensor, image: torch.Tensor) -> Batch:
-        """The images of some runs."""
+        """The batch of some runs, given by run and image indices."""
         batch = Batch(self.x[image], self.y[image], self.seeds[image] + run * RUN_STRIDE, run)
         if self.soft is not None:
             batch.soft = self.soft[image]
@@ -79,7 +79,7 @@ class _Work:
 
 
 class _Pool:
-    """Images under attack: a queue of runs, and a batch that works them off."""
+    """A queue of runs, and the batch that processes them."""
 
     def __init__(self, attack: 'Attack', threat: ThreatModel, work: _Work, call: Call):
         count = len(work.x)
@@ -89,7 +89,7 @@ class _Pool:
         self.in_turn = attack.runs_in_turn(threat)
         self.best, self.score = work.x.clone(), [-_INF] * count
         self.queries, self.runs_left = [0] * count, [work.runs] * count
-        # of each slot of the batch: the image it holds, and its steps so far
+        # for each slot of the batch, the image it holds and its steps so far
         self.owners: List[int] = []
         self.ages: List[int] = []
 
@@ -97,7 +97,7 @@ class _Pool:
         return without_wait(torch.tensor(places, dtype=torch.int64, device='cpu'), self.x.device)
 
     def _take(self, count: int, busy: Set[int]) -> List[Tuple[int, int]]:
-        """The next runs whose images still resist and may spend something; `busy` are those with a run under way."""
+        """The next runs whose images are not fooled and have budget; `busy` images have a run in progress."""
         items: List[Tuple[int, int]] = []
         later: List[Tuple[int, int]] = []
         while len(items) < count and self.queue:
@@ -110,7 +110,7 @@ class _Pool:
         return items
 
     def _start(self, items: List[Tuple[int, int]], slots: List[int]) -> Tuple[State, torch.Tensor]:
-        """State of some runs, and their slots as a tensor: one copy to the device for all of them."""
+        """Initial state of some runs, and their slots as a tensor, with a single copy to the device."""
         runs, images = zip(*items)
         run, image, index = self._index([*runs, *images, *slots]).view(3, -1)
         return self.attack.start(self.work.batch(run, image), self.threat), index
@@ -133,7 +133,7 @@ class _Pool:
             self.queries[image] += steps * self.attack.queries
 
     def _finish(self, state: State, slots: List[int], scores: List[float]) -> None:
-        """Keep what the runs in these slots found."""
+        """Store the results of the runs in these slots."""
         winners, ended = {}, 0
         for slot in slots:
             image, score = self.owners[slot], scores[slot]
@@ -149,7 +149,7 @@ class _Pool:
             self.progress(ended)
 
     def _replace(self, state: State, finished: List[int]) -> State:
-        """Give slots to the next runs, or up if there are none."""
+        """Refill slots with the next runs, or drop them if there are none."""
         ended = set(finished)
         items = self._take(len(finished), {image for slot, image in enumerate(self.owners) if slot not in ended})
         refilled, left = finished[:len(items)], set(finished[len(items):])
@@ -167,14 +167,14 @@ class _Pool:
         return state
 
     def run(self, model: Callable) -> AttackResult:
-        """Work off the queue."""
+        """Process the queue."""
         longest, gap = longest_gap(self.x.device), 1
         items = self._take(self.batch_size, set())
         self.owners, self.ages = [image for _, image in items], [0] * len(items)
         state = self._start(items, list(range(len(items))))[0] if items else State()
         while self.owners:
             self._advance(model, state, self._steps_to_next_look(gap))
-            # a new image is fooled in its first steps most often
+            # most images are fooled in their first steps
             gap = min(2 * gap, longest)
             done, scores = torch.stack((state['done'].to(state['score'].dtype), state['score'])).tolist()
             if self.budget is not None:
@@ -191,7 +191,7 @@ class _Pool:
 
 
 def _logits_at(model: Classifier, x: torch.Tensor, index: torch.Tensor, batch_size: Optional[int]) -> torch.Tensor:
-    """Logits of some of the images, of which no more than a batch is copied."""
+    """Logits of some of the images, copying at most a batch at a time."""
     return torch.cat([logits_of(model, x[part]) for part in index.split(batch_size or max(len(index), 1))])
 
 
@@ -202,17 +202,17 @@ def _verify(
         y: torch.Tensor,
         batch_size: Optional[int],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Look at all that a faster copy decided: what fools it must fool the network, and elsewhere both must agree.
+    """Verify the results of a fast copy: what fools it must fool the network, and otherwise both must agree.
 
     Returns:
-        Images that fool the copy alone, and images on which the copy is not the network.
+        Indices of images that fool only the copy, and of images on which copy and network disagree.
     """
     claimed, resists = (flags.nonzero().squeeze(1) for flags in (found.fooled, ~found.fooled))
     holds = _logits_at(model, found.adversarial, claimed, batch_size).argmax(1) == y[claimed]
     found.fooled[claimed] = ~holds
     own, copied = (_logits_at(m, found.adversarial, resists, batch_size) for m in (model, fast_model))
     if own.shape != copied.shape:
-        raise InputError(f'has {copied.shape[1]} classes, the model {own.shape[1]}', argument='fast_model')
+        raise InputError(f'has {copied.shape[1]} classes, the model has {own.shape[1]}', argument='fast_model')
     agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)
     found.fooled[resists] = own.argmax(1) != y[resists]
     return claimed[holds], resists[~agree & ~found.fooled[resists]]
@@ -226,13 +226,13 @@ def _search(
         work: _Work,
         call: Call,
 ) -> AttackResult:
-    """Run the attack on a copy if there is one, and again with the network where the copy was no guide."""
+    """Run the attack on the fast copy if there is one, and again on the network for images the copy got wrong."""
     found = _Pool(attack, threat, work, call).run(fast_model or model)
     if fast_model is None or not len(work.x):
         return found
-    misled, strange = _verify(found, model, fast_model, work.y, call.batch_size)
-    found.queries[strange] = 0
-    again, budget = torch.cat([misled, strange]).sort().values, None
+    only_copy, disagreeing = _verify(found, model, fast_model, work.y, call.batch_size)
+    found.queries[disagreeing] = 0
+    again, budget = torch.cat([only_copy, disagreeing]).sort().values, None
     if attack.counts_queries and attack.run_length is not None:
         limit = work.runs * attack.run_length
         again = again[found.queries[again] < limit]
@@ -250,17 +250,17 @@ def run_attack(
         threat: ThreatModel,
         call: Call,
 ) -> AttackResult:
-    """What `Attack.run` does for an attack on single images."""
+    """Implementation of `Attack.run` for attacks on single images."""
     attack.check(threat)
     if not attack.image_by_image:
         raise InputError(
-            'moves whole batches and does not attack single images', f'call {type(attack).__name__}().craft',
+            'attacks whole batches, not single images', f'call {type(attack).__name__}().craft',
             argument='attack', value=str(attack))
     targets, fast_model, space = call.targets, call.fast_model, call.space or PIXELS
     if call.batch_size is not None:
         check_at_least('batch_size', call.batch_size)
     if targets is not None and not attack.steerable:
-        raise InputError(f'{attack} does not steer towards a class', 'leave it out, or use pgd', argument='targets')
+        raise InputError(f'{attack} cannot target a class', 'leave it out, or use pgd', argument='targets')
     highest = 0
 
     def check(logits: torch.Tensor) -> None:
@@ -284,7 +284,7 @@ def run_attack(
         if targets is not None:
             targets = check_targets(images, targets)
             highest = int(targets.max()) if targets.numel() else 0
-        # one pass of a network with noise inside does not say whether it misclassifies an image
+        # one pass of a randomized network is not conclusive
         looks = len(x) > 0 and attack.queries == 1 and not call.all_correct
         if len(x) and attack.targeted and targets is None:
             targets = attack.choose_targets(classifier, x, checked.labels, threat, call.batch_size)
@@ -301,12 +301,12 @@ def run_attack(
         else:
             found = _search(attack, classifier, fast, threat, work, call)
         if attack.queries > 1 and len(x):
-            # one noisy pass does not say whether an image fools, so the loop never did
+            # one noisy pass is not conclusive, so the loop never marks an image as fooled
             found.error_rates = error_rates(
                 lambda: logits_of(classifier, found.adversarial, call.batch_size), checked.labels, attack.passes)
             found.fooled = found.error_rates >= .5
         if call.space is not None:
-            # pixels that were not touched stay the same to the last bit
+            # unchanged pixels stay bit-identical
             found.adversarial = torch.where(
                 found.adversarial == x, precise(usable(images)), space.normalize(found.adversarial))
     return found

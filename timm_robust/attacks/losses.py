@@ -1,4 +1,4 @@
-"""What an attack ascends: one value per image, from logits and labels, in float32 or better."""
+"""Losses that attacks maximize: one value per image, from logits and labels, in float32 or better."""
 import torch
 import torch.nn.functional as F
 
@@ -8,7 +8,7 @@ __all__ = [
 
 
 def precise(x: torch.Tensor) -> torch.Tensor:
-    """In float32 or better."""
+    """Convert to float32, unless it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -30,7 +30,7 @@ def logit_gap(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def gap_targeted(logits: torch.Tensor, target: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-    """z_t - z_y per image, shape (N,), for true labels y and classes t to steer towards, shape (N,)."""
+    """z_t - z_y per image, shape (N,), for true labels y and target classes t, shape (N,)."""
     logits = precise(logits)
     return (logits.gather(1, goal[:, None]) - logits.gather(1, hard_labels(target)[:, None])).squeeze(1)
 
@@ -46,13 +46,13 @@ def probability_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
 def cw_loss(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.) -> torch.Tensor:
     """Carlini & Wagner's margin loss per image, shape (N,): -max(z_y - max_{j != y} z_j + confidence, 0).
 
-    The Linf form of Madry et al. (2018) with the NoFrost authors' confidence of 50. Maximal, and flat, once a wrong
-    class leads by `confidence`.
+    The Linf form of Madry et al. (2018) with the NoFrost authors' confidence of 50. The loss is maximal and flat once a
+    wrong class leads by `confidence`.
 
     Args:
         logits: Shape (N, K).
-        target: Class indices (N,) or soft targets (N, K), of which the largest entry counts.
-        confidence: Lead of a wrong class, in logits, that ends the ascent.
+        target: Class indices (N,) or soft targets (N, K), reduced to the class of the largest entry.
+        confidence: Logit margin of a wrong class from which the loss is flat.
     """
     return -F.relu(confidence - logit_gap(logits, target))
 
@@ -60,8 +60,8 @@ def cw_loss(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.)
 def dlr(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Difference of logits ratio per image, shape (N,): (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
 
-    Croce & Hein 2020, equation 6 (https://arxiv.org/abs/2003.01690); unmoved by shift and scale of the logits. z_(i) is
-    the i-th largest logit: at least 3 classes are needed.
+    Croce & Hein 2020, equation 6 (https://arxiv.org/abs/2003.01690); invariant to shift and scale of the logits.
+    z_(i) is the i-th largest logit, so at least 3 classes are needed.
     """
     top = precise(logits).topk(3, dim=1).values
     return logit_gap(logits, target) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -75,7 +75,7 @@ def dlr_targeted(logits: torch.Tensor, target: torch.Tensor, goal: torch.Tensor)
     Args:
         logits: Shape (N, K).
         target: True labels as in `cw_loss`.
-        goal: Class t to steer towards, shape (N,).
+        goal: Target classes t, shape (N,).
     """
     top = precise(logits).topk(4, dim=1).values
     return gap_targeted(logits, target, goal) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

@@ -1,4 +1,4 @@
-"""MALT: targeted APGD towards the classes whose boundary would be nearest if the network were linear.
+"""MALT: targeted APGD towards the classes with the nearest linearized decision boundaries.
 
 Melamed et al. 2024, `MALT Powers Up Adversarial Attacks` - https://arxiv.org/abs/2407.02240, algorithm 1.
 """
@@ -16,15 +16,15 @@ from .threat import ThreatModel
 
 __all__ = ['MALT']
 
-_CANDIDATES = 100  # likeliest wrong classes whose gradients are taken, as in the publication
+_CANDIDATES = 100  # likeliest wrong classes to take gradients for, as in the paper
 
 
 @register_attack
 class MALT(APGDT):
-    """APGD-T towards the wrong classes c of the smallest (z_y - z_c) / |grad (z_y - z_c)|, in the dual norm."""
+    """APGD-T towards the wrong classes c with the smallest (z_y - z_c) / |grad (z_y - z_c)|, in the dual norm."""
     name = 'malt'
     variants = {'malt-gap': {'loss': 'gap'}}
-    num_targets: Optional[int] = setting(None, 'wrong classes to steer towards, by distance (default: 9)')
+    num_targets: Optional[int] = setting(None, 'number of target classes, by distance (default: 9)')
 
     def choose_targets(
             self,

@@ -1,4 +1,4 @@
-"""What attacks share that look for the nearest image that fools: one run gives the accuracy at every eps."""
+"""Base of minimum-norm attacks: one run gives the accuracy at every eps."""
 import math
 from dataclasses import dataclass
 from typing import Callable
@@ -17,13 +17,13 @@ __all__ = ['MinimumNorm', 'Seen']
 
 @dataclass(frozen=True)
 class Seen:
-    """What a step knows of the current point.
+    """Evaluation of the current point.
 
     Attributes:
-        fools: Whether it fools, shape (N,).
-        loss: What is ascended there, shape (N,).
-        gradient: Of the loss, like images.
-        cosine: Falls from 1 to 0 over the steps, shape (N, 1, 1, 1).
+        fools: Whether it fools the network, shape (N,).
+        loss: Loss at the point, shape (N,).
+        gradient: Gradient of the loss, like images.
+        cosine: Schedule from 1 to 0 over the steps, shape (N, 1, 1, 1).
     """
     fools: torch.Tensor
     loss: torch.Tensor
@@ -32,16 +32,15 @@ class Seen:
 
     @property
     def ascent(self) -> torch.Tensor:
-        """A step along the gradient whose length falls from 1 to a hundredth, in L2 and pixel units."""
+        """A step along the gradient whose L2 length decays from 1 to 0.01, in pixel units."""
         return (.01 + .99 * self.cosine) * self.gradient / l2_norm(self.gradient).clamp_min(1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinimumNorm(Attack):
-    """Walks all steps with every image and returns the nearest point that fools and is within eps.
+    """Runs all steps on every image and returns the nearest point that fools the network within eps.
 
-    `threat.unbounded(shape)` leaves none of them out. Subclasses say what to ascend and how to move; neither may depend
-    on eps.
+    `threat.unbounded(shape)` excludes no point. Subclasses define loss and move, neither of which may depend on eps.
     """
     minimizes = True
     steerable = True
@@ -61,16 +60,16 @@ class MinimumNorm(Attack):
         return batch.state(point=batch.x.clone(), farthest=farthest)
 
     def loss_of(self, state: State, logits: torch.Tensor) -> torch.Tensor:
-        """What to ascend: one value per image."""
+        """Loss to maximize: one value per image."""
         raise NotImplementedError
 
     def move(self, state: State, threat: ThreatModel, seen: Seen) -> torch.Tensor:
         """The next perturbation, like images.
 
         Args:
-            state: Rows of the images; what the method remembers of them is updated.
-            threat: Whose norm to keep small.
-            seen: What `point` is like.
+            state: State of the images; the attack's own entries are updated.
+            threat: Threat model with the norm to minimize.
+            seen: Evaluation of `point`.
         """
         raise NotImplementedError
 

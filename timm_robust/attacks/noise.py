@@ -1,7 +1,7 @@
-"""Random numbers that depend on an image's seed and a counter alone.
+"""Random numbers that depend only on an image's seed and a counter.
 
-Attacks on a pool of images draw noise row by row: neither the batch an image stands in, nor its place there, nor the
-device changes what it gets. A hash of (seed, stream, position) gives that without a generator per image.
+Attacks on a pool draw noise per image: it does not depend on the batch, on the image's position in it, or on the
+device. A hash of (seed, stream, position) achieves this without a generator per image.
 
 Steele et al. 2014, `Fast Splittable Pseudorandom Number Generators` (SplitMix64).
 """
@@ -26,7 +26,7 @@ def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:
-    """Mix bits in place: an image has as many bytes in float32 as half of what is mixed."""
+    """Mix bits in place: the mixed int64 values take twice the memory of a float32 image."""
     for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
         z = z.bitwise_xor_(_shift(z, bits)).mul_(factor)
     return z.bitwise_xor_(_shift(z, 31))
@@ -37,10 +37,10 @@ def image_seeds(
         count: int,
         device: torch.device,
 ) -> torch.Tensor:
-    """One seed per image, shape (count,): given ones, or from one for all and each image's place, or drawn if None.
+    """One seed per image, shape (count,): as given, or derived from a single seed, which is drawn if None.
 
     Raises:
-        InputError: If they are no whole numbers of 64 bits, or more or fewer than images.
+        InputError: If they are not 64-bit integers, or their number is not that of the images.
     """
     if seed is None:
         seed = int(torch.randint(1 << 62, (), device='cpu'))
@@ -51,13 +51,13 @@ def image_seeds(
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(seed, Sequence) and not len(seed):
             return torch.empty(0, dtype=torch.int64, device=device)
-        raise InputError('must be a whole number of 64 bits, or one for each image', argument='seed') from error
+        raise InputError('must be a 64-bit integer, or one per image', argument='seed') from error
     if not isinstance(seed, torch.Tensor) and not given.ndim:
         return _mix(torch.arange(count, device=device) * _GOLDEN + int(given))
     if given.shape != (count,):
         raise InputError(
             f'{len(given) if given.ndim == 1 else tuple(given.shape)} for {count} images',
-            'give one for all or one for each', argument='seed')
+            'give one for all or one per image', argument='seed')
     return without_wait(given.long(), device)
 
 
@@ -66,10 +66,10 @@ def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -
 
     Args:
         seeds: One seed per row, shape (N,), int64.
-        stream: Which of a seed's sequences: one for all rows, or one per row (N,).
+        stream: Index of the random stream of a seed: one for all rows, or one per row (N,).
         count: Numbers per row.
     """
-    # a number stays on the host, where it does not wrap around by itself
+    # a Python integer does not wrap around to 64 bits by itself
     offset = (stream + 1) * _MIX_1
     offset = offset if isinstance(offset, torch.Tensor) else (offset + _HALF) % (2 * _HALF) - _HALF
     start = _mix(_mix(seeds.clone()) + offset)
@@ -78,7 +78,7 @@ def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -
 
 
 def signs(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:
-    """-1 and 1 with equal chance; arguments of `uniform`."""
+    """-1 and 1 with equal probability; arguments of `uniform`."""
     return torch.where(uniform(seeds, stream, count) < .5, -1., 1.)
 
 

@@ -1,4 +1,4 @@
-"""Attacks that step along the input gradient inside the ball, from one step to many."""
+"""Gradient attacks with one or more steps: FGSM, PGD and their variants."""
 from functools import partial
 from typing import Callable, Dict, Optional, Tuple
 
@@ -32,7 +32,7 @@ class FGSMRS(GradientAttack):
     Wong et al. 2020, `Fast is better than free` - https://arxiv.org/abs/2001.03994
     """
     name = 'fgsm-rs'
-    step_size: Optional[float] = setting(None, 'length of the step in pixel units (default: 1.25 eps)')
+    step_size: Optional[float] = setting(None, 'step size in pixel units (default: 1.25 eps)')
 
     @property
     def starts_at_random(self) -> bool:
@@ -44,16 +44,16 @@ class FGSMRS(GradientAttack):
 
 @register_attack
 class NFGSM(GradientAttack):
-    """N-FGSM: one step of length eps from strong noise, not projected; images are up to (`noise` + 1) eps away.
+    """N-FGSM: one step of length eps from strong noise, without projection: images are within (`noise` + 1) eps.
 
-    For training alone. de Jorge et al. 2022, `Make Some Noise: Reliable and Efficient Single-Step Adversarial Training`
+    For training only. de Jorge et al. 2022, `Make Some Noise: Reliable and Efficient Single-Step Adversarial Training`
     - https://arxiv.org/abs/2202.01181
     """
     name = 'n-fgsm'
     image_by_image = False
     transfers = False
-    noise: float = setting(2., 'size of the noise in units of eps')
-    step_size: Optional[float] = setting(None, 'length of the step in pixel units (default: eps)')
+    noise: float = setting(2., 'magnitude of the noise in units of eps')
+    step_size: Optional[float] = setting(None, 'step size in pixel units (default: eps)')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,19 +85,19 @@ class BIM(IterativeAttack):
 class MIM(BIM):
     """Momentum iterative method (also MIA, MI-FGSM): BIM along accumulated L1-normalized gradients.
 
-    Dong et al. 2018, `Boosting Adversarial Attacks with Momentum` - https://arxiv.org/abs/1710.06081. For images that
-    fool other networks too: input diversity (DI), translation-invariant gradients (TI), see views.py, and copies of
-    lower brightness (SI: Lin et al. 2020, https://arxiv.org/abs/1908.06281, equation 8), alone or together.
+    Dong et al. 2018, `Boosting Adversarial Attacks with Momentum` - https://arxiv.org/abs/1710.06081. Three options,
+    alone or combined, make images transfer better: input diversity (DI) and translation-invariant gradients (TI), see
+    views.py, and scale invariance (SI: Lin et al. 2020, https://arxiv.org/abs/1908.06281, equation 8).
     """
     name = 'mim'
     aliases = ('mia', 'mi-fgsm')
     decay: float = setting(1., 'decay of the momentum')
     diversity: float = setting(
-        0., 'DI: probability with which a step sees the image at a random size and place (default: 0; published: 0.5)')
+        0., 'DI: probability that a step sees the image at a random size and position (default: 0; paper: 0.5)')
     kernel_size: int = setting(
-        1, 'TI: side of the Gaussian kernel over the gradient, odd (default: 1; published: 15 at 299 pixels)')
+        1, 'TI: size of the Gaussian kernel that smooths the gradient, odd (default: 1; paper: 15 at 299 pixels)')
     copies: int = setting(
-        1, 'SI: copies of the image at 1, 1/2, 1/4 ... of its brightness that a step sees (default: 1; published: 5)')
+        1, 'SI: copies of the image per step, at 1, 1/2, 1/4 ... of its brightness (default: 1; paper: 5)')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,7 +146,7 @@ class PGD(IterativeAttack):
     """
     name = 'pgd'
     random_start: bool = setting(True, 'start from a random point of the ball')
-    restarts: int = setting(1, 'number of runs; each attacks the images that still resist')
+    restarts: int = setting(1, 'number of runs; each attacks the images not fooled yet')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,13 +159,13 @@ class PGD(IterativeAttack):
 
 @register_attack
 class CWLinf(PGD):
-    """PGD on Carlini & Wagner's margin loss, NoFrost's 'CW'.
+    """PGD on Carlini & Wagner's margin loss, called 'CW' by NoFrost.
 
     Carlini & Wagner 2017 (https://arxiv.org/abs/1608.04644) in the form of Madry et al. 2018.
     """
     name = 'cw-linf'
     aliases = ('cw',)
-    confidence: float = setting(50., 'lead of a wrong class, in logits, that ends the ascent')
+    confidence: float = setting(50., 'logit margin of a wrong class from which the loss is flat')
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return cw_loss(logits, target, self.confidence)
@@ -173,13 +173,13 @@ class CWLinf(PGD):
 
 @register_attack
 class PGDTargeted(PGD):
-    """Multi-targeted PGD: one targeted run for each of the likeliest wrong classes, on the images that still resist.
+    """Multi-targeted PGD: one targeted run for each of the likeliest wrong classes, on the images not fooled yet.
 
-    Targets go by descending logit of the clean image (Gowal et al. 2019, https://arxiv.org/abs/1910.09338); a single
-    random target is a weak attack. For targets of your own, pass `targets` to `PGD`.
+    Targets are ordered by the clean image's logits (Gowal et al. 2019, https://arxiv.org/abs/1910.09338); a single
+    random target is a weak attack. For your own targets, pass `targets` to `PGD`.
     """
     name = 'pgd-targeted'
     targeted = True
     whole_batch = False
     transfers = False
-    num_targets: Optional[int] = setting(None, 'wrong classes to steer towards, by descending logit (default: 9)')
+    num_targets: Optional[int] = setting(None, 'number of target classes, by descending logit (default: 9)')

@@ -1,4 +1,4 @@
-"""RayS: the nearest decision boundary along sign vectors, from predicted classes alone.
+"""RayS: searches the nearest decision boundary along sign vectors, from predicted classes only.
 
 Chen & Gu 2020, `RayS: A Ray Searching Method for Hard-label Adversarial Attack` - https://arxiv.org/abs/2006.12792,
 algorithms 2 and 3.
@@ -16,22 +16,22 @@ from .threat import ThreatModel
 
 __all__ = ['RayS']
 
-_TOLERANCE = 1e-3  # where a bisection ends, as an L2 distance (the authors' code)
+_TOLERANCE = 1e-3  # of a bisection, as an L2 distance (authors' code)
 
 
 @register_attack
 class RayS(Attack):
-    """RayS, untargeted: needs the predicted class alone, and draws no random numbers.
+    """Untargeted RayS: needs only the predicted class; deterministic.
 
-    Each image either probes a direction (the best one with a block of signs flipped) at the best radius so far, or,
-    where that fooled, bisects for the radius at which it starts to. An image is fooled once its radius is at most eps.
+    Each step either probes a direction (the best one with a block of signs flipped) at the best radius so far or, after
+    a successful probe, bisects for the smallest radius that fools. An image is fooled once its radius is at most eps.
     """
     name = 'rays'
     norms = ('Linf',)
     budget = 'query_limit'
     counts_queries = True
-    needs_float32 = True  # for the last digits of a radius
-    query_limit: int = setting(10000, 'images shown to the network for each image, at most')
+    needs_float32 = True  # for precise radii
+    query_limit: int = setting(10000, 'maximum number of queries per image')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,12 +89,12 @@ class RayS(Attack):
 
     @staticmethod
     def _flip_next_block(state: State, probing: torch.Tensor) -> None:
-        """Best signs with the next block flipped, for images that probe next; blocks halve once all were tried."""
+        """Flip the next block of the best signs, for images that probe next; blocks halve once all were tried."""
         size = state['x'][0].numel()
         level, block = state['level'], state['block'] + probing
         length = (size + 2 ** level - 1) // 2 ** level
         past = probing & ((block >= 2 ** level) | (block * length >= size))
-        # blocks of one pixel each cannot be halved: begin anew
+        # blocks of one pixel cannot be halved: start over
         level = torch.where(past, torch.where(length > 1, level + 1, 0), level)
         block = torch.where(past, 0, block)
         length = (size + 2 ** level - 1) // 2 ** level

@@ -1,4 +1,4 @@
-"""Attacks by name: 'clean,pgd20,apgd-ce,autoattack'. The names, numbers and settings are what the classes say."""
+"""The registry of attacks, and parsing of lists such as 'clean,pgd20,apgd-ce,autoattack'."""
 import dataclasses
 import re
 from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type, TypeVar, Union
@@ -12,14 +12,14 @@ from .base import Attack
 __all__ = ['ATTACKS', 'attack_from_dict', 'attack_names', 'parse_attack', 'parse_attacks', 'register_attack']
 
 ATTACKS: Dict[str, Type[Attack]] = {}
-_NAMES: Dict[str, Tuple[Type[Attack], Mapping[str, Any]]] = {}  # every name that is read, with the settings it implies
+_NAMES: Dict[str, Tuple[Type[Attack], Mapping[str, Any]]] = {}  # every accepted name, with the settings it implies
 
 _Class = TypeVar('_Class', bound=Type[Attack])
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def register_attack(cls: _Class) -> _Class:
-    """Class decorator: make a frozen dataclass of an attack and make it known by its names.
+    """Class decorator: turn an attack into a frozen dataclass and register its names.
 
     Raises:
         InputError: If the class has no name, or another attack has one of its names.
@@ -30,7 +30,7 @@ def register_attack(cls: _Class) -> _Class:
     for name in names:
         if not name or name != _normal(name) or ',' in name:
             raise InputError(
-                'is no name for an attack', "small letters, digits and hyphens, for example 'pgd-targeted'",
+                'is not a valid attack name', "use lowercase letters, digits and hyphens, such as 'pgd-targeted'",
                 argument='name', value=name)
         taken = _NAMES.get(name, (cls,))[0]
         if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -41,7 +41,7 @@ def register_attack(cls: _Class) -> _Class:
 
 
 def attack_names() -> str:
-    """The names of all registered attacks and variants, for people."""
+    """The names of all registered attacks and variants, for display."""
     return ', '.join(sorted(name for cls in ATTACKS.values() for name in (cls.name, *cls.variants)))
 
 
@@ -50,7 +50,7 @@ def _normal(name: str) -> str:
 
 
 def _split(name: str) -> Tuple[str, str]:
-    """Attack and number of 'pgd20': the longest name that fits, since 'cw-l2' ends in a digit itself."""
+    """Split 'pgd20' into name and number; the longest name wins, since 'cw-l2' itself ends in a digit."""
     normal = _normal(name)
     fits = [n for n in _NAMES if re.fullmatch(rf'{re.escape(n)}[0-9]*', normal)]
     if not fits:
@@ -62,10 +62,10 @@ def _split(name: str) -> Tuple[str, str]:
 
 
 def parse_attack(attack: Union[str, Attack], **settings: Any) -> Attack:
-    """Read an attack such as 'pgd20': a name, in any case, with '_' or '-', and a number of steps or queries.
+    """Parse an attack such as 'pgd20': a name in any case, with '_' or '-', and optionally steps or queries.
 
     Args:
-        attack: Name, or an attack, which is returned as it is.
+        attack: Name, or an attack, which is returned unchanged.
         **settings: Fields of the attack.
 
     Raises:
@@ -88,15 +88,15 @@ def parse_attack(attack: Union[str, Attack], **settings: Any) -> Attack:
 
 
 def parse_attacks(attacks: Union[str, Attack, Sequence[Union[str, Attack]]], **settings: Any) -> List[Attack]:
-    """Read a list such as 'clean,fgsm,pgd20,apgd-ce,square1000,autoattack'.
+    """Parse a list such as 'clean,fgsm,pgd20,apgd-ce,square1000,autoattack'.
 
-    A number is the number of steps, or of queries for square and rays. Without one it is 20 for PGD and its like, and
-    the publication's for the others.
+    A number sets the steps, or the queries of square and rays. The default is 20 for PGD and its variants, and the
+    paper's for the others.
 
     Args:
-        attacks: Names, separated by commas or as a list, in which attacks may stand too.
-        **settings: Settings that go to every attack named which has such a field: restarts, step_size, num_targets.
-            None stands for none. Attacks given as objects keep theirs.
+        attacks: Comma-separated names, or a list of names and attack objects.
+        **settings: Settings of every named attack that has such a field: restarts, step_size, num_targets. None keeps
+            the default. Attack objects keep their own settings.
 
     Raises:
         InputError: On an unknown name, a number an attack does not take, and a setting that no attack takes.
@@ -113,18 +113,18 @@ def parse_attacks(attacks: Union[str, Attack, Sequence[Union[str, Attack]]], **s
             parsed.append(parse_attack(item.strip(), **{k: v for k, v in shared.items() if k in known}))
             unused = {k: v for k, v in unused.items() if k not in known}
     if not parsed:
-        raise InputError('names none', 'for example clean,fgsm,pgd20', argument='attacks', value=attacks)
+        raise InputError('names no attack', 'for example clean,fgsm,pgd20', argument='attacks', value=attacks)
     for name, value in unused.items():
         takers = [n for n, cls in ATTACKS.items() if name in {f.name for f in dataclasses.fields(cls)}]
         raise InputError(
             f"{', '.join(map(str, parsed))} {'have' if len(parsed) > 1 else 'has'} no such setting",
-            f"{', '.join(takers)} {'have' if len(takers) > 1 else 'has'}" if takers else 'no attack has', argument=name,
-            value=value)
+            f"{', '.join(takers)} {'have' if len(takers) > 1 else 'has'} it" if takers else 'no attack has it',
+            argument=name, value=value)
     return parsed
 
 
 def attack_from_dict(content: Mapping[str, Any]) -> Attack:
-    """The attack that `Attack.to_dict` described.
+    """Rebuild an attack from `Attack.to_dict`.
 
     Raises:
         InputError: On an unknown attack or setting.

@@ -1,4 +1,4 @@
-"""Square attack: random search with square patches, from the network's scores alone.
+"""Square attack: random search with square patches, from the network's scores only.
 
 Andriushchenko et al. 2020, `Square Attack: a query-efficient black-box adversarial attack via random search` -
 https://arxiv.org/abs/1912.00049, algorithms 1 to 3.
@@ -24,13 +24,13 @@ from .threat import ThreatModel, l2_norm
 
 __all__ = ['Square']
 
-# queries after which the share of pixels in a patch halves, of a budget of _SCHEDULED (the authors' code)
+# queries after which the area of patches halves, for a budget of _SCHEDULED (authors' code)
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULED = 10000
 
 
 def _pyramid(height: int, width: int, norm: str) -> torch.Tensor:
-    """The papers' eta: nested rectangles around the centre, each of weight 1/i^2, for L1 1/i^4, with norm 1."""
+    """The papers' eta: nested rectangles around the centre, weighted 1/i^2 (1/i^4 for L1), with norm 1."""
     rows, columns = torch.arange(height, device='cpu'), torch.arange(width, device='cpu')
     top, left = height // 2, width // 2
     eta = torch.zeros(height, width, device='cpu')
@@ -49,7 +49,7 @@ def _two_pyramids(size: int, norm: str = 'L2') -> torch.Tensor:
     return window / window.norm(p=int(norm[1:])).clamp_min(1e-12)
 
 
-# Tables of a few numbers, kept on the device: a copy from the CPU would make it wait in every query.
+# Small tables, cached on the device: a copy from the CPU would force a GPU sync in every query.
 @cache
 def _window(size: int, norm: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return without_wait(_two_pyramids(size, norm).to(dtype), device)
@@ -73,17 +73,17 @@ def _on_device(values: Tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 @register_attack
 class Square(Attack):
-    """Square attack on the gap of the logits; takes no gradient."""
+    """Square attack on the logit gap; takes no gradient."""
     name = 'square'
     norms = ('Linf', 'L2', 'L1')
     budget = 'query_limit'
     counts_queries = True
-    needs_float32 = True  # a patch changes the margin by less than bfloat16 can tell
-    query_limit: int = setting(5000, 'images shown to the network for each image and restart, at most')
+    needs_float32 = True  # a patch changes the gap by less than bfloat16 resolves
+    query_limit: int = setting(5000, 'maximum number of queries per image and restart')
     p_init: float = setting(.8, "share of an image's pixels in the first patch, in (0, 1]")
     rescale_schedule: bool = setting(
-        False, 'shrink patches as if the budget were 10,000, which makes more of a small one; AutoAttack does not')
-    restarts: int = setting(1, 'number of runs; each attacks the images that still resist')
+        False, 'rescale the patch schedule from 10,000 queries to the budget, better for small ones; not in AutoAttack')
+    restarts: int = setting(1, 'number of runs; each attacks the images not fooled yet')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,7 +165,7 @@ class Square(Attack):
             return windows.abs().sum((2, 3), keepdim=True) if is_l1 else windows.norm(dim=(2, 3), keepdim=True)
 
         count, channels, height, width = x.shape
-        # on the host, where the steps are known too: a GPU would have to be waited for
+        # on the host, which knows the steps too: reading them from a GPU would force a sync
         steps = torch.tensor([age + 1 for age in state.ages] or state['step'].tolist(), device='cpu')
         sizes = self.patch_sizes(steps, height, width, threat.norm)
         random = noise.uniform(state['seed'], state['step'], 5 + channels)
@@ -187,7 +187,7 @@ class Square(Attack):
             union = torch.zeros_like(part)
             union[target] = 1
             union[source] = 1
-            # the budget of both windows and what the image has left goes into the first window
+            # the first window gets the budget of both, plus what the image has not used
             if is_l1:
                 budget = (eps - threat.size(part)).clamp_min(0).view(-1, 1, 1, 1) + norm_of(part * union) * channels
             else:

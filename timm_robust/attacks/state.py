@@ -1,4 +1,4 @@
-"""What an attack keeps of each image it works on."""
+"""State and results of attacks."""
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Sequence
 
@@ -12,7 +12,7 @@ __all__ = ['AttackResult', 'Batch', 'Call', 'State', 'keep_best']
 
 @dataclass(frozen=True)
 class Call:
-    """How an attack is called; the fields are the keywords of `Attack.run`."""
+    """Arguments of a call; the fields are the keywords of `Attack.run`."""
     seed: Seed = 0
     space: Optional[InputSpace] = None
     targets: Any = None
@@ -23,15 +23,15 @@ class Call:
 
 
 class State(Dict[str, torch.Tensor]):
-    """Tensors whose first dimension is the batch, by name.
+    """Named tensors whose first dimension is the batch.
 
     Every state holds `x` (clean images in [0, 1]), `y` (true classes), `seed`, `step` (evaluations so far, counted by
     the attack), `best` (the image to return, frozen once it fools), `score` (how good `best` is, infinite once it fools
-    and is allowed) and `done`; and `soft` (soft targets) and `target` (class to steer towards) where there are any.
+    and is allowed) and `done`; and, if there are any, `soft` (soft targets) and `target` (target classes).
 
     Attributes:
-        ends: No image of the batch is advanced any further: its gradient is of no use.
-        ages: Steps of each image so far, known without a wait for the device.
+        ends: Whether this is the last step of every image, so that no gradient is needed.
+        ages: Steps of each image so far, known without a GPU sync.
     """
     ends = False
     ages: Sequence[int] = ()
@@ -39,14 +39,14 @@ class State(Dict[str, torch.Tensor]):
 
 @dataclass
 class Batch:
-    """Images to start on.
+    """Images to attack.
 
     Attributes:
         x: Clean images, shape (N, C, H, W), pixels in [0, 1], float32 or better.
         y: True classes, shape (N,).
         seeds: One seed per image and run, int64.
-        restart: Number of the restart, 0 for the first run, shape (N,).
-        target: Class to steer towards, shape (N,), or None.
+        restart: Index of the restart, 0 for the first run, shape (N,).
+        target: Target classes, shape (N,), or None.
         soft: Soft targets, shape (N, K), or None.
     """
     x: torch.Tensor
@@ -61,7 +61,7 @@ class Batch:
         return torch.full((len(self.x),), value, dtype=dtype or self.x.dtype, device=self.x.device)
 
     def state(self, **rows: torch.Tensor) -> State:
-        """A new state: what every attack has, and `rows`."""
+        """A new state: the entries of every attack, and `rows`."""
         state = State(
             x=self.x,
             y=self.y,
@@ -80,7 +80,7 @@ class Batch:
 
 
 def keep_best(state: State, point: torch.Tensor, fooled: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """Keep points that fool, from the first on, and otherwise those of the highest score; returns what was better.
+    """Keep the first point that fools, or else the one with the highest score; returns which points were better.
 
     Steps after an image is done are ignored.
     """
@@ -93,14 +93,14 @@ def keep_best(state: State, point: torch.Tensor, fooled: torch.Tensor, score: to
 
 @dataclass
 class AttackResult:
-    """What an attack found.
+    """Result of an attack.
 
     Attributes:
-        adversarial: Best image of each clean one, detached, in the clean one's space and in float32 or better.
+        adversarial: Best image for each clean one, detached, in the same input space, in float32 or better.
         fooled: Whether it fools the network, shape (N,).
-        queries: Evaluations of the network spent on each image, shape (N,); a first look at clean images and a last
-            look at a finding are not counted.
-        error_rates: Share of the passes in which the image is misclassified, shape (N,), where several decide.
+        queries: Evaluations of the network per image, shape (N,), without the initial clean pass and the final
+            verification.
+        error_rates: Share of passes that misclassify the image, shape (N,), if several passes decide; else None.
     """
     adversarial: torch.Tensor
     fooled: torch.Tensor
@@ -108,6 +108,6 @@ class AttackResult:
     error_rates: Optional[torch.Tensor] = None
 
     def put(self, index: torch.Tensor, part: 'AttackResult') -> None:
-        """Put what was found of the images at `index` in its place, and add the queries."""
+        """Store the results of the images at `index`, and add the queries."""
         self.adversarial[index], self.fooled[index] = part.adversarial, part.fooled
         self.queries[index] += part.queries

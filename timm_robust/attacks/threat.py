@@ -1,7 +1,7 @@
 """Threat models: which perturbations of an image an attacker may use, in pixel units on [0, 1].
 
-A norm is a subclass of `ThreatModel`, made known by `register_norm`. It has to measure a perturbation (`size`) and to
-climb a gradient (`steepest`); all else has a default.
+A norm is a subclass of `ThreatModel`, registered by `register_norm`. It must define the norm of a perturbation (`size`)
+and the direction of steepest ascent (`steepest`); everything else has a default.
 """
 import math
 from abc import ABC, abstractmethod
@@ -35,15 +35,15 @@ __all__ = [
 
 Seed = Union[int, Sequence[int], torch.Tensor, None]
 Size = Union[str, float]
-_SHIFTS, _ULPS = 30, 8  # most steps of the projection onto the L1 ball, and how near the sum has to come to eps
+_SHIFTS, _ULPS = 30, 8  # maximum steps of the projection onto the L1 ball, and its tolerance
 _Norm = TypeVar('_Norm', bound=Type['ThreatModel'])
 
 
 def parse_eps(value: Size) -> float:
-    """Read a perturbation size such as '8/255', '0.0314' or 0.0314, in pixel units on [0, 1].
+    """Parse a perturbation size such as '8/255', '0.0314' or 0.0314, in pixel units on [0, 1].
 
     Raises:
-        InputError: If the value is no number.
+        InputError: If the value is not a number.
     """
     try:
         if isinstance(value, bool):
@@ -60,16 +60,16 @@ def l2_norm(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, init=False)
 class ThreatModel(ABC):
-    """The perturbations an attack may use: those of a norm of at most `eps`.
+    """The perturbations an attack may use: those with a norm of at most `eps`.
 
     Args:
         eps: Largest norm of the perturbation in pixel units on [0, 1], a number or a string such as '8/255'.
 
     Attributes:
-        norm: What is printed and read back, 'Linf' for example.
-        largest: Largest eps that makes sense, infinite if the number of pixels decides.
-        box: The ball is the box of half width eps: clamping each pixel projects onto it.
-        sparse: A step moves few pixels, which must not be spent on those at the end of their range.
+        norm: Name as printed and parsed, for example 'Linf'.
+        largest: Largest sensible eps, infinite if it depends on the number of pixels.
+        box: The ball is a box of half width eps, so that clamping each pixel projects onto it.
+        sparse: A step changes few pixels, so those already at the end of their range are left out.
 
     Raises:
         InputError: If eps is negative, not finite or above `largest`.
@@ -88,7 +88,7 @@ class ThreatModel(ABC):
                 'must be a finite number of at least 0, in pixel units on [0, 1]', argument='eps', value=eps)
         if number > self.largest:
             raise InputError(
-                f'is above {self.largest:g}, and pixels are in [0, 1]', f'write {number:g}/255', argument='eps',
+                f'is above {self.largest:g}, but pixels are in [0, 1]', f'write {number:g}/255', argument='eps',
                 value=eps)
         object.__setattr__(self, 'eps', number)
 
@@ -110,26 +110,26 @@ class ThreatModel(ABC):
 
     @abstractmethod
     def steepest(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The perturbation of size 1 along which a function of this gradient, (N, C, H, W), rises most."""
+        """The perturbation of size 1 that most increases a function with this gradient, (N, C, H, W)."""
 
     def stride(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The perturbation of size 1 along which attacks step: `steepest`, unless that moves too few pixels."""
+        """The step direction of attacks, of size 1: `steepest`, unless that changes too few pixels."""
         return self.steepest(gradient)
 
     def dual_size(self, gradient: torch.Tensor) -> torch.Tensor:
-        """How fast a function of this gradient can rise, (N, ...) to (N,): the dual norm."""
+        """Dual norm of each gradient: (N, ...) to (N,)."""
         return (gradient * self.steepest(gradient)).flatten(1).sum(1)
 
     def shrink(self, delta: torch.Tensor) -> torch.Tensor:
-        """The factor, (N, 1, 1, 1), by which each perturbation has to be multiplied to be within eps."""
+        """The factor, (N, 1, 1, 1), that scales each perturbation to within eps."""
         return (self.eps / self.size(delta).clamp_min(1e-12)).clamp_max(1).view(-1, 1, 1, 1)
 
     def project(self, delta: torch.Tensor) -> torch.Tensor:
-        """Perturbations (N, C, H, W) within eps, near these; by default these scaled down."""
+        """Project perturbations (N, C, H, W) to within eps, by default by scaling them down."""
         return delta * self.shrink(delta)
 
     def project_in_box(self, delta: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
-        """Perturbations within eps and between `lowest` <= 0 and `highest` >= 0, near these."""
+        """Project perturbations to within eps and between `lowest` <= 0 and `highest` >= 0."""
         return self.project(delta).clamp(lowest, highest)
 
     def direction(self, seeds: torch.Tensor, stream: int, count: int) -> torch.Tensor:
@@ -147,7 +147,7 @@ NORMS: Dict[str, Type[ThreatModel]] = {}
 
 
 def register_norm(cls: _Norm) -> _Norm:
-    """Class decorator: make a norm known by its name, in any case.
+    """Class decorator: register a norm by its name, in any case.
 
     Raises:
         InputError: If the class has no name, or another norm has it.
@@ -155,7 +155,7 @@ def register_norm(cls: _Norm) -> _Norm:
     key = cls.norm.lower()
     taken = NORMS.get(key)
     if not key or ' ' in key:
-        raise InputError('is no name for a norm', 'one word, for example Linf', argument='norm', value=cls.norm)
+        raise InputError('is not a valid norm name', 'use one word, for example Linf', argument='norm', value=cls.norm)
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise InputError(f'is taken by {taken.__module__}.{taken.__qualname__}', argument='norm', value=cls.norm)
     NORMS[key] = cls
@@ -170,7 +170,7 @@ class Linf(ThreatModel):
     box = True
 
     def __str__(self) -> str:
-        # the field counts small perturbations in 255ths and large ones (MNIST) in decimals
+        # by convention, small perturbations are in 255ths and large ones (MNIST) in decimals
         in_255 = round(self.eps * 255)
         if 1 <= in_255 <= 32 and math.isclose(self.eps, in_255 / 255, rel_tol=1e-15):
             return f'{self.norm} {in_255}/255'
@@ -216,8 +216,7 @@ def sparse_signs(gradient: torch.Tensor, count: Union[int, torch.Tensor]) -> tor
 
     Args:
         gradient: Shape (N, C, H, W).
-        count: Number of entries that move, of at least 1: one for all or one for each, shape (N,); more where some are
-            equally large.
+        count: Number of nonzero entries, at least 1: one for all or one per gradient, shape (N,). Ties may add more.
     """
     size = gradient.flatten(1).abs()
     if isinstance(count, int):
@@ -234,18 +233,18 @@ def project_onto_l1(
         highest: torch.Tensor,
         eps: Union[float, torch.Tensor],
 ) -> torch.Tensor:
-    """The perturbations nearest to these of all whose absolute values add up to at most eps within a box around 0.
+    """Project perturbations onto the intersection of the L1 ball of radius eps and a box around 0.
 
     Croce & Hein 2021, `Mind the box: l1-APGD for sparse adversarial attacks on image classifiers` -
-    https://arxiv.org/abs/2103.01208, section 2: d_i = sign(delta_i) min(max(|delta_i| - s, 0), room_i), room_i being
-    the way to the end of the box and s >= 0 the least shift that keeps to eps. The sum of |d_i| is piecewise linear in
-    s: Newton's method, held in an interval around the root, ends on the right piece after a few steps.
+    https://arxiv.org/abs/2103.01208, section 2: d_i = sign(delta_i) min(max(|delta_i| - s, 0), room_i), where room_i is
+    the distance to the end of the box and s >= 0 the smallest shift that satisfies eps. The sum of |d_i| is piecewise
+    linear in s: Newton's method, bracketed around the root, reaches the right piece after a few steps.
 
     Args:
         delta: Shape (N, ...).
-        lowest: Lower end of the box, at most 0; like delta, or one for all.
-        highest: Upper end, at least 0; likewise.
-        eps: One for all or one for each, shape (N,).
+        lowest: Lower bound of the box, at most 0; like delta, or one for all.
+        highest: Upper bound, at least 0; likewise.
+        eps: One for all or one per image, shape (N,).
     """
     size = delta.abs().flatten(1)
     room = torch.where(delta > 0, highest, -lowest).flatten(1)
@@ -258,14 +257,14 @@ def project_onto_l1(
         kept = torch.minimum(rest.clamp_min(0), room)
         over = kept.sum(1, keepdim=True) - limit
         settled = (over.abs() <= _ULPS * torch.finfo(size.dtype).eps * limit) | ((shift == 0) & (over <= 0))
-        # a GPU would have to be waited for
+        # on a GPU this would force a sync
         if on_cpu and settled.all():
             break
         low, high = torch.where(over > 0, shift, low), torch.where(over > 0, high, shift)
         newton = shift + over / ((rest > 0) & (rest < room)).sum(1, keepdim=True)
         inside = (newton > low) & (newton < high)
         shift = torch.where(settled, shift, torch.where(inside, newton, (low + high) / 2))
-    kept = kept * (limit / kept.sum(1, keepdim=True).clamp_min(1e-30)).clamp_max(1)  # rounding
+    kept = kept * (limit / kept.sum(1, keepdim=True).clamp_min(1e-30)).clamp_max(1)  # corrects rounding
     return delta.sign() * kept.view_as(delta)
 
 
@@ -273,11 +272,11 @@ def project_onto_l1(
 class L1(ThreatModel):
     """The absolute changes of all pixels and channels of an image add up to at most eps.
 
-    A step along the steepest direction would move one pixel: attacks spread it evenly over the 1 % with the largest
-    gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple Perturbations` -
-    https://arxiv.org/abs/1904.13000, section 4), of those that can still move (Maini et al. 2020, `Adversarial
-    Robustness Against the Union of Multiple Perturbation Models` - https://arxiv.org/abs/1909.04068); APGD over a share
-    that it adapts.
+    A step along the steepest direction would change a single pixel. Attacks spread it evenly over the 1 % of pixels
+    with the largest gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple
+    Perturbations` - https://arxiv.org/abs/1904.13000, section 4) among those that can still move (Maini et al. 2020,
+    `Adversarial Robustness Against the Union of Multiple Perturbation Models` - https://arxiv.org/abs/1909.04068). APGD
+    adapts the share of pixels.
     """
     norm = 'L1'
     sparse = True
@@ -304,14 +303,14 @@ class L1(ThreatModel):
         return project_onto_l1(delta, lowest, highest, self.eps)
 
     def direction(self, seeds: torch.Tensor, stream: int, count: int) -> torch.Tensor:
-        # exponentials over their sum are uniform on the faces of the ball
+        # exponentials divided by their sum are uniform on the faces of the ball
         radius, side = noise.uniform(seeds, stream, 2 * count).chunk(2, dim=1)
         drawn = torch.where(side < .5, 1., -1.) * torch.log1p(-radius)
         return drawn / self.size(drawn)[:, None].clamp_min(1e-12)
 
 
 def norm_names() -> str:
-    """The names of all registered norms, for people."""
+    """The names of all registered norms, for display."""
     return ', '.join(cls.norm for cls in NORMS.values())
 
 
@@ -327,10 +326,10 @@ def make_threat(norm: str, eps: Size) -> ThreatModel:
 
 
 def parse_threat(threat: Union[str, ThreatModel]) -> ThreatModel:
-    """Read a threat model as it is printed: 'Linf 8/255', in any case.
+    """Parse a threat model such as 'Linf 8/255', in any case.
 
     Raises:
-        InputError: If it is none.
+        InputError: If it is not a threat model.
     """
     if isinstance(threat, ThreatModel):
         return threat
@@ -347,10 +346,10 @@ def parse_threat(threat: Union[str, ThreatModel]) -> ThreatModel:
 
 
 def parse_threats(threat: Union[str, ThreatModel, Sequence[Union[str, ThreatModel]]]) -> Tuple[ThreatModel, ...]:
-    """Read one threat model or several: 'Linf 8/255, L2 0.5, L1 12', or a list.
+    """Parse one threat model or several: 'Linf 8/255, L2 0.5, L1 12', or a list.
 
     Raises:
-        InputError: If one of them is none, and on one given twice.
+        InputError: If one of them is invalid or given twice.
     """
     several: Any = threat.split(',') if isinstance(threat, str) else threat
     given = several if isinstance(several, (list, tuple)) else [several]
@@ -361,7 +360,7 @@ def parse_threats(threat: Union[str, ThreatModel, Sequence[Union[str, ThreatMode
 
 
 def madry_step_size(threat: ThreatModel, steps: int) -> float:
-    """2.5 eps / steps, so that every point of the ball is in reach (Madry et al. 2018, section 5), in pixel units."""
+    """2.5 eps / steps in pixel units, which can reach every point of the ball (Madry et al. 2018, section 5)."""
     return 2.5 * threat.eps / steps
 
 

@@ -1,4 +1,4 @@
-"""Gradients of one network that point where others are fooled too: over views of the image, and smoothed."""
+"""Gradients that transfer to other networks: averaged over views of the image, or smoothed."""
 from typing import Callable, Sequence, Tuple
 
 import torch
@@ -9,18 +9,19 @@ from .context import input_gradient
 
 __all__ = ['diverse', 'smoothed', 'view_gradient']
 
-_SMALLEST = .9  # side of the shrunk image, as a share
+_SMALLEST = .9  # minimum side of the shrunk image, relative
 
 
 def diverse(x: torch.Tensor, seeds: torch.Tensor, stream: torch.Tensor, prob: float) -> torch.Tensor:
-    """Images shrunk to a random size and put at a random place on black, of their own size, with probability `prob`.
+    """With probability `prob`, shrink images to a random size and place them at random on a black canvas.
 
     Xie et al. 2019, `Improving Transferability of Adversarial Examples with Input Diversity` -
-    https://arxiv.org/abs/1803.06978; here each image by itself. They enlarge, which takes a network of any size.
+    https://arxiv.org/abs/1803.06978. Here each image is drawn independently and keeps its size. The
+    paper enlarges images, which requires a network for any input size.
 
     Args:
         x: Shape (N, C, H, W).
-        seeds, stream: Of the noise, shape (N,).
+        seeds, stream: See `noise.uniform`, shape (N,).
         prob: In [0, 1].
     """
     drawn = noise.uniform(seeds, stream, 4).to(x.dtype)
@@ -40,7 +41,7 @@ def diverse(x: torch.Tensor, seeds: torch.Tensor, stream: torch.Tensor, prob: fl
 
 
 def smoothed(gradient: torch.Tensor, size: int) -> torch.Tensor:
-    """A gradient (N, C, H, W) under a Gaussian kernel of `size` x `size`, which ends at three standard deviations.
+    """Smooth a gradient (N, C, H, W) with a Gaussian kernel of `size` x `size`, cut at three standard deviations.
 
     Dong et al. 2019, `Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks` -
     https://arxiv.org/abs/1904.02884, equation 7, with the kernel of the authors' code.
@@ -58,13 +59,13 @@ def view_gradient(
         loss_fn: Callable[[torch.Tensor], torch.Tensor],
         views: Sequence[Callable[[torch.Tensor], torch.Tensor]],
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean gradient for x over what the network sees of it; logits and loss are those of x itself.
+    """Gradient with respect to x, averaged over views; logits and loss are those of x itself.
 
     Args:
         model: Maps x to logits.
         x: Input, shape (N, C, H, W).
         loss_fn: Maps logits to one loss per image.
-        views: Maps of x.
+        views: Transformations of x.
     """
     gradient = torch.zeros_like(x)
     for view in views:

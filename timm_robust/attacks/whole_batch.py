@@ -1,4 +1,4 @@
-"""The engine that moves a whole batch in step: for training, surrogates and networks with batch statistics."""
+"""Engine that perturbs a whole batch in lockstep: for training, surrogates and networks with batch statistics."""
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Dict, Optional, Tuple
@@ -12,14 +12,14 @@ from .loop import longest_gap
 __all__ = ['KEEP', 'Ascent', 'last_iterate', 'most_fooled']
 
 KEEP = ('last', 'most_fooled')
-_ROWS = 32  # a friendly batch shrinks in steps of this size where each new shape costs a compilation
+_ROWS = 32  # a batch shrinks in multiples of this size, since each new shape may cost a compilation
 
 Rows = Dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """The step all gradient attacks share.
+    """The step of gradient attacks.
 
     Args:
         step_size: Length in pixel units.
@@ -29,7 +29,7 @@ class Ascent:
     decay: float = 0.
 
     def move(self, ball: Ball, rows: Rows, gradient: torch.Tensor) -> None:
-        """Move `point` along the gradient for the network's input, and `velocity` with it."""
+        """Move `point` along the gradient with respect to the network's input, and update `velocity`."""
         direction = ball.to_input(gradient)
         if self.decay > 0:
             unit = direction / direction.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
@@ -38,10 +38,10 @@ class Ascent:
 
 
 class _Friendly:
-    """Which images go on: each stops `tau` steps after it first fools the network.
+    """Early stopping of friendly adversarial training: each image stops `tau` steps after it first fools the network.
 
-    Stopped images leave the batch: at once on a CPU. A GPU would have to be waited for, there they stand still until
-    the next look, and so they do where the network is compiled for each shape.
+    Stopped images leave the batch, on a CPU at once. On a GPU each check forces a sync, and a compiled network is
+    recompiled for each shape: there stopped images stay unchanged in the batch until it next shrinks.
     """
 
     def __init__(self, start: torch.Tensor, tau: int, compiled: bool):
@@ -53,7 +53,7 @@ class _Friendly:
         self.gap, self.next_look = 1, 0
 
     def stop(self, fooled: torch.Tensor, step: int) -> Optional[torch.Tensor]:
-        """Note what fools; the places to keep in the batch, or None if all stay."""
+        """Update which images have stopped; returns the rows to keep in the batch, or None for all."""
         self.stopped = self.stopped | (fooled & (self.left <= 0))
         self.left = self.left - fooled.long()
         if step < self.next_look:
@@ -64,11 +64,11 @@ class _Friendly:
         return None if count == len(self.stopped) else self.stopped.long().argsort(stable=True)[:count].sort().values
 
     def put_aside(self, rows: Rows) -> None:
-        """Write the images of a batch to their places."""
+        """Store the images of the batch at their original places."""
         self.adv[rows['place']] = rows['point']
 
     def take(self, index: torch.Tensor) -> None:
-        """Keep these places."""
+        """Keep these rows."""
         self.left, self.stopped = self.left[index], self.stopped[index]
 
 
@@ -88,8 +88,8 @@ def last_iterate(
         model: The network.
         gradient_fn: Its `GradientAttack.gradient`.
         ball: The allowed images.
-        rows: `point`, where to start, `y`, the true classes, `seed`, `step` and what `loss_fn` needs, one row each.
-        loss_fn: Maps rows and logits to what to ascend.
+        rows: `point` (the start), `y` (true classes), `seed`, `step` and what `loss_fn` needs, one row per image.
+        loss_fn: Maps rows and logits to the loss to maximize.
         steps, ascent, tau: See `GradientAttack`.
     """
     friendly = None if tau is None else _Friendly(rows['point'], tau, hasattr(model.model, '_orig_mod'))
@@ -126,13 +126,13 @@ def most_fooled(
         steps: int,
         ascent: Ascent,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The iterate in which most images fool the network at once, and their number, as a tensor."""
+    """The iterate in which the most images fool the network at once, and their number as a tensor."""
     best, most = rows['point'], torch.full((), -1, device=rows['point'].device)
 
     def look(logits: torch.Tensor) -> None:
         nonlocal best, most
         count = (logits.argmax(1) != rows['y']).sum()
-        # without asking which: a GPU would have to be waited for
+        # without a branch, which would force a GPU sync
         best, most = torch.where(count > most, rows['point'], best), torch.maximum(count, most)
 
     for _ in range(steps):

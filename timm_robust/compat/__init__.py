@@ -1,4 +1,4 @@
-"""Other packages' interfaces: their scripts run on this one after a changed import."""
+"""Interfaces of other packages: their scripts run on this one after changing an import."""
 from .autoattack import AutoAttack
 from .state import EvaluationState
 

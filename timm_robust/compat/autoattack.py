@@ -1,4 +1,4 @@
-"""auto-attack's `AutoAttack` by its own names, so that scripts written for it run on this package by one import.
+"""A drop-in replacement for auto-attack's `AutoAttack`: scripts for it run after changing one import.
 
     from timm_robust.compat import AutoAttack  # was: from autoattack import AutoAttack
 
@@ -32,15 +32,15 @@ __all__ = ['AutoAttack']
 _NAMES = ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t')
 _VERSIONS = ('standard', 'plus', 'rand', 'custom')
 _SETTINGS = {'n_restarts': 'restarts', 'n_iter': 'steps', 'n_target_classes': 'num_targets', 'n_queries': 'query_limit'}
-_MANY = 1000  # classes, so that no attack is left out
-_BATCHES_IN_POOL = 8  # so that the batch stays full while images that are fooled leave it
+_MANY = 1000  # classes, so that no attack is skipped
+_BATCHES_IN_POOL = 8  # keeps the batch full while fooled images leave it
 
 
 class AutoAttack:
     """AutoAttack with auto-attack's arguments, settings (`adversary.apgd.n_restarts = 1`), methods and log lines.
 
-    `model` maps pixels in [0, 1], (N, C, H, W), to logits, in eval mode meanwhile. `InputError` names what cannot be
-    honoured.
+    `model` maps pixels in [0, 1], (N, C, H, W), to logits; it is in eval mode during the evaluation. An `InputError`
+    names any argument or setting that is not supported.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class AutoAttack:
         self.apgd, self.apgd_targeted, self.fab, self.square = (SimpleNamespace() for _ in range(4))
         self.attacks_to_run = list(attacks_to_run)
         if version != 'custom' and self.attacks_to_run:
-            raise InputError("is for version='custom'", argument='attacks_to_run', value=self.attacks_to_run)
+            raise InputError("only applies to version='custom'", argument='attacks_to_run', value=self.attacks_to_run)
         self.set_version(version)
 
     def set_version(self, version: str = 'standard') -> None:
-        """Choose the attacks of a version."""
+        """Use the attacks of a version."""
         check_choice('version', version, _VERSIONS)
         self.version = version
         self.attacks_to_run = list(self._members(_MANY)) or self.attacks_to_run
@@ -81,8 +81,8 @@ class AutoAttack:
         for key, value in vars(getattr(self, kind)).items():
             own = _SETTINGS.get(key, key)
             if own not in known | ({'num_targets'} if kind == 'fab' else set()):
-                raise InputError(f'is no setting of {name} here', argument=f'{kind}.{key}', value=value)
-            if own in known and (name, own) != ('fab-t', 'restarts'):  # of which auto-attack makes one run
+                raise InputError(f'is not a supported setting of {name}', argument=f'{kind}.{key}', value=value)
+            if own in known and (name, own) != ('fab-t', 'restarts'):  # auto-attack runs fab-t once
                 attack = replace(attack, **{own: value})
         return attack
 
@@ -105,13 +105,13 @@ class AutoAttack:
     def run_standard_evaluation(
             self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False,
             state_path: Union[str, Path, None] = None) -> Any:
-        """Attack each image until an attack succeeds; from a state in a file, what was found before is not returned."""
+        """Attack each image until an attack succeeds; results from before resuming a state file are not returned."""
         with eval_mode(self.model):
             return self._run(self.attacks_to_run, x_orig, y_orig, bs, return_labels, state_path)
 
     def run_standard_evaluation_individual(
             self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False) -> Any:
-        """Run each attack by itself: by name what `run_standard_evaluation` returns."""
+        """Run each attack separately; maps its name to what `run_standard_evaluation` returns."""
         with eval_mode(self.model):
             return {n: self._run([n], x_orig, y_orig, bs, return_labels) for n in self.attacks_to_run}
 
@@ -120,11 +120,11 @@ class AutoAttack:
             self, names: List[str], x: torch.Tensor, y: torch.Tensor, bs: int, return_labels: bool,
             path: Union[str, Path, None] = None) -> Any:
         if isinstance(self.model, torch.nn.Module) and has_batch_statistics(self.model):
-            raise InputError('normalizes by the batch, so there is no verdict for a single image',
+            raise InputError('normalizes by the batch, so there is no result for a single image',
                              "evaluate(model, ..., attacks='adaptive') attacks whole batches", argument='model')
         logits, y = self._logits(x, bs), y.cpu()
         if self.version != 'rand' and not torch.allclose(self._logits(x[:bs], bs), logits[:bs], 1e-4, 1e-4):
-            self._log("Warning: the network is randomized, version='rand' is for it.")
+            self._log("Warning: the network is randomized, use version='rand'.")
         todo, start = {name: self._attack(name, logits.shape[1]) for name in names}, time.time()
         y_adv, x_adv, seeds = logits.argmax(1), x.clone(), image_seeds(self.seed, len(x), torch.device('cpu'))
         images = hashlib.sha256(' '.join(image_hashes(x, y)).encode()).hexdigest()
@@ -140,7 +140,7 @@ class AutoAttack:
                 craft = partial(
                     todo[name], self.model, x[rows].to(self.device), y[rows].to(self.device), self.threat,
                     seed=seeds[rows], fast_model=fast)
-                with float32_proper() if fast is None else nullcontext():  # a copy is verified
+                with float32_proper() if fast is None else nullcontext():  # results of a copy are verified
                     adv, bs = halving(lambda size: craft(batch_size=size), bs)  # noqa: B023 (called here)
                 predicted = self._logits(adv, bs).argmax(1)
                 found = rows[fooled := predicted != y[rows]]

@@ -1,4 +1,4 @@
-"""The state file of auto-attack, by which an evaluation that was cut off continues."""
+"""auto-attack's state file, from which an interrupted evaluation resumes."""
 import ast
 import time
 from dataclasses import dataclass, field
@@ -12,18 +12,18 @@ from ..inputs import read_json, write_json
 
 __all__ = ['EvaluationState']
 
-_CLEAN_SLACK = .002  # another device may classify an image at the boundary otherwise
+_CLEAN_SLACK = .002  # another device may classify images at the boundary differently
 
 
 @dataclass
 class EvaluationState:
-    """Which images withstand so far.
+    """Which images are still robust.
 
     Attributes:
-        attacks_to_run: By name what decides its outcome; nothing in files of auto-attack.
-        path: The file, None for none.
-        run_attacks: Attacks that were completed.
-        robust_flags: By image, whether it withstood so far; empty before the evaluation.
+        attacks_to_run: Maps each attack's name to everything its result depends on; empty in auto-attack's own files.
+        path: The file, or None.
+        run_attacks: Completed attacks.
+        robust_flags: For each image, whether it is still robust; empty before the evaluation.
         clean_accuracy: In [0, 1].
     """
     attacks_to_run: Dict[str, Dict[str, Any]]
@@ -34,7 +34,7 @@ class EvaluationState:
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of images that withstood so far."""
+        """Share of images that are still robust."""
         return self.robust_flags.float().mean().item()
 
     @classmethod
@@ -48,11 +48,11 @@ class EvaluationState:
 
         Args:
             path: The file.
-            attacks_to_run: By name what decides its outcome.
-            right: By image, whether it is classified correctly.
+            attacks_to_run: See the attribute.
+            right: For each image, whether it is classified correctly.
 
         Raises:
-            InputError: If the file is of other attacks, another network or other images.
+            InputError: If the file is for other attacks, another network or other images.
         """
         clean = right.float().mean().item()
         path = Path(path) if path else None
@@ -65,14 +65,14 @@ class EvaluationState:
         if not len(flags):
             state.robust_flags, state.clean_accuracy = right, clean
         elif len(flags) != len(right) or abs(state.clean_accuracy - clean) > _CLEAN_SLACK + 1 / len(right):
-            raise cls._other(path)  # as far as a file of auto-attack can tell
+            raise cls._other(path)  # all that can be checked for auto-attack's own files
         else:
             state.robust_flags = flags & right
         return state
 
     @staticmethod
     def _other(path: Path) -> InputError:
-        return InputError('is of other attacks, images, network or threat model', 'name another file',
+        return InputError('is for other attacks, images, network or threat model', 'name another file',
                           argument='state_path', value=str(path))
 
     def to_disk(self) -> None:
@@ -88,7 +88,7 @@ class EvaluationState:
         """Read a file of this class or of auto-attack.
 
         Raises:
-            InputError: If it is none.
+            InputError: If it is not a state file.
         """
         found = read_json(path)
         try:
@@ -99,4 +99,4 @@ class EvaluationState:
                 dict(names), Path(path), list(found['_run_attacks']),
                 torch.tensor(flags or [], dtype=torch.bool), float(found['_clean_accuracy']))
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
-            raise InputError('is no state of an evaluation', argument='state_path', value=str(path)) from error
+            raise InputError('is not the state of an evaluation', argument='state_path', value=str(path)) from error

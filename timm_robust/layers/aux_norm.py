@@ -1,4 +1,4 @@
-"""A second BatchNorm for every BatchNorm, for images of another kind.
+"""An auxiliary BatchNorm for every BatchNorm, for a second kind of images.
 
 Xie et al. 2020, `Adversarial Examples Improve Image Recognition` - https://arxiv.org/abs/1911.09665; Xie & Yuille 2020,
 `Intriguing Properties of Adversarial Training at Scale` - https://arxiv.org/abs/1906.03787
@@ -20,7 +20,7 @@ __all__ = ['AUX_CLASSES', 'AuxNorm', 'at_gamma', 'convert_aux_norm', 'has_aux_no
 
 
 class AuxNorm(BatchNormMode):
-    """Mixin over a BatchNorm class: at `gamma` 0 the layer itself, at 1 its auxiliary twin, between they are mixed.
+    """Mixin for a BatchNorm class: at `gamma` 0 the layer itself, at 1 its auxiliary twin, in between a mixture.
 
     Attributes:
         aux: The twin, a layer of the class without the mixin.
@@ -37,7 +37,8 @@ class AuxNorm(BatchNormMode):
             return self.aux(x)
         if self.training:
             raise InputError(
-                'in training one of two BatchNorms normalizes', 'choose 0 or 1', argument='gamma', value=self.gamma)
+                'in training only one of two BatchNorms can normalize', 'choose 0 or 1', argument='gamma',
+                value=self.gamma)
         main, aux = (
             F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False, 0., n.eps)
             for n in (self, self.aux))
@@ -84,7 +85,7 @@ def _aux_norms(model: nn.Module) -> List[AuxNorm]:
     """
     norms = [m for m in model.modules() if isinstance(m, AuxNorm)]
     if not norms:
-        raise InputError(f'{type(model).__name__} has no auxiliary normalization', 'call convert_aux_norm before')
+        raise InputError(f'{type(model).__name__} has no auxiliary normalization', 'call convert_aux_norm first')
     return norms
 
 
@@ -94,16 +95,16 @@ def has_aux_norm(model: nn.Module) -> bool:
 
 
 def _with_twin(norm: Norm) -> nn.Module:
-    """A layer with a twin in the place of a BatchNorm."""
+    """A layer with a twin, to replace a BatchNorm."""
     name = type(norm).__name__
     if isinstance(norm, BatchNormMode):
         raise InputError(
-            f'{name} normalizes by the batch, auxiliary BatchNorm by tracked statistics',
-            "call set_bn_mode(model, 'population') before")
+            f'{name} normalizes by the batch, but auxiliary BatchNorm needs tracked statistics',
+            "call set_bn_mode(model, 'population') first")
     if type(norm) not in AUX_CLASSES or norm.running_mean is None:
         raise InputError(
-            f'{name} tracks no statistics or is a custom BatchNorm, and can have no twin',
-            'put a BatchNorm of torch or timm in its place')
+            f'{name} tracks no statistics or is a custom BatchNorm, so it cannot have a twin',
+            'replace it with a BatchNorm of torch or timm')
     new = recast(norm, AUX_CLASSES[type(norm)])
     new.aux = copy.deepcopy(norm)
     new.gamma = 0.
@@ -113,17 +114,17 @@ def _with_twin(norm: Norm) -> nn.Module:
 def convert_aux_norm(model: nn.Module) -> nn.Module:
     """Give every BatchNorm of a model an auxiliary twin with its own statistics and affine parameters.
 
-    The twin starts as a copy. Names in the state dict stay, the twin's are added under `aux.`.
+    The twin starts as a copy. State dict keys stay the same, and the twin's are added under `aux.`.
 
     Args:
-        model: A built model, changed in place (a bare BatchNorm is not, use the return value).
+        model: A built model, changed in place (a bare BatchNorm is not: use the return value).
 
     Returns:
         The converted model.
 
     Raises:
         InputError: If the model has no BatchNorm, or one that tracks no statistics, normalizes by the batch at
-            inference or is a custom one.
+            inference, or is a custom one.
     """
     if has_aux_norm(model):
         return model
@@ -134,10 +135,10 @@ def convert_aux_norm(model: nn.Module) -> nn.Module:
 
 
 def set_gamma(model: nn.Module, gamma: float) -> nn.Module:
-    """Choose what normalizes: 0 the main BatchNorm, 1 the auxiliary one; between, at inference, a mixture of outputs.
+    """Choose what normalizes: 0 the main BatchNorm, 1 the auxiliary one, in between (at inference) a mixture.
 
     Args:
-        model: A model of `convert_aux_norm`, changed in place.
+        model: A model from `convert_aux_norm`, changed in place.
         gamma: In [0, 1].
 
     Returns:
@@ -154,7 +155,7 @@ def set_gamma(model: nn.Module, gamma: float) -> nn.Module:
 
 @contextmanager
 def at_gamma(model: nn.Module, gamma: float) -> Iterator[None]:
-    """`set_gamma` for a while."""
+    """Set gamma as `set_gamma` does, and restore it afterwards."""
     before = [(norm, norm.gamma) for norm in _aux_norms(model)]
     set_gamma(model, gamma)
     try:
@@ -171,10 +172,10 @@ def _main_branch(norm: AuxNorm) -> nn.Module:
 
 
 def plain_branch(model: nn.Module, branch: str) -> nn.Module:
-    """A copy of a model with auxiliary normalization as the plain model it was, with one branch.
+    """A plain copy of a model with auxiliary normalization that keeps one branch.
 
     Args:
-        model: A model of `convert_aux_norm`.
+        model: A model from `convert_aux_norm`.
         branch: 'main' or 'aux'.
 
     Raises:

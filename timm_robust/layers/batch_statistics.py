@@ -11,18 +11,18 @@ from .norms import is_norm
 
 __all__ = ['has_batch_statistics']
 
-# What normalizes by the batch in these is listed below. A layer whose `forward` comes from elsewhere is not known.
+# Layers of these packages that normalize by the batch are listed below. Layers from other packages are tested.
 _KNOWN_PACKAGES = ('torch', 'torchvision', 'timm', 'timm_robust')
 _BATCH_IN_TRAINING = (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2, InplaceAbn)
 
-# Two passes of one shape and seed agree to the last bit, on most hardware; of the largest output.
+# Relative to the largest output; on most hardware two passes of one shape and seed are bit-identical.
 _TOLERANCE = 1e-5
 _SIZES = (32, 224, 64, 28, 16)
 _BATCH = 4
 
 
 def _is_known(module: nn.Module) -> bool:
-    compiled = isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))  # they hide what they are made of
+    compiled = isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))  # they hide their layers
     return not compiled and type(module).forward.__module__.partition('.')[0] in _KNOWN_PACKAGES
 
 
@@ -39,7 +39,7 @@ def _normalizes_by_batch(module: nn.Module, training: bool) -> bool:
 
 
 def _random_images(model: nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Images of the shape a model names, or of usual shapes."""
+    """Random images of the shape in a model's `pretrained_cfg`, or of common shapes."""
     generator = torch.Generator('cpu').manual_seed(0)
     configs: List[Any] = [m.pretrained_cfg for m in model.modules() if hasattr(m, 'pretrained_cfg')]
     convs = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
@@ -57,14 +57,14 @@ def _tensors(output: Any) -> List[torch.Tensor]:
 
 
 def _of_first_image(model: nn.Module, images: torch.Tensor) -> List[torch.Tensor]:
-    """What a model says of the first image, with fixed random numbers."""
+    """A model's outputs for the first image, with a fixed random seed."""
     with torch.random.fork_rng([images.device] if images.device.type == 'cuda' else []), torch.no_grad():
         torch.manual_seed(0)
         return [t[0].float() for t in _tensors(model(images)) if t.ndim]
 
 
 def _depends_on_others(model: nn.Module, images: torch.Tensor) -> bool:
-    """Whether the output for the first image is another one when copies of it take the place of all others."""
+    """Whether the output for the first image changes if copies of it replace all others."""
     images = images[:_BATCH] if len(images) > 1 else torch.cat([images, images.flip(-1) / 2])
     before = _of_first_image(model, images)
     after = _of_first_image(model, images[:1].expand_as(images).contiguous())
@@ -75,12 +75,12 @@ def _depends_on_others(model: nn.Module, images: torch.Tensor) -> bool:
             not torch.allclose(s, t, rtol=0, atol=_TOLERANCE * s.abs().max().item(), equal_nan=True)
             for s, t in zip(a, b) if s.numel())
 
-    # a network whose outputs do not repeat at all shows nothing
+    # not conclusive if the outputs are not reproducible at all
     return differ(before, after) and not differ(before, again)
 
 
 def _measure(model: nn.Module, unknown: List[nn.Module], training: bool, images: Optional[torch.Tensor]) -> bool:
-    """`_depends_on_others` with layers that are not known in the asked mode, all others in eval mode."""
+    """`_depends_on_others` with unknown layers in the given mode and all others in eval mode."""
     modes = [(m, m.training) for m in model.modules()]
     buffers = [(b, b.clone()) for m in unknown for b in m.buffers()]
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
@@ -95,7 +95,7 @@ def _measure(model: nn.Module, unknown: List[nn.Module], training: bool, images:
         for images in _random_images(model, like):
             try:
                 return _depends_on_others(model, images)
-            except Exception:  # not a shape it takes
+            except Exception:  # the model does not accept this shape
                 continue
     finally:
         for module, mode in modes:
@@ -105,8 +105,8 @@ def _measure(model: nn.Module, unknown: List[nn.Module], training: bool, images:
                 buffer.copy_(value)
     names = ', '.join(sorted({type(m).__name__ for m in unknown}))
     warnings.warn(
-        f'no shape of images was found that {type(model).__name__} takes to try {names}, which is taken to normalize '
-        'by the batch; pass images', stacklevel=3)
+        f'found no image shape that {type(model).__name__} accepts, so {names} could not be tested and is assumed to '
+        'normalize by the batch; pass images', stacklevel=3)
     return True
 
 
@@ -117,15 +117,15 @@ def has_batch_statistics(
 ) -> bool:
     """Whether a model's output for one image depends on the other images of its batch.
 
-    Layers of torch, timm and this package are known. A layer from elsewhere that looks like a normalization (by its
-    name, its base class or running statistics) is tried out: two forward passes show whether the output for an image
-    changes with its neighbours. With `images` so is any module from elsewhere.
+    Layers of torch, timm and this package are known. Any other layer that looks like a normalization (by its name, its
+    base class or running statistics) is tested: forward passes show whether the output for an image changes with the
+    other images. With `images` every unknown module is tested.
 
     Args:
         model: A built model.
-        training: Ask for training mode; otherwise for inference.
-        images: Some images as the model takes them, shape (N, C, H, W), for layers that are not known; random ones
-            without, of the size in `pretrained_cfg` or of a usual one.
+        training: Check training mode instead of inference.
+        images: Sample inputs of the model, shape (N, C, H, W), to test unknown layers; by default random images of the
+            size in `pretrained_cfg` or of a common size.
     """
     modules = list(model.modules())
     unknown = [m for m in modules if not _is_known(m)]

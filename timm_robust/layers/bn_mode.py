@@ -1,6 +1,6 @@
-"""Which statistics normalize at inference, for every layer that has a choice.
+"""The statistics that BatchNorm and RobustNorm layers use at inference.
 
-The switch behind Tables 1 and 2 of `Towards an Adversarially Robust Normalization Approach`
+The switch varied in Tables 1 and 2 of `Towards an Adversarially Robust Normalization Approach`
 (https://arxiv.org/abs/2006.11007): population (P) or batch (B) statistics.
 """
 from typing import Any, Dict
@@ -20,10 +20,10 @@ __all__ = ['BATCH_MODE_CLASSES', 'BatchModeNorm', 'bn_mode_of', 'set_bn_mode']
 
 
 class BatchModeNorm(BatchNormMode):
-    """Mixin over a BatchNorm class: in eval mode the batch normalizes and the running averages stay untouched."""
+    """Mixin for a BatchNorm class: eval mode uses batch statistics and leaves the running averages unchanged."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """BatchNorm by the statistics of the batch."""
+        """BatchNorm with batch statistics."""
         if self.training:
             return super().forward(x)
         x = F.batch_norm(x, None, None, self.weight, self.bias, True, 0., self.eps)
@@ -58,7 +58,7 @@ BATCH_MODE_CLASSES: Dict[Any, Any] = {c.__bases__[1]: c for c in BatchModeNorm._
 
 
 def bn_mode_of(norm: Norm) -> str:
-    """Which statistics normalize at inference in a BatchNorm or RobustNorm layer, one of `BN_MODES`."""
+    """The statistics that a BatchNorm or RobustNorm layer uses at inference, one of `BN_MODES`."""
     if isinstance(norm, RobustNorm2d):
         return norm.bn_mode
     return 'batch' if isinstance(norm, BatchModeNorm) or norm.running_mean is None else 'population'
@@ -77,24 +77,24 @@ def _in_mode(norm: Norm, mode: str) -> nn.Module:
         return recast(norm, plain_class(norm))
     if isinstance(norm, AuxNorm):
         raise InputError(
-            'two BatchNorms are mixed by tracked statistics', "choose 'population', or one of the two by plain_branch",
-            argument='mode', value=mode)
+            'two BatchNorms can be mixed only with tracked statistics',
+            "choose 'population', or keep one of the two with plain_branch", argument='mode', value=mode)
     if type(norm) not in BATCH_MODE_CLASSES:
         raise InputError(
             f'{name} is a custom BatchNorm, which cannot be switched',
-            'put a BatchNorm of torch or timm in its place', argument='mode', value=mode)
+            'replace it with a BatchNorm of torch or timm', argument='mode', value=mode)
     return recast(norm, BATCH_MODE_CLASSES[type(norm)])
 
 
 def set_bn_mode(model: nn.Module, mode: str) -> nn.Module:
     """Choose which statistics normalize at inference in every BatchNorm and RobustNorm layer of a model.
 
-    Training mode and the state dict are unaffected. BatchNorm layers are exchanged for others with the same tensors, as
-    `convert_sync_batchnorm` does: the model pickles and copies in every mode.
+    Training mode and the state dict are unaffected. BatchNorm layers are replaced by others with the same tensors, as
+    in `convert_sync_batchnorm`, so that the model can be pickled and copied in every mode.
 
     Args:
-        model: A built model, changed in place (a bare BatchNorm is not, use the return value).
-        mode: 'population' (tracked in training), 'batch' (those of the batch) or, for RobustNorm alone, 'mean' (tracked
+        model: A built model, changed in place (a bare BatchNorm is not: use the return value).
+        mode: 'population' (tracked in training), 'batch' (those of the batch) or, for RobustNorm only, 'mean' (tracked
             mean, range of the batch).
 
     Returns:
@@ -102,8 +102,8 @@ def set_bn_mode(model: nn.Module, mode: str) -> nn.Module:
 
     Raises:
         InputError: On an unknown mode, on 'mean' for a model with BatchNorm, on 'batch' for one with auxiliary
-            BatchNorm, on 'population' for one that tracks no statistics, and if no layer has a choice. The model is
-            then as it was.
+            BatchNorm, on 'population' for one that tracks no statistics, and if no layer can be switched. The model is
+            then unchanged.
     """
     check_choice('mode', mode, BN_MODES)
     norms = [m for m in model.modules() if is_norm(m)]

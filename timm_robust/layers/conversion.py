@@ -1,4 +1,4 @@
-"""Layers as layers of another class: how modes of normalization are made and undone, as in convert_sync_batchnorm."""
+"""Change the class of layers, to switch normalization modes; convert_sync_batchnorm works the same way."""
 import copy
 from typing import Dict, Type, TypeVar
 
@@ -13,7 +13,7 @@ def recast(module: nn.Module, new_class: Type[_Module]) -> _Module:
     """A new layer of another class, with the tensors, children, hooks and settings of a module.
 
     Args:
-        module: Stays as it is; both layers share their tensors.
+        module: Unchanged; both layers share their tensors.
         new_class: Its `__init__` is not called.
     """
     new = new_class.__new__(new_class)
@@ -24,14 +24,14 @@ def recast(module: nn.Module, new_class: Type[_Module]) -> _Module:
 
 
 def replace_modules(model: nn.Module, replacements: Dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put modules in the place of others, wherever a model has them.
+    """Replace modules wherever a model has them.
 
     Args:
         model: Changed in place, unless it is itself replaced.
-        replacements: New modules by old ones.
+        replacements: Maps old modules to new ones.
 
     Returns:
-        The model, or what replaces it.
+        The model, or its replacement.
     """
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):

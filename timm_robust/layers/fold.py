@@ -1,7 +1,7 @@
-"""A copy of a network that computes the same function with less work, for searches that evaluate it thousands of times.
+"""A faster copy of a network that computes the same function, for attacks that evaluate it thousands of times.
 
-In eval mode a normalization by tracked statistics is an affine map and goes into the convolution before it, and a
-standardized weight stands still.
+In eval mode a normalization with tracked statistics is an affine map, which is folded into the preceding convolution,
+and standardized weights are constant.
 """
 import copy
 import logging
@@ -23,8 +23,8 @@ __all__ = ['fold_for_inference']
 
 _logger = logging.getLogger(__name__)
 
-# Folding reorders float32 sums: logits may differ by this share of their largest magnitude, or the copy is not used.
-# Right copies agree to 7e-7 of it on a CPU, 150 layers deep; a GPU may choose other kernels for a folded layer.
+# Folding reorders float32 sums. The copy is used only if its logits differ by at most this share of their largest
+# magnitude. Correct copies agree to 7e-7 on a CPU, 150 layers deep; a GPU may choose other kernels for a folded layer.
 _TOLERANCE = 3e-5
 
 
@@ -34,7 +34,7 @@ def _is_tracked_norm(module: Norm) -> bool:
 
 
 def _affine(norm: Norm) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift per channel of a normalization by tracked statistics, in float64 on the CPU."""
+    """Scale and shift per channel of a normalization with tracked statistics, in float64 on the CPU."""
     if isinstance(norm, AuxNorm) and norm.gamma != 0:
         main, aux = _affine_of_tracked(norm), _affine(norm.aux)
         return torch.lerp(main[0], aux[0], norm.gamma), torch.lerp(main[1], aux[1], norm.gamma)
@@ -55,14 +55,14 @@ def _affine_of_tracked(norm: Norm) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _plain_conv(conv: Any) -> Any:
-    """The convolution as a plain one with its weight as it is used, or None if it does more."""
+    """An equivalent plain convolution, with the weight standardized if need be, or None if there is none."""
     if type(conv) is nn.Conv2d:
         weight = conv.weight
     elif type(conv) in (StdConv2d, ScaledStdConv2d):
         weight = standardized_weight(conv)
     else:
         return None
-    plain: Any = skip_init(  # which draws nothing from torch's generator
+    plain: Any = skip_init(  # draws nothing from torch's generator
         nn.Conv2d, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
         conv.groups, bias=True, padding_mode=conv.padding_mode, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
@@ -72,9 +72,9 @@ def _plain_conv(conv: Any) -> Any:
 
 
 def _observe(model: nn.Module, x: torch.Tensor) -> Tuple[Dict[str, str], List[str]]:
-    """Which norm takes the output of which convolution, by name, and the convolutions used just once."""
+    """Map each norm to the convolution whose output it takes, by name, and list the layers called exactly once."""
     producers: Dict[int, str] = {}
-    outputs: List[torch.Tensor] = []  # kept, so that no address is used twice
+    outputs: List[torch.Tensor] = []  # kept alive, so that no id is reused
     follows: Dict[str, str] = {}
     calls: Dict[str, int] = {}
 
@@ -129,7 +129,7 @@ def _fold(model: nn.Module, x: torch.Tensor) -> Optional[nn.Module]:
 
 
 def _probes(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Images to compare on: those given, and darker, brighter and inverted ones, which may take other paths."""
+    """Images to compare on: those given, and darker, brighter and inverted ones, which may take other branches."""
     low, high = x.min(), x.max()
     yield x
     yield x * .1
@@ -151,16 +151,16 @@ def fold_for_inference(model: nn.Module, x: torch.Tensor) -> Optional[nn.Module]
 
     Args:
         model: In eval mode.
-        x: Some images, to see what follows what and to compare the copy with the model.
+        x: Sample images, to trace the layers and to compare the copy with the model.
 
     Returns:
         A copy in eval mode, or None if nothing could be folded, the copy's logits differ, or the network cannot be
-        copied or does without a folded layer what it cannot do (it reads `self.bn.weight`, say).
+        copied or fails without a folded layer (for example because it reads `self.bn.weight`).
     """
     try:
         folded = _fold(model, x)
-        # an output that something else takes too, or a pattern not foreseen, shows here
+        # detects outputs with a second consumer, and patterns that are not handled
         return folded if folded is not None and _agree(model, folded, x) else None
-    except Exception as error:  # whatever a network of somebody else raises once its layers are others
+    except Exception as error:  # a third-party network may raise anything once its layers are replaced
         _logger.debug(f'{type(model).__name__} is not folded: {type(error).__name__}: {error}')
         return None

@@ -1,4 +1,4 @@
-"""Which layers normalize by statistics of a batch, and the frame of their modes."""
+"""Recognize BatchNorm and RobustNorm layers, and the base class of their modes."""
 from typing import Any, Dict, Tuple, Type
 
 import torch
@@ -19,16 +19,16 @@ __all__ = [
     'tracking_norms',
 ]
 
-# a BatchNorm or RobustNorm layer; torch types what such layers hold as Tensor | Module
+# a BatchNorm or RobustNorm layer; torch types its attributes as Tensor | Module
 Norm = Any
 
-# each mode has a class on top of each of these
+# each mode has a subclass of each of these
 PLAIN_BATCH_NORMS: Tuple[Type[nn.Module], ...] = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)
 
 
 class BatchNormMode(nn.Module):
-    """Base of the mixins that are modes: a mode's class has its mixin first and one of `PLAIN_BATCH_NORMS` second."""
+    """Base of the mode mixins: a mode's class derives from its mixin first and one of `PLAIN_BATCH_NORMS` second."""
     weight: Any
     bias: Any
     running_mean: Any
@@ -38,10 +38,10 @@ class BatchNormMode(nn.Module):
 
     @property
     def qconfig(self) -> Any:
-        """Looked for by the converters of torch and timm, which would make a plain layer of this one, unnoticed."""
+        """Read by the converters of torch and timm, which would silently turn this layer into a plain one."""
         raise InputError(
             f'{type(self).__name__} would lose its mode in a conversion',
-            'synchronize it by sync_norm_statistics; or make it plain first, by set_bn_mode or plain_branch')
+            'synchronize it with sync_norm_statistics, or make it plain first with set_bn_mode or plain_branch')
 
 
 def plain_class(norm: BatchNormMode) -> Type[nn.Module]:
@@ -60,7 +60,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def run_fused(norm: Norm, x: torch.Tensor) -> torch.Tensor:
-    """What timm's fused layers do with normalized features: dropout and activation."""
+    """Apply the dropout and activation of timm's fused layers to normalized features."""
     return norm.act(norm.drop(x)) if hasattr(norm, 'act') else x
 
 

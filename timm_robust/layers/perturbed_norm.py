@@ -1,4 +1,4 @@
-"""Normalization whose scale and shift an adversary perturbs (APART).
+"""Normalization with adversarially perturbed scale and shift (APART).
 
 `Adversarially Perturbed Batch Normalization: A Simple Way to Improve Image Recognition` -
 https://openreview.net/forum?id=2EQzEE5seF
@@ -18,7 +18,7 @@ from .robust_norm import RobustNorm2d
 
 __all__ = ['NormPerturbation']
 
-# SyncBatchNorm and RobustNorm have one statistic for the whole batch
+# SyncBatchNorm and RobustNorm compute their statistics over the whole batch
 _DIVISIBLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
@@ -29,11 +29,11 @@ def _forward_by_groups(
         first: bool,
         x: torch.Tensor,
 ) -> torch.Tensor:
-    """BatchNorm with scale and shift (groups, C); in the second pass with statistics of each group."""
+    """BatchNorm with a scale and shift per group, (groups, C); in the second pass also with statistics per group."""
     groups, channels = scale.shape
     if len(x) % groups:
         raise InputError(f'must divide the {len(x)} images of a pass', argument='groups', value=groups)
-    # images of one group side by side become channels of one image
+    # one image of each group becomes channels of one image, so that a channel belongs to one group
     grouped = (len(x) // groups, groups * channels, *x.shape[2:])
     scale, shift = scale.flatten().to(x.dtype), shift.flatten().to(x.dtype)
     if norm.training and not first:
@@ -51,23 +51,23 @@ def _forward_by_groups(
 
 
 class NormPerturbation:
-    r"""d of every normalization layer: out = γ (1 + d_var) (x̂ - d_mean · mean / spread) + β.
+    r"""The perturbation d of every normalization layer: out = γ (1 + d_var) (x̂ - d_mean · mean / spread) + β.
 
-    x̂ is the input normalized by its batch, through which gradients flow as ever; mean and spread of the shift are the
-    tracked ones when a pass begins (spread is sqrt(var + eps), for RobustNorm range^p + eps), through which none flows.
-    d has a value per channel, and per group if there are groups: image i is of group i modulo their number, and in the
+    x̂ is the input normalized by its batch, with gradients as usual. mean and spread in the shift are the tracked
+    statistics at the start of a pass, without gradients (spread is sqrt(var + eps), for RobustNorm range^p + eps).
+    d has one value per channel and group: image i belongs to group i modulo the number of groups, and in the
     adversarial pass each group has its own batch statistics.
 
-    The layers stay the user's own objects: what they compute changes inside `clean_pass` and `adversarial_pass` alone,
-    and no key of the state dict ever.
+    The model keeps its layers and its state dict keys. What the layers compute changes only inside `clean_pass` and
+    `adversarial_pass`.
 
     Args:
         model: A network with BatchNorm or RobustNorm layers.
-        groups: Number of groups; more than one for BatchNorm alone, and not synchronized.
+        groups: Number of groups; more than one only for BatchNorm that is not synchronized.
 
     Raises:
-        InputError: If there is no layer to perturb, or one that cannot be taken apart into groups; here, and in
-            `clean_pass` if the layers have been exchanged.
+        InputError: If there is no layer to perturb, or one that cannot be split into groups; also in `clean_pass`, if
+            layers have been replaced.
     """
 
     def __init__(self, model: nn.Module, groups: int = 1):
@@ -78,7 +78,7 @@ class NormPerturbation:
         self._find()
 
     def _find(self) -> None:
-        """The layers, which conversions of the model exchange."""
+        """Look up the layers, which conversions of the model may have replaced."""
         self.tracking = list(tracking_norms(self.model).values())
         self.norms = [m for m in self.tracking if m.weight is not None]
         if not self.norms:
@@ -87,7 +87,7 @@ class NormPerturbation:
         for norm in self.norms if self.groups > 1 else ():
             if type(norm) not in _DIVISIBLE:
                 raise InputError(
-                    f'{type(norm).__name__} cannot be taken apart into groups, only a plain BatchNorm can',
+                    f'{type(norm).__name__} cannot be split into groups, only a plain BatchNorm can',
                     'leave it at 1', argument='groups', value=self.groups)
 
     @property
@@ -96,10 +96,10 @@ class NormPerturbation:
         return [t for pair in self.d.values() for t in pair]
 
     def ascend(self, gradients: List[torch.Tensor], epsilon: float) -> None:
-        """d = epsilon · sign(gradient), 0 where a loss that overflowed gives no number.
+        """Set d = epsilon · sign(gradient), 0 where the loss overflowed and the gradient is NaN.
 
         Args:
-            gradients: In the order of `tensors`; None for a layer without a part.
+            gradients: In the order of `tensors`; None for a layer that was not used.
             epsilon: Size of the step.
         """
         steps = iter([
@@ -108,7 +108,7 @@ class NormPerturbation:
         self.d = {norm: (next(steps), next(steps)) for norm in self.norms}
 
     def _affine(self, norm: Norm) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift with d in them, shape (groups, C)."""
+        """Perturbed scale and shift, shape (groups, C)."""
         d_mean, d_var = self.d[norm]
         if isinstance(norm, RobustNorm2d):
             spread = norm.running_var.pow(norm.power) + norm.eps
@@ -119,7 +119,7 @@ class NormPerturbation:
 
     @contextmanager
     def clean_pass(self) -> Iterator[None]:
-        """The first pass: d is zero and waits for its gradient; running statistics are updated as ever."""
+        """The first pass: d is zero and requires a gradient; running statistics are updated as usual."""
         self._find()
         self.d = {
             norm: tuple(norm.weight.new_zeros(self.groups, norm.num_features, requires_grad=True) for _ in range(2))
@@ -129,7 +129,7 @@ class NormPerturbation:
 
     @contextmanager
     def adversarial_pass(self) -> Iterator[None]:
-        """The second pass: d as it is now; running statistics rest."""
+        """The second pass: uses the current d; running statistics are not updated."""
         with self._swapped(first=False):
             yield
 
@@ -155,6 +155,6 @@ class NormPerturbation:
                 norm._parameters.update(parameters)
                 if 'num_batches_tracked' in norm._buffers:
                     norm._buffers['num_batches_tracked'] = count
-                # momentum, and a forward that somebody else may have put on the instance
+                # restore momentum, and a forward that other code may have set on the instance
                 norm.__dict__.pop('forward', None)
                 norm.__dict__.update({k: v for k, v in attributes.items() if k in ('momentum', 'forward')})

@@ -1,4 +1,4 @@
-"""The arithmetic of RobustNorm, plainly and with a backward pass in closed form."""
+"""The arithmetic of RobustNorm, with autograd and with a closed-form backward pass."""
 import math
 from typing import Any, Optional, Tuple
 
@@ -8,16 +8,16 @@ from .._compat import are_functorch_transforms_active
 
 __all__ = ['batch_mean_and_extrema', 'normalize_by', 'normalize_by_batch', 'statistics_dtype']
 
-_Gradients = Tuple[Optional[torch.Tensor], ...]  # one for each argument of the function, None for those without
+_Gradients = Tuple[Optional[torch.Tensor], ...]  # one per argument of the function, None if it has no gradient
 
-# BatchNorm's backward kernel subtracts (x - mean) / spread^2 times a reduction; with this spread nothing is left of
-# that term, and what we need of the reduction is exact, since it is a power of 2.
+# BatchNorm's backward kernel subtracts (x - mean) / spread^2 times a reduction. This spread makes that term vanish, and
+# since it is a power of 2, scaling the reduction back is exact.
 _SPREAD = 2. ** 40
-_VECTOR = 64  # channels that fill the vector units of a CPU several times
+_VECTOR = 64  # number of channels that fills the vector units of a CPU several times
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of statistics and of the arithmetic per channel for an input: float32, float64 for float64."""
+    """Dtype of the statistics and the per-channel arithmetic for an input: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -35,14 +35,14 @@ def batch_mean_and_extrema(x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor,
 
 def _inverse_and_slope(value_range: torch.Tensor, power: float, eps: float) -> Tuple[torch.Tensor, torch.Tensor]:
     """1 / (range^power + eps) and minus its derivative, both 0 for a range of 0."""
-    safe = value_range.clamp_min(1e-37)  # no subnormal in float32
+    safe = value_range.clamp_min(1e-37)  # avoids subnormals in float32
     raised = safe.pow(power)
     inverse = (value_range > 0) / (raised + eps)
     return inverse, inverse * inverse * raised * power / safe
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func may take the derivative of a mean, unseen."""
+    """Whether torch.func may differentiate a mean, which `requires_grad` would not show."""
     if torch.jit.is_scripting():
         return False
     else:
@@ -85,15 +85,15 @@ def _image_extrema(x: torch.Tensor, channels_last: bool) -> Tuple[torch.Tensor, 
     """Maximum and minimum of each channel of each image, (N, C)."""
     if not channels_last:
         return x.amax((2, 3)), x.amin((2, 3))
-    # channels that do not fill vector units: pixels are put side by side as if they were channels
+    # few channels do not fill the vector units, so adjacent pixels are treated as extra channels
     n, c, h, w = x.shape
-    beside = math.gcd(h * w, _VECTOR // math.gcd(c, _VECTOR))
-    rows = x.permute(0, 2, 3, 1).view(n, h * w // beside, beside * c)
-    return rows.amax(1).view(n, beside, c).amax(1), rows.amin(1).view(n, beside, c).amin(1)
+    pixels = math.gcd(h * w, _VECTOR // math.gcd(c, _VECTOR))
+    rows = x.permute(0, 2, 3, 1).view(n, h * w // pixels, pixels * c)
+    return rows.amax(1).view(n, pixels, c).amax(1), rows.amin(1).view(n, pixels, c).amin(1)
 
 
 def _places(x: torch.Tensor, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """Where in memory the first maximum and minimum of each channel lie, (2C,), given the images (2, C) they are in."""
+    """Memory offsets of the first maximum and minimum of each channel, (2C,), given the images (2, C) they are in."""
     n, c, h, w = x.shape
     channels = torch.arange(c, device=x.device)
     rows = images * c + channels
@@ -108,7 +108,7 @@ def _places(x: torch.Tensor, images: torch.Tensor, channels_last: bool) -> torch
 
 
 class _NormalizeByBatch(torch.autograd.Function):
-    """`normalize_by` with statistics of the batch, which keeps the input and vectors alone."""
+    """`normalize_by` with batch statistics; saves only the input and per-channel vectors."""
 
     @staticmethod
     def forward(
@@ -157,7 +157,7 @@ class _NormalizeByBatch(torch.autograd.Function):
                 dy, x, scale * _SPREAD, None, None, mean, torch.full_like(mean, 1 / _SPREAD), True, 0.,
                 [True, True, True])
             dotted = dotted * _SPREAD
-        dx = dx.contiguous(memory_format=memory_format)  # as the places below are counted
+        dx = dx.contiguous(memory_format=memory_format)  # the layout of `places`
         of_range = dotted * slope if weight is None else dotted * slope * weight
         dx.as_strided((dx.numel(),), (1,)).index_add_(0, places, torch.cat([-of_range, of_range]).to(dx.dtype))
         dweight = None if weight is None else (dotted * inverse).to(weight.dtype)
@@ -173,7 +173,7 @@ def _differentiable_backward(
         eps: float,
         bias_dtype: Optional[torch.dtype],
 ) -> _Gradients:
-    """The backward pass for those who differentiate again."""
+    """A backward pass that can be differentiated again."""
     inputs = [t for t in (x, weight) if t is not None and t.requires_grad]
     with torch.enable_grad():
         mean, high, low = batch_mean_and_extrema(x)
@@ -192,7 +192,7 @@ def _normalize_plainly(
         power: float,
         eps: float,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`normalize_by_batch` left to autograd."""
+    """`normalize_by_batch` with autograd's backward pass."""
     mean, high, low = batch_mean_and_extrema(x)
     y = normalize_by(x, mean if tracked_mean is None else tracked_mean, high - low, weight, bias, power, eps)
     return y, mean, high - low
@@ -211,7 +211,7 @@ def normalize_by_batch(
     Args:
         x: Input (N, C, H, W).
         weight, bias: Scale and shift (C,), or None.
-        tracked_mean: Mean (C,) to take in place of the batch's, without a gradient.
+        tracked_mean: Mean (C,) to use instead of the batch's, without a gradient.
         power, eps: See `RobustNorm2d`.
 
     Returns:
@@ -221,7 +221,7 @@ def normalize_by_batch(
     if torch.jit.is_scripting():
         return _normalize_plainly(x, weight, bias, tracked_mean, power, eps)
     else:
-        # compilers fuse better what they can see, and transforms of torch.func take it apart
+        # compilers fuse plain operations better, and torch.func can transform them
         if torch.compiler.is_compiling() or are_functorch_transforms_active():
             return _normalize_plainly(x, weight, bias, tracked_mean, power, eps)
         return _NormalizeByBatch.apply(x, weight, bias, tracked_mean, power, eps)

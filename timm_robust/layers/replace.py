@@ -1,4 +1,4 @@
-"""Exchange the normalization layers of a built model."""
+"""Replace the normalization layers of a built model."""
 from typing import Any, Callable, Dict, Tuple, Type
 
 import torch
@@ -22,15 +22,15 @@ _FUSED: Dict[Any, Any] = {RobustNorm2d: RobustNormAct2d, nn.BatchNorm2d: BatchNo
 def _check(module: nn.Module, norm_layer: Callable[..., nn.Module]) -> None:
     name = type(module).__name__
     if isinstance(module, AuxNorm):
-        raise InputError(f'{name} holds two BatchNorms', 'choose one by plain_branch before')
+        raise InputError(f'{name} holds two BatchNorms', 'choose one with plain_branch first')
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d)) and norm_layer in _FUSED:
         raise InputError(
-            f'{name} does not normalize (N, C, H, W), which is all that {norm_layer.__name__} does',
+            f'{name} does not normalize (N, C, H, W), unlike {norm_layer.__name__}',
             'name the classes to replace, for example `source=(torch.nn.BatchNorm2d,)`')
 
 
 def _carry_modes(old: Norm, new: nn.Module, norm_kwargs: Dict[str, Any]) -> nn.Module:
-    """The new layer in the mode of the old one, and synchronized as it is."""
+    """The new layer, with the mode and synchronization of the old one."""
     if not is_norm(new):
         return new
     if is_norm(old) and 'bn_mode' not in norm_kwargs:
@@ -79,14 +79,14 @@ def replace_norm(
 ) -> nn.Module:
     """Replace every BatchNorm of a model by RobustNorm (or the reverse), keeping its weights.
 
-    Scale, shift and running mean are carried over, and the mode of `set_bn_mode` and synchronization where the new
-    layer has them. The running range has no counterpart in BatchNorm: it starts at 1 and is learned in training, so
+    Scale, shift and running mean are carried over; so are the mode of `set_bn_mode` and synchronization, if the new
+    layer has them. The running range has no counterpart in BatchNorm: it starts at 1 and is tracked in training, so
     train or recalibrate before inference with population statistics. Parameter names, activations fused into timm's
     BatchNormAct2d, device, dtype, mode and `requires_grad` are kept.
 
     Args:
-        model: A built timm model, changed in place (a bare norm layer is not, use the return value).
-        norm_layer: `RobustNorm2d`, `torch.nn.BatchNorm2d`, or another class with their arguments.
+        model: A built timm model, changed in place (a bare norm layer is not: use the return value).
+        norm_layer: `RobustNorm2d`, `torch.nn.BatchNorm2d`, or another class with the same arguments.
         source: Classes to replace; `(RobustNorm2d,)` to convert back.
         **norm_kwargs: Arguments of `norm_layer`, for example `power=0.2`.
 
@@ -94,9 +94,9 @@ def replace_norm(
         The converted model.
 
     Raises:
-        InputError: If the model has no layer of the `source` classes, or one of which `norm_layer` cannot take the
-            place: with auxiliary BatchNorm, with an activation that would be lost, not for images, in a mode that the
-            new layer does not have; if `norm_layer` is no class. The model is then as it was.
+        InputError: If the model has no layer of the `source` classes, or one that `norm_layer` cannot replace: with
+            auxiliary BatchNorm, with an activation that would be lost, not for images, or in a mode that the new
+            layer does not have; if `norm_layer` is not a class. The model is then unchanged.
 
     Examples:
 
@@ -105,7 +105,8 @@ def replace_norm(
         ```
     """
     if not callable(norm_layer):
-        raise InputError('is no class', 'pass RobustNorm2d or another class', argument='norm_layer', value=norm_layer)
+        raise InputError(
+            'is not a class', 'pass RobustNorm2d or another class', argument='norm_layer', value=norm_layer)
     norms = [m for m in model.modules() if isinstance(m, source)]
     if not norms:
         classes = ', '.join(s.__name__.lstrip('_') for s in source)

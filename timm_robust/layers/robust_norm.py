@@ -24,7 +24,7 @@ BN_MODES = ('batch', 'mean', 'population')
 def _warn_single_image(bn_mode: str) -> None:
     if not torch.compiler.is_compiling():
         warnings.warn(
-            f"RobustNorm2d normalizes by bn_mode={bn_mode!r} of a batch of one image; "
+            f"RobustNorm2d with bn_mode={bn_mode!r} normalizes a batch of one image; "
             "use a larger batch or set_bn_mode(model, 'population')",
             stacklevel=2,
         )
@@ -53,7 +53,7 @@ def robust_norm(
         momentum, power, eps, bn_mode: See `RobustNorm2d`.
 
     Returns:
-        The normalized input, in its type.
+        The normalized input, in the input's dtype.
 
     Raises:
         InputError: On an input that is not (N, C, H, W), and in training on one value per channel.
@@ -113,12 +113,12 @@ class RobustNorm2d(nn.Module):
 
     Running averages of :math:`\mu` and :math:`r` are kept in training. At inference `bn_mode` chooses what
     normalizes: ``'batch'`` (the paper's RN: both of the current batch), ``'mean'`` (RN with tracked mean: tracked
-    mean, range of the batch) or ``'population'`` (both tracked). In the first two the prediction for an image depends
-    on its neighbours in the batch, so ``'population'`` is the default; see `set_bn_mode` to switch a model.
+    mean, range of the batch) or ``'population'`` (both tracked). With the first two the prediction for an image depends
+    on the other images of the batch, so ``'population'`` is the default; see `set_bn_mode` to switch a model.
 
-    The layer is no subclass of BatchNorm: helpers that convert BatchNorm would silently turn it back into one. Its
-    tracked range lives in ``running_var``, the name by which timm's ``distribute_bn`` and the paper's checkpoints know
-    it; read it as `running_range`.
+    The layer is not a subclass of BatchNorm, since helpers that convert BatchNorm would silently turn it back into one.
+    Its tracked range is stored as ``running_var``, the name that timm's ``distribute_bn`` and the paper's checkpoints
+    use; read it as `running_range`.
 
     The gradient of the maximum and of the minimum goes to one element each, as in the paper's code: the first in the
     order (N, H, W). A channel that is constant over the batch has r = 0. Its output is :math:`\beta` and its input gets
@@ -192,17 +192,17 @@ class RobustNorm2d(nn.Module):
 
     @torch.jit.unused
     def _normalize_together(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalize by the statistics of all processes' batches and track them."""
+        """Normalize with statistics over the batches of all processes, and track them."""
         dtype = statistics_dtype(x.dtype)
         if x.numel():
             mean, high, low = batch_mean_and_extrema(x)
-        else:  # it takes part all the same, in the backward pass too
+        else:  # an empty batch still takes part, in the backward pass too
             mean = x.sum(dtype=dtype).expand(x.shape[1])
             high, low = mean - float('inf'), mean + float('inf')
         count = x.numel() // x.shape[1]
         own = torch.stack([mean * count, high, low, torch.full_like(mean, count)])
         # Each process fills its own row and one differentiable sum shares all rows: the gradient of a shared extremum
-        # returns to the process that holds it. An index of the row would be a copy for which a GPU is waited for.
+        # returns to the process that holds it. Indexing the row would force a GPU sync.
         rank, processes = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
         rows = torch.stack([own if row == rank else torch.zeros_like(own) for row in range(processes)])
         total, highs, lows, counts = _SumOverProcesses.apply(rows, self.process_group).unbind(1)
@@ -212,7 +212,7 @@ class RobustNorm2d(nn.Module):
         return normalize_by(x, mean, value_range, self.weight, self.bias, self.power, self.eps)
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalized input, without what a subclass does after."""
+        """The normalized input, before a subclass applies its activation."""
         if not torch.jit.is_scripting():
             if self.training and self._is_shared():
                 return self._normalize_together(x)
@@ -233,7 +233,7 @@ class RobustNorm2d(nn.Module):
 
 @register_notrace_module
 class RobustNormAct2d(RobustNorm2d):
-    """RobustNorm followed by an activation, in the place of timm's BatchNormAct2d.
+    """RobustNorm followed by an activation, the counterpart of timm's BatchNormAct2d.
 
     Args:
         num_features: Number of channels C.

@@ -1,4 +1,4 @@
-"""Normalization by statistics that all processes share in training."""
+"""Normalization with training statistics shared between processes."""
 from typing import Any
 
 import torch.nn as nn
@@ -23,7 +23,7 @@ def _synchronized(norm: Norm, process_group: Any) -> Norm:
     elif type(norm) not in PLAIN_BATCH_NORMS:
         raise InputError(
             f'{type(norm).__name__} is a custom BatchNorm, which cannot be synchronized',
-            'put a BatchNorm of torch or timm in its place')
+            'replace it with a BatchNorm of torch or timm')
     new = recast(norm, sync_class)
     new.process_group = process_group
     if isinstance(norm, AuxNorm):
@@ -32,13 +32,13 @@ def _synchronized(norm: Norm, process_group: Any) -> Norm:
 
 
 def sync_norm_statistics(model: nn.Module, process_group: Any = None) -> nn.Module:
-    """Let the BatchNorm and RobustNorm layers of a model share their training statistics between processes.
+    """Share the training statistics of a model's BatchNorm and RobustNorm layers between processes.
 
-    timm's `convert_sync_batchnorm` leaves RobustNorm alone, would make layers in a mode of `set_bn_mode` or
-    `convert_aux_norm` plain, and drops the activation of layers that are synchronized already.
+    timm's `convert_sync_batchnorm` ignores RobustNorm, would turn layers converted by `set_bn_mode` or
+    `convert_aux_norm` into plain ones, and drops the activation of layers that are already synchronized.
 
     Args:
-        model: A built model, changed in place (a bare BatchNorm is not, use the return value).
+        model: A built model, changed in place (a bare BatchNorm is not: use the return value).
         process_group: The processes to share with, all by default.
 
     Returns:

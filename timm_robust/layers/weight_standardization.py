@@ -1,4 +1,4 @@
-"""Standardized weights of normalizer-free networks, computed once while they stand still."""
+"""Cached standardized weights of normalizer-free networks, while their parameters are unchanged."""
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Iterator, List, Tuple
@@ -16,7 +16,7 @@ _STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 def standardized_weight(conv: Any) -> torch.Tensor:
-    """The weight with which timm's (Scaled)StdConv2d convolves."""
+    """The weight that timm's (Scaled)StdConv2d convolves with."""
     gain = (conv.gain * conv.scale).view(-1) if hasattr(conv, 'gain') else None
     flat = conv.weight.reshape(1, conv.out_channels, -1)
     return F.batch_norm(flat, None, None, gain, None, True, 0., conv.eps).reshape_as(conv.weight)
@@ -25,8 +25,8 @@ def standardized_weight(conv: Any) -> torch.Tensor:
 class _Cache:
     """The standardized weight of a layer and what it was computed from.
 
-    A source is known by its address, of which a view is kept, so that no other tensor comes to lie there, and by its
-    version, which counts changes in place.
+    A source is identified by its address and by its version, which counts in-place changes. A view of it is kept, so
+    that the address is not reused.
     """
 
     def __init__(self) -> None:
@@ -37,21 +37,21 @@ class _Cache:
         self.steady = True
 
     def holds(self, sources: List[torch.Tensor]) -> bool:
-        """Whether the weight is of these sources as they are."""
-        # a tensor of inference mode is of no use outside of it
+        """Whether the weight was computed from these sources in their current state."""
+        # a tensor of inference mode cannot be used outside of it
         return self.weight is not None and self.in_inference_mode == torch.is_inference_mode_enabled() and all(
             t.data_ptr() == view.data_ptr() and t._version == version
             for t, (view, version) in zip(sources, self.sources))
 
     def take(self, weight: torch.Tensor, sources: List[torch.Tensor]) -> None:
-        """Keep a weight."""
+        """Store a weight."""
         self.weight = weight
         self.in_inference_mode = torch.is_inference_mode_enabled()
         self.sources = [(t.detach(), t._version) for t in sources]
         self.copies = [t.detach().clone() for t in sources]
 
     def check(self, sources: List[torch.Tensor]) -> None:
-        """Compare values, once: who changes `.data` in place, as defences by weight noise do, does it in each pass."""
+        """Compare values, once: code that changes `.data` in place (weight-noise defences) does so in each pass."""
         self.steady = all(torch.equal(t, copy) for t, copy in zip(sources, self.copies))
         self.copies = []
 
@@ -61,7 +61,7 @@ def _forward(conv: Any, cache: _Cache, x: torch.Tensor) -> torch.Tensor:
     if (
             not cache.steady
             or torch.compiler.is_compiling() or are_functorch_transforms_active()
-            or any(t.is_inference() for t in sources)  # has no version
+            or any(t.is_inference() for t in sources)  # they have no version
             or (torch.is_grad_enabled() and any(t.requires_grad for t in sources))):
         return type(conv).forward(conv, x)
     if cache.holds(sources):
@@ -78,17 +78,16 @@ def _forward(conv: Any, cache: _Cache, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def cached_weights(model: nn.Module) -> Iterator[None]:
-    """Compute the standardized weights of a network once and not in every forward pass.
+    """Compute the standardized weights of a network once instead of in every forward pass.
 
-    For passes that take no gradient for the weights: the steps of an attack, evaluation. Results are bit-equal. A
-    weight that changes inside, by an optimizer, a load, a swap, a move or `functional_call`, is computed anew. A change
-    of `weight.data` in place leaves no trace: it is seen in the second pass, from which on the layer computes as ever,
-    and not if it comes later. Where a gradient for a weight is taken the network computes as ever too. Attacks of this
-    package do this by themselves.
+    For passes without weight gradients: attack steps, evaluation. Results are bit-identical. A weight changed by an
+    optimizer, a load, a swap, a move or `functional_call` is computed again. An in-place change of `weight.data` cannot
+    be tracked: it is detected in the second pass, from which on the layer is not cached, but not later. Passes with
+    weight gradients are not cached either. The attacks of this package use this automatically.
 
     Args:
-        model: Any network, also inside wrappers; one without standardized weights is left alone, and so is one that is
-            compiled, which would be compiled anew.
+        model: Any network, also inside wrappers. Networks without standardized weights are left alone, and so are
+            compiled ones, which would be recompiled.
     """
     # replicas of DataParallel would share the cache of the first device
     apart = any(isinstance(m, nn.DataParallel) or hasattr(m, '_orig_mod') for m in model.modules())

@@ -1,4 +1,4 @@
-"""timm's model builder, with one clear line where pretrained weights cannot be had."""
+"""timm's model builder, with a one-line error if pretrained weights are unavailable."""
 import os
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ _CLASSES = {
         'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'),
 }
 
-_NORMS = {  # in addition to those timm has names for
+_NORMS = {  # in addition to the names timm knows
     'robustnorm2d': RobustNorm2d,
     'instancenorm2d': partial(nn.InstanceNorm2d, affine=True),
 }
@@ -88,7 +88,7 @@ def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
 
 
 def classes_of(name: str) -> Optional[Tuple[str, ...]]:
-    """Names of the classes of weights whose tag ends in the data they were trained on."""
+    """Class names of weights whose tag ends in their training data, or None."""
     return next((names for data, names in _CLASSES.items() if name.endswith(data)), None)
 
 
@@ -97,7 +97,7 @@ def small_cfgs(
         fashion_mnist_size: int = 28,
         **kwargs: Any,
 ) -> Dict[str, Union[Dict[str, Any], PretrainedCfg]]:
-    """Pretrained configs of models with tags that end in the data they were trained on, cifar10 or fashion_mnist."""
+    """Pretrained configs of models with tags that end in their training data, cifar10 or fashion_mnist."""
     size = fashion_mnist_size
     fashion = dict(input_size=(1, size, size), pool_size=(size // 4, size // 4), mean=(0.286,), std=(0.353,))
     return {
@@ -107,18 +107,18 @@ def small_cfgs(
 
 
 def _resolve_norm(norm_layer: Any, norm_kwargs: Optional[Dict[str, Any]]) -> Any:
-    """A norm as timm's models take it."""
+    """A norm layer in the form timm's models accept."""
     if isinstance(norm_layer, str):
         norm_layer = _NORMS.get(norm_layer.replace('_', '').lower(), norm_layer)
     try:
         norm_layer = get_norm_layer(norm_layer)
     except KeyError:
-        raise ValueError(f"norm_layer={norm_layer!r}: choose {', '.join(_NORMS)} or a norm of timm's") from None
+        raise ValueError(f"norm_layer={norm_layer!r}: choose {', '.join(_NORMS)} or one of timm's norms") from None
     return partial(norm_layer, **norm_kwargs) if norm_kwargs else norm_layer
 
 
 def _packaged_tags(variant: str) -> str:
-    """What to take instead of weights that cannot be had."""
+    """Weights to suggest instead of those that are unavailable."""
     found = ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob(f'{variant}.*.safetensors')))
     return f'this package has those of {found}' if found else (
         'this package has none of this network: train it (train_scripts/recipes), or see timm-robust models')
@@ -129,13 +129,13 @@ def _cfg(variant: str, kwargs: Dict[str, Any]) -> PretrainedCfg:
 
 
 def _own_tag(cfg: PretrainedCfg) -> str:
-    """The tag whose weights are asked for, '' where somebody named weights of their own."""
+    """The tag whose weights are requested, '' if the caller provides other weights."""
     named = cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict
     return '' if named else cfg.tag or ''
 
 
 def check_reachable(variant: str, cfg: PretrainedCfg) -> None:
-    """Raise at once what the Hub's client raises after a minute of retries, where only the Hub has the weights."""
+    """If only the Hub has the weights, fail at once when it is unreachable, not after a minute of retries."""
     elsewhere = cfg.file or cfg.state_dict or stored_weights(f'{variant}.{_own_tag(cfg)}')
     if not cfg.hf_hub_id or elsewhere:
         return
@@ -146,7 +146,7 @@ def check_reachable(variant: str, cfg: PretrainedCfg) -> None:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether weights could not be had, as against weights that do not fit, which timm says well."""
+    """Whether weights are unavailable, rather than incompatible, which timm reports well."""
     if isinstance(error, RuntimeError):
         return str(error).startswith(_NO_WEIGHTS)
     return isinstance(error, OSError) or type(error).__module__.startswith(('httpx', 'httpcore', 'requests'))
@@ -165,7 +165,7 @@ def build_robust_model(
         model_cls: Model class.
         variant: Registered model name.
         pretrained: Load the weights of the tag in `pretrained_cfg`.
-        authors_checkpoint: How a checkpoint released by the papers' authors gets into this model.
+        authors_checkpoint: How to load a checkpoint released by the paper's authors; part of the error message.
         **kwargs: Arguments of timm's builder and of the model.
 
     Raises:
@@ -186,7 +186,7 @@ def build_robust_model(
         tag = f"{variant}.{cfg['tag']}" if cfg.get('tag') else variant
         looked = cfg.get('file') or cfg.get('hf_hub_id') and f"the Hugging Face Hub at {cfg['hf_hub_id']}"
         message = (
-            f'pretrained weights of {tag!r} cannot be fetched: looked in {looked or "no place, the tag has none"} '
+            f'pretrained weights of {tag!r} cannot be fetched: looked in {looked or "no place, the tag names none"} '
             f'({type(error).__name__}); {_packaged_tags(variant)}')
         raise PretrainedWeightsError(f'{message}; {authors_checkpoint}' if authors_checkpoint else message) from error
 
@@ -198,7 +198,7 @@ def build_normed_model(
         norm_kwargs: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
 ) -> _Model:
-    """`build_robust_model` of a network with RobustNorm, with BatchNorm for a tag that begins with 'batchnorm'.
+    """`build_robust_model` for a network with RobustNorm, or with BatchNorm if the tag begins with 'batchnorm'.
 
     Args:
         model_cls: Model class.
@@ -210,7 +210,7 @@ def build_normed_model(
 
     Raises:
         PretrainedWeightsError: If the weights of the tag cannot be fetched.
-        ValueError: If no norm has that name, or weights of a tag are asked for with another norm than theirs.
+        ValueError: If no norm has that name, or the weights of a tag are requested with a different norm.
     """
     cfg = _cfg(variant, kwargs)
     trained_with = 'batchnorm2d' if (cfg.tag or '').startswith('batchnorm') else 'robustnorm2d'
@@ -219,9 +219,9 @@ def build_normed_model(
     tag = _own_tag(cfg)
     if pretrained and tag and norm_layer is not _resolve_norm(trained_with, None):
         raise ValueError(
-            f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {trained_with} as it is: leave '
-            'both out, or take a tag of that norm (timm-robust models)')
+            f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {trained_with} and its defaults: '
+            'leave both out, or use a tag of that norm (timm-robust models)')
     model = build_robust_model(model_cls, variant, pretrained, norm_layer=norm_layer, **kwargs)
-    # timm's exports keep what stands here, and their tag is another; a module holds anything, whatever its hints say
+    # timm's exports keep these arguments, since their tag does not imply the norm; a module accepts any attribute
     model._model_args = of_tag  # type: ignore[assignment]
     return model

@@ -18,25 +18,25 @@ from .robustnorm_resnet import ROBUSTNORM_CFG
 __all__ = ['CifarResNet']
 
 _NUM_FEATURES = 4  # the stem and three stages
-_STEM_REDUCTION = 4  # what the stem of an ImageNet ResNet takes from the resolution
+_STEM_REDUCTION = 4  # downsampling by the stem of an ImageNet ResNet
 
 
 class CifarResNet(ResNet):
     """timm's ResNet with a 3x3 stem without pooling, and three stages.
 
-    The fourth stage stays as an empty module, so that every method of timm's ResNet applies as it is.
+    The fourth stage is an empty module, so that every method of timm's ResNet still works.
 
     Args:
         block: Residual block class.
         layers: Number of blocks of each of the three stages.
         in_chans: Number of input channels.
         channels: Channels of each of the three stages, before the expansion of the block.
-        stem_chs: Channels of the stem, an even number; None for those of the first stage.
+        stem_chs: Channels of the stem, an even number; by default those of the first stage.
         stem_stride: Stride of the stem, 1 or 2.
         **kwargs: Arguments of timm's `ResNet`.
 
     Raises:
-        ValueError: If channels or stride of the stem are none of those.
+        ValueError: If `stem_chs` is odd, or `stem_stride` is not 1 or 2.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class CifarResNet(ResNet):
             raise ValueError(f'stem_chs={stem_chs}: must be even')
         if stem_stride not in (1, 2):
             raise ValueError(f'stem_stride={stem_stride}: must be 1 or 2')
-        # A 'deep' stem is timm's way to ask for other than 64 channels; its convolutions are replaced below.
+        # In timm only a 'deep' stem may have other than 64 channels; its convolutions are replaced below.
         super().__init__(
-            block,  # type: ignore[arg-type]  # a class, where timm's hint says a block
+            block,  # type: ignore[arg-type]  # a class, but timm annotates an instance
             layers,
             in_chans=in_chans,
             channels=channels,
@@ -70,7 +70,7 @@ class CifarResNet(ResNet):
         )
         conv = nn.Conv2d(in_chans, stem_chs, 3, stride=stem_stride, padding=1, bias=False, device=device, dtype=dtype)
         nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
-        # the hints are those of timm's own stem
+        # annotated for timm's own stem
         self.conv1, self.maxpool = conv, nn.Identity()  # type: ignore[assignment]
         self.layer4 = nn.Sequential()
         feature_info: List[Dict[str, Any]] = self.feature_info
@@ -103,7 +103,7 @@ class CifarResNet(ResNet):
 
 
 def _cifar_layers(depth: int) -> dict:
-    # 6n + 2 layers; bottlenecks from depth 44 up, with n as for basic blocks, as the paper's networks have it
+    # 6n + 2 layers; bottlenecks from depth 44 up, with n as for basic blocks, as in the paper
     return dict(block=Bottleneck if depth >= 44 else BasicBlock, layers=((depth - 2) // 6,) * 3)
 
 
@@ -145,5 +145,5 @@ def robustnorm_resnet38_cifar(pretrained: bool = False, **kwargs: Any) -> CifarR
 
 @register_model
 def robustnorm_resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-50 for 32x32 with RobustNorm, in the paper's counting: three stages of eight bottlenecks."""
+    """ResNet-50 for 32x32 with RobustNorm, as the paper counts layers: three stages of eight bottlenecks."""
     return _create_cifar_resnet('robustnorm_resnet50_cifar', pretrained, **kwargs)

@@ -25,7 +25,7 @@ class CifarVGG(VGG):
         num_classes: Number of classes.
         global_pool: Global pooling type.
         drop_rate: Dropout rate before the classifier.
-        hidden_size: Units of two more linear layers before the classifier, 512 in the paper's code; none by default.
+        hidden_size: Units of two extra linear layers before the classifier, 512 in the paper's code; none by default.
         **kwargs: Arguments of timm's `VGG`.
     """
 
@@ -70,7 +70,7 @@ default_cfgs = generate_default_cfgs(small_cfgs(
         'robustnorm_vgg11_cifar.robustnorm_fashion_mnist',
         'robustnorm_vgg11_cifar.batchnorm_fashion_mnist',
     ),
-    fashion_mnist_size=32,  # 28 pixels do not last for five poolings
+    fashion_mnist_size=32,  # 28 pixels are too few for five poolings
     **ROBUSTNORM_CFG, first_conv='features.0', classifier='head.fc', pool_size=(1, 1)))
 
 

@@ -18,7 +18,7 @@ from ._build import HUB_ORG, build_robust_model, cifar_cfg, classes_of, imagenet
 
 __all__ = ['CifarNormFreeNet']
 
-_STEM_REDUCTION = 4  # what timm's '3x3_pool' stem takes from the resolution and CifarNormFreeNet gives back
+_STEM_REDUCTION = 4  # downsampling by timm's '3x3_pool' stem, which CifarNormFreeNet undoes
 
 
 class CifarNormFreeNet(NormFreeNet):
@@ -44,7 +44,7 @@ class CifarNormFreeNet(NormFreeNet):
 
 def _cifar_nfres_cfg(depths: Tuple[int, ...], channels: Tuple[int, ...], **kwargs: Any) -> NfCfg:
     return NfCfg(
-        depths, channels,  # type: ignore[arg-type]  # timm's networks have any number of stages
+        depths, channels,  # type: ignore[arg-type]  # timm's networks work with any number of stages
         stem_type='3x3_pool', **{'bottle_ratio': 0.25, 'act_layer': 'relu', **kwargs})
 
 
@@ -66,7 +66,7 @@ def _create_nofrost(variant: str, pretrained: bool = False, **kwargs: Any) -> No
         model_cfg=model_cfgs[nf_variant],
         feature_cfg=dict(flatten_sequential=True),
         authors_checkpoint=(
-            f"those of the authors come by `timm-robust fetch {variant}`, or load as {nf_variant} state dicts: "
+            f"the authors' checkpoints: download them with `timm-robust fetch {variant}`, or load as {nf_variant} state dicts: "
             f"timm.create_model('{variant}', checkpoint_path=PATH)"),
         **kwargs,
     )
@@ -162,9 +162,9 @@ def nofrost_resnet26_cifar(pretrained: bool = False, **kwargs: Any) -> CifarNorm
 
 @register_model
 def nofrost_nfnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarNormFreeNet:
-    """Normalizer-free network for 32x32 that a CPU can harden: four NFNet blocks of four convolutions each, SiLU.
+    """Normalizer-free network for adversarial training at 32x32 on a CPU: four NFNet blocks of four convolutions, SiLU.
 
-    A stem of stride 2 leaves maps of 16x16, 8x8 and 4x4, the blocks are 64, 128 and 256 channels wide inside: a
-    processor multiplies matrices faster than it moves the large maps of `nofrost_resnet20_cifar`.
+    The stem has stride 2, feature maps are 16x16, 8x8 and 4x4, and the blocks are 64, 128 and 256 channels wide inside:
+    a CPU multiplies matrices faster than it moves the large feature maps of `nofrost_resnet20_cifar`.
     """
     return _create_nofrost_cifar('nofrost_nfnet18_cifar', pretrained, **dict(dict(stem_stride=2), **kwargs))

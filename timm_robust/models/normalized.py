@@ -10,23 +10,23 @@ __all__ = ['NormalizedModel']
 
 
 def holds_normalized(model: Any) -> bool:
-    """Whether a network normalizes by itself, as a `NormalizedModel` or around one."""
+    """Whether a network is or contains a `NormalizedModel`."""
     return isinstance(model, nn.Module) and any(isinstance(m, NormalizedModel) for m in model.modules())
 
 
 class NormalizedModel(nn.Module):
-    """A timm model behind its own normalization: pixels in [0, 1] go in, logits come out.
+    """A timm model with its normalization in front: maps pixels in [0, 1] to logits.
 
-    Adds nothing to the state dict but the prefix `model.`.
+    In the state dict, keys only gain the prefix `model.`.
 
     Args:
         model: A timm model.
-        mean: Mean of each channel, by default that of the model's `pretrained_cfg`.
+        mean: Mean of each channel, by default from the model's `pretrained_cfg`.
         std: Standard deviation of each channel, likewise.
 
     Raises:
-        InputError: On a model without mean and std or one that normalizes already, on values that are none, and in
-            `forward` on images of another number of channels.
+        InputError: On a model without mean and std or one that already normalizes, on invalid values, and in
+            `forward` on images with another number of channels.
 
     Examples:
 
@@ -47,14 +47,14 @@ class NormalizedModel(nn.Module):
         super().__init__()
         self.model = model
         if holds_normalized(model):
-            raise InputError('is a NormalizedModel already', 'pass the network inside', argument='model')
+            raise InputError('is already a NormalizedModel', 'pass the network inside', argument='model')
         cfg = getattr(model, 'pretrained_cfg', None) or {}
         reference = next(iter(model.parameters()), torch.empty(0))
         for name, value in (('mean', mean), ('std', std)):
             value = cfg.get(name) if value is None else value
             if value is None:
-                raise InputError('is missing, and the model is no timm model that has one', argument=name)
-            with torch.inference_mode(False):  # a tensor made inside could never be part of a gradient
+                raise InputError('is missing, and the model has no pretrained_cfg with it', argument=name)
+            with torch.inference_mode(False):  # an inference tensor could not take part in autograd
                 tensor = torch.tensor(value, dtype=torch.float32, device=reference.device).view(1, -1, 1, 1)
             if not tensor.isfinite().all() or name == 'std' and not (tensor > 0).all():
                 raise InputError(f"must be finite{' and positive' * (name == 'std')}", argument=name, value=value)
@@ -63,6 +63,6 @@ class NormalizedModel(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mean.shape[1] not in (1, x.shape[1]):
             raise InputError(
-                f'have {x.shape[1]} channels, mean and std {self.mean.shape[1]}', 'pass images (N, C, H, W), or mean '
-                'and std for these channels', argument='images')
+                f'have {x.shape[1]} channels, mean and std have {self.mean.shape[1]}', 'pass images (N, C, H, W), or '
+                'mean and std for these channels', argument='images')
         return self.model((x - self.mean) / self.std)

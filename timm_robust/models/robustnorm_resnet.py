@@ -1,8 +1,8 @@
-"""timm's ResNets with RobustNorm in the place of BatchNorm.
+"""timm's ResNets with RobustNorm in place of BatchNorm.
 
 Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 
-The BatchNorm twin of each network is the same builder with `norm_layer='batchnorm2d'`.
+With `norm_layer='batchnorm2d'` the same builders make the BatchNorm counterparts.
 """
 from typing import Any, Dict
 

@@ -35,7 +35,7 @@ class SAT(Objective):
     prefix: ClassVar[str] = 'adv'
 
     weight: float = setting(
-        .5, 'weight of the adversarial loss, in [0, 1]; 1 leaves the clean pass out', metavar='LAMBDA')
+        .5, 'weight of the adversarial loss, in [0, 1]; 1 skips the clean pass', metavar='LAMBDA')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +71,8 @@ class Madry(Objective):
 class SatTask(RobustTask):
     r"""(1 - λ) L(x) + λ L(x*) on clean images x and adversarial images x* crafted from them.
 
-    NoFrost's eq. 1 with its λ = 0.5. With λ = 1 the clean pass is left out. L is any timm criterion; smoothing and soft
-    targets act on both terms.
+    NoFrost's eq. 1 with its λ = 0.5. With λ = 1 the clean pass is skipped. L is any timm criterion; label smoothing and
+    soft targets apply to both terms.
 
     Args:
         model: The timm model.
@@ -139,15 +139,15 @@ class SatTask(RobustTask):
 
 
 def warn_of_batch_statistics(task: RobustTask) -> None:
-    """Say that a network normalizes by the batch, which NoFrost's does not."""
+    """Warn if a network normalizes by the batch, since NoFrost is for normalizer-free networks."""
     if task.mixes_batch:
         _logger.warning(
-            f'{type(task.bare_model).__name__} normalizes by the batch: NoFrost is for a normalizer-free network, its '
-            'loss on this one is SAT')
+            f'{type(task.bare_model).__name__} normalizes by the batch: NoFrost is for normalizer-free networks, on '
+            'this one it is SAT')
 
 
 class NoFrostTask(SatTask):
-    """NoFrost: `SatTask` on a normalizer-free network; warns of any other."""
+    """NoFrost: `SatTask` on a normalizer-free network; warns about any other."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""APART: resist perturbed normalization, which costs no attack on images.
+"""APART: adversarial training on perturbed normalization, without an attack on images.
 
 `Adversarially Perturbed Batch Normalization: A Simple Way to Improve Image Recognition` -
 https://openreview.net/forum?id=2EQzEE5seF
@@ -22,12 +22,12 @@ __all__ = ['APART', 'ApartTask', 'second_pass_size']
 @register_objective
 @dataclass(frozen=True, kw_only=True)
 class APART(Objective):
-    """APART: M/(M+N) L(x; d = 0) + N/(M+N) L(x'; d), d a perturbation of normalization."""
+    """APART: M/(M+N) L(x; d = 0) + N/(M+N) L(x'; d), with d a perturbation of normalization."""
     name: ClassVar[str] = 'apart'
     crafts: ClassVar[bool] = False
 
-    epsilon: float = setting(.1, 'size of the perturbation of normalization in apart', metavar='EPS')
-    groups: int = setting(1, 'groups of images in apart with a perturbation of their own', metavar='N')
+    epsilon: float = setting(.1, "size of apart's perturbation of normalization", metavar='EPS')
+    groups: int = setting(1, 'groups of images in apart, each with its own perturbation', metavar='N')
     ratio: float = setting(1., 'share of a batch in the second pass of apart, in (0, 1]', metavar='R')
 
     def __post_init__(self) -> None:
@@ -41,24 +41,24 @@ class APART(Objective):
         return ApartTask
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """The network, which needs layers to perturb."""
+        """Check that the network has layers to perturb."""
         with self.naming_itself():
             NormPerturbation(model, self.groups)
         return model
 
     def check_run(self, run: RunSettings) -> None:
-        """Batches that groups divide, first-order optimizers, no gradient checkpointing."""
+        """Require batches divisible by groups, a first-order optimizer and no gradient checkpointing."""
         super().check_run(run)
         check_checkpointing(self, run)
         if 'adahessian' in run.opt.lower():
-            raise InputError('takes second derivatives, and apart keeps no graph of its first pass', 'choose another',
+            raise InputError('needs second derivatives, but apart keeps no graph of its first pass', 'choose another',
                              argument='opt', value=run.opt)
         if run.batch_size % self.groups:
             raise InputError(
                 f'does not divide `batch_size={run.batch_size}`', argument='objective.groups', value=self.groups)
         if second_pass_size(run.batch_size, self.ratio, self.groups) < 2 * self.groups:
             raise InputError(
-                f'leaves less than two images of `batch_size={run.batch_size}` for each of '
+                f'leaves fewer than two images of `batch_size={run.batch_size}` for each of '
                 f'`objective.groups={self.groups}`', 'choose larger batches', argument='objective.ratio',
                 value=self.ratio)
 
@@ -73,7 +73,7 @@ def second_pass_size(count: int, ratio: float, groups: int) -> int:
 
 
 class _AddGradients(torch.autograd.Function):
-    """A loss whose backward pass was done already: it hands over the gradients kept from then."""
+    """A loss whose gradients have been computed already; its backward pass returns them."""
 
     @staticmethod
     def forward(
@@ -90,33 +90,33 @@ class _AddGradients(torch.autograd.Function):
     def backward(ctx: Any, outer: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'create_graph=True: APART keeps no graph of its first pass, whose curvature would be missing; use an '
-                'optimizer of first order')
+                'create_graph=True: APART keeps no graph of its first pass, whose curvature would be missing; use a '
+                'first-order optimizer')
         ctx.task.loss_scale = outer.detach()
         return (None, None, None, *(g * outer for g in ctx.gradients))
 
 
 class ApartTask(TwoPassTask):
-    r"""M/(M+N) L(x; d = 0) + N/(M+N) L(x'; d = ε sign ∇_d L), on a batch x of M images and its first N, x'.
+    r"""M/(M+N) L(x; d = 0) + N/(M+N) L(x'; d = ε sign ∇_d L), where x is a batch of M images and x' its first N.
 
-    d perturbs every normalization layer, see `NormPerturbation`; running statistics are those of the first pass. The
-    first pass is differentiated inside `forward` and its gradients are handed over in the loop's one backward pass.
+    d perturbs every normalization layer, see `NormPerturbation`; only the first pass updates running statistics. The
+    first pass is differentiated inside `forward`, and its gradients are added in the training loop's backward pass.
 
-    N is the largest multiple of `groups` in M · `ratio`, and M has to be a multiple of `groups` (timm's loader drops an
+    N is the largest multiple of `groups` in M · `ratio`, and M must be a multiple of `groups` (timm's loader drops an
     incomplete last batch).
 
     Args:
-        model: A network with BatchNorm or RobustNorm layers. Gradient checkpointing has to be off: it would compute the
-            second pass again when d is gone.
+        model: A network with BatchNorm or RobustNorm layers. Gradient checkpointing must be off: it would recompute the
+            second pass after d is removed.
         criterion: As in timm's `ClassificationTask`.
         epsilon: ε, not negative; 0.1 in the paper.
-        groups: Groups of images with a d of their own.
+        groups: Number of groups of images, each with its own d.
         ratio: N / M, in (0, 1].
         **kwargs: Further arguments of `ClassificationTask`.
 
     Raises:
-        InputError: On bad arguments, a network without such layers, and in `forward` on gradient checkpointing, a batch
-            `groups` does not divide, and one that leaves less than two images of a group to the second pass.
+        InputError: On bad arguments and a network without such layers; in `forward` on gradient checkpointing, a batch
+            not divisible by `groups`, and fewer than two images per group in the second pass.
     """
     state_names = ('loss_scale',)
 
@@ -135,17 +135,17 @@ class ApartTask(TwoPassTask):
         own.prepare_model(self.bare_model)
         self.perturbation = NormPerturbation(self.bare_model, own.groups)
         self.epsilon, self.ratio = own.epsilon, own.ratio
-        self.loss_scale = 1.  # until the loop's is known
+        self.loss_scale = 1.  # until the loss scale of the training loop is known
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'ApartTask':
-        """See `TwoPassTask`; a static graph would leave out the reduction of gradients handed over."""
+        """See `TwoPassTask`; a static graph would not reduce the gradients of the first pass."""
         if ddp_kwargs.get('static_graph'):
-            raise InputError('static_graph=True: would leave gradients of APART unreduced, leave it out')
+            raise InputError('static_graph=True: would leave gradients of APART unreduced; leave it out')
         super().prepare_distributed(device_ids, **ddp_kwargs)
         return self
 
     def get_task_state(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
-        """The scale of the loop's loss, as a number."""
+        """The loss scale of the training loop, as a number."""
         return {name: float(value) for name, value in super().get_task_state(*args, **kwargs).items()}
 
     def _second_size(self, count: int) -> int:
@@ -155,7 +155,7 @@ class ApartTask(TwoPassTask):
         second = second_pass_size(count, self.ratio, groups)
         if second < 2 * groups:
             raise InputError(
-                f'ratio={self.ratio} of {count} images leaves less than two for each of groups={groups} in the second '
+                f'ratio={self.ratio} of {count} images leaves fewer than two for each of groups={groups} in the second '
                 'pass: choose a larger batch or ratio')
         return second
 
@@ -165,25 +165,25 @@ class ApartTask(TwoPassTask):
             target: torch.Tensor,
             share: float,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Output, loss, and the gradients for the parameters; d takes its step."""
+        """Output and loss, whose backward pass adds the gradients computed here; updates d."""
         model, perturbation = self.bare_model, self.perturbation
         with perturbation.clean_pass():
             output = model(input)
             loss = share * self.criterion(output, target)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        # small gradients of half precision survive under the scale of the loop's loss, as in the pass it knows of
+        # in half precision, the training loop's loss scale keeps small gradients from underflowing
         half = torch.float16 in (output.dtype, _autocast_dtype(input.device))
         scale = self.loss_scale if half else 1.
         with torch.autocast(input.device.type, enabled=False):
             gradients = torch.autograd.grad(loss * scale, [*parameters, *perturbation.tensors], allow_unused=True)
-        torch.clear_autocast_cache()  # its casts belong to a graph that is gone
+        torch.clear_autocast_cache()  # its casts belong to a freed graph
         used = [(p, g / scale if half else g) for p, g in zip(parameters, gradients) if g is not None]
         perturbation.ascend(list(gradients[len(parameters):]), self.epsilon)
         own = [g for _, g in used]
         return output, _AddGradients.apply(loss.detach(), own, self, *(p for p, _ in used))
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Both passes.
+        """Run both passes.
 
         Args:
             input: Images, shape (M, C, H, W).

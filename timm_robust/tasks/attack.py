@@ -1,4 +1,4 @@
-"""The attack that objectives craft images with."""
+"""The attack used in training."""
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Optional, Set, Type, Union
@@ -28,19 +28,19 @@ _STEPS = 10
 
 
 def training_attacks() -> Dict[str, Type[GradientAttack]]:
-    """The registered attacks that objectives can craft by: those along a gradient that move a batch as one."""
+    """The registered attacks that objectives can use: gradient attacks on whole batches."""
     return {name: cls for name, cls in ATTACKS.items() if issubclass(cls, GradientAttack) and cls.whole_batch}
 
 
 def _as_written(size: float) -> Union[float, str]:
-    """A size as people write it, 8/255 or 0.2, so that equal settings are equal however they were given."""
+    """A size in the usual notation, 8/255 or 0.2, so that equal settings compare equal."""
     in_255 = round(size * 255)
     return f'{in_255}/255' if 1 <= in_255 <= 32 and size == in_255 / 255 else size
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingAttack:
-    """Threat model and attack of training, with NoFrost's defaults.
+    """Threat model and attack used in training, with NoFrost's defaults.
 
     eps and step size are numbers or strings such as '8/255', in pixel units on [0, 1].
 
@@ -57,10 +57,10 @@ class TrainingAttack:
     eps_warmup_epochs: float = setting(0., 'epochs over which eps rises to its full size', metavar='N')
     steps: int = setting(_STEPS, 'attack steps in training', metavar='N')
     step_size: Optional[Union[float, str]] = setting(
-        None, 'attack step in pixel units (default: min(1.25 eps, eps + 4/255) / steps, 1.25 eps in fgsm-rs, eps in '
-        'n-fgsm)', metavar='SIZE')
+        None, 'attack step size in pixel units (default: min(1.25 eps, eps + 4/255) / steps, 1.25 eps for fgsm-rs, eps '
+        'for n-fgsm)', metavar='SIZE')
     random_start: Optional[bool] = setting(None, 'start pgd and cw-linf from a random point of the ball (default: yes)')
-    bn_mode: str = setting('eval', 'normalization layers while crafting, eval or train', metavar='MODE')
+    bn_mode: str = setting('eval', 'mode of normalization layers while crafting, eval or train', metavar='MODE')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -93,7 +93,7 @@ class TrainingAttack:
 
     @property
     def threat(self) -> ThreatModel:
-        """The perturbations allowed, at full size."""
+        """The threat model at full eps."""
         return make_threat(self.norm, self.eps)
 
     @property
@@ -106,7 +106,7 @@ class TrainingAttack:
         return nofrost_step_size(threat, self.steps) if 'steps' in self._fields else None
 
     def built(self, threat: ThreatModel) -> GradientAttack:
-        """The attack under a threat model of warm-up: a step size given by hand keeps its ratio to eps."""
+        """The attack for a threat model; if eps is smaller during warm-up, an explicit step size is scaled with it."""
         values: Dict[str, Any] = {
             'steps': self.steps, 'step_size': self._step_size(threat) or None, 'random_start': self.random_start}
         attack = parse_attack(
@@ -130,15 +130,15 @@ class TrainingAttack:
         """Adversarial images for a batch, the last iterate.
 
         Args:
-            model: The network, which is left as it was.
+            model: The network, restored afterwards.
             images: Clean images in `space`, shape (N, C, H, W).
             target: Class indices (N,) or soft targets (N, K).
             threat: Threat model of this step.
             space: Input space of the network.
             seed: Seed of the noise.
-            start_std: Start from the images under Gaussian noise of this standard deviation, in pixel units.
+            start_std: Start from the images plus Gaussian noise of this standard deviation, in pixel units.
             tau: Stop each image this many steps after it first fools the network.
-            reference: Soft targets (N, K) to ascend the cross-entropy of, while `target` decides what fools.
+            reference: Soft targets (N, K) for the cross-entropy to maximize, while `target` decides what fools.
         """
         return self.built(threat).craft(
             model, images, target, threat, space=space, seed=seed, bn_mode=self.bn_mode, start_std=start_std, tau=tau,

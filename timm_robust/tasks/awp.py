@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the loss is taken where weights, too, were moved against it.
+"""Adversarial weight perturbation: computes the loss at weights perturbed to increase it.
 
 Wu et al. 2020, `Adversarial Weight Perturbation Helps Robust Generalization` - https://arxiv.org/abs/2004.05884
 """
@@ -15,13 +15,13 @@ from ..settings import check_types, setting
 
 __all__ = ['AWP', 'perturbed', 'worst_direction']
 
-# Scales the loss under float16 autocast, where small gradients would vanish on their way; only their direction counts.
+# Loss scale under float16 autocast, so that small gradients do not underflow; only their direction matters.
 _FLOAT16_LOSS_SCALE = 1024.
 
 
 @dataclass(frozen=True, kw_only=True)
 class AWP:
-    """Settings of adversarial weight perturbation, which goes with every objective that crafts images; off by default.
+    """Settings of adversarial weight perturbation, for every objective that crafts images; off by default.
 
     Raises:
         InputError: On bad values.
@@ -29,16 +29,16 @@ class AWP:
     prefix: ClassVar[str] = 'awp'
 
     gamma: float = setting(
-        0., 'adversarial weight perturbation: move each weight against the loss by this share of its norm before the '
-        "loss counts; the paper's is 0.005, 0 is none", metavar='GAMMA')
-    start_epoch: float = setting(0., 'epoch in which the perturbation of weights begins', metavar='N')
+        0., 'adversarial weight perturbation: size of the perturbation relative to the norm of each weight; 0.005 in '
+        'the paper, 0 is off', metavar='GAMMA')
+    start_epoch: float = setting(0., 'epoch in which weight perturbation starts', metavar='N')
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range('gamma', self.gamma, 0, note="0 is none; the paper's is 0.005")
+        check_range('gamma', self.gamma, 0, note='0 is off; the paper uses 0.005')
         check_range('start_epoch', self.start_epoch, 0)
         if self.start_epoch and not self.gamma:
-            raise InputError('needs a size of the perturbation', 'pass `gamma=0.005` or leave it out',
+            raise InputError('has no effect without a perturbation', 'pass `gamma=0.005` or leave it out',
                              argument='start_epoch', value=self.start_epoch)
 
 
@@ -48,7 +48,7 @@ def worst_direction(weights: Sequence[torch.Tensor], gradients: Sequence[torch.T
     Args:
         weights: Tensors of any shape.
         gradients: Gradients of the loss to ascend, of the same shapes.
-        gamma: γ, the size of the perturbation relative to that of the weight.
+        gamma: γ, the norm of the perturbation relative to that of the weight.
 
     Returns:
         Perturbations; 0 where a gradient is 0 or overflowed.
@@ -62,7 +62,7 @@ def worst_direction(weights: Sequence[torch.Tensor], gradients: Sequence[torch.T
 
 
 class _Call(nn.Module):
-    """A function of a module as the forward pass of a module, which is what `functional_call` takes."""
+    """Wraps a function of a module as the forward pass of a module, as `functional_call` requires."""
 
     def __init__(self, module: nn.Module, function: Callable):
         super().__init__()
@@ -79,15 +79,15 @@ def perturbed(
         gamma: float,
         no_sync: Callable,
 ) -> Dict[str, torch.Tensor]:
-    """An objective at w + v, whose gradient is that for w.
+    """Evaluate an objective at w + v; its gradient flows to w.
 
-    v is the step of `worst_direction` along the gradient at w of the same objective on the same images. Kernels and
-    matrices alone are moved; biases, gains and the affine parts of normalization rest. Weights, optimizer, averages and
-    checkpoints never see v, and running statistics see the second of the two passes alone. Processes of distributed
-    training add up their gradients, so that v is the same on each.
+    v is the step of `worst_direction` along the gradient at w of the same objective on the same images. Only kernels
+    and matrices are perturbed, not biases, gains and affine parameters of normalization. Weights, optimizer, averages
+    and checkpoints never contain v, and only the second of the two passes updates running statistics. In distributed
+    training gradients are summed over processes, so that v is the same on each.
 
     Args:
-        module: The module with the weights, also inside DistributedDataParallel.
+        module: The module with the weights, possibly inside DistributedDataParallel.
         objective: Returns a dict with 'loss' and 'output'; calls `module`.
         args: Arguments of the objective.
         gamma: See `worst_direction`.

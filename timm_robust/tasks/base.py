@@ -1,4 +1,4 @@
-"""What training tasks that see a batch twice have in common."""
+"""Base classes of training tasks with two forward passes."""
 import logging
 from typing import Any, Callable, Dict, Optional, Tuple
 
@@ -27,16 +27,16 @@ def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def crafting_model(task: TrainingTask, ema: bool = False) -> nn.Module:
-    """The network of a task to craft images on: outside of distributed wrappers, and compiled if the task is."""
+    """The network a task crafts images on: without distributed wrappers, and compiled if the task is."""
     compiled = getattr(task, 'eval_model_ema' if ema else 'eval_model', None)
     return unwrap_model(task.get_trainable_module(ema=ema)) if compiled is None else compiled
 
 
 class TwoPassTask(ClassificationTask):
-    """A task whose network may see two batches before a backward pass.
+    """A task that may run two forward passes before a backward pass.
 
     Attributes:
-        state_names: Attributes that a checkpoint keeps, so that a resumed run repeats an uninterrupted one.
+        state_names: Attributes saved in checkpoints, so that a resumed run repeats an uninterrupted one.
     """
     state_names: Tuple[str, ...] = ()
 
@@ -56,22 +56,22 @@ class TwoPassTask(ClassificationTask):
         return self
 
     def refuse_checkpointing(self) -> None:
-        """Refuse gradient checkpointing, which computes again when the weights or norms of a pass are gone."""
+        """Refuse gradient checkpointing, which recomputes a pass after its weights or normalization have changed."""
         if any(getattr(m, 'grad_checkpointing', False) is True for m in self.bare_model.modules()):
             raise InputError(
-                f'{type(self).__name__}: gradient checkpointing would compute a pass again with the weights or the '
+                f'{type(self).__name__}: gradient checkpointing would recompute a pass with the weights or the '
                 'normalization of another', 'call model.set_grad_checkpointing(False)')
 
     @property
     def bare_model(self) -> nn.Module:
-        """The network outside of its wrappers."""
+        """The network without its wrappers."""
         return unwrap_model(self.trainable_module)
 
     def checked_target(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The target of a batch: class indices (N,) as int64, or soft targets (N, K).
 
         Raises:
-            InputError: If `input` is no batch of images or an empty one, or `target` does not fit it or the network.
+            InputError: If `input` is not a batch of images or is empty, or `target` does not fit it or the network.
         """
         check_tensor(input, 'input')
         if not len(input):
@@ -93,17 +93,17 @@ class TwoPassTask(ClassificationTask):
             module: Optional[nn.Module] = None,
             ema: bool = False,
     ) -> None:
-        """Restore them; a checkpoint of another objective may lack some."""
+        """Restore the attributes of `state_names`; a checkpoint of another objective may lack some."""
         if state and not ema:
             for name in self.state_names:
                 setattr(self, name, state.get(name, getattr(self, name)))
 
 
 class RobustTask(TwoPassTask):
-    """A task that crafts adversarial images in each step; a subclass says in `loss` what to learn from them.
+    """A task that crafts adversarial images in each step; a subclass defines the `loss` on them.
 
-    Crafting leaves no trace on the network, and its noise comes from (seed, step, process) rather than from torch's
-    global generator. Images are crafted outside of the distributed wrapper, on the compiled network if there is one.
+    Crafting leaves the network unchanged, and its noise depends on (seed, step, process), not on torch's global
+    generator. Images are crafted without the distributed wrapper, on the compiled network if there is one.
 
     Args:
         model: The network to train, which takes images in `space`.
@@ -111,7 +111,7 @@ class RobustTask(TwoPassTask):
         attack: Threat model and attack; by default ten steps of PGD within Linf 8/255.
         awp: Adversarial weight perturbation; none by default.
         teacher: Its targets replace those of the data; none by default. Accuracies in the log are those of the data.
-        space: Input space of the network, mean and std of the loader; by default that of the model's `pretrained_cfg`.
+        space: Input space of the network, mean and std of the loader; by default from the model's `pretrained_cfg`.
         steps_per_epoch: Batches in an epoch, the unit of warm-up and schedules.
         seed: Seed of the attack's noise.
         **kwargs: Further arguments of `ClassificationTask`.
@@ -120,7 +120,7 @@ class RobustTask(TwoPassTask):
         InputError: If the objective cannot use the attack; in `forward`, if the first images are not in `space`, or
             weights are perturbed under gradient checkpointing.
     """
-    state_names: Tuple[str, ...] = ('step',)  # from which warm-up, noise and schedules follow
+    state_names: Tuple[str, ...] = ('step',)  # determines warm-up, noise and schedules
 
     def __init__(
             self,
@@ -161,27 +161,27 @@ class RobustTask(TwoPassTask):
         """
 
     def _check_space(self, input: torch.Tensor) -> None:
-        """Refuse images of another space: eps would be another size in them. Looks at the first batch alone."""
+        """Refuse images in another space, where eps would have another size. Checks only the first batch."""
         self._looked = True
         low, high = torch.stack(torch.aminmax(input.detach().float())).tolist()
         if not self.space.is_pixels and 0 <= low < high - .5 and high <= 1:
-            raise InputError('are pixels in [0, 1], and the network expects them normalized', 'normalize them, or pass '
+            raise InputError('are pixels in [0, 1], but the network expects them normalized', 'normalize them, or pass '
                              '`space=InputSpace()` for a network that takes pixels', argument='input')
         outside = ((input < -.01) | (input > 1.01)).float().mean().item()
-        # random erasing puts noise outside of valid pixels, but not into half of the images
+        # random erasing puts values outside the valid range, but not this many
         if self.space.is_pixels and outside > .3:
             raise InputError(
-                f'are outside of [0, 1] by {outside:.0%}, and `space` says that they are pixels',
+                f'have {outside:.0%} of values outside [0, 1], but `space` says that they are pixels',
                 'pass `space=InputSpace(mean, std)`', argument='input')
 
     def current_threat(self) -> ThreatModel:
-        """The threat model of this step, with eps on its way up during warm-up."""
+        """The threat model of this step, with a smaller eps during warm-up."""
         if self.step >= self.eps_warmup_steps:
             return self.attack.threat
         return self.attack.threat.scaled((self.step + 1) / (self.eps_warmup_steps + 1))
 
     def step_seed(self) -> int:
-        """Seed of what is random in this step of this process."""
+        """Seed of the random numbers of this step in this process."""
         process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         # a fixed mixing keeps the streams of neighbouring seeds, steps and processes apart
         return (self.seed * 0x9E3779B1 + self.step * processes + process) % (1 << 62)
@@ -210,7 +210,7 @@ class RobustTask(TwoPassTask):
         raise NotImplementedError
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Craft, then compute the loss, at perturbed weights once AWP has begun.
+        """Craft images, then compute the loss, at perturbed weights once AWP has started.
 
         Args:
             input: Clean images in `space`, shape (N, C, H, W).
@@ -239,7 +239,7 @@ class RobustTask(TwoPassTask):
         return top1(output, target if self._labels is None else self._labels[:len(output)])
 
     def forward_together(self, *batches: torch.Tensor) -> Tuple[torch.Tensor, ...]:
-        """Logits of several batches of one size; in one pass where no layer mixes the images of a batch."""
+        """Logits of several batches of one size; in one pass unless a layer mixes the images of a batch."""
         if self.mixes_batch:
             return tuple(self.trainable_module(batch) for batch in batches)
         return self.trainable_module(torch.cat(batches)).chunk(len(batches))

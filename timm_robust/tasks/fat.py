@@ -1,4 +1,4 @@
-"""Friendly adversarial training, by itself and in TRADES.
+"""Friendly adversarial training (FAT), alone and in TRADES.
 
 Zhang et al. 2020, `Attacks Which Do Not Kill Training Make Adversarial Learning Stronger` -
 https://arxiv.org/abs/2002.11242
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 def _tau_setting() -> Any:
     return setting(
-        (), 'epochs at which an attack runs for one step more after it first fools the network; 50 90 of 120 in the '
+        (), 'epochs from which an attack runs one step longer after it first fools the network; 50 90 of 120 in the '
         'paper (default: never)', metavar='EPOCH', flat='fat_tau_epochs')
 
 
@@ -43,7 +43,7 @@ class FAT(Objective):
     compares_labels: ClassVar[bool] = True
 
     weight: float = setting(
-        1., 'weight of the adversarial loss, in [0, 1]; 1 leaves the clean pass out', metavar='LAMBDA')
+        1., 'weight of the adversarial loss, in [0, 1]; 1 skips the clean pass', metavar='LAMBDA')
     tau_epochs: Tuple[float, ...] = _tau_setting()
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class TradesFAT(TRADES):
 
 
 class _Friendly(RobustTask):
-    """A slack τ that rises with the steps of training, and an attack that stops by it."""
+    """Attacks stop τ steps after they first fool the network; τ rises during training."""
     state_names = ('step', 'tau_steps')
 
     def __init__(self, *args: Any, tau_epochs: Sequence[float] = (), **kwargs: Any):
@@ -86,13 +86,13 @@ class _Friendly(RobustTask):
 
     @classmethod
     def check_attack(cls, attack: TrainingAttack) -> None:
-        """PGD in eval mode."""
+        """Require PGD in eval mode."""
         super().check_attack(attack)
         check_is_pgd(cls, attack)
 
     @property
     def tau(self) -> int:
-        """Steps an attack continues after it first fools the network, in this step of training."""
+        """Steps an attack continues after it first fools the network, at this training step."""
         return bisect_right(self.tau_steps, self.step)
 
     def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -110,7 +110,7 @@ class _Friendly(RobustTask):
 class FatTask(_Friendly, SatTask):
     """FAT: L(x*) on images that stop τ steps after they first fool the network.
 
-    The paper has λ = 1, the default here; with less the clean loss has its share, as in `SatTask`.
+    The paper uses λ = 1, the default here; below 1 the clean loss is included, as in `SatTask`.
 
     Args:
         *args: The timm model and its criterion.
@@ -139,5 +139,5 @@ class TradesFatTask(_Friendly, TradesTask):
             clean: torch.Tensor,
             start_std: Optional[float],
     ) -> torch.Tensor:
-        """Adversarial images from clean probabilities (N, K); labels say when an image fools."""
+        """Adversarial images from clean probabilities (N, K); labels decide when an image fools."""
         return self.run_attack(input, target, reference=clean, start_std=start_std)

@@ -31,7 +31,7 @@ class MBNAT(Objective):
     weight: float = setting(
         .5, 'weight of the adversarial loss, in (0, 1)', metavar='LAMBDA', flat='adv_weight')
     gamma: Optional[float] = setting(
-        None, 'share of the BatchNorm of adversarial images when mbnat validates, in [0, 1] (default: 0)',
+        None, 'weight of the adversarial BatchNorm when mbnat validates, in [0, 1] (default: 0)',
         metavar='GAMMA')
 
     def __post_init__(self) -> None:
@@ -46,30 +46,30 @@ class MBNAT(Objective):
         return MbnatTask
 
     def task_kwargs(self) -> Dict[str, Any]:
-        """gamma is a state of the network."""
+        """Only the weight: gamma is set on the network."""
         return {'weight': self.weight}
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """The network with auxiliary BatchNorms."""
+        """Add auxiliary BatchNorms."""
         with self.naming_itself():
             return set_gamma(convert_aux_norm(model), self.gamma or 0.)
 
     def check_run(self, run: RunSettings) -> None:
-        """No gradient checkpointing, and robust validation of the BatchNorm that was asked for."""
+        """Refuse gradient checkpointing, and robust validation without a choice of BatchNorm."""
         super().check_run(run)
         check_checkpointing(self, run)
         if run.eval_metric == 'robust_top1' and self.gamma is None:
             raise InputError(
                 'attacks the BatchNorm of clean images in mbnat',
-                'say by `objective.gamma` what to validate; 1 is that of adversarial ones',
+                'choose the BatchNorm with `objective.gamma`; 1 is that of adversarial images',
                 argument='eval_metric', value='robust_top1')
 
 
 def check_checkpointing(objective: Objective, run: RunSettings) -> None:
-    """Refuse gradient checkpointing, under an objective whose passes normalize differently."""
+    """Refuse gradient checkpointing for an objective whose passes normalize differently."""
     if run.grad_checkpointing:
         raise InputError(
-            f'computes again in the backward pass, when the normalization of {objective.name} has changed',
+            f'recomputes in the backward pass, after the normalization of {objective.name} has changed',
             'leave it out', argument='grad_checkpointing', value=True)
 
 
@@ -82,11 +82,11 @@ def _check_weight(weight: float) -> None:
 class MbnatTask(SatTask):
     """(1 - λ) L(x) + λ L(x*), clean images through the main BatchNorm, adversarial ones through the auxiliary.
 
-    Images are crafted through the auxiliary one too. At rest, in validation for example, the network normalizes by what
-    `set_gamma` chose.
+    Images are crafted through the auxiliary one too. Outside of training steps, for example in validation, `set_gamma`
+    decides.
 
     Args:
-        model: A model of `convert_aux_norm`, without gradient checkpointing.
+        model: A model from `convert_aux_norm`, without gradient checkpointing.
         criterion: Any timm criterion.
         weight: λ, the weight of the adversarial loss, in (0, 1).
         **kwargs: Further arguments of `RobustTask`.
@@ -107,22 +107,22 @@ class MbnatTask(SatTask):
         super().__init__(model, criterion, weight=weight, **kwargs)
         _check_weight(weight)
         if not has_aux_norm(model):
-            raise InputError('model has no auxiliary BatchNorm', 'call convert_aux_norm(model) before')
+            raise InputError('model has no auxiliary BatchNorm', 'call convert_aux_norm(model) first')
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'MbnatTask':
-        """See `TwoPassTask`; each pass leaves one BatchNorm unused, which `find_unused_parameters` would stumble on."""
+        """See `TwoPassTask`; `find_unused_parameters` would fail, since each pass leaves one BatchNorm unused."""
         if ddp_kwargs.pop('find_unused_parameters', False):
-            _logger.info('find_unused_parameters is left out: the two passes of mbnat use all parameters together.')
+            _logger.info('find_unused_parameters is ignored: the two passes of mbnat together use all parameters.')
         super().prepare_distributed(device_ids, **ddp_kwargs)
         return self
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Adversarial images for a batch, by the network with auxiliary normalization."""
+        """Adversarial images for a batch, crafted through the auxiliary BatchNorm."""
         with at_gamma(self.bare_model, 1.):
             return super().craft(input, target)
 
     def forward_both(self, input: torch.Tensor, adv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Clean logits by the main BatchNorm, adversarial ones by the auxiliary."""
+        """Clean logits through the main BatchNorm, adversarial ones through the auxiliary."""
         self.refuse_checkpointing()
         with at_gamma(self.bare_model, 0.):
             output = self.trainable_module(input)

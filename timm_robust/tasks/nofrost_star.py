@@ -18,7 +18,7 @@ from .objective import Objective, RunSettings, mixes_images, register_objective
 
 __all__ = ['NoFrostStar', 'NoFrostStarTask']
 
-_OTHER_STREAM = 0x5DEECE66D  # the draw must not follow the weights of Noise2Net
+_OTHER_STREAM = 0x5DEECE66D  # keeps the draw independent of the weights of Noise2Net
 
 
 @register_objective
@@ -32,15 +32,15 @@ class NoFrostStar(Objective):
         'deeply augmented, texture-debiased, adversarial) (default: 4 with deeply augmented images)', metavar='N',
         flat='star_terms')
     deepaug_dirs: List[str] = setting(
-        [], 'deeply augmented images of nofrost_star, made beforehand: folders with the classes and names of the '
-        'training data, of which one is drawn for each image', metavar='DIR', flat='deepaug_dirs')
+        [], 'precomputed deeply augmented images of nofrost_star: folders with the classes and file names of the '
+        'training data; one folder is drawn for each image', metavar='DIR', flat='deepaug_dirs')
     noise2net: bool = setting(
-        False, 'deeply augment images of nofrost_star on the fly, by networks drawn at random', flat='noise2net')
+        False, 'deeply augment images of nofrost_star on the fly, with random networks', flat='noise2net')
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.deepaug_dirs and self.noise2net:
-            raise InputError('stands in for `deepaug_dirs`', 'leave one of them out', argument='noise2net', value=True)
+            raise InputError('replaces `deepaug_dirs`', 'leave one of them out', argument='noise2net', value=True)
         if self.terms is None:
             object.__setattr__(self, 'terms', 4 if self.deepaug_dirs or self.noise2net else 3)
         _check_terms(self.terms)
@@ -53,7 +53,7 @@ class NoFrostStar(Objective):
         return NoFrostStarTask
 
     def task_kwargs(self) -> Dict[str, Any]:
-        """Folders are of the data set."""
+        """Without the folders, which belong to the data set."""
         return {'terms': self.terms, 'noise2net': self.noise2net}
 
     def prepare_dataset(self, dataset: Any, img_size: Sequence[int], hflip: float) -> Any:
@@ -61,38 +61,38 @@ class NoFrostStar(Objective):
         return ViewsDataset(dataset, img_size, self.deepaug_dirs, one_view=self.terms == 3, hflip=hflip)
 
     def check_run(self, run: RunSettings) -> None:
-        """Views take the place of timm's other ways to collate."""
+        """Refuse settings that replace timm's own collate function."""
         super().check_run(run)
         argument = 'mixup' if mixes_images(run) else 'no_prefetcher' if run.no_prefetcher else ''
         if argument:
-            raise InputError("the views of nofrost_star come together through timm's own collate function",
+            raise InputError("nofrost_star collates its views with timm's own collate function",
                              'leave it out', argument=argument)
 
 
 def _check_terms(terms: Optional[int]) -> None:
     if terms not in (3, 4):
-        raise InputError("must be 3, the paper's, or 4, of the authors' code", argument='terms', value=terms)
+        raise InputError("must be 3 (the paper) or 4 (the authors' code)", argument='terms', value=terms)
 
 
 class NoFrostStarTask(RobustTask):
     r"""(L(x) + L(x̂) + L(x*)) / 3 on clean images x, augmented images x̂ and adversarial images x* crafted from x.
 
     With two kinds of augmented images it is the mean of four terms, as in the authors' code. With `noise2net` one kind
-    is made here; if only three terms are wanted it takes the place of half of the batch's other kind.
+    is generated here; with three terms it randomly replaces the other kind for half of the images.
 
     Args:
         model: The timm model.
         criterion: Any timm criterion.
         terms: Terms of the loss, 3 or 4.
-        noise2net: Whether to augment clean images by networks drawn at random.
+        noise2net: Whether to augment clean images with random networks.
         **kwargs: Further arguments of `RobustTask`.
 
     Attributes:
-        views: Views of each image in a batch, from terms and noise2net: N clean images, N of the next view and so on,
-            as `ViewsDataset` and timm's collate function deliver them.
+        views: Number of views of each image in a batch. A batch holds N clean images, then N of the next view and so
+            on, as `ViewsDataset` and timm's collate function deliver them.
 
     Raises:
-        InputError: If terms is another number, and in `forward` if a batch is not of whole views.
+        InputError: If `terms` is not 3 or 4, and in `forward` if `views` does not divide the batch.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""What an objective is: a dataclass of settings that prepares network and data and makes the task; and their registry.
+"""Base class and registry of objectives: settings that prepare network and data and create the training task.
 
-A new objective is one file: its settings and its task, as in `trades.py`. Registered, its fields are flags.
+A new objective is one file with its settings and its task, as in `trades.py`. Once registered, its fields are flags.
 """
 import dataclasses
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class RunSettings(Protocol):
-    """What an objective may ask of a training run; names and meanings are those of timm's train.py."""
+    """Settings of a training run that objectives may read, with the names and meanings of timm's train.py."""
     @property
     def epochs(self) -> int: ...
     @property
@@ -70,7 +70,7 @@ def mixes_images(run: RunSettings) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Settings of a training objective: the base class of all.
+    """Base class of the settings of training objectives.
 
     A subclass is a frozen keyword-only dataclass. Its fields are made by `setting`; they are the keyword arguments of
     its task, unless `task_kwargs` says otherwise, and the flags `--PREFIX-FIELD` of the command line.
@@ -120,11 +120,11 @@ class Objective:
         Args:
             model: The network, after `prepare_model`.
             criterion: Any timm criterion.
-            attack: The attack of training; this and what follows is for objectives that craft images.
+            attack: The training attack; it and the following arguments are for objectives that craft images.
             awp: Adversarial weight perturbation.
             teacher: Robust distillation.
             space: Input space of the images.
-            steps_per_epoch: Batches of an epoch.
+            steps_per_epoch: Batches per epoch.
             seed: Seed of the noise.
             **kwargs: Further arguments of timm's `ClassificationTask`.
         """
@@ -135,23 +135,23 @@ class Objective:
         return task(model, criterion, **self.task_kwargs(), **kwargs)
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """What the objective needs of a network, before an optimizer or a wrapper holds it.
+        """Prepare a network for the objective, before an optimizer or a wrapper holds it.
 
         Raises:
-            InputError: If the network does not have it.
+            InputError: If the network lacks what the objective needs.
         """
         return model
 
     @contextmanager
     def naming_itself(self) -> Iterator[None]:
-        """Where a network lacks what the objective needs: an `InputError` that names the objective."""
+        """Turn a `ValueError` about an unsuitable network into an `InputError` that names the objective."""
         try:
             yield
         except ValueError as error:
             raise InputError(str(error), argument='objective', value=self.name) from error
 
     def prepare_dataset(self, dataset: Any, img_size: Sequence[int], hflip: float) -> Any:
-        """What the objective needs of training data, before a loader is made of it.
+        """Prepare training data for the objective, before a loader is created.
 
         Args:
             dataset: A timm data set.
@@ -159,19 +159,19 @@ class Objective:
             hflip: Probability of a horizontal flip.
 
         Raises:
-            InputError: If the data does not have it.
+            InputError: If the data lacks what the objective needs.
         """
         return dataset
 
     def check_run(self, run: RunSettings) -> None:
-        """Refuse settings of a run that the objective cannot work under.
+        """Refuse run settings that the objective does not support.
 
         Raises:
             InputError: Naming the argument; a field of the objective as `objective.field`.
         """
         if self.compares_labels and mixes_images(run):
             raise InputError(
-                f'`objective={self.name!r}` stops where the one label of an image is missed, and mixed images have two',
+                f'`objective={self.name!r}` stops once the label of an image is missed, but mixed images have two',
                 'leave out `mixup` and `cutmix`', argument='mixup')
 
     def check_attack(self, attack: TrainingAttack) -> None:
@@ -195,7 +195,7 @@ T = TypeVar('T', bound=Type[Objective])
 
 
 def register_objective(cls: T) -> T:
-    """Class decorator: make an objective known by its name, also to the command line.
+    """Class decorator: register an objective by its name, also for the command line.
 
     Raises:
         InputError: If the class has no name, or the name is taken.
@@ -214,7 +214,7 @@ def _class_of(name: Any) -> Type[Objective]:
 
 
 def objective_from_dict(values: Mapping[str, Any]) -> Objective:
-    """The objective of `Objective.to_dict`.
+    """Rebuild an objective from `Objective.to_dict`.
 
     Raises:
         InputError: On an unknown objective or setting, and on bad values.
@@ -224,10 +224,10 @@ def objective_from_dict(values: Mapping[str, Any]) -> Objective:
 
 
 def objective_from_flat(values: Mapping[str, Any]) -> Objective:
-    """The objective of flags or of a flat YAML file: `{'objective': 'trades', 'trades_beta': 3.}`.
+    """Build an objective from flags or a flat YAML file: `{'objective': 'trades', 'trades_beta': 3.}`.
 
     Args:
-        values: Flat names with their values; other names are left alone. Defaults may be there for other objectives.
+        values: Values by flat name; other names are ignored. Settings of other objectives must have their defaults.
 
     Raises:
         InputError: On an unknown objective, a setting of another objective, and bad values.
@@ -248,7 +248,7 @@ def objective_to_flat(objective: Objective) -> Dict[str, Any]:
 
 
 def flat_names_of_objectives() -> Dict[str, Dict[str, Any]]:
-    """Flat names of the settings of all objectives: the objectives that have it, with its default there."""
+    """Flat names of all objectives' settings; maps each to the objectives that have it and its default there."""
     found: Dict[str, Dict[str, Any]] = {}
     for cls in OBJECTIVES.values():
         names = flat_names(cls, cls.flat_prefix())
@@ -263,5 +263,5 @@ def create_task(
         criterion: Optional[Callable] = None,
         **kwargs: Any,
 ) -> TrainingTask:
-    """`objective.create_task`, for those who look for a function, after `objective.prepare_model`."""
+    """Call `objective.prepare_model`, then `objective.create_task`."""
     return objective.create_task(objective.prepare_model(model), criterion, **kwargs)

@@ -1,4 +1,4 @@
-"""TRADES: a clean loss, and a bound on how far predictions move under attack.
+"""TRADES: the clean loss, plus a penalty on how far predictions move under attack.
 
 Zhang et al. 2019, `Theoretically Principled Trade-off between Robustness and Accuracy` -
 https://arxiv.org/abs/1901.08573
@@ -19,7 +19,7 @@ from .objective import Objective, register_objective
 
 __all__ = ['TRADES', 'TradesTask', 'kl_divergence']
 
-_START_STD = 1e-3  # of the authors' code
+_START_STD = 1e-3  # from the authors' code
 
 
 @register_objective
@@ -32,7 +32,7 @@ class TRADES(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range('beta', self.beta, 0, note="6 is the paper's")
+        check_range('beta', self.beta, 0, note='the paper uses 6')
 
     def task_class(self) -> Type[RobustTask]:
         """`TradesTask`."""
@@ -40,7 +40,7 @@ class TRADES(Objective):
 
 
 def kl_divergence(output: torch.Tensor, adv_output: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(output) || softmax(adv_output)), mean over the batch, in float32 or better; both sides learn.
+    """KL(softmax(output) || softmax(adv_output)), mean over the batch, in float32 or better; differentiable in both.
 
     Args:
         output, adv_output: Logits, shape (N, K).
@@ -53,9 +53,9 @@ def kl_divergence(output: torch.Tensor, adv_output: torch.Tensor) -> torch.Tenso
 class TradesTask(RobustTask):
     r"""L(x) + β KL(p(x) || p(x*)), where x* maximizes the divergence.
 
-    Equation 5 of the paper with the authors' code: x* starts from the image and a little Gaussian noise (where the
-    divergence has a gradient), p(x) is constant while it is crafted, and both sides learn from the divergence. L is
-    any timm criterion; smoothing and soft targets act on it alone.
+    Equation 5 of the paper, with the details of the authors' code: x* starts from the image plus a little Gaussian
+    noise (at the image itself the gradient is zero), p(x) is constant while x* is crafted, and the gradient of the
+    divergence flows through both sides. L is any timm criterion; label smoothing and soft targets apply to it only.
 
     Args:
         model: The timm model.
@@ -81,7 +81,7 @@ class TradesTask(RobustTask):
 
     @classmethod
     def check_attack(cls, attack: TrainingAttack) -> None:
-        """PGD in eval mode, with a start from which the divergence has a gradient."""
+        """Require PGD in eval mode that does not start at the clean image."""
         check_is_pgd(cls, attack)
         if attack.random_start is False:
             raise InputError('the divergence of TRADES has no gradient at the clean image', 'leave it out',
@@ -101,7 +101,7 @@ class TradesTask(RobustTask):
             clean: torch.Tensor,
             start_std: Optional[float],
     ) -> torch.Tensor:
-        """Adversarial images from clean probabilities (N, K): their cross-entropy is the divergence and a constant."""
+        """Adversarial images from clean probabilities (N, K): their cross-entropy is the divergence plus a constant."""
         return self.run_attack(input, clean, start_std=start_std)
 
     def loss(self, input: torch.Tensor, adv: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
@@ -132,7 +132,7 @@ def check_is_pgd(task: type, attack: TrainingAttack) -> None:
     """Refuse an attack that is not PGD in eval mode."""
     if attack.attack != 'pgd':
         raise InputError(
-            f'{task.__name__} crafts by PGD', 'leave it out', argument='attack.attack', value=attack.attack)
+            f'{task.__name__} crafts with PGD', 'leave it out', argument='attack.attack', value=attack.attack)
     if attack.bn_mode != 'eval':
         raise InputError(f'{task.__name__} crafts in eval mode', 'leave it out', argument='attack.bn_mode',
                          value=attack.bn_mode)
