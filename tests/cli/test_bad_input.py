@@ -275,7 +275,7 @@ def test_values_in_config_files_pass_the_checks_of_flags(fails, folder, tmp_path
     for content in ('a: [', '? [a]\n: b', 'x: !!map [1]', 'x: !!bool maybe', 'x: !!timestamp noon', '<<: 3'):
         refused(content, '--config', 'cannot be read as YAML')
     for name in ('no_such_flag', 'config', 'help', '3'):
-        refused(f'{name}: 1', '--config', f'{name}', 'is no flag of this command')
+        refused(f'{name}: 1', '--config', f'{name}', 'is not a flag of this command')
 
 
 @pytest.mark.parametrize('command, content, message', [

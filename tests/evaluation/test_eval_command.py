@@ -199,7 +199,7 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--attacks', 'apgd-ce', '--num-targets', '3'], '--num-targets 3: apgd-ce has no such setting; pgd-targeted'),
     (['--attacks', 'rays', '--num-targets', '3'], '--num-targets 3: rays has no such setting'),
     (['--attacks', 'apgd-t', '--num-targets', '4'], '--num-targets 4: must be between 1 and 3'),
-    (['--eps', '0'], '--eps 0: leaves an attack nothing to do'),
+    (['--eps', '0'], '--eps 0: allows no perturbation'),
     (['--attacks', 'clean,rays', '--norm', 'l2'], '--attacks rays: is for Linf alone, not L2'),
     (['--attacks', 'cw-l2'], '--attacks cw-l2: is for L2 alone, not Linf'),
     (['--attacks', 'pgd5,pgd5'], 'names pgd5 more than once'),

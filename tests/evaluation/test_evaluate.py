@@ -303,7 +303,7 @@ def test_refusals():
     (dict(attacks='apgd-t', num_classes=3), 'needs at least 4 classes, the model has 3'),
     (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': is for Linf alone"),
     (dict(threat='Linf 8'), "threat='Linf 8': is above 1"),
-    (dict(threat='Linf 0'), 'eps=0: leaves an attack nothing to do'),
+    (dict(threat='Linf 0'), 'eps=0: allows no perturbation'),
     (dict(attack_settings={'restarts': 2}, attacks='fgsm'), 'restarts=2: fgsm has no such setting'),
     (dict(attack_settings={'step_size': '0'}), "step_size='0': must be positive"),
     (dict(fast_dtype='int8'), "fast_dtype='int8': unknown"),

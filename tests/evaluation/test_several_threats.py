@@ -141,5 +141,5 @@ def test_the_flag(argv, expected, monkeypatch, tmp_path):
         eval_command.run(['--model', 'resnet18', '--data-dir', str(tmp_path), *argv])
     assert asked.value.args == (expected,)
     if '--threat' in argv:
-        with pytest.raises(InputError, match='eps=.*says what `threat` says too'):
+        with pytest.raises(InputError, match='eps=.*conflicts with `threat`'):
             eval_command.run(['--model', 'resnet18', '--data-dir', str(tmp_path), '--eps', '.1', *argv])

@@ -222,7 +222,7 @@ def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
     assert main(['card', NAME, *weights, '--origin', 'nowhere', '--repo-id', 'a/b/c']) == 2
     one_line(capsys, '--repo-id a/b/c: ')
     for content, message in (
-            ('epochs: 3', 'names no objective and model'), ('a: [', 'cannot be read as YAML'),
+            ('epochs: 3', 'lacks objective or model'), ('a: [', 'cannot be read as YAML'),
             ('objective: nofrost\nmodel: resnet18\nepochs: x', "epochs='x': must be a whole number")):
         (tmp_path / 'args.yaml').write_text(content)
         assert card(measured, tmp_path, '--train-args', str(tmp_path / 'args.yaml')) == 2
@@ -274,7 +274,7 @@ def names(hub, revision='main'):
 def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
     assert publish(folder, monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert f'Sent: {hub.url}/{REPO}/commit/' in printed and WRITER not in printed
+    assert f'Uploaded: {hub.url}/{REPO}/commit/' in printed and WRITER not in printed
     assert names(hub) == set(files(folder)) and hub.repos[REPO].private
     assert len(hub.repos[REPO].commits) == 2, 'more than one commit'
     assert not any(name.endswith(('.bin', '.pth', '.pt', '.pkl')) for name in names(hub))
@@ -299,7 +299,7 @@ def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
 def test_public_dry_run_and_organization(hub, measured, folder, tmp_path, monkeypatch, capsys):
     assert publish(folder, '--dry-run', monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in files(folder)) and 'Nothing was sent' in printed
+    assert all(name in printed for name in files(folder)) and 'Nothing was uploaded' in printed
     assert not hub.repos and not hub.log
     monkeypatch.setenv('HF_TOKEN', WRITER)
     assert main(['push', str(folder), '--org', 'team', '--public']) == 0

@@ -152,5 +152,5 @@ def make_plan(
             raise error.about('attacks', str(attack)) from error
         if plan.threat.eps == 0:
             raise InputError(
-                'leaves an attack nothing to do', 'name clean alone or give an eps above 0', argument='eps', value=0)
+                'allows no perturbation', 'pass an eps above 0, or only clean', argument='eps', value=0)
     return plan
