@@ -203,17 +203,17 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--attacks', 'clean,rays', '--norm', 'l2'], '--attacks rays: is for Linf alone, not L2'),
     (['--attacks', 'cw-l2'], '--attacks cw-l2: is for L2 alone, not Linf'),
     (['--attacks', 'pgd5,pgd5'], 'names pgd5 more than once'),
-    (['--attacks', 'clean,adaptive'], 'moves whole batches, for a network that normalizes by them'),
+    (['--attacks', 'clean,adaptive'], 'attacks whole batches, which is only for networks'),
     (['--surrogate', 'robustnorm_resnet20_cifar', '--surrogate-checkpoint', 'x.pth', '--attacks', 'pgd5', '--restarts',
-      '2'], '--restarts 2: choosing among runs'),
+      '2'], '--restarts 2: restarts are compared'),
     (['--attacks', 'fgsm5'], '--attacks fgsm5: takes no number'),
     (['--attacks', 'autoattack9'], '--attacks autoattack9: takes no number'),
     (['--attacks', 'square0'], '--attacks square0: the number of query_limit must be at least 1'),
     (['--bn-mode', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch; choose adaptive'),
     (['--bn-mode', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
-    (['--exact', '--fast-dtype', 'bfloat16'], 'with --exact the search is in float32'),
+    (['--exact', '--fast-dtype', 'bfloat16'], 'with --exact attacks run in float32'),
     (['--fast-dtype', 'int8'], '--fast-dtype int8: unknown'),
-    (['--surrogate-checkpoint', 'x.pth'], 'is of no model; name it as --surrogate'),
+    (['--surrogate-checkpoint', 'x.pth'], 'needs a model name; pass it as --surrogate'),
 ])
 def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypatch, more, message):
     monkeypatch.setattr(Runner, 'craft', lambda *a, **k: pytest.fail('an attack was begun'))

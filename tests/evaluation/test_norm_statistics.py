@@ -71,5 +71,5 @@ def test_the_command(tmp_path, capsys, norm):
     for more, message in (
             (argv[1:], 'already holds'), ([*argv[1:], '--bn-mode', 'batch'], 'unrecognized arguments: --bn-mode'),
             ([*argv[1:], '--output', str(tmp_path / 'one'), '-b', '1'],
-             '--batch-size 1: has no statistics of a batch')):
+             '--batch-size 1: is too small for batch statistics')):
         assert main(['statistics', *more]) == 2 and message in capsys.readouterr().err

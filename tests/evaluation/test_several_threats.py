@@ -115,7 +115,7 @@ def test_a_card_and_the_list_of_models_say_the_worst_case(together, tmp_path):
 
 @pytest.mark.parametrize('threat, more, message', [
     ('Linf 1/255, linf 1/255', {}, 'names one threat model twice'), ('Linf 1/255,', {}, 'is not a threat model'),
-    ((), {}, 'is not a threat model'), (TEXT, {'eps_sweep': '0,.1'}, 'eps_sweep=.*is for one threat model'),
+    ((), {}, 'is not a threat model'), (TEXT, {'eps_sweep': '0,.1'}, 'eps_sweep=.*needs a single threat model'),
     ('L2 .1, L1 1', {'attacks': 'rays'}, 'is for Linf alone, not L2')])
 def test_threat_models_that_do_not_go_together(threat, more, message):
     with pytest.raises(InputError, match=message):
