@@ -83,7 +83,7 @@ def run(argv: List[str]) -> None:
     values = build_parser().read(argv)
     config, name = from_flat(CardConfig, values), values['name']
     training = _training(config.train_args)
-    said = {k: v for k, v in {
+    entries = {k: v for k, v in {
         **training._asdict(), 'license': values.get('license', ''), 'origin': config.origin, 'repo_id': config.repo_id,
         'selection': config.selection.rstrip('.'), 'train_data': config.train_data or training.train_data,
         'train_split': config.train_split or training.train_split}.items() if v}
@@ -91,13 +91,13 @@ def run(argv: List[str]) -> None:
         for given in ('checkpoint', 'results', 'data_name'):
             if getattr(config, given):
                 raise InputError('applies only to a new folder', 'leave it out, or pass MODEL.TAG', argument=given)
-        print('Written: ' + ', '.join(map(str, rewrite_card_folder(Path(name), **said))))
+        print('Written: ' + ', '.join(map(str, rewrite_card_folder(Path(name), **entries))))
         return
     for given in ('checkpoint', 'results', 'data_name'):
         if not getattr(config, given):
             raise InputError('is missing', argument=given)
     try:
-        card = Card(**{'name': name, 'repo_id': _on_hub(name) or f'YOUR-NAME/{name}', **said})
+        card = Card(**{'name': name, 'repo_id': _on_hub(name) or f'YOUR-NAME/{name}', **entries})
     except InputError as error:
         raise error.renamed({'command': 'train_args'}) from error
     network = build_network(from_flat(NetworkConfig, {**values, 'model': card.model}), torch.device('cpu'))

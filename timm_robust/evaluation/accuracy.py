@@ -44,17 +44,17 @@ def index_seeds(seed: int, indices: Sequence[int]) -> List[int]:
 def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: int) -> Tuple[AttackOutcome, ...]:
     """The outcome of each attack, for images in the order of `indices`."""
     clean = [journal.correct[plan.clean_key][i] for i in indices]
-    standing, chosen, found = clean, set(indices), []
+    remaining, chosen, found = clean, set(indices), []
     for attack in plan.attacks:
         members = plan.members(attack, num_classes)
         keys = [key for key, _ in members]
         changes = not isinstance(attack, Clean)
         correct: List[Optional[bool]] = []
-        for i, right, stands in zip(indices, clean, standing):
-            skipped = plan.worst_case and right and not stands and changes
+        for i, right, remains in zip(indices, clean, remaining):
+            skipped = plan.worst_case and right and not remains and changes
             # members of an ensemble after the one that succeeded have no outcome
             correct.append(None if skipped else right and all(journal.correct[key][i] for key in keys))
-        standing = [stands and right is not False for stands, right in zip(standing, correct)]
+        remaining = [remains and right is not False for remains, right in zip(remaining, correct)]
         rates: List[Optional[float]] = []
         if plan.passes > 1:
             rates = [None if right is None else max(
@@ -184,11 +184,11 @@ class Runner:
     def _show_progress(self, indices: Sequence[int], seconds: float, total: int) -> None:
         assert self._bar is not None
         found = assemble(self.plan, self.journal, indices, self.num_classes)
-        standing = [True] * len(indices)
+        remaining = [True] * len(indices)
         texts = []
         for outcome in found:
-            standing = [s and c is not False for s, c in zip(standing, outcome.correct)]
-            accuracy = 100 * sum(standing) / len(standing) if outcome.accuracy is None else outcome.accuracy
+            remaining = [s and c is not False for s, c in zip(remaining, outcome.correct)]
+            accuracy = 100 * sum(remaining) / len(remaining) if outcome.accuracy is None else outcome.accuracy
             texts.append(f'{outcome.name} {accuracy:.1f}%')
         accuracies = '  '.join(texts)
         self._bar.set_postfix_str(accuracies)
@@ -235,12 +235,12 @@ class Runner:
         if new:
             self._record(key, pool, new, [rates[k] for k in new], start)
         # after resuming on another device, an image may be classified differently
-        correct = standing = [self.journal.correct[key][i] for i in indices]
+        correct = remaining = [self.journal.correct[key][i] for i in indices]
         for attack in self.plan.attacks:
-            withstood = list(standing if self.plan.worst_case else correct)
+            withstood = list(remaining if self.plan.worst_case else correct)
             for key, member in self.plan.members(attack, self.num_classes):
                 self._run(key, member, pool, withstood)
-            standing = [a and b for a, b in zip(standing, withstood)]
+            remaining = [a and b for a, b in zip(remaining, withstood)]
 
     def _record(
             self,
@@ -263,7 +263,7 @@ class Runner:
         end = self._bar.n + len(pool.x)
         self.journal.take(key, pool.indices, pool.hashes)
         known = self.journal.correct[key]
-        todo = [k for k, stands in enumerate(withstood) if stands and pool.indices[k] not in known]
+        todo = [k for k, remains in enumerate(withstood) if remains and pool.indices[k] not in known]
         if self.batch_dependent and todo:
             todo = list(range(len(pool.x)))
         if todo:
@@ -283,8 +283,8 @@ class Runner:
                     adv.split(self.batch_size), x.split(self.batch_size))]).tolist()
                 distances = [size if rate >= .5 else None for size, rate in zip(sizes, rates)]
             self._record(key, pool, todo, rates, start, distances)
-        for k, stands in enumerate(withstood):
-            withstood[k] = stands and known[pool.indices[k]]
+        for k, remains in enumerate(withstood):
+            withstood[k] = remains and known[pool.indices[k]]
         self._bar.update(end - self._bar.n)
 
     def craft(

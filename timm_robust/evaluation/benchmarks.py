@@ -61,7 +61,7 @@ def _read_corruptions(config: EvalConfig) -> Tuple[str, ...]:
 
 
 def _refuse_union(dataset: Any, folders: Mapping[str, str], images: ImagesConfig) -> None:
-    """Refuse a folder without the split, of which timm would read everything, benchmarks included."""
+    """Refuse a folder without the split, since timm would then read all of it, benchmarks included."""
     root = getattr(getattr(dataset, 'reader', None), 'root', None)
     inside = [f for f in filter(None, folders.values()) if root and Path(root).resolve() in Path(f).resolve().parents]
     if inside:

@@ -47,22 +47,22 @@ def example_images(
         fooled = [k for k, (_, outcome) in enumerate(attacks) if outcome.correct[i] is False]
         by_attack.setdefault(fooled[0] if fooled else len(attacks) - 1, []).append(i)
     examples: Dict[int, Example] = {}
-    for k, standing in by_attack.items():
+    for k, remaining in by_attack.items():
         attack = attacks[k][0]
         for key, member in runner.plan.members(attack, runner.num_classes):
-            picked = list(range(len(x))) if runner.batch_dependent else standing
+            picked = list(range(len(x))) if runner.batch_dependent else remaining
             adv = runner.craft(member, x[picked], labels[picked], [indices[i] for i in picked])
             after = runner.logits(adv, labels[picked]).softmax(1)
-            for i in standing:
+            for i in remaining:
                 j = picked.index(i)
                 examples[i] = Example(
                     clean=x[i].cpu(), adversarial=adv[j].cpu(), attack=key, label=int(labels[i]),
                     prediction=int(after[j].argmax()), clean_confidence=clean[i].max().item(),
                     confidence=after[j].max().item())
-            standing = [i for i in standing if not examples[i].fooled]
-            if not standing:
+            remaining = [i for i in remaining if not examples[i].fooled]
+            if not remaining:
                 break
-        for i in standing:
+        for i in remaining:
             examples[i] = replace(examples[i], attack=str(attack))
     return tuple(sorted(examples.values(), key=lambda e: e.label))
 

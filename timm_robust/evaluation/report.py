@@ -214,20 +214,20 @@ class EvaluationReport:
                     f'is not a result of an evaluation ({type(error).__name__})', 'evaluate again') from error
         elif version != FORMAT:
             raise InputError(f'is not a result of an evaluation (format {version!r})', 'evaluate again')
-        said = [content.pop('worst_case_accuracy', None), content.pop('best_known_accuracy', None)]
+        stored = [content.pop('worst_case_accuracy', None), content.pop('best_known_accuracy', None)]
         rows = []
         entries = content.get('attacks', ())
         if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
             raise InputError('is not a result of an evaluation (attacks)', 'evaluate again')
         for entry in map(dict, entries):
-            said += [entry.pop('accuracy', None), entry.pop('worst_case_so_far', None)]
+            stored += [entry.pop('accuracy', None), entry.pop('worst_case_so_far', None)]
             entry.pop('interval', None)
             rows.append(entry)
         report = from_mapping(cls, {**content, 'attacks': rows})
         found = [report.worst_case_accuracy, report.best_known.accuracy if report.best_known else None]
         for outcome in report.attacks:
             found += [outcome.accuracy, percent(report.standing(outcome.name))]
-        for a, b in zip(said, found):
+        for a, b in zip(stored, found):
             if a is not None and (b is None or not abs(a - b) < _TOLERANCE):
                 raise InputError(f'says {a} % but its outcomes give {b} %: it was edited', 'evaluate again')
         if not intact:
