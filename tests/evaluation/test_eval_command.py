@@ -229,7 +229,7 @@ def test_guessing_is_noticed_before_hours_are_spent(world, tmp_path, capsys, mon
     argv = command(world, tmp_path / 'out', '-b', '64', checkpoint='untrained')
     argv.remove('--allow-chance')
     assert main(argv) == 2
-    assert 'as good as guessing among 4 classes' in capsys.readouterr().err
+    assert 'no better than guessing among 4 classes' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')

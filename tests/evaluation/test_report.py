@@ -453,7 +453,7 @@ def test_json_and_back(tmp_path):
     (('attacks', 1, 'accuracy'), 99.9, 'says 99.9 % but its outcomes give 75.0 %: it was edited'),
     (('attacks', 2, 'worst_case_so_far'), 99.9, 'says 99.9 % but its outcomes give 50.0 %'),
     (('worst_case_accuracy',), 99.9, 'says 99.9 % but its outcomes give 50.0 %'),
-    (('worst_case_accuracy',), float('nan'), 'says nan % where'),
+    (('worst_case_accuracy',), float('nan'), 'says nan % but'),
     (('attacks', 2, 'correct', 0), False, 'but its outcomes give'),
     (('attacks', 1, 'correct'), [True], 'fgsm has 1 entries for 8 images'),
     (('attacks', 1, 'name'), 'clean', 'names one attack twice'),
