@@ -1,7 +1,7 @@
-"""The command `timm-robust`, up to the name of a command.
+"""Entry point of `timm-robust`: lists the commands and runs one.
 
-It stands outside of the package, whose import registers models and takes seconds, so that a look at the list of
-commands does not wait for it.
+It is outside the package because importing the package registers models and takes seconds. Listing the commands does
+not have to wait for that.
 """
 import sys
 from typing import List, Optional
@@ -9,22 +9,22 @@ from typing import List, Optional
 __all__ = ['COMMANDS', 'main']
 
 COMMANDS = {
-    'quickstart': 'harden a small network on real digits and show what it withstands (3 minutes, no data needed)',
-    'train': "train any timm model, with timm's flags and an objective of this package",
-    'timm-train': "the same objectives in timm's own train.py",
-    'eval': 'measure clean and robust accuracy of any timm model, or --benchmarks of corruptions and shifts',
-    'diagnose': 'look for signs that the robustness of a model is not real',
-    'transfer': 'several models, each on images crafted on each other, as table and figure',
-    'properties': 'decision margin, boundary thickness and smoothness',
-    'statistics': 'what an attack does to normalization, and population against batch statistics',
-    'compare': 'several networks side by side, over benchmarks and attacks, as table and figure',
-    'convert': "turn checkpoints of the papers' authors and of training runs into safetensors",
+    'quickstart': 'train a small robust network on real digits and attack it (3 minutes, no data needed)',
+    'train': "train any timm model with timm's flags and the objectives of this package",
+    'timm-train': "use the same objectives in timm's own train.py",
+    'eval': 'measure clean and robust accuracy of any timm model, or accuracy on corruptions and shifts',
+    'diagnose': 'look for gradient masking and other false robustness',
+    'transfer': 'measure how attacks transfer between models, as table and figure',
+    'properties': 'measure decision margin, boundary thickness and smoothness',
+    'statistics': 'measure how an attack shifts normalization, and compare population with batch statistics',
+    'compare': 'compare networks over benchmarks and attacks, as table and figure',
+    'convert': "convert checkpoints of training runs and of the papers' authors to safetensors",
     'fetch': "download a checkpoint of the papers' authors, for pretrained=True",
-    'card': 'build the folder of a model for the Hugging Face Hub, every number measured',
-    'push': 'publish that folder on the Hub, as one commit',
-    'app': 'a page on this machine on which images are attacked, also for a Space of the Hub',
-    'models': 'list the models of this package, their weights and what they withstand',
-    'completion': 'print the script by which a shell completes these commands and their flags',
+    'card': 'build the Hugging Face Hub folder of a model from measured results',
+    'push': 'publish that folder on the Hub in one commit',
+    'app': 'serve a local web page for attacking images, which also runs as a Space on the Hub',
+    'models': 'list the models of this package, their weights and their accuracies',
+    'completion': 'print a shell completion script for these commands and their flags',
 }
 
 

@@ -1,4 +1,4 @@
-"""What devices differ in: for what the host waits, whether they know float64, how much they hold."""
+"""Differences between devices: asynchronous copies, float64 support, memory limits."""
 import logging
 from contextlib import contextmanager
 from typing import Callable, Iterator, Tuple, TypeVar
@@ -17,21 +17,21 @@ _logger = logging.getLogger(__name__)
 
 
 def without_wait(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy of what is on the CPU, for which the host does not wait: a GPU stages what lies in ordinary memory."""
-    return tensor.to(device, non_blocking=device.type != 'mps')  # which reads the memory later, when it may be gone
+    """Copy a CPU tensor to a device without waiting for the transfer; CUDA stages pageable memory, so this is safe."""
+    return tensor.to(device, non_blocking=device.type != 'mps')  # MPS reads the memory later, when it may be freed
 
 
 def in_float64(x: _Double) -> _Double:
-    """A tensor or a network in float64, on the CPU if its device has none; a network is changed in place."""
+    """Convert a tensor or a network to float64, on the CPU if its device lacks it; a network is changed in place."""
     try:
         return x.double()
-    except TypeError:  # Apple's
+    except TypeError:  # MPS has no float64
         return x.cpu().double()
 
 
 @contextmanager
 def naming_batch_size(batch_size: int) -> Iterator[None]:
-    """Where memory ends: `InputError` that names the batch size."""
+    """Turn an out-of-memory error into an `InputError` that names the batch size."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -41,18 +41,18 @@ def naming_batch_size(batch_size: int) -> Iterator[None]:
 
 
 def halving(work: Callable[[int], T], batch_size: int, fixed: bool = False) -> Tuple[T, int]:
-    """Do work in batches, of half the size where memory ends.
+    """Run work in batches, halving their size when memory runs out.
 
     Args:
-        work: Takes the batch size, on which its result does not depend.
-        batch_size: The size to begin with.
-        fixed: The result does depend on it.
+        work: Takes the batch size. Its result must not depend on it, unless `fixed`.
+        batch_size: Initial batch size.
+        fixed: The result depends on the batch size, so it is not halved.
 
     Returns:
         The result, and the batch size that fitted.
 
     Raises:
-        InputError: If no batch fits.
+        InputError: If no batch size fits.
     """
     while True:
         with naming_batch_size(batch_size):
@@ -61,6 +61,6 @@ def halving(work: Callable[[int], T], batch_size: int, fixed: bool = False) -> T
             except torch.OutOfMemoryError:
                 if fixed or batch_size == 1:
                     raise
-        # outside of the handler, which keeps what did not fit
+        # outside the handler, which keeps the failed tensors alive
         batch_size //= 2
-        _logger.warning(f'Out of memory, continuing with batches of {batch_size} from here on')
+        _logger.warning(f'Out of memory, continuing with batch size {batch_size}')

@@ -1,4 +1,4 @@
-"""User-facing errors. They know argument, value, problem and remedy; the command line turns arguments into flags."""
+"""User-facing errors. Each holds argument, value, problem and remedy; the command line turns arguments into flags."""
 import re
 from typing import Any, Collection, Mapping, Optional
 
@@ -17,19 +17,19 @@ _ABSENT = object()
 class InputError(ValueError):
     """Bad input, explained in one line: `argument=value: problem; remedy`.
 
-    Inside `problem` and `remedy`, an argument stands in backticks, alone or with a value (`device='cpu'`). Python
-    callers read it so; the command line prints it as a flag (--device cpu).
+    `problem` and `remedy` put arguments in backticks, alone or with a value (`device='cpu'`). Python callers see them
+    unchanged; the command line prints them as flags (--device cpu).
 
     Args:
         problem: What is wrong.
         remedy: What to do about it.
-        argument: Name of the Python argument, with underscores; '' if the problem is not one argument's.
-        value: The value it had.
+        argument: Name of the Python argument, with underscores; '' if the problem concerns no single argument.
+        value: Its value.
 
     Attributes:
         argument, problem, remedy: As passed.
         has_value: Whether a value was passed.
-        value: The value, None without one.
+        value: The value, or None.
     """
 
     def __init__(self, problem: str, remedy: str = '', *, argument: str = '', value: Any = _ABSENT):
@@ -42,13 +42,13 @@ class InputError(ValueError):
         super().__init__(problem, remedy)
 
     def about(self, argument: str, value: Any = _ABSENT) -> 'InputError':
-        """The same error, of the argument a caller knows the value by."""
+        """The same error, attributed to the argument through which the caller passed the value."""
         error = type(self)(self.problem, self.remedy, argument=argument, value=value)
         error.__cause__ = self
         return error
 
     def renamed(self, names: Mapping[str, str]) -> 'InputError':
-        """The same error with other names for some arguments, also for those its text mentions."""
+        """The same error with some arguments renamed, including those its text mentions."""
         def replace(text: str) -> str:
             return re.sub(r'`([\w.]+)', lambda match: f'`{names.get(match[1], match[1])}', text)
 

@@ -1,4 +1,4 @@
-"""Float32 as it is, where a GPU would put TF32 in its place."""
+"""Full float32 precision, without TF32 or autocast."""
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator, Optional, Tuple
 
@@ -6,13 +6,13 @@ import torch
 
 __all__ = ['float32_proper']
 
-# torch's newer flags, which raise where the older ones are read after these were set
+# torch's newer flags; once they are set, reading the older ones raises
 _CUDNN: Any = torch.backends.cudnn
 _NEWER: Tuple[Any, ...] = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
 
 
 def _older_flags() -> Optional[Tuple[str, bool]]:
-    """Precision of matrix products and whether cuDNN takes TF32, None where torch's newer flags were set."""
+    """Matmul precision, and whether cuDNN may use TF32; None if torch's newer flags were set."""
     try:
         flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         return torch.get_float32_matmul_precision(), flags[0]
@@ -22,10 +22,9 @@ def _older_flags() -> Optional[Tuple[str, bool]]:
 
 @contextmanager
 def float32_proper() -> Iterator[None]:
-    """Convolutions and matrix products in float32 as it is, and no autocast; torch's settings come back afterwards.
+    """Run convolutions and matrix products in full float32, without autocast; torch's settings are restored afterwards.
 
-    With the ten bits of TF32, which a GPU may put in its place, images count as fooled that float32 classifies
-    correctly.
+    With the ten-bit mantissa of TF32, images that float32 classifies correctly can count as fooled.
     """
     older, newer = _older_flags(), [place.fp32_precision for place in _NEWER]
     with ExitStack() as stack:

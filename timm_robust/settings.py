@@ -1,7 +1,7 @@
-"""Settings as dataclass fields that know their help text; Python, YAML and the command line make the same object.
+"""Settings as dataclass fields with help texts; Python, YAML and the command line build the same object.
 
 A settings class is a keyword-only dataclass whose fields are made by `setting` and whose `__post_init__` begins with
-`check_types(self)`. cli/ makes flags of the fields.
+`check_types(self)`. cli/ turns the fields into flags.
 """
 import dataclasses
 from dataclasses import MISSING
@@ -50,12 +50,12 @@ def setting(
 
     Args:
         default: Default value; a list or dict is copied for each object.
-        help: What it does, in one sentence, the help text of its flag; a function where it lists what is registered.
+        help: What it does, in one sentence; the help text of its flag. A function if it lists registered names.
         short: Short flag, such as '-b'.
         metavar: Name of the value in help texts.
-        group: Heading of the flag in help texts; by default that of the field before.
-        flat: Its name among the flags and in flat YAML files, see `flat_names`.
-        const: Value of its flag where the flag stands without one.
+        group: Heading of the flag in help texts; by default that of the previous field.
+        flat: Name of its flag and its key in flat YAML files, see `flat_names`.
+        const: Value of its flag if the flag is given without one.
     """
     metadata = dict(help=help, short=short, metavar=metavar, group=group, flat=flat, const=const)
     if isinstance(default, (list, dict)):
@@ -73,7 +73,7 @@ def _describe(hint: Any) -> str:
 
 
 def _converted(value: Any, hint: Any) -> Tuple[bool, Any]:
-    """Whether a value is of a type, and the value in that type."""
+    """Whether a value fits a type, and the value converted to it."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return True, value
@@ -101,9 +101,9 @@ def _converted(value: Any, hint: Any) -> Tuple[bool, Any]:
 
 
 def check_types(settings: Any) -> None:
-    """Refuse values that are not of their field's type: `worst_case='false'` is text, not a bool.
+    """Refuse values of the wrong type: `worst_case='false'` is text, not a bool.
 
-    A whole number becomes a float, a list a tuple, a mapping a settings class; nothing else is converted.
+    Whole numbers become floats, lists become tuples, mappings become settings; nothing else is converted.
 
     Raises:
         InputError: Naming the field and its value.
@@ -123,7 +123,7 @@ def from_mapping(cls: Type[T], values: Mapping[str, Any]) -> T:
     """A settings object from the content of a YAML or JSON file.
 
     Raises:
-        InputError: On a name that is no field, on a field without default that is not there, and on bad values.
+        InputError: On unknown names, missing fields without a default, and bad values.
     """
     fields = [field for field in dataclasses.fields(cls) if field.init]
     known = {field.name for field in fields}
@@ -150,13 +150,13 @@ def to_mapping(settings: Any) -> Dict[str, Any]:
 
 
 def flat_names(cls: Any, prefix: str = '') -> Dict[str, str]:
-    """The name of each field among the flags and in flat YAML files: prefix and field, or what `setting` says."""
+    """The name of each field in flags and flat YAML files: prefix and field name, or `flat` of `setting`."""
     return {f.name: f.metadata.get('flat') or (f'{prefix}_{f.name}' if prefix else f.name)
             for f in dataclasses.fields(cls) if f.init}
 
 
 def from_flat(cls: Type[T], values: Mapping[str, Any], prefix: str = '') -> T:
-    """A settings object from the flat names among `values`; other names are left alone.
+    """A settings object from the flat names among `values`; other names are ignored.
 
     Raises:
         InputError: On bad values, naming the flat name.

@@ -43,7 +43,7 @@ def test_the_folder_of_training_data_in_either_way(tmp_path):
                         (['--data-dir', 'there', '-c', str(path)], 'there')):
         config = train.read_config(argv)
         assert (config.data_dir, config.epochs) == (found, 6)
-    with pytest.raises(InputError, match='there twice'):
+    with pytest.raises(InputError, match='given twice'):
         train.read_config(['here', '--data-dir', 'there'])
 
 

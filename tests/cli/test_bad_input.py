@@ -275,7 +275,7 @@ def test_values_in_config_files_pass_the_checks_of_flags(fails, folder, tmp_path
     for content in ('a: [', '? [a]\n: b', 'x: !!map [1]', 'x: !!bool maybe', 'x: !!timestamp noon', '<<: 3'):
         refused(content, '--config', 'cannot be read as YAML')
     for name in ('no_such_flag', 'config', 'help', '3'):
-        refused(f'{name}: 1', '--config', f'{name}', 'is no flag of this command')
+        refused(f'{name}: 1', '--config', f'{name}', 'is not a flag of this command')
 
 
 @pytest.mark.parametrize('command, content, message', [
@@ -287,8 +287,8 @@ def test_values_in_config_files_pass_the_checks_of_flags(fails, folder, tmp_path
     ('eval', 'num_examples: true', '--num-examples: must be a whole number'),
     ('eval', 'batch_size: 4.5', '--batch-size 4.5: must be a whole number'),
     ('eval', 'workers: -3', '--workers -3: must be a whole number of at least 0'),
-    ('eval', 'threats: Linf 8/255', "'threats' is no flag"),
-    ('eval', 'command: x', "'command' is no flag"),
+    ('eval', 'threats: Linf 8/255', "'threats' is not a flag"),
+    ('eval', 'command: x', "'command' is not a flag"),
     ('properties', 'steps: true', '--steps: must be a whole number'),
     ('statistics', 'attacks: [3]', '--attacks 3: must be text or a list'),
     ('statistics', 'attacks: null', '--attacks None: must be text or a list'),
@@ -296,7 +296,7 @@ def test_values_in_config_files_pass_the_checks_of_flags(fails, folder, tmp_path
     ('convert', 'dtype: 16', '--dtype 16: must be text'),
     ('card', 'results: r', '--results r: must be a list, each text'),
     ('train', 'model_ema: "false"', '--model-ema false: must be true or false'),
-    ('train', 'data: x', "'data' is no flag"),
+    ('train', 'data: x', "'data' is not a flag"),
 ])
 def test_values_in_config_files_of_one_command(fails, tmp_path_factory, command, content, message):
     path = tmp_path_factory.mktemp('configs') / 'c.yaml'
@@ -322,13 +322,13 @@ def test_what_has_no_flag_is_named_by_its_value(fails, argv, message):
 
 def test_weights_of_a_surrogate_without_its_model(fails, folder, weights):
     fails('diagnose', *MODEL, '--data-dir', folder, *weights(), '--surrogate-checkpoint', 'x.pth',
-          mentions=['--surrogate-checkpoint x.pth: is of no model; name it as --surrogate'])
+          mentions=['--surrogate-checkpoint x.pth: needs a model name; pass it as --surrogate'])
 
 
 def test_config_files(fails, folder, tmp_path_factory):
     files = tmp_path_factory.mktemp('configs')
     (files / 'unknown.yaml').write_text('objectve: sat\n')
-    fails('train', '-c', files / 'unknown.yaml', mentions=['--config', "'objectve' is no flag"])
+    fails('train', '-c', files / 'unknown.yaml', mentions=['--config', "'objectve' is not a flag"])
     (files / 'list.yaml').write_text('- a\n')
     fails('train', '-c', files / 'list.yaml', mentions=['--config'])
     (files / 'broken.yaml').write_text('a: [\n')

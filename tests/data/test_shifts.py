@@ -188,9 +188,9 @@ def test_the_command_on_new_images(tmp_path, network, capsys):
     assert (found.name, found.available, found.expected, found.num_images) == ('cifar10.1', 2000, 2000, 40)
     new_images(tmp_path / 'CIFAR-10.1', count=1990)
     assert main(argv) == 2
-    assert 'there are 1,990 images, published are 2,000' in capsys.readouterr().err
+    assert 'has 1,990 images, but 2,000 were published' in capsys.readouterr().err
     assert main([*argv[:-1], 'v2']) == 2
-    assert '--benchmarks v2: has 1000 classes, nofrost_resnet20_cifar 10' in capsys.readouterr().err
+    assert '--benchmarks v2: has 1000 classes, but nofrost_resnet20_cifar has 10' in capsys.readouterr().err
 
 
 def test_each_benchmark_takes_its_own_corruptions():
@@ -258,7 +258,7 @@ def test_the_command_resumes_and_repeats(tmp_path, network, capsys, monkeypatch)
     shown = capsys.readouterr().out
     clean, corruptions, cifar = outcome(tmp_path / 'whole')
     assert (clean.name, corruptions.name, cifar.name) == ('clean', 'corruptions', 'cifar10-c')
-    assert [b.num_images for b in (clean, corruptions, cifar)] == [4, 8, 8] and '20,000 published' in shown
+    assert [b.num_images for b in (clean, corruptions, cifar)] == [4, 8, 8] and 'of 20,000 published images' in shown
     assert [b.available for b in (clean, corruptions, cifar)] == [40, 80, 8]
     assert corruptions.mean_error == pytest.approx(sum(corruptions.errors['fog'].values()) / 2)
     assert clean.resized_to is corruptions.resized_to is cifar.resized_to is None and 'resized to' not in shown
@@ -317,11 +317,11 @@ def test_classes_outside_the_mask_do_not_count(tmp_path, network, capsys, monkey
     torch.save(weights, flags[5])
     flags = ['eval', *flags, '--data-dir', str(tmp_path), '--benchmarks', 'a', '--output', str(tmp_path / 'o')]
     assert main(flags) == 2
-    assert 'a: there are 200 images, published are 7,500; complete them, or take some' in capsys.readouterr().err
+    assert 'a: has 200 images, but 7,500 were published; add the missing ones' in capsys.readouterr().err
     assert main([*flags, '--num-examples', '200']) == 0
     found, = outcome(tmp_path / 'o')
     assert (found.num_classes, found.accuracy, found.accuracy_all_classes) == (200, .5, 0.)
-    assert 'among its 200 classes; 0.0 among all, 7,500 published' in capsys.readouterr().out
+    assert 'among its 200 classes; 0.0 among all classes, of 7,500 published images' in capsys.readouterr().out
 
 
 def test_stored_images_reach_the_network_as_they_are(tmp_path, network, monkeypatch):
@@ -398,14 +398,14 @@ def test_flags_of_attacks_in_a_file_are_refused_too(tmp_path, network, capsys):
 
 
 @pytest.mark.parametrize('flags, text', [
-    (['--benchmarks', 'x'], '--benchmarks x: unknown; choose of clean, corruptions, c, r'),
+    (['--benchmarks', 'x'], '--benchmarks x: unknown; choose from clean, corruptions, c, r'),
     (['--benchmarks', 'r,r'], '--benchmarks r,r: names r twice'),
-    (['--benchmarks', 'clean=x'], '--benchmarks clean=x: is of the data set; give its folder as --data-dir'),
+    (['--benchmarks', 'clean=x'], '--benchmarks clean=x: is computed from the data set; pass its folder as'),
     (['--benchmarks', 'clean', '--exact'], '--exact: has no effect with --benchmarks and no attack'),
     (['--benchmarks', 'corruptions', '--corruptions', 'rain'], '--corruptions rain: unknown'),
     (['--benchmarks', 'corruptions', '--severities', '6'], '--severities 6: must be from 1 to 5'),
-    (['--benchmarks', 'corruptions', '--severities', '2', '2'], '--severities 2 2: names one twice'),
-    (['--benchmarks', 'r'], '--benchmarks r: has 1000 classes, nofrost_resnet20_cifar 10'),
+    (['--benchmarks', 'corruptions', '--severities', '2', '2'], '--severities 2 2: has duplicates'),
+    (['--benchmarks', 'r'], '--benchmarks r: has 1000 classes, but nofrost_resnet20_cifar has 10'),
     (['--benchmarks', 'cifar10-c'], '--benchmarks cifar10-c: no array'),
     (['--benchmarks', 'clean', '--num-examples', '0'], '--num-examples 0: must be a whole number of at least 1'),
 ])
@@ -445,7 +445,7 @@ def test_networks_side_by_side(tmp_path, network, capsys):
     assert 'no.pdf: must end in .png' in capsys.readouterr().err
     for argv, text in (
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'b'}"], 'Two: clean was measured on other images'),
-            ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'attacks'}", '--kind', 'radar'], 'needs three benchmarks or'),
+            ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'attacks'}", '--kind', 'radar'], 'at least three benchmarks'),
             ([f'One={tmp_path}'], 'cannot be read as JSON'),
             ([f"One={tmp_path / 'a'}", f"Two={tmp_path / 'c'}"], 'Two: clean was measured on other images'),
             (['One'], 'One: is not NAME=FOLDER')):

@@ -199,21 +199,21 @@ def test_a_list_of_images(world, tmp_path, capsys):
     (['--attacks', 'apgd-ce', '--num-targets', '3'], '--num-targets 3: apgd-ce has no such setting; pgd-targeted'),
     (['--attacks', 'rays', '--num-targets', '3'], '--num-targets 3: rays has no such setting'),
     (['--attacks', 'apgd-t', '--num-targets', '4'], '--num-targets 4: must be between 1 and 3'),
-    (['--eps', '0'], '--eps 0: leaves an attack nothing to do'),
+    (['--eps', '0'], '--eps 0: allows no perturbation'),
     (['--attacks', 'clean,rays', '--norm', 'l2'], '--attacks rays: supports only Linf, not L2'),
     (['--attacks', 'cw-l2'], '--attacks cw-l2: supports only L2, not Linf'),
     (['--attacks', 'pgd5,pgd5'], 'names pgd5 more than once'),
-    (['--attacks', 'clean,adaptive'], 'moves whole batches, for a network that normalizes by them'),
+    (['--attacks', 'clean,adaptive'], 'attacks whole batches, which is only for networks'),
     (['--surrogate', 'robustnorm_resnet20_cifar', '--surrogate-checkpoint', 'x.pth', '--attacks', 'pgd5', '--restarts',
-      '2'], '--restarts 2: choosing among runs'),
+      '2'], '--restarts 2: restarts are compared'),
     (['--attacks', 'fgsm5'], '--attacks fgsm5: takes no number'),
     (['--attacks', 'autoattack9'], '--attacks autoattack9: takes no number'),
     (['--attacks', 'square0'], '--attacks square0: the number of query_limit must be at least 1'),
     (['--bn-mode', 'batch', '--attacks', 'autoattack'], 'normalizes by the batch; choose adaptive'),
     (['--bn-mode', 'batch', '--attacks', 'pgd5', '--worst-case'], '--worst-case: is not defined'),
-    (['--exact', '--fast-dtype', 'bfloat16'], 'with --exact the search is in float32'),
+    (['--exact', '--fast-dtype', 'bfloat16'], 'with --exact attacks run in float32'),
     (['--fast-dtype', 'int8'], '--fast-dtype int8: unknown'),
-    (['--surrogate-checkpoint', 'x.pth'], 'is of no model; name it as --surrogate'),
+    (['--surrogate-checkpoint', 'x.pth'], 'needs a model name; pass it as --surrogate'),
 ])
 def test_bad_input_is_one_line_before_any_work(world, tmp_path, capsys, monkeypatch, more, message):
     monkeypatch.setattr(Runner, 'craft', lambda *a, **k: pytest.fail('an attack was begun'))
@@ -229,7 +229,7 @@ def test_guessing_is_noticed_before_hours_are_spent(world, tmp_path, capsys, mon
     argv = command(world, tmp_path / 'out', '-b', '64', checkpoint='untrained')
     argv.remove('--allow-chance')
     assert main(argv) == 2
-    assert 'as good as guessing among 4 classes' in capsys.readouterr().err
+    assert 'no better than guessing among 4 classes' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')

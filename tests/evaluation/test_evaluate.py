@@ -121,7 +121,7 @@ def test_batch_dependent_networks_are_attacked_in_whole_batches():
     report = measured(on_pixels, x, y, 'clean,fgsm,pgd3')
     sizes = [size for size in sizes if size > 2]  # two images tell the number of classes
     assert report.settings.batch_dependent and set(sizes) == {8}
-    with pytest.raises(InputError, match='pgd-targeted5.*treats each image by itself'):
+    with pytest.raises(InputError, match='pgd-targeted5.*attacks each image by itself'):
         measured(on_pixels, x, y, 'pgd_targeted5')
     with pytest.raises(InputError, match='batch_size=1: this network uses batch statistics'):
         measured(on_pixels, x, y, batch_size=1)
@@ -251,7 +251,7 @@ def test_settings_that_would_have_no_effect():
             (model, 'subset', {}), (model, 'surrogate_checkpoint', {'surrogate': model})):
         with pytest.raises(InputError, match=f"{name}='cpu': is "):
             evaluate(network, x, list(y), attacks='pgd2', **settings, **{name: 'cpu'})
-    with pytest.raises(InputError, match="split='test': is for data by name"):
+    with pytest.raises(InputError, match="split='test': is for data given by name"):
         evaluate(model, TensorDataset(x, torch.tensor(y)), attacks='clean', split='test')
 
 
@@ -260,7 +260,7 @@ def test_a_surrogate_has_the_classes_of_the_network():
     model = undecided_net(x)
     y = labels_of(model, x)
     for count in (3, 5):  # with more classes its gradients would be of others, and the accuracy too high
-        with pytest.raises(InputError, match="surrogate='TinyNet': has other classes than the model, which has 4"):
+        with pytest.raises(InputError, match="surrogate='TinyNet': has another number of classes"):
             measured(model, x, y % 3, 'clean,pgd2', surrogate=TinyNet(num_classes=count))
     model, x = timm.create_model('nofrost_resnet20_cifar', pretrained=True), torch.rand(4, 3, 32, 32)
     other = timm.create_model('nofrost_resnet20_cifar', num_classes=12)
@@ -303,7 +303,7 @@ def test_refusals():
     (dict(attacks='apgd-t', num_classes=3), 'needs at least 4 classes, the model has 3'),
     (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': supports only Linf"),
     (dict(threat='Linf 8'), "threat='Linf 8': is above 1"),
-    (dict(threat='Linf 0'), 'eps=0: leaves an attack nothing to do'),
+    (dict(threat='Linf 0'), 'eps=0: allows no perturbation'),
     (dict(attack_settings={'restarts': 2}, attacks='fgsm'), 'restarts=2: fgsm has no such setting'),
     (dict(attack_settings={'step_size': '0'}), "step_size='0': must be positive"),
     (dict(fast_dtype='int8'), "fast_dtype='int8': unknown"),
@@ -320,8 +320,8 @@ def test_refusals():
     (dict(gamma_sweep=True, attacks='clean'), 'gamma_sweep=True: needs an attack'),
     (dict(resume=True, output=''), 'resume: needs the folder'),
     (dict(surrogate_checkpoint='x.pth'), "surrogate_checkpoint='x.pth': is of no model"),
-    (dict(checkpoint='x.pth'), "checkpoint='x.pth': is for a model by name"),
-    (dict(benchmarks='clean'), "benchmarks='clean': are for timm models"),
+    (dict(checkpoint='x.pth'), "checkpoint='x.pth': is for a model given by name"),
+    (dict(benchmarks='clean'), "benchmarks='clean': need a timm model"),
     (dict(attacks=None, benchmarks='clean', worst_case=True), 'worst_case=True: has no effect with `benchmarks`'),
     (dict(severities=(1,)), 'severities=(1,): has no effect without `benchmarks`'),
 ])
@@ -377,14 +377,14 @@ def test_models_and_data_in_every_form_are_the_same(pictures, tmp_path):
 
 def test_data_that_is_none_is_refused():
     model, (x, y) = TinyNet().eval(), data()
-    for images, message in ((3, 'data: is int'), ({'x': x}, 'data: delivers no pairs of an image and'),
-                            ([(x[0], 'cat')], 'data: delivers no pairs'), (TensorDataset(x, y[:, None]), 'as a label'),
-                            ([(x[0], .5)], 'data: delivers 0.5 as a label'), (x, 'labels: are missing'),
+    for images, message in ((3, 'data: is int'), ({'x': x}, 'data: does not return pairs of an image'),
+                            ([(x[0], 'cat')], 'data: does not return'), (TensorDataset(x, y[:, None]), 'as a label'),
+                            ([(x[0], .5)], 'data: returns 0.5 as a label'), (x, 'labels: are missing'),
                             ((x,), 'data: is tuple'),
                             ('nowhere', 'the model is no timm model'), ((x[:0], y[:0]), 'data: holds no image')):
         with pytest.raises(InputError, match=message):
             evaluate(model, images, attacks='clean')
-    with pytest.raises(InputError, match='data: holds pictures, and the model is no timm model'):
+    with pytest.raises(InputError, match='data: holds pictures, but the model is not a timm model'):
         evaluate(model, [(Image.new('RGB', (8, 8)), 0)], attacks='clean')
     with pytest.raises(InputError, match="split='test': is a setting of the ImagesConfig"):
         evaluate(timm.create_model('nofrost_resnet20_cifar'), ImagesConfig(), split='test')

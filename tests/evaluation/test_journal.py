@@ -128,7 +128,7 @@ def test_a_journal_of_other_things_is_survived(problem, cut_off, tmp_path, caplo
     path.write_bytes(b'\n'.join(lines))
     (folder / 'progress-7.jsonl').write_bytes(b'')
     report = measured(*problem, folder, resume=True)
-    assert '9 lines of the journal are broken' in caplog.text
+    assert '9 damaged lines of the journal' in caplog.text
     assert outcomes(report) == outcomes(measured(*problem, tmp_path / 'whole'))
     assert set(range(16)) <= {i for _, indices in attacked for i in indices}, 'the broken outcomes are made anew'
 
@@ -189,7 +189,7 @@ def test_outcomes_of_a_batch_hang_on_all_of_it(tmp_path, monkeypatch):
 
 def test_one_folder_is_one_runs(problem, tmp_path):
     with FolderLock(tmp_path / 'out'):
-        with pytest.raises(InputError, match='output=.*another run writes to this folder'):
+        with pytest.raises(InputError, match='output=.*another run is writing to this folder'):
             measured(*problem, tmp_path / 'out')
     measured(*problem, tmp_path / 'out')
     child = subprocess.Popen(

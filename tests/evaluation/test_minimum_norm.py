@@ -45,7 +45,7 @@ def test_one_run_gives_the_accuracy_at_every_eps(problem, attack, norm, eps, tmp
     assert (tmp_path / 'out' / 'eps_sweep.png').exists()
     median = torch.tensor(outcome.distances).double().quantile(.5).item()
     text = (tmp_path / 'out' / 'report.md').read_text()
-    assert f'the nearest image that fools is {median:.4g} away in {norm} (median' in text
+    assert f'the median distance of the nearest adversarial image is {median:.4g} in {norm} (' in text
 
 
 def test_the_curve_stands_beside_the_sweep(problem):
@@ -75,7 +75,7 @@ def test_best_takes_over_what_autoattack_found(problem, monkeypatch):
     assert [m['attack'] for m in report['best'].members] == ['apgd', 'apgd-t', 'fab-t', 'square', 'malt', 'apgd']
     assert report.best_known.accuracy == report.accuracy('best') <= report.robust_accuracy.accuracy
     assert report.robust_accuracy.attacks == ('autoattack',)
-    assert 'Best known is' in headline(report) and 'upper bound' not in headline(report)
+    assert 'Best known robust accuracy: ' in headline(report) and 'upper bound' not in headline(report)
     content = report.to_dict()
     assert content['best_known_accuracy'] == report.accuracy('best')
     assert EvaluationReport.from_dict(content).best_known == report.best_known

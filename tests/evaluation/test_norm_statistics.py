@@ -60,7 +60,7 @@ def test_the_command(tmp_path, capsys, norm):
     assert list(found['accuracy']) == (['population', 'batch'] if kwargs else ['population', 'mean', 'batch'])
     assert set(found['layers']['clean']) == set(found['layers']['adversarial']) and 'bn1' in found['layers']['clean']
     assert (tmp_path / 'out' / 'statistics.png').stat().st_size > 5000
-    assert 'Layers whose mean an attack moves most' in capsys.readouterr().out
+    assert 'Layers whose mean shifts most under attack' in capsys.readouterr().out
     usual = [a for a in argv[1:] if a not in ('--num-examples', '16')]  # fewer images than the usual 1,000
     usual.remove('--attacks')
     usual.remove('clean,pgd2')
@@ -71,5 +71,5 @@ def test_the_command(tmp_path, capsys, norm):
     for more, message in (
             (argv[1:], 'already holds'), ([*argv[1:], '--bn-mode', 'batch'], 'unrecognized arguments: --bn-mode'),
             ([*argv[1:], '--output', str(tmp_path / 'one'), '-b', '1'],
-             '--batch-size 1: has no statistics of a batch')):
+             '--batch-size 1: is too small for batch statistics')):
         assert main(['statistics', *more]) == 2 and message in capsys.readouterr().err

@@ -149,7 +149,7 @@ def test_tables_hold_the_numbers_of_the_report(tmp_path, worst_case):
         assert list(map(list, columns)) == [attacked, alone, interval, cumulative]
     for table in (page.tables[1], markdown_rows(markdown, 'eps')):
         assert table[1:] == [['0', '87.50'], ['8/255', '12.50']]
-    said = 'there is no accuracy under it alone' if worst_case else '"This attack"'
+    said = 'there is no per-attack accuracy' if worst_case else '"This attack"'
     assert said in page.text and said in markdown
 
 
@@ -177,7 +177,7 @@ def test_bars_are_as_long_as_the_accuracies(tmp_path):
 def test_headline(tmp_path, names, worst_case, sentence, interval):
     sentence += f' (Linf 8/255, 8 images, seed 3; 95 % interval {interval}).'
     if 'autoattack' not in names:
-        sentence += ' These attacks give an upper bound of robustness; stronger ones (AutoAttack) leave less.'
+        sentence += ' These attacks give an upper bound on robust accuracy; stronger ones (AutoAttack) may lower it.'
     report = make_report(names, worst_case)
     assert headline(report) == sentence
     page, markdown = written(tmp_path, report)
@@ -201,7 +201,7 @@ def test_the_report_says_which_autoattack_few_classes_get(tmp_path):
     few = replace(
         report, model=replace(report.model, num_classes=3), attacks=[
             report['clean'], replace(report['autoattack'], members=[m.to_dict() for m in AutoAttack().members(3)])])
-    said = 'The model has 3 classes, too few for the difference of logits ratio (DLR): autoattack ascends the logit gap'
+    said = 'The model has 3 classes, too few for the difference of logits ratio (DLR): autoattack used the logit gap'
     for text in (written(tmp_path, few)[0].text, str(few), written(tmp_path, few)[1]):
         assert said in ' '.join(text.split())
     assert 'too few' not in str(report)
@@ -314,8 +314,9 @@ def test_benchmarks(tmp_path):
     page, markdown = written(tmp_path, report)
     expected = [
         ['clean', '100', '90.0', ''],
-        ['a', '100', '30.0', 'among its 200 classes; 20.0 among all, resized to 32x32, 7,500 published'],
-        ['corruptions', '400', '30.0', 'mean error 70.0 % of 2 corruptions']]
+        ['a', '100', '30.0',
+         'among its 200 classes; 20.0 among all classes, resized to 32x32, of 7,500 published images'],
+        ['corruptions', '400', '30.0', 'mean error 70.0 % over 2 corruptions']]
     assert page.tables[0][1:] == [[c for c in row if c] for row in expected]
     severities = [['fog', '90.0', '50.0', '70.0'], ['snow', '90.0', '50.0', '70.0']]
     assert page.tables[1] == [['corruption', '1', '5', 'mean'], *severities]
@@ -337,7 +338,7 @@ def test_images(tmp_path, channels):
     assert 'cat fooled by fgsm clean cat 91.1 % perturbation x10 adversarial dog 67.9 %' in page.text
     assert 'dog withstands pgd20 clean dog 91.1 % perturbation x10 adversarial dog 67.9 %' in page.text
     assert markdown_rows(markdown, 'label')[1:] == [
-        ['cat', '91.1', 'fgsm', 'dog', '67.9', 'fooled'], ['dog', '91.1', 'pgd20', 'dog', '67.9', 'withstands']]
+        ['cat', '91.1', 'fgsm', 'dog', '67.9', 'fooled'], ['dog', '91.1', 'pgd20', 'dog', '67.9', 'not fooled']]
 
 
 def test_classes_without_a_name_go_by_number(tmp_path):
@@ -449,16 +450,16 @@ def test_json_and_back(tmp_path):
 
 
 @pytest.mark.parametrize('path, value, message', [
-    (('attacks', 1, 'accuracy'), 99.9, 'says 99.9 % where its outcomes give 75.0 %: somebody changed it'),
-    (('attacks', 2, 'worst_case_so_far'), 99.9, 'says 99.9 % where its outcomes give 50.0 %'),
-    (('worst_case_accuracy',), 99.9, 'says 99.9 % where its outcomes give 50.0 %'),
-    (('worst_case_accuracy',), float('nan'), 'says nan % where'),
-    (('attacks', 2, 'correct', 0), False, 'where its outcomes give'),
+    (('attacks', 1, 'accuracy'), 99.9, 'says 99.9 % but its outcomes give 75.0 %: it was edited'),
+    (('attacks', 2, 'worst_case_so_far'), 99.9, 'says 99.9 % but its outcomes give 50.0 %'),
+    (('worst_case_accuracy',), 99.9, 'says 99.9 % but its outcomes give 50.0 %'),
+    (('worst_case_accuracy',), float('nan'), 'says nan % but'),
+    (('attacks', 2, 'correct', 0), False, 'but its outcomes give'),
     (('attacks', 1, 'correct'), [True], 'fgsm has 1 entries for 8 images'),
     (('attacks', 1, 'name'), 'clean', 'names one attack twice'),
     (('settings', 'seed'), 'x', "seed='x': must be a whole number"),
     (('settings', 'colour'), 1, 'colour=1: unknown setting of RunFacts'),
-    (('format',), 1, r'is no result of an evaluation \(format 1\)'),
+    (('format',), 1, r'is not a result of an evaluation \(format 1\)'),
 ])
 def test_a_file_that_was_changed_is_refused(tmp_path, path, value, message):
     content = json.loads(make_report('clean,fgsm,pgd20').to_json())

@@ -115,7 +115,7 @@ def test_a_card_and_the_list_of_models_say_the_worst_case(together, tmp_path):
 
 @pytest.mark.parametrize('threat, more, message', [
     ('Linf 1/255, linf 1/255', {}, 'names one threat model twice'), ('Linf 1/255,', {}, 'is not a threat model'),
-    ((), {}, 'is not a threat model'), (TEXT, {'eps_sweep': '0,.1'}, 'eps_sweep=.*is for one threat model'),
+    ((), {}, 'is not a threat model'), (TEXT, {'eps_sweep': '0,.1'}, 'eps_sweep=.*needs a single threat model'),
     ('L2 .1, L1 1', {'attacks': 'rays'}, 'supports only Linf, not L2')])
 def test_threat_models_that_do_not_go_together(threat, more, message):
     with pytest.raises(InputError, match=message):
@@ -141,5 +141,5 @@ def test_the_flag(argv, expected, monkeypatch, tmp_path):
         eval_command.run(['--model', 'resnet18', '--data-dir', str(tmp_path), *argv])
     assert asked.value.args == (expected,)
     if '--threat' in argv:
-        with pytest.raises(InputError, match='eps=.*says what `threat` says too'):
+        with pytest.raises(InputError, match='eps=.*conflicts with `threat`'):
             eval_command.run(['--model', 'resnet18', '--data-dir', str(tmp_path), '--eps', '.1', *argv])

@@ -121,7 +121,7 @@ def test_float16_is_refused_where_it_would_change_the_network(tmp_path, capsys, 
     torch.save(model.state_dict(), tmp_path / 'big.pth')
     command = ['convert', str(tmp_path / 'big.pth'), '--model', 'robustnorm_resnet20_cifar', '--model-kwargs',
                'norm_layer=batchnorm2d', '--dtype', 'float16', '-o', str(tmp_path / 'big.safetensors')]
-    for more, message in (([], 'give --data-dir'), (['--data-dir', str(images), '-j', '0'], 'take float32')):
+    for more, message in (([], 'pass --data-dir'), (['--data-dir', str(images), '-j', '0'], 'use float32')):
         assert main([*command, *more]) == 2
         error = capsys.readouterr().err.strip()
         assert message in error and '\n' not in error
@@ -212,7 +212,7 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
     torch.save({'weights of mine': 3}, tmp_path / 'odd.pth')
     fails((tmp_path / 'odd.pth').read_bytes(), 'has no weights under')
     (tmp_path / 'o.safetensors').write_text('held')
-    fails((tmp_path / 'odd.pth').read_bytes(), 'exists, choose another name')
+    fails((tmp_path / 'odd.pth').read_bytes(), 'already exists; choose another name')
 
 
 def test_weights_in_the_package_load_with_the_network_off(tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ def test_a_card_of_other_weights_is_refused(measured, tmp_path, capsys):
     assert main(['card', NAME, *weights, '--origin', 'nowhere', '--repo-id', 'a/b/c']) == 2
     one_line(capsys, '--repo-id a/b/c: ')
     for content, message in (
-            ('epochs: 3', 'names no objective and model'), ('a: [', 'cannot be read as YAML'),
+            ('epochs: 3', 'lacks objective or model'), ('a: [', 'cannot be read as YAML'),
             ('objective: nofrost\nmodel: resnet18\nepochs: x', "epochs='x': must be a whole number")):
         (tmp_path / 'args.yaml').write_text(content)
         assert card(measured, tmp_path, '--train-args', str(tmp_path / 'args.yaml')) == 2
@@ -275,7 +275,7 @@ def names(hub, revision='main'):
 def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
     assert publish(folder, monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert f'Sent: {hub.url}/{REPO}/commit/' in printed and WRITER not in printed
+    assert f'Uploaded: {hub.url}/{REPO}/commit/' in printed and WRITER not in printed
     assert names(hub) == set(files(folder)) and hub.repos[REPO].private
     assert len(hub.repos[REPO].commits) == 2, 'more than one commit'
     assert not any(name.endswith(('.bin', '.pth', '.pt', '.pkl')) for name in names(hub))
@@ -300,7 +300,7 @@ def test_from_publishing_to_the_same_logits(hub, folder, monkeypatch, capsys):
 def test_public_dry_run_and_organization(hub, measured, folder, tmp_path, monkeypatch, capsys):
     assert publish(folder, '--dry-run', monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in files(folder)) and 'Nothing was sent' in printed
+    assert all(name in printed for name in files(folder)) and 'Nothing was uploaded' in printed
     assert not hub.repos and not hub.log
     monkeypatch.setenv('HF_TOKEN', WRITER)
     assert main(['push', str(folder), '--org', 'team', '--public']) == 0
@@ -474,10 +474,10 @@ def other_weights(folder):
     (lambda f: linked(f / 'README.md', f / 'config.json'), 'README.md is a link or not a file'),
     (lambda f: (f / 'images.png').write_text('root:x:0:0'), 'images.png is not a PNG image'),
     (lambda f: edit(f, 'results.json', r'"correct": \[', '"correct": [null, '), 'results.json'),
-    (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": 99.9'), 'says 99.9 % where its outcomes'),
-    (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": NaN'), 'says nan % where its outcomes'),
-    (lambda f: edit(f, 'results.json', r'"eps": [\d.]+', '"eps": 0.0627'), 'is not as it was written'),
-    (lambda f: edit(f, 'results.json', r'"labels": \[\s*\d', '"labels": [9'), 'is not as it was written'),
+    (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": 99.9'), 'says 99.9 % but its outcomes'),
+    (lambda f: edit(f, 'results.json', r'"accuracy": [\d.]+', '"accuracy": NaN'), 'says nan % but its outcomes'),
+    (lambda f: edit(f, 'results.json', r'"eps": [\d.]+', '"eps": 0.0627'), 'does not match its hash'),
+    (lambda f: edit(f, 'results.json', r'"labels": \[\s*\d', '"labels": [9'), 'does not match its hash'),
     (lambda f: edit(f, 'results.json', '"card": {', '"cards": {'), 'results.json holds no card'),
     (lambda f: edit(f, 'results.json', '"objective": "nofrost"', '"objective": "trades"'),
      'README.md does not match results.json'),

@@ -37,12 +37,12 @@ from timm_robust.evaluation import Runner, evaluate
 from timm_robust.evaluation.stages import Stages
 dist.init_process_group('gloo')
 late(Runner, 'run', rank=1)
-late(Stages, '_looks', rank=0)
+late(Stages, '_optional_stages', rank=0)
 torch.manual_seed(0)
 x, y = torch.rand(6, 3, 8, 8), torch.arange(6) % 4
 report = evaluate(TinyNet().eval(), x, y, attacks='clean,fgsm', allow_chance=True)
 assert len(report.attacks[0].correct) == 6
-assert waits == [['_looks'], ['run']][dist.get_rank()], waits
+assert waits == [['_optional_stages'], ['run']][dist.get_rank()], waits
 """, tmp_path)
 
 

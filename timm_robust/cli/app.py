@@ -1,7 +1,7 @@
-"""`timm-robust app MODEL`: a page on which images are attacked.
+"""`timm-robust app MODEL`: a web page for attacking images.
 
-A Space of the Hugging Face Hub runs this very file, copied as its app.py: its variable MODEL names the network, its
-folder `images` holds images to pick, and its requirements.txt is `timm-robust[app]`.
+A Space on the Hugging Face Hub runs this same file, copied as its app.py: the variable MODEL names the network, the
+folder `images` holds images to choose from, and requirements.txt is `timm-robust[app]`.
 """
 import os
 import sys
@@ -27,23 +27,23 @@ from timm_robust_command import main
 __all__ = ['build_page', 'build_parser', 'run', 'show']
 
 _SUFFIXES = ('.jpeg', '.jpg', '.png', '.webp')
-_MOST_IMAGES = 24
-_SMALLEST_SIDE = 256  # smaller images are enlarged to be seen, without new colours
+_MAX_IMAGES = 24
+_MIN_SIDE = 256  # smaller images are enlarged for display, without interpolation
 
 
 def build_parser() -> SettingsParser:
     """The parser of `timm-robust app`."""
     parser = SettingsParser(
         ThreatConfig, prog='timm-robust app',
-        description='Open a page on this machine: pick or upload an image, move eps, choose an attack, and see '
-                    'prediction, perturbation and adversarial image.',
+        description='Serve a local web page: choose or upload an image, set eps and the attack, and see prediction, '
+                    'perturbation and adversarial image.',
         examples=('timm-robust app nofrost_nfnet18_cifar --images "my images"',
                   'timm-robust app output/train/mine/export --norm L2 --eps 0.5'),
         first=('norm', 'eps', 'images', 'checkpoint', 'device'))
     parser.add_argument('model', nargs='?', metavar='MODEL', help='a timm model, the folder of an exported model, or '
                         'hf-hub:ORG/NAME (default: the environment variable MODEL)')
-    parser.add_argument('--images', metavar='DIR', help=f'folder of which {_MOST_IMAGES} images can be picked '
-                        '(default: images, if there is one)')
+    parser.add_argument('--images', metavar='DIR', help=f'folder with images to choose from, of which {_MAX_IMAGES} '
+                        'are shown (default: images, if it exists)')
     add_flags(parser, NetworkConfig, without=('model',))
     return parser
 
@@ -53,7 +53,7 @@ def _class_name(subject: Subject, index: int) -> str:
     names = subject.network.class_names()
     if names:
         return names[index]
-    imagenet = infer_imagenet_subset(subject.network.model)  # by the number of classes, so the index stays
+    imagenet = infer_imagenet_subset(subject.network.model)  # inferred from the number of classes
     return f'class {index}' + (f', {ImageNetInfo(imagenet).index_to_description(index)}' if imagenet else '')
 
 
@@ -63,23 +63,23 @@ def show(
         threat: ThreatModel,
         attack: str,
 ) -> Tuple[List[Image.Image], str]:
-    """What the page shows of an attack.
+    """Attack a picture and return what the page shows.
 
     Args:
         subject, picture, threat, attack: See `attack_picture`.
 
     Returns:
-        Image, perturbation x10 and adversarial image, as pictures of 8 bits, and the predictions in one line.
+        Image, perturbation x10 and adversarial image as 8-bit pictures, and the predictions as one line of text.
     """
     example = attack_picture(subject, picture, threat, attack)
     before, after = _class_name(subject, example.label), _class_name(subject, example.prediction)
     size = threat.size((example.adversarial - example.clean)[None]).item()
     pictures = [to_pil_image(panel.clamp(0, 1)) for panel in panels(example)]
-    factor = -(-_SMALLEST_SIDE // min(pictures[0].size))
+    factor = -(-_MIN_SIDE // min(pictures[0].size))
     return (
         [p.resize((p.width * factor, p.height * factor), Image.Resampling.NEAREST) for p in pictures],
         f'**{before}** ({100 * example.clean_confidence:.1f} %) → **{after}** ({100 * example.confidence:.1f} %): '
-        f'{"fooled" if example.fooled else "withstands"}, {example.attack}, perturbation {threat.norm} {size:.4g}')
+        f'{"fooled" if example.fooled else "not fooled"}, {example.attack}, perturbation {threat.norm} {size:.4g}')
 
 
 def build_page(subject: Subject, threat: ThreatModel, images: Sequence[Path]) -> Any:
@@ -94,16 +94,16 @@ def build_page(subject: Subject, threat: ThreatModel, images: Sequence[Path]) ->
         return [*pictures, text]
 
     with gr.Blocks(title='timm-robust', analytics_enabled=False) as page:
-        gr.Markdown(f'# {subject.facts.name}\nThe attack works against what the network predicts for the image.')
+        gr.Markdown(f'# {subject.facts.name}\nThe attack tries to change the prediction for the image.')
         with gr.Row():
-            picture = gr.Image(label='Your image', type='pil', sources=['upload', 'clipboard'], height=_SMALLEST_SIDE)
+            picture = gr.Image(label='Your image', type='pil', sources=['upload', 'clipboard'], height=_MIN_SIDE)
             with gr.Column():
                 eps = gr.Slider(0, threat.scaled(4).eps / unit, threat.eps / unit, step=threat.eps / unit / 16,
                                 label=f'eps ({threat.norm}, {shown})')
                 attack = gr.Dropdown(
                     attacks_of_pictures(threat, subject.facts.num_classes), value='pgd', label='attack')
                 text = gr.Markdown()
-        with gr.Row():  # PNG, since webp would wipe perturbations out
+        with gr.Row():  # PNG, since lossy webp would destroy perturbations
             outputs = [gr.Image(label=label, format='png', interactive=False) for label in (
                 'What the network sees', 'Perturbation x10', 'Adversarial image')]
         if images:
@@ -116,11 +116,11 @@ def _images(folder: Optional[str]) -> List[Path]:
     if folder and not Path(folder).is_dir():
         raise InputError('no such folder', argument='images', value=folder)
     found = sorted(p for p in Path(folder or 'images').rglob('*') if p.suffix.lower() in _SUFFIXES)
-    return found[::-(-len(found) // _MOST_IMAGES) or 1]
+    return found[::-(-len(found) // _MAX_IMAGES) or 1]
 
 
 def run(argv: List[str]) -> None:
-    """Serve the page, on the loopback unless gradio's environment variables say otherwise."""
+    """Serve the page on localhost, unless gradio's environment variables say otherwise."""
     values = build_parser().read(argv)
     start_logging()
     try:
@@ -132,7 +132,7 @@ def run(argv: List[str]) -> None:
         raise InputError('name a network, for example nofrost_nfnet18_cifar', argument='model')
     threat, images = from_flat(ThreatConfig, values).threat, _images(values.get('images'))
     if not threat.eps:
-        raise InputError('leaves an attack nothing to do', 'give an eps above 0', argument='eps', value=0)
+        raise InputError('allows no perturbation', 'pass an eps above 0', argument='eps', value=0)
     subject = open_model(from_flat(NetworkConfig, {**values, 'model': name}))
     check_batch_size(subject.model, 1)
     build_page(subject, threat, images).launch(show_error=True)

@@ -1,4 +1,4 @@
-"""Parsers of the commands: errors are one line, flags are settings, and a YAML file can hold them."""
+"""Command parsers: one-line errors, flags from settings classes, values also from a YAML file."""
 import argparse
 import logging
 import textwrap
@@ -14,12 +14,12 @@ from .flags import add_flags
 __all__ = ['Parser', 'SettingsParser', 'start_logging']
 
 _PLUGINS = (
-    '--plugin MODULE (once for each), or --device-modules MODULE ... as in timm: import modules of your own first. The '
-    'attacks, objectives, norms and models they register are then known by name, and their settings are flags.')
+    '--plugin MODULE (repeatable), or --device-modules MODULE ... as in timm, imports your own modules first. The '
+    'attacks, objectives, norms and models they register are then available by name, with their settings as flags.')
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help texts in which the names of attacks stay whole."""
+    """Wraps help texts without breaking the names of attacks."""
 
     def _split_lines(self, text: str, width: int) -> List[str]:
         return textwrap.wrap(' '.join(text.split()), width, break_on_hyphens=False)
@@ -39,12 +39,12 @@ class _ShowAll(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line and an `InputError`.
+    """An argparse parser whose errors are one-line `InputError`s.
 
     Args:
         examples: Command lines for the end of the help text.
         first: The flags that --help shows; --help-all shows the others too. By default --help shows all.
-        **kwargs: Of `argparse.ArgumentParser`.
+        **kwargs: Passed to `argparse.ArgumentParser`.
     """
 
     def __init__(self, *, examples: Sequence[str] = (), first: Collection[str] = (), **kwargs: Any):
@@ -76,12 +76,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class SettingsParser(Parser):
-    """A parser of settings classes: their fields are flags, and names in the YAML file of -c.
+    """A parser for settings classes: their fields are flags, and keys in the YAML file of -c.
 
     Args:
         *classes: The settings classes.
-        data: Take --data-dir as a positional argument too.
-        **kwargs: Of `Parser`.
+        data: Accept --data-dir as a positional argument too.
+        **kwargs: Passed to `Parser`.
     """
 
     def __init__(self, *classes: Any, data: bool = False, **kwargs: Any):
@@ -93,7 +93,7 @@ class SettingsParser(Parser):
             add_flags(self, cls)
 
     def given(self, argv: Sequence[str]) -> Dict[str, Any]:
-        """The values on a command line, without the defaults of other flags."""
+        """The values given on a command line, without defaults."""
         absent = object()
         namespace = argparse.Namespace(**{action.dest: absent for action in self._actions})
         try:
@@ -101,14 +101,14 @@ class SettingsParser(Parser):
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-            self.error(f'{error}: of several values each is NAME=VALUE')  # of timm's ParseKwargs
+            self.error(f'{error}: write each value as NAME=VALUE')  # from timm's ParseKwargs
         return {name: value for name, value in values.items() if value is not absent}
 
     def read(self, argv: Sequence[str]) -> Dict[str, Any]:
-        """The values on a command line and in its YAML file, for `from_flat` to check; flags win over the file.
+        """The values on a command line and in its YAML file, for `from_flat` to check; flags override the file.
 
         Raises:
-            InputError: On a flag or a name in the file that does not exist, and if the file cannot be read.
+            InputError: On unknown flags or names in the file, and if the file cannot be read.
         """
         values = self.given(argv)
         path = values.pop('config', None)
@@ -116,21 +116,21 @@ class SettingsParser(Parser):
         data = values.pop('data', None)
         if data is not None:
             if 'data_dir' in values:
-                raise InputError('the folder of the data is there twice', argument='data_dir', value=values['data_dir'])
+                raise InputError('the data folder is given twice', argument='data_dir', value=values['data_dir'])
             values['data_dir'] = data
         flags = {action.dest for action in self._actions if action.option_strings} - {'help', 'config'}
         for name in content:
             if name not in flags:
                 raise InputError(
-                    f'{name!r} is no flag of this command', f'{self.prog} --help lists them', argument='config',
+                    f'{name!r} is not a flag of this command', f'{self.prog} --help lists them', argument='config',
                     value=path)
         return {**content, **values}
 
 
 def start_logging() -> None:
-    """Log to the terminal as timm does, without chatter about every checkpoint and every request."""
+    """Log to the terminal as timm does, without a line for every checkpoint and request."""
     for handler in [h for h in logging.root.handlers if isinstance(h.formatter, FormatterNoInfo)]:
-        logging.root.removeHandler(handler)  # of an earlier command in this process
+        logging.root.removeHandler(handler)  # from an earlier command in this process
     setup_default_logging()
     for name in ('timm', 'httpx', 'httpx2', 'matplotlib'):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""`timm-robust card`: the folder of a model as it goes to the Hub, every number of its card measured."""
+"""`timm-robust card`: the Hub folder of a model, with a card whose every number was measured."""
 import dataclasses
 import shlex
 from dataclasses import dataclass
@@ -30,24 +30,25 @@ OF_THE_MACHINE = (  # left out of commands
 @dataclass(frozen=True, kw_only=True)
 class CardConfig:
     """Settings of `timm-robust card`."""
-    checkpoint: str = setting('', 'weights, safetensors or checkpoint', metavar='PATH')
-    results: Tuple[str, ...] = setting((), 'results.json of timm-robust eval on these weights', metavar='FILE')
+    checkpoint: str = setting('', 'weights: a safetensors file or a checkpoint', metavar='PATH')
+    results: Tuple[str, ...] = setting(
+        (), 'results.json files that timm-robust eval wrote for these weights', metavar='FILE')
     data_name: Tuple[str, ...] = setting(
-        (), 'how to call the data of each results.json, for example "CIFAR-10"', metavar='NAME')
+        (), 'name of the data of each results.json, for example "CIFAR-10"', metavar='NAME')
     train_args: str = setting('', 'args.yaml of the training run', metavar='FILE')
-    origin: str = setting('', 'where weights come from that others trained', metavar='TEXT')
+    origin: str = setting('', 'source of the weights, if others trained them', metavar='TEXT')
     selection: str = setting(
-        '', 'which weights of the run these are and by what they were chosen, for example "Epoch 11, the best robust '
+        '', 'which weights of the run these are and how they were selected, for example "Epoch 11, the best robust '
         'accuracy on 500 test images"', metavar='TEXT')
-    license: str = setting('apache-2.0', 'of the weights', metavar='ID')
+    license: str = setting('apache-2.0', 'license of the weights', metavar='ID')
     train_data: str = setting(
-        '', 'data set the weights were trained on (default: that of --train-args, if it is a known one)',
+        '', 'data set the weights were trained on (default: from --train-args, if known)',
         metavar='NAME')
-    train_split: str = setting('', 'split they were trained on (default: that of --train-args)', metavar='NAME')
+    train_split: str = setting('', 'split they were trained on (default: from --train-args)', metavar='NAME')
     repo_id: str = setting(
         '', 'what the card calls it until it is published (default: that of the tag, if timm knows it, else '
         'YOUR-NAME/MODEL.TAG); push names the repository it sends to', metavar='ORG/NAME')
-    output: str = setting('hub_cards', 'folder of folders', metavar='DIR')
+    output: str = setting('hub_cards', 'parent of the folder', metavar='DIR')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -62,14 +63,14 @@ def build_parser() -> SettingsParser:
             'timm-robust card resnet18.trades_linf8_birds --num-classes 10 --checkpoint weights.safetensors '
             '--results output/eval/mine/results.json --data-name Birds --repo-id ME/MINE',))
     parser.add_argument('name', metavar='MODEL.TAG', help='for example nofrost_resnet50.nofrost_linf8_in1k; or a '
-                        'folder built before, whose card is written again from its results')
+                        'folder built before, to rewrite its card from its results')
     add_flags(parser, NetworkConfig, without=('model', *NO_FLAGS))
     return parser
 
 
 def training_command(args: Mapping[str, Any]) -> str:
-    """The command of a run from its args.yaml, without what belongs to the machine it ran on."""
-    known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # a device that only that machine had is refused
+    """The training command from the args.yaml of a run, without machine-specific settings."""
+    known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # that device may not exist on this machine
     config = TrainConfig.from_flat({k: v for k, v in args.items() if k in known and v is not None})
     defaults = {**objective_to_flat(type(config.objective)()), **TrainConfig().to_flat()}
     own = {name: value for name, value in config.to_flat().items()
@@ -82,21 +83,21 @@ def run(argv: List[str]) -> None:
     values = build_parser().read(argv)
     config, name = from_flat(CardConfig, values), values['name']
     training = _training(config.train_args)
-    said = {k: v for k, v in {
+    entries = {k: v for k, v in {
         **training._asdict(), 'license': values.get('license', ''), 'origin': config.origin, 'repo_id': config.repo_id,
         'selection': config.selection.rstrip('.'), 'train_data': config.train_data or training.train_data,
         'train_split': config.train_split or training.train_split}.items() if v}
     if (Path(name) / 'results.json').is_file():
         for given in ('checkpoint', 'results', 'data_name'):
             if getattr(config, given):
-                raise InputError('is for a new folder', 'leave it out, or give MODEL.TAG', argument=given)
-        print('Written: ' + ', '.join(map(str, rewrite_card_folder(Path(name), **said))))
+                raise InputError('applies only to a new folder', 'leave it out, or pass MODEL.TAG', argument=given)
+        print('Written: ' + ', '.join(map(str, rewrite_card_folder(Path(name), **entries))))
         return
     for given in ('checkpoint', 'results', 'data_name'):
         if not getattr(config, given):
             raise InputError('is missing', argument=given)
     try:
-        card = Card(**{'name': name, 'repo_id': _on_hub(name) or f'YOUR-NAME/{name}', **said})
+        card = Card(**{'name': name, 'repo_id': _on_hub(name) or f'YOUR-NAME/{name}', **entries})
     except InputError as error:
         raise error.renamed({'command': 'train_args'}) from error
     network = build_network(from_flat(NetworkConfig, {**values, 'model': card.model}), torch.device('cpu'))
@@ -106,7 +107,7 @@ def run(argv: List[str]) -> None:
 
 
 def _on_hub(model: str) -> str:
-    """Where the Hub has the pretrained weights of a model, '' if it is not known."""
+    """Hub repository with the pretrained weights of a model, '' if unknown."""
     if model.startswith('hf-hub:'):
         return model.removeprefix('hf-hub:').partition('@')[0]
     known = model in list_pretrained() if split_model_name_tag(model)[1] else is_model(model)
@@ -115,7 +116,7 @@ def _on_hub(model: str) -> str:
 
 
 class _Training(NamedTuple):
-    """What a card says of a training run."""
+    """What a card says about a training run."""
     objective: str = ''
     command: str = ''
     base_model: str = ''
@@ -124,16 +125,16 @@ class _Training(NamedTuple):
 
 
 def _training(path: str) -> _Training:
-    """What a card says of the run whose args.yaml this is; nothing without one."""
+    """What a card says about the run of this args.yaml; nothing without one."""
     if not path:
         return _Training()
     run = read_yaml(path, 'train_args')
     try:
         if not {'objective', 'model'} <= run.keys():
-            raise InputError('names no objective and model')
+            raise InputError('lacks objective or model')
         return _Training(
             run['objective'], training_command(run), _on_hub(run['model']) if run.get('pretrained') else '',
             known_data(run.get('dataset') or '', Path(run.get('data_dir') or '').name), run.get('train_split') or '')
     except InputError as error:
         raise InputError(
-            f'is no args.yaml of timm-robust train ({error})', argument='train_args', value=path) from error
+            f'is not an args.yaml of timm-robust train ({error})', argument='train_args', value=path) from error

@@ -17,15 +17,15 @@ def build_parser() -> Parser:
     """The parser of `timm-robust compare`."""
     parser = Parser(
         prog='timm-robust compare',
-        description='Put networks side by side, from the folders that timm-robust eval wrote, with attacks or '
-                    '--benchmarks: those accuracies that all have, on the same images (NoFrost, figures 3 and 4).',
+        description='Compare networks by their timm-robust eval results, with attacks or --benchmarks. Shows the '
+                    'accuracies that all networks have, on the same images (NoFrost, figures 3 and 4).',
         examples=('timm-robust compare hardened=output/eval/A,output/eval/B undefended=output/eval/C --kind radar',))
     parser.add_argument('networks', nargs='+', metavar='NAME=FOLDER[,FOLDER]',
-                        help='a name for the figure and the folders of its evaluations')
+                        help='name in the figure, and the folders of its evaluations')
     parser.add_argument('--kind', default='bars', help='bars or radar (default: bars)')
     parser.add_argument('--title', default='', help='title of the figure')
     parser.add_argument('-o', '--output', default='comparison.png', metavar='FILE',
-                        help='the figure (default: comparison.png)')
+                        help='PNG file for the figure (default: comparison.png)')
     return parser
 
 
@@ -38,7 +38,8 @@ def _read_folders(texts: List[str]) -> Dict[str, List[Path]]:
                 'is not NAME=FOLDER, for example NoFrost=output/eval/nofrost', argument='networks', value=text)
         if name in folders:
             raise InputError(
-                'a network of that name is there already, join its folders by a comma', argument='networks', value=text)
+                'this name was given before', 'list all its folders at once, separated by commas',
+                argument='networks', value=text)
         folders[name] = [Path(p) for p in places.split(',')]
     return folders
 

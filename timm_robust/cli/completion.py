@@ -1,4 +1,4 @@
-"""`timm-robust completion`: a script for the shell that completes commands and flags."""
+"""`timm-robust completion`: a shell script that completes commands and flags."""
 import argparse
 import importlib
 from typing import List

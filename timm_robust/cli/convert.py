@@ -1,4 +1,4 @@
-"""`timm-robust convert`: checkpoints of the papers' authors and of training runs as safetensors for a named model."""
+"""`timm-robust convert`: checkpoints of training runs and of the papers' authors as safetensors for a named model."""
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -24,9 +24,9 @@ from .outputs import new_file, print_next
 
 __all__ = ['NO_FLAGS', 'ConvertConfig', 'build_parser', 'run']
 
-# of a network whose weights are on their way into a file
+# network settings that do not apply when weights are only converted
 NO_FLAGS = ('checkpoint', 'pretrained', 'bn_mode', 'gamma', 'channels_last', 'device')
-_MOST_CHANGE = 0.1  # of a probability, by rounding, in percentage points
+_MAX_CHANGE = 0.1  # of a probability by rounding, in percentage points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class ConvertConfig:
     output: str = setting(
         '', 'safetensors file to write; the report is written to FILE.json', short='-o', metavar='FILE')
     dtype: str = setting(
-        'float32', 'of the floats in the file, float32 or float16: float16 halves it and rounds the weights, which is '
-        'judged on images (500, unless --num-examples says otherwise); evaluate the file then, not the checkpoint')
+        'float32', 'float32 or float16; float16 halves the file and rounds the weights, which is checked on images '
+        '(500, or --num-examples); then evaluate the file, not the checkpoint')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -47,9 +47,9 @@ def build_parser() -> SettingsParser:
     """The parser of `timm-robust convert`."""
     parser = SettingsParser(
         ConvertConfig, ImagesConfig, prog='timm-robust convert',
-        description='Turn a checkpoint into a safetensors file for a named model. Knows state dicts, also of '
-                    "DataParallel, training checkpoints of timm and of this package, the NoFrost authors' and the "
-                    "RobustNorm authors'. Nothing in a checkpoint is run.",
+        description='Convert a checkpoint to a safetensors file for a named model. Reads state dicts (also from '
+                    'DataParallel), training checkpoints of timm and of this package, and checkpoints of the NoFrost '
+                    'and RobustNorm authors. No code in a checkpoint is run.',
         examples=('timm-robust convert best_RA.pth --model nofrost_resnet50 -o weights.safetensors',))
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='.safetensors, .pth, .pt or .pth.tar file')
     add_flags(parser, NetworkConfig, without=NO_FLAGS)
@@ -66,12 +66,12 @@ def _print_listed(title: str, entries: Dict[str, str], arrow: str) -> None:
 
 @torch.no_grad()
 def _round(network: Network, config: ImagesConfig) -> Tuple[Dict[str, torch.Tensor], str]:
-    """Weights in float16, which the model then has too, and by how much that changes what it says of images."""
+    """Round the model's weights to float16 in place; return them and the largest change of a probability, as text."""
     def refused(problem: str, remedy: str) -> InputError:
         return InputError(problem, remedy, argument='dtype', value='float16')
 
     if not (config.data_dir or config.dataset):
-        raise refused('rounding is judged on images', 'give `data_dir`')
+        raise refused('the effect of rounding is measured on images', 'pass `data_dir`')
     images = open_images(config, network, usual_examples=500)
 
     def probabilities() -> torch.Tensor:
@@ -81,10 +81,10 @@ def _round(network: Network, config: ImagesConfig) -> Tuple[Dict[str, torch.Tens
     weights = {k: v.half() if v.is_floating_point() else v.clone() for k, v in network.model.state_dict().items()}
     network.model.load_state_dict(weights)
     change = 100 * (probabilities() - before).abs().max().item()
-    told = f'float16 changes the probabilities of {len(before):,} images by at most {change:.2g} points'
-    if not change <= _MOST_CHANGE:  # nan where a weight is beyond float16
-        raise refused(f'{told}, more than {_MOST_CHANGE}', 'take float32')
-    return weights, f'{told}\n'
+    summary = f'float16 changes the probabilities of {len(before):,} images by at most {change:.2g} percentage points'
+    if not change <= _MAX_CHANGE:  # nan if a weight overflows float16
+        raise refused(f'{summary}, more than {_MAX_CHANGE}', 'use float32')
+    return weights, f'{summary}\n'
 
 
 def run(argv: List[str]) -> None:
@@ -93,10 +93,10 @@ def run(argv: List[str]) -> None:
     config, images = from_flat(ConvertConfig, values), from_flat(ImagesConfig, values)
     output = new_file(config.output, '.safetensors')
     if output.exists():
-        raise InputError('exists, choose another name', argument='output', value=config.output)
+        raise InputError('already exists', 'choose another name', argument='output', value=config.output)
     network = build_network(from_flat(NetworkConfig, values), torch.device('cpu'), converts=True)
     model, found, checkpoint = network.model, network.conversion, network.checkpoint
-    assert found and checkpoint, 'its weights are those of the checkpoint'
+    assert found and checkpoint
     if not torch.isfinite(logits_of_fixed_input(model)).all():
         raise InputError('gives logits that are not finite: the training run probably diverged', argument='checkpoint',
                          value=values['checkpoint'])

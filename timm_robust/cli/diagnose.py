@@ -19,7 +19,7 @@ class DiagnoseConfig(MeasuringConfig):
     file_name: ClassVar[str] = 'diagnostics.json'
     usual_examples: ClassVar[int] = 100
     surrogate: str = setting(
-        '', 'another network of the same classes (a timm model, the folder of an export), to craft attacks on',
+        '', 'another network with the same classes to craft attacks on (a timm model or the folder of an export)',
         metavar='MODEL')
     surrogate_checkpoint: str = setting('', 'weights of the surrogate', metavar='PATH')
 
@@ -28,7 +28,7 @@ def build_parser() -> SettingsParser:
     """The parser of `timm-robust diagnose`."""
     return measuring_parser(
         'diagnose',
-        'Look for signs that a network hides its gradients, or depends on the batch, instead of being robust. Writes '
+        'Look for gradient masking and other false robustness, and for predictions that depend on the batch. Writes '
         'diagnostics.json and loss_surface.png.',
         DiagnoseConfig)
 

@@ -34,7 +34,8 @@ def _parser() -> Tuple[SettingsParser, Dict[str, str]]:
             'config', 'norm', 'eps', 'attacks', 'worst_case', 'diagnose', 'benchmarks', 'seed', 'output', 'resume',
             'data_dir', 'dataset', 'split', 'num_examples', 'batch_size', 'workers', 'model', 'pretrained',
             'num_classes', 'device', 'checkpoint'))
-    parser.add_argument('--results-file', metavar='FILENAME', help='also write accuracies as timm does, as CSV')
+    parser.add_argument(
+        '--results-file', metavar='FILENAME', help="also write accuracies as CSV, like timm's validate.py")
     return parser, add_attack_flags(parser)
 
 
@@ -44,7 +45,7 @@ def build_parser() -> SettingsParser:
 
 
 def results_csv(report: EvaluationReport) -> str:
-    """The results file of timm's validate.py, with a column for each attack in the place of top-5 accuracy."""
+    """The results file of timm's validate.py, with a column for each attack instead of top-5 accuracy."""
     model = report.model
     row: Dict[str, Any] = {'model': model.name}
     if report.clean_accuracy is not None:
@@ -71,7 +72,7 @@ def run(argv: List[str]) -> None:
     threat = from_flat(ThreatConfig, values)
     for name in ('norm', 'eps'):
         if name in values and 'threat' in values:
-            raise InputError('says what `threat` says too', 'give one of them', argument=name, value=values[name])
+            raise InputError('conflicts with `threat`', 'pass only one of them', argument=name, value=values[name])
     try:
         config = from_flat(EvalConfig, {
             'threat': threat.threat, **values, 'output': values.get('output') or new_folder('eval', network.model),
@@ -98,7 +99,7 @@ def run(argv: List[str]) -> None:
     print(f'\nWritten to {config.output}: ' + ', '.join(sorted(os.listdir(config.output))))
     best = Path(network.model).parent / 'model_best.pth.tar'
     exported = read_config(resolve_name(network.model))
-    if exported and best.is_file() and report.attacks:  # of `timm-robust train`
+    if exported and best.is_file() and report.attacks:  # exported by `timm-robust train`
         print_next('card', {
             'checkpoint': str(best), 'results': [str(Path(config.output) / 'results.json')],
             'data_name': [Path(images.data_dir or images.dataset).name], 'train_args': str(best.with_name('args.yaml')),

@@ -1,4 +1,4 @@
-"""Errors of the library in the words of the command line: arguments become flags."""
+"""Library errors on the command line: arguments become flags."""
 import re
 from typing import Any, Collection
 
@@ -10,7 +10,7 @@ _MENTION = re.compile(r'`(\w+)(?:=([^`]*))?`')
 
 
 def flag_name(argument: str) -> str:
-    """The flag of an argument: '--attack-eps' of 'attack_eps'."""
+    """The flag of an argument: '--attack-eps' for 'attack_eps'."""
     return '--' + argument.replace('_', '-')
 
 
@@ -33,7 +33,7 @@ def flagged(error: InputError, positional: Collection[str] = ()) -> str:
 
     Args:
         error: The error.
-        positional: Arguments that have no flag; their value alone is named.
+        positional: Arguments without a flag; only their value is shown.
     """
     def mention(match: 're.Match[str]') -> str:
         argument, value = match.groups()

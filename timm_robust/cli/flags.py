@@ -1,4 +1,4 @@
-"""Flags made of the fields of settings classes; `settings.from_flat` makes the settings of their values."""
+"""Flags from the fields of settings classes; `settings.from_flat` turns their values into settings."""
 import argparse
 import dataclasses
 import re
@@ -17,7 +17,7 @@ Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
 
 
 def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
-    """How argparse reads a value of a type."""
+    """Arguments of `add_argument` for a value of a type."""
     inner = [i for i in get_args(hint) if i is not type(None)] if get_origin(hint) is Union else [hint]
     hint = str if str in inner else inner[0]
     if hint is bool:
@@ -53,7 +53,7 @@ def _text(field: 'dataclasses.Field[Any]', default: str = '') -> str:
 
 
 def _group(parser: argparse.ArgumentParser, title: str) -> Flags:
-    """The group of this heading, the one there is if there is one."""
+    """The argument group with this heading, added if there is none yet."""
     return next((g for g in parser._action_groups if g.title == title), None) or parser.add_argument_group(title)
 
 
@@ -89,18 +89,18 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--objective', default='standard', metavar='NAME',
                        help=f"training objective, one of {', '.join(OBJECTIVES)} (default: standard)")
     _add_union(group, OBJECTIVES.values())
-    add_flags(parser, TrainingAttack, TrainingAttack.prefix, 'Attack parameters of training')
+    add_flags(parser, TrainingAttack, TrainingAttack.prefix, 'Training attack parameters')
     add_flags(parser, AWP, AWP.prefix)
     add_flags(parser, RobustTeacher, RobustTeacher.prefix)
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> Dict[str, str]:
-    """Add the settings of all registered attacks; each goes to every attack of a list that has it.
+    """Add a flag for each setting of the registered attacks; it applies to every chosen attack with that setting.
 
     Returns:
-        By setting the name of its flag in the namespace: its own, or with `attack_` before it if that is taken.
+        The flag name of each setting in the namespace: its own, prefixed with `attack_` if that is taken.
     """
-    group = parser.add_argument_group('Settings of attacks (default: those of each attack)')
+    group = parser.add_argument_group('Attack settings (default: those of each attack)')
     owners: Dict[str, List[Any]] = {}
     for cls in ATTACKS.values():
         for field in dataclasses.fields(cls):
@@ -116,7 +116,7 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> Dict[str, str]:
 
 
 def _add_union(group: Flags, classes: Iterable[Type[Any]]) -> None:
-    """A flag for each field of several classes; one that several have is added once, with the default of each."""
+    """Add a flag for each field of several classes; a shared field is added once, with the default of each class."""
     found: Dict[str, List[Any]] = {}
     for cls in classes:
         for name, flat in flat_names(cls, cls.flat_prefix()).items():
@@ -135,7 +135,7 @@ def _add_union(group: Flags, classes: Iterable[Type[Any]]) -> None:
 
 
 def as_flags(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> List[str]:
-    """The words of a command line that gives these values by flat name, in the order of the help text."""
+    """Command-line words for values by flat name, in the order of the help text."""
     words: List[str] = []
     for action in (a for group in parser._action_groups for a in group._group_actions):
         if action.dest not in values or not action.option_strings:

@@ -1,4 +1,4 @@
-"""A command: bad input ends in one line on standard error and exit code 2."""
+"""Runs a command; bad input ends with one line on standard error and exit code 2."""
 import importlib
 import logging
 import os
@@ -18,7 +18,7 @@ __all__ = ['COMMANDS', 'main', 'run_command']
 
 def run_command(name: str, argv: List[str]) -> int:
     """Run a command; returns the exit code."""
-    # of the Hub's client the error alone, not a line for each retry, whether it is imported already or not
+    # log only errors of the Hub client, not every retry; the variable works before its import, the logger after
     os.environ.setdefault('HF_HUB_VERBOSITY', 'error')
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)
     prog = f'timm-robust {name}'
@@ -32,7 +32,7 @@ def run_command(name: str, argv: List[str]) -> int:
         print(f'{prog}: error: {flagged(error, positional)}', file=sys.stderr)
         return 2
     except OSError as error:
-        # a disk that is full, a file where a folder should be, a closed pipe: the system's own words name the path
+        # full disk, file instead of a folder, closed pipe: the system's message names the path
         print(f'{prog}: error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What `diagnose`, `properties` and `statistics` share: flags, the network, the images and the file of results."""
+"""What `diagnose`, `properties` and `statistics` share: flags, the network, the images and the results file."""
 import dataclasses
 import shlex
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ T = TypeVar('T', bound='MeasuringConfig')
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringConfig:
-    """Settings that all of these commands have.
+    """Settings shared by these commands.
 
     Attributes:
-        file_name: Where results go.
-        usual_examples: Images to measure on if nothing is said.
+        file_name: Name of the results file.
+        usual_examples: Default number of images.
     """
     file_name: ClassVar[str]
     usual_examples: ClassVar[int]
-    seed: int = setting(0, 'seed of subset and noise', metavar='S')
+    seed: int = setting(0, 'random seed for the image subset and the noise', metavar='S')
     output: str = setting('', 'folder for results (default: ./output/COMMAND/TIME-MODEL)', metavar='DIR')
 
     def __post_init__(self) -> None:
@@ -51,11 +51,11 @@ class Measurement:
         threat: Threat model of the attacks.
         subject: The network.
         images, labels: All of them, on the device.
-        batch_size: Images of a batch.
-        path: The file of results; its folder is not made yet.
-        facts: What the file says besides results.
-        name: Network and checkpoint, for people.
-        sample: Images, threat model and seed, for people.
+        batch_size: Batch size.
+        path: The results file; `write` creates its folder.
+        facts: Metadata in the file besides the results.
+        name: Network and checkpoint, for display.
+        sample: Images, threat model and seed, for display.
     """
     threat: ThreatModel
     subject: Subject
@@ -85,11 +85,11 @@ def measuring_parser(
         command: Name of the command.
         description: What it measures and writes.
         config: Its settings.
-        without: Settings of the network that it has no flags for.
+        without: Network settings that get no flag.
     """
     parser = SettingsParser(
         ThreatConfig, config, ImagesConfig, data=True, prog=f'timm-robust {command}',
-        description=f'{description} Measures on {config.usual_examples} images unless --num-examples says otherwise.',
+        description=f'{description} Uses {config.usual_examples} images by default (--num-examples).',
         examples=(
             f'timm-robust {command} "my data" --model output/train/mine/export',
             f'timm-robust {command} cifar10 --model nofrost_resnet20_cifar --split test --num-examples 200'),
@@ -101,11 +101,11 @@ def measuring_parser(
 
 
 def open_measurement(parser: SettingsParser, cls: Type[T], argv: List[str]) -> Tuple[T, Measurement]:
-    """The settings of a command, and all that its flags name, opened.
+    """Read the settings of a command, and open the network and images that they name.
 
     Args:
-        parser: Of `measuring_parser`.
-        cls: The settings.
+        parser: From `measuring_parser`.
+        cls: The settings class.
         argv: The command line.
 
     Raises:
@@ -115,7 +115,7 @@ def open_measurement(parser: SettingsParser, cls: Type[T], argv: List[str]) -> T
     start_logging()
     config, threat = from_flat(cls, values), from_flat(ThreatConfig, values).threat
     if threat.eps == 0:
-        raise InputError('leaves an attack nothing to do', 'give an eps above 0', argument='eps', value=0)
+        raise InputError('allows no perturbation', 'pass an eps above 0', argument='eps', value=0)
     network, images = from_flat(NetworkConfig, values), from_flat(ImagesConfig, values)
     path = Path(config.output or new_folder(Path(cls.file_name).stem, network.model)) / cls.file_name
     if path.exists():

@@ -1,4 +1,4 @@
-"""`timm-robust models`: the models of this package, where their weights are and what they withstand."""
+"""`timm-robust models`: the models of this package, where their weights are, and their accuracies."""
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import List, Optional, Tuple
@@ -19,8 +19,8 @@ def build_parser() -> Parser:
     """The parser of `timm-robust models`."""
     parser = Parser(
         prog='timm-robust models',
-        description='List the models of this package with their tags. Weights in the package load with the network '
-                    'off, others once they are on the Hub. Accuracies are those measured for their cards.',
+        description='List the models of this package with their tags. Packaged weights load offline, others once they '
+                    'are on the Hub. Accuracies come from the model cards.',
         examples=("timm-robust models 'nofrost_*cifar*'",))
     parser.add_argument('filter', nargs='?', default='*', metavar='PATTERN', help="for example 'nofrost_*cifar*'")
     parser.add_argument('--cards', default='hub_cards', metavar='DIR', help='card folders (default: %(default)s)')
@@ -28,7 +28,7 @@ def build_parser() -> Parser:
 
 
 def _accuracies(path: Path) -> Tuple[str, ...]:
-    """What the evaluation with AutoAttack, else the first, is of, and its clean and AutoAttack accuracy."""
+    """Data, images, threat model, clean and AutoAttack accuracy, of the first evaluation unless one has AutoAttack."""
     def autoattack(report: EvaluationReport) -> Optional[float]:
         found = next((report.accuracy(a.name) for a in report.attacks if a.is_autoattack), None)
         return found if found is None or len(report.threats) == 1 else report.worst_case_accuracy

@@ -21,7 +21,7 @@ class PropertiesConfig(MeasuringConfig):
     file_name: ClassVar[str] = 'properties.json'
     usual_examples: ClassVar[int] = 500
     steps: int = setting(20, 'steps of each attack', metavar='N')
-    num_targets: int = setting(3, 'wrong classes the margin is sought towards', metavar='N')
+    num_targets: int = setting(3, 'number of wrong classes to search for the margin', metavar='N')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,9 +33,10 @@ def build_parser() -> SettingsParser:
     """The parser of `timm-robust properties`."""
     return measuring_parser(
         'properties',
-        'Decision margin M (L2 distance to the boundary along adversarial directions, of images classified '
-        'correctly), boundary thickness T (L2 length on which neither class wins clearly) and smoothness D '
-        '(largest KL divergence within eps): large M and T and small D go with robustness. Writes properties.json.',
+        'Measure decision margin M (L2 distance to the boundary along adversarial directions, over correctly '
+        'classified images), boundary thickness T (L2 length over which neither class clearly wins) and smoothness D '
+        '(largest KL divergence within eps). Robust networks tend to have large M and T and small D. Writes '
+        'properties.json.',
         PropertiesConfig)
 
 
@@ -57,5 +58,5 @@ def run(argv: List[str]) -> None:
         _HEADER))
     for p in measured.properties:
         if p.unbounded:
-            print(f'\n{p.name}: no boundary was met for {p.unbounded} images, which the mean leaves out.')
+            print(f'\n{p.name}: no boundary found for {p.unbounded} images; the mean excludes them.')
     print(f'\nWritten: {found.path}')

@@ -12,16 +12,16 @@ def build_parser() -> Parser:
     """The parser of `timm-robust push`."""
     parser = Parser(
         prog='timm-robust push',
-        description='Publish a folder of timm-robust card as one commit: card, config, results, figures and weights as '
-                    'safetensors. The token is that of HF_TOKEN or of `hf auth login`.',
+        description='Publish a folder built by timm-robust card in one commit: card, config, results, figures and '
+                    'safetensors weights. The token comes from HF_TOKEN or `hf auth login`.',
         examples=('timm-robust push hub_cards/resnet18.trades_linf8_birds --repo-id ME/MINE --dry-run',))
     parser.add_argument('folder', metavar='DIR', help='hub_cards/MODEL.TAG')
     parser.add_argument('--org', default='', metavar='NAME', help='organization or user (default: yourself)')
     parser.add_argument('--repo-id', default='', metavar='ORG/NAME', help='repository (default: ORG/MODEL.TAG)')
     parser.add_argument('--public', action='store_true', help='create a public repository (default: private)')
-    parser.add_argument('--revision', default=None, metavar='BRANCH', help='branch, made if it is not there')
+    parser.add_argument('--revision', default=None, metavar='BRANCH', help='branch, created if it does not exist')
     parser.add_argument('--create-pr', action='store_true', help='open a pull request')
-    parser.add_argument('--dry-run', action='store_true', help='show what would be sent, and send nothing')
+    parser.add_argument('--dry-run', action='store_true', help='show what would be uploaded, without uploading it')
     return parser
 
 
@@ -33,6 +33,6 @@ def run(argv: List[str]) -> None:
     plan = plan_push(folder, args.repo_id or of_org)
     print(plan)
     if args.dry_run:
-        print('Nothing was sent (--dry-run).')
+        print('Nothing was uploaded (--dry-run).')
         return
-    print('Sent: ' + push(plan, private=not args.public, revision=args.revision, create_pr=args.create_pr))
+    print('Uploaded: ' + push(plan, private=not args.public, revision=args.revision, create_pr=args.create_pr))

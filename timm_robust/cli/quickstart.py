@@ -1,7 +1,7 @@
-"""`timm-robust quickstart`: what adversarial training buys, shown on real digits in minutes.
+"""`timm-robust quickstart`: the effect of adversarial training, shown on real digits in minutes.
 
-Trains the same small network twice, as usual and with NoFrost's objective at λ = 1 (adversarial images alone), with the
-same images, epochs, optimizer and seed, and attacks both.
+Trains the same small network twice and attacks both: once as usual, once with NoFrost's objective at λ = 1 (adversarial
+images only), with the same images, epochs, optimizer and seed.
 """
 import sys
 import time
@@ -91,17 +91,17 @@ def _measure(
         labels: torch.Tensor,
         seed: int,
 ) -> Tuple[EvaluationReport, Dict[float, float]]:
-    """Accuracy on all images, and over eps on some."""
-    def measured(attacks: str, eps: float, count: int, save_images: int = 0) -> EvaluationReport:
+    """Accuracy on all images, and accuracy over eps on a subset."""
+    def measure(attacks: str, eps: float, count: int, save_images: int = 0) -> EvaluationReport:
         return evaluate(
             model, images[:count], labels[:count], attacks=attacks, threat=Linf(eps), save_images=save_images,
             seed=seed, batch_size=EVAL_BATCH, exact=True, progress=False)
 
-    report = measured('clean,fgsm,pgd20', EPS, len(images), save_images=8)
+    report = measure('clean,fgsm,pgd20', EPS, len(images), save_images=8)
     curve = {}
     for eps in SWEEP:
         attack = 'pgd20' if eps else 'clean'
-        curve[eps] = measured(attack, eps, SWEEP_IMAGES).accuracy(attack)
+        curve[eps] = measure(attack, eps, SWEEP_IMAGES).accuracy(attack)
     return report, curve
 
 
@@ -115,7 +115,7 @@ def build_parser() -> Parser:
 
 
 def run(argv: List[str]) -> Dict[str, Dict[str, float]]:
-    """Train both networks, attack them, and show and save what came out."""
+    """Train both networks, attack them, and print and save the results."""
     args = build_parser().parse_args(argv)
     if args.epochs < ATTACK.eps_warmup_epochs:
         raise InputError(
@@ -146,7 +146,7 @@ def run(argv: List[str]) -> Dict[str, Dict[str, float]]:
     print(text_table(rows, ('network', 'clean', 'FGSM', 'PGD-20')))
     print(
         f'\nAccuracy on {len(test_labels):,} test digits; attacks within Linf {EPS} (pixels in [0, 1]), '
-        f'PGD with 20 steps\nfrom one random start, seed {args.seed}. Stronger attacks leave less. '
+        f'PGD with 20 steps\nfrom one random start, seed {args.seed}. Stronger attacks lower it further. '
         f'{time.perf_counter() - start:.0f} seconds.\n\n'
         f'Written to {output}: the networks (hardened/ and undefended/, safetensors), robustness.png (accuracy over '
         f'eps),\nhardened.png and undefended.png (what the attacks look like). To load a network:\n'

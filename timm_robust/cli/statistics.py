@@ -1,4 +1,4 @@
-"""`timm-robust statistics`: what an attack does to normalization, and population against batch statistics."""
+"""`timm-robust statistics`: how an attack shifts normalization, and population compared with batch statistics."""
 import math
 from dataclasses import dataclass
 from typing import ClassVar, List, Tuple, Union
@@ -14,8 +14,8 @@ from .measuring import MeasuringConfig, measuring_parser, open_measurement
 __all__ = ['StatisticsConfig', 'build_parser', 'run']
 
 _NOTE = (
-    'With batch statistics a prediction depends on the other images of its batch, and the attacks move whole batches; '
-    'accuracy there holds for these batches only. `timm-robust diagnose` says what else to think of it.')
+    'With batch statistics a prediction depends on the other images in its batch, and attacks perturb whole batches: '
+    'that accuracy holds for these batches only. `timm-robust diagnose` checks it further.')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class StatisticsConfig(MeasuringConfig):
     file_name: ClassVar[str] = 'statistics.json'
     usual_examples: ClassVar[int] = 1000
     attacks: Union[str, Tuple[str, ...]] = setting(
-        'clean,fgsm,pgd20', 'clean, fgsm, fgsm-rs, bim, pgd, mim, cw', metavar='NAMES')
+        'clean,fgsm,pgd20', 'comma-separated: clean, fgsm, fgsm-rs, bim, pgd, mim, cw', metavar='NAMES')
 
 
 def build_parser() -> SettingsParser:
@@ -59,7 +59,7 @@ def run(argv: List[str]) -> None:
     print(f'\n{_NOTE}\n')
     worst = sorted(
         measured.rows, key=lambda row: 0 if math.isnan(row.adversarial_mean) else -row.adversarial_mean)[:5]
-    print('Layers whose mean an attack moves most, in tracked spreads (clean batches for comparison):')
+    print('Layers whose mean shifts most under attack, in units of the tracked spread (clean batches for comparison):')
     print(text_table(
         [(r.layer, f'{r.adversarial_mean:.3f}', f'{r.clean_mean:.3f}') for r in worst],
         ('layer', 'adversarial', 'clean')))

@@ -17,9 +17,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(argv: List[str]) -> None:
-    """Train with a train.py."""
+    """Train with timm's train.py."""
     if not argv:
-        raise InputError('name the train.py of a checkout of timm first')
+        raise InputError("pass the path of timm's train.py first")
     if argv[0] in ('-h', '--help'):
         print('usage: timm-robust timm-train /path/to/train.py [flags of train.py] [--objective ...]\n\n'
               '  --help after the path lists the flags of both')

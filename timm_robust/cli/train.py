@@ -1,4 +1,4 @@
-"""`timm-robust train`: timm's training flags and ours, made of the fields of `TrainConfig`."""
+"""`timm-robust train`: timm's training flags and ours, from the fields of `TrainConfig`."""
 import os
 from typing import List
 
@@ -29,7 +29,7 @@ def build_parser() -> SettingsParser:
 
 
 def read_config(argv: List[str]) -> TrainConfig:
-    """The settings of a command line; flags win over the file of -c."""
+    """The settings of a command line; flags override the file of -c."""
     return TrainConfig.from_flat(build_parser().read(argv))
 
 

@@ -1,4 +1,4 @@
-"""`timm-robust transfer`: each network on images crafted on each other."""
+"""`timm-robust transfer`: accuracy of each network on adversarial images crafted on each other."""
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ __all__ = ['TransferConfig', 'build_parser', 'run']
 class TransferConfig:
     """Settings of `timm-robust transfer`."""
     attack: str = setting(
-        'mim', 'attack that transfers, with its number of steps (mim20, pgd20, fgsm, cw20); of mim --diversity, '
-        '--kernel-size and --copies', metavar='NAME')
-    seed: int = setting(0, 'seed of subset and noise', metavar='S')
-    device: Optional[str] = setting(None, 'device (default: cuda where there is one)')
+        'mim', 'attack, with its number of steps (mim20, pgd20, fgsm, cw20); mim also takes --diversity, --kernel-size '
+        'and --copies', metavar='NAME')
+    seed: int = setting(0, 'random seed for the image subset and the noise', metavar='S')
+    device: Optional[str] = setting(None, 'device (default: cuda if available)')
     output: str = setting('', 'folder for results (default: ./output/transfer/TIME-MODEL)', metavar='DIR')
 
     def __post_init__(self) -> None:
@@ -34,17 +34,17 @@ class TransferConfig:
 def _parser() -> Tuple[SettingsParser, Dict[str, str]]:
     parser = SettingsParser(
         ThreatConfig, TransferConfig, ImagesConfig, prog='timm-robust transfer',
-        description='Attack each network with images crafted on each other, and draw the matrix of accuracies. The '
-                    'networks must have the same classes and input. Measures on 500 images unless --num-examples says '
-                    'otherwise. Writes transfer.json and transfer.png.',
+        description='Measure each network on adversarial images crafted on each other, and draw the matrix of '
+                    'accuracies. The networks must have the same classes and input. Uses 500 images by default '
+                    '(--num-examples). Writes transfer.json and transfer.png.',
         examples=(
             'timm-robust transfer nofrost_nfnet18_cifar nofrost_resnet20_cifar --data-dir cifar10 --split test',
             'timm-robust transfer output/train/A/export output/train/B/export --data-dir "my data" --diversity 0.5'),
         first=(
             'norm', 'eps', 'attack', 'seed', 'device', 'output', 'data_dir', 'dataset', 'split', 'num_examples',
             'batch_size', 'steps', 'diversity', 'kernel_size', 'copies'))
-    parser.add_argument('models', nargs='+', metavar='MODEL', help='a timm model, the folder of an export or '
-                        'hf-hub:ORG/NAME; two or more')
+    parser.add_argument('models', nargs='+', metavar='MODEL', help='two or more: a timm model, the folder of an '
+                        'export or hf-hub:ORG/NAME')
     return parser, add_attack_flags(parser)
 
 

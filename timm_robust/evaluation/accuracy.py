@@ -1,7 +1,7 @@
 """Accuracy under attack, image by image.
 
-Every verdict comes from one place: a plain float32 forward pass, after the attack is over, on the image it returned,
-which must lie within eps of the clean one and within [0, 1].
+Every verdict comes from a plain float32 forward pass on the image that the attack returned. That image must be within
+eps of the clean one and within [0, 1].
 """
 import logging
 import math
@@ -26,9 +26,9 @@ from .plan import Plan, effort, threat_facts
 
 __all__ = ['Batches', 'Runner', 'assemble', 'index_seeds']
 
-# float32 cannot hold clean + eps exactly: a pixel near 1 is half an ulp (6e-8) off, and the comparison as much again
+# float32 cannot hold clean + eps exactly: near 1 a pixel is off by half an ulp (6e-8), and the comparison by another
 _FLOAT32_SLACK = 1.2e-7
-_FEWEST_FOR_CHANCE = 50
+_MIN_FOR_CHANCE = 50
 _BATCHES_IN_POOL = 8
 
 _logger = logging.getLogger(__name__)
@@ -37,24 +37,24 @@ Batches = Iterable[Tuple[torch.Tensor, torch.Tensor]]
 
 
 def index_seeds(seed: int, indices: Sequence[int]) -> List[int]:
-    """A seed for each image of a data set, whatever batch it comes in."""
+    """A seed for each image of a data set, independent of its batch."""
     return [(seed * 0x9E3779B1 + i) % (1 << 62) for i in indices]
 
 
 def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: int) -> Tuple[AttackOutcome, ...]:
-    """What each attack came to, for images in the order of `indices`."""
+    """The outcome of each attack, for images in the order of `indices`."""
     clean = [journal.correct[plan.clean_key][i] for i in indices]
-    standing, chosen, found = clean, set(indices), []
+    remaining, chosen, found = clean, set(indices), []
     for attack in plan.attacks:
         members = plan.members(attack, num_classes)
         keys = [key for key, _ in members]
         changes = not isinstance(attack, Clean)
         correct: List[Optional[bool]] = []
-        for i, right, stands in zip(indices, clean, standing):
-            skipped = plan.worst_case and right and not stands and changes
-            # members of an ensemble that come after one that fooled have no outcome
+        for i, right, remains in zip(indices, clean, remaining):
+            skipped = plan.worst_case and right and not remains and changes
+            # members of an ensemble after the one that succeeded have no outcome
             correct.append(None if skipped else right and all(journal.correct[key][i] for key in keys))
-        standing = [stands and right is not False for stands, right in zip(standing, correct)]
+        remaining = [remains and right is not False for remains, right in zip(remaining, correct)]
         rates: List[Optional[float]] = []
         if plan.passes > 1:
             rates = [None if right is None else max(
@@ -74,7 +74,7 @@ def assemble(plan: Plan, journal: Journal, indices: Sequence[int], num_classes: 
 
 
 def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel, name: str, batch_size: int) -> None:
-    """Adversarial images are within the threat model; float32 rounding apart."""
+    """Assert that adversarial images are within the threat model, up to float32 rounding."""
     batches = zip(adv.split(batch_size), x.split(batch_size))
     size = torch.cat([threat.size(in_float64(a) - in_float64(b)) for a, b in batches]).max()
     slack = _FLOAT32_SLACK * threat.unbounded(x.shape[1:]).eps
@@ -85,25 +85,25 @@ def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel, nam
 
 
 def _joined(batches: Batches, device: torch.device) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Batches as one on a device; a function, so that nobody keeps them."""
+    """Join batches on a device; a function, so that no reference to them remains."""
     images, labels = zip(*batches)
     return torch.cat(images).to(device), torch.cat(labels).to(device)
 
 
 def _refuse_chance(correct: int, count: int, num_classes: int) -> None:
-    """A network that has seen its labels is better than chance by three standard deviations."""
+    """Refuse a network that is not better than chance by three standard deviations."""
     chance = 1 / num_classes
     limit = count * chance + 3 * math.sqrt(count * chance * (1 - chance))
-    if count >= _FEWEST_FOR_CHANCE and correct <= limit:
+    if count >= _MIN_FOR_CHANCE and correct <= limit:
         raise InputError(
-            f'classifies {100 * correct / count:.1f} % of the first {count} clean images correctly, as good as '
-            f'guessing among {num_classes} classes: its classes are not those of the data, or it has no trained '
-            'weights', '`allow_chance=True` evaluates all the same', argument='model')
+            f'classifies {100 * correct / count:.1f} % of the first {count} clean images correctly, no better '
+            f'than guessing among {num_classes} classes: its classes are not those of the data, or its weights are '
+            'untrained', 'pass `allow_chance=True` to evaluate it anyway', argument='model')
 
 
 @dataclass
 class _Pool:
-    """Images that are attacked together, of which `standing` are classified correctly so far."""
+    """Images that are attacked together."""
     x: torch.Tensor
     labels: torch.Tensor
     indices: List[int]
@@ -112,24 +112,24 @@ class _Pool:
 
 @dataclass
 class Runner:
-    """Attacks a network and writes down which images withstand.
+    """Attacks a network and records which images withstand.
 
-    Images are attacked in pools of several batches, so that the batch stays full while images that are fooled leave it.
-    Noise is seeded per image of the data set: neither batch size nor number of processes changes it. For a network with
-    batch statistics each batch of the loader is attacked as a whole, since a prediction holds within its batch only.
+    Images are attacked in pools of several batches, so that batches stay full while fooled images leave them. Noise is
+    seeded by image, so that neither batch size nor number of processes changes it. For a network with batch statistics,
+    each batch of the loader is attacked as a whole, since a prediction holds only within its batch.
 
     Attributes:
         model: Maps pixels in [0, 1], shape (N, C, H, W), to logits; in eval mode.
         plan: The attacks.
-        journal: Where outcomes are kept; what it holds already is not done again.
+        journal: Where outcomes are kept; those it already holds are not computed again.
         num_classes: Classes of the network.
-        batch_size: Images in the network at once; halves where memory ends.
+        batch_size: Batch size; halved when memory runs out.
         device: Device of the network.
         seed: Seed of the noise.
-        fast_model: Faster network to search with, see `Attack.run`.
-        surrogate: Network to craft on instead of the model: a black-box transfer attack.
-        allow_chance: Attack a network that classifies the first pool no better than by guessing.
-        progress: Show a progress bar; by default on a terminal, and a line for each pool in a log.
+        fast_model: Faster copy of the network to attack, see `Attack.run`.
+        surrogate: Network to craft on instead of the model, for a black-box transfer attack.
+        allow_chance: Attack a network even if it is no better than chance on the first pool.
+        progress: Show a progress bar; by default on a terminal, while a log gets a line for each pool.
     """
     model: nn.Module
     plan: Plan
@@ -171,7 +171,7 @@ class Runner:
                 own = list(indices[done:done + len(x)])
                 self._attack_pool(x, labels, own, first=done == 0)
                 done += len(x)
-                self._tell(indices[:done], time.perf_counter() - began, len(indices))
+                self._show_progress(indices[:done], time.perf_counter() - began, len(indices))
                 del x, labels  # before the next pool is joined
         self.journal.say_changed()
 
@@ -181,14 +181,14 @@ class Runner:
         for batch in stream:
             yield _joined([batch, *islice(stream, count - 1)], self.device)
 
-    def _tell(self, indices: Sequence[int], seconds: float, total: int) -> None:
+    def _show_progress(self, indices: Sequence[int], seconds: float, total: int) -> None:
         assert self._bar is not None
         found = assemble(self.plan, self.journal, indices, self.num_classes)
-        standing = [True] * len(indices)
+        remaining = [True] * len(indices)
         texts = []
         for outcome in found:
-            standing = [s and c is not False for s, c in zip(standing, outcome.correct)]
-            accuracy = 100 * sum(standing) / len(standing) if outcome.accuracy is None else outcome.accuracy
+            remaining = [s and c is not False for s, c in zip(remaining, outcome.correct)]
+            accuracy = 100 * sum(remaining) / len(remaining) if outcome.accuracy is None else outcome.accuracy
             texts.append(f'{outcome.name} {accuracy:.1f}%')
         accuracies = '  '.join(texts)
         self._bar.set_postfix_str(accuracies)
@@ -197,17 +197,17 @@ class Runner:
             _logger.info(f'{len(indices)} of {total} images: {accuracies}, {tqdm.format_interval(left)} left')
 
     def logits(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What verdicts are taken from: logits of images, whose labels have to be classes of the network."""
+        """The logits behind verdicts; labels must be classes of the network."""
         with float32_proper():
             logits = self._fitting(lambda size: logits_of(self.model, x, len(x) if self.batch_dependent else size))
         if labels.max() >= logits.shape[1]:
             raise InputError(
-                f'hold class {labels.max().item()}, and the network has {logits.shape[1]} classes',
-                'choose a network of these classes', argument='labels')
+                f'hold class {labels.max().item()}, but the network has {logits.shape[1]} classes',
+                'choose a network with these classes', argument='labels')
         return logits
 
     def error_rates(self, x: torch.Tensor, labels: torch.Tensor) -> List[float]:
-        """How often each image is misclassified, of the plan's number of passes."""
+        """Share of the plan's passes that misclassify each image."""
         found: List[float] = error_rates(lambda: self.logits(x, labels), labels, self.plan.passes).tolist()
         return found
 
@@ -234,13 +234,13 @@ class Runner:
         new = [k for k, i in enumerate(indices) if i not in self.journal.correct[key]]
         if new:
             self._record(key, pool, new, [rates[k] for k in new], start)
-        # on another device an image may be classified otherwise than before a resume
-        correct = standing = [self.journal.correct[key][i] for i in indices]
+        # after resuming on another device, an image may be classified differently
+        correct = remaining = [self.journal.correct[key][i] for i in indices]
         for attack in self.plan.attacks:
-            withstood = list(standing if self.plan.worst_case else correct)
+            withstood = list(remaining if self.plan.worst_case else correct)
             for key, member in self.plan.members(attack, self.num_classes):
                 self._run(key, member, pool, withstood)
-            standing = [a and b for a, b in zip(standing, withstood)]
+            remaining = [a and b for a, b in zip(remaining, withstood)]
 
     def _record(
             self,
@@ -263,13 +263,13 @@ class Runner:
         end = self._bar.n + len(pool.x)
         self.journal.take(key, pool.indices, pool.hashes)
         known = self.journal.correct[key]
-        todo = [k for k, stands in enumerate(withstood) if stands and pool.indices[k] not in known]
+        todo = [k for k, remains in enumerate(withstood) if remains and pool.indices[k] not in known]
         if self.batch_dependent and todo:
             todo = list(range(len(pool.x)))
         if todo:
             start = time.perf_counter()
             x, labels, threat = pool.x, pool.labels, self.plan.threat
-            if len(todo) < len(x):  # what is attacked as a whole is not copied
+            if len(todo) < len(x):  # no copy if the whole pool is attacked
                 rows = torch.tensor(todo, device=x.device)
                 x, labels = x[rows], labels[rows]
             if attack.minimizes:
@@ -283,8 +283,8 @@ class Runner:
                     adv.split(self.batch_size), x.split(self.batch_size))]).tolist()
                 distances = [size if rate >= .5 else None for size, rate in zip(sizes, rates)]
             self._record(key, pool, todo, rates, start, distances)
-        for k, stands in enumerate(withstood):
-            withstood[k] = stands and known[pool.indices[k]]
+        for k, remains in enumerate(withstood):
+            withstood[k] = remains and known[pool.indices[k]]
         self._bar.update(end - self._bar.n)
 
     def craft(
@@ -295,7 +295,7 @@ class Runner:
             indices: Sequence[int],
             threat: Optional[ThreatModel] = None,
     ) -> torch.Tensor:
-        """Adversarial images of images at some indices of the data set, by default within the plan's threat model."""
+        """Adversarial images for images with these data set indices, by default within the plan's threat model."""
         seeds = index_seeds(self.seed, indices)
         return self._fitting(lambda size: self._craft(attack, x, labels, seeds, size, threat or self.plan.threat))
 
@@ -309,14 +309,14 @@ class Runner:
             threat: ThreatModel,
     ) -> torch.Tensor:
         if not self.batch_dependent and self.surrogate is None:
-            # fills its batches from the pool itself
+            # the attack fills its batches from the pool
             progress = self._bar.update if self._bar is not None else None
             with float32_proper() if self.fast_model is None else nullcontext():
                 return attack(
                     self.model, x, labels, threat, seed=seeds, batch_size=batch_size,
                     fast_model=self.fast_model, progress=progress, all_correct=True)
-        # The best iterates of several images were never in one batch, which matters if the batch does; and an attack
-        # that stops where the surrogate is fooled is a weak one on another network.
+        # With batch statistics, the best iterates of several images were never in one batch together. With a
+        # surrogate, an attack that stops once the surrogate is fooled is weak against the network itself.
         with float32_proper():
             parts = torch.arange(len(x), device=x.device).split(batch_size)
             return torch.cat([

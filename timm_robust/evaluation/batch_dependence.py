@@ -1,8 +1,8 @@
-"""What a prediction owes to the other images of its batch, and attacks that reckon with it.
+"""How predictions depend on the other images in the batch, and attacks that take this into account.
 
-A network that normalizes by the current batch has no robust accuracy per image: an adversarial image found in one batch
-need not fool in another, nor a clean one be classified alike. What can be measured is a joint attack on fixed batches,
-with gradients through the statistics.
+A network that normalizes by the current batch has no robust accuracy per image: in another batch, an adversarial image
+may not fool it, and the prediction for a clean image may change. What can be measured is a joint attack on fixed
+batches, with gradients through the statistics.
 """
 import copy
 import math
@@ -28,13 +28,13 @@ __all__ = [
     'judge_batches',
 ]
 
-# Logits of one image from kernels for another batch size differ by rounding, in TF32 by this share of the largest.
+# Kernels for other batch sizes round differently: under TF32, logits differ by this share of the largest.
 ROUNDING = 1e-3
-POINT = 1.  # a difference of accuracies, in percentage points, above which it says something
+POINT = 1.  # a larger difference of accuracies, in percentage points, is meaningful
 
 
 class BatchAccuracy(TypedDict):
-    """Accuracy in percent, and how many images are classified otherwise than in their own batch."""
+    """Accuracy in percent, and the number of images whose prediction differs from that in their own batch."""
     accuracy: float
     changed: int
 
@@ -62,7 +62,7 @@ def compare_batches(
         batch_size: int,
         seed: int = 0,
 ) -> Dict[str, Optional[BatchAccuracy]]:
-    """Classify the same images among different neighbours.
+    """Classify the same images in different batches.
 
     Args:
         model: Maps pixels (N, C, H, W) to logits (N, K), in eval mode.
@@ -88,7 +88,7 @@ def compare_batches(
     for name, batches in groups.items():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # RobustNorm's, on a batch of one image: here it is meant
+                warnings.simplefilter('ignore')  # RobustNorm's about a batch of one image, which is intended here
                 logits = torch.cat([logits_of(model, x[batch]) for batch in batches])
         except ValueError:
             outcome[name] = None
@@ -112,12 +112,12 @@ def judge_batches(
         f'{name.replace("_", " ")} ' + ('cannot be run' if m is None else (
             f'{m["accuracy"]:.1f} %' + ('' if name == 'own' else f' ({m["changed"]} predictions change)')))
         for name, m in measured.items()]
-    text = f'Clean accuracy by the batch of {batch_size} an image stands in: {", ".join(parts)}. '
+    text = f'Clean accuracy by composition of the batch (size {batch_size}): {", ".join(parts)}. '
     if not normalizes_by_batch and all(m is not None and not m['changed'] for m in measured.values()):
         return 'ok', text + 'No prediction depends on the batch.'
     return 'alarm', text + (
-        'The network predicts by the other images of the batch: an accuracy, clean or under attack, holds for its '
-        'batches alone.')
+        'Predictions depend on the other images in the batch: any accuracy, clean or under attack, holds for its '
+        'batches only.')
 
 
 def adaptive_accuracy(
@@ -147,9 +147,8 @@ def adaptive_accuracy(
 
     Returns:
         Accuracies in percent, in these batches: `clean`; `pgd` (whole batches, few steps); `adaptive`
-        (`Adaptive`); `standing` (PGD crafted as if statistics stood still, at those of the population). And with
-        population statistics: `population_clean` and `population_apgd_ce`. The last three are None for a network that
-        tracks no statistics.
+        (`Adaptive`); `standing` (PGD crafted with fixed population statistics). With population statistics:
+        `population_clean` and `population_apgd_ce`. The last three are None for a network that tracks no statistics.
     """
     population, tracked = copy.deepcopy(model), False
     try:
@@ -167,7 +166,7 @@ def adaptive_accuracy(
             'adaptive': Adaptive(steps=steps, restarts=restarts).craft(model, part, labels, **common),
         }
         if tracked:
-            # the last iterate: the first that fools one network by a hair seldom fools another
+            # the last iterate: an image that barely fools one network rarely fools another
             images['standing'] = PGD(steps=steps).craft(population, part, labels, **common)
         clean = logits_of(model, part).argmax(1) == labels
         for name, adv in images.items():
@@ -197,15 +196,15 @@ def judge_adaptive(
     simple = [measured['pgd']] + ([] if standing is None else [standing])
     worst = min(measured['adaptive'], *simple)
     text = (
-        f'Whole batches attacked at {threat}, since the network normalizes by the batch: clean '
+        f'Whole batches were attacked at {threat}, since the network normalizes by the batch: clean '
         f'{measured["clean"]:.1f} %, PGD-{few_steps} {measured["pgd"]:.1f} %, PGD-{steps} on cross-entropy and logit '
         f'gap with {restarts} restarts {measured["adaptive"]:.1f} %. ')
     if standing is not None:
         text += (
-            f'PGD-{steps} that takes the statistics as fixed leaves {standing:.1f} %, of which {standing - worst:.1f} '
-            'points are owed to its not knowing that they move. ')
+            f'PGD-{steps} that treats the statistics as constants gives {standing:.1f} %, {standing - worst:.1f} '
+            'points above the lowest, because it ignores that they change. ')
     text += f'The lowest, {worst:.1f} %, holds for these batches and guarantees nothing for others. '
-    text += 'The network tracks no statistics to deploy it with.' if measured['population_clean'] is None else (
-        'Deploy the network with population statistics; the comparable numbers are theirs: clean '
+    text += 'It tracks no statistics that it could be deployed with.' if measured['population_clean'] is None else (
+        'Deploy the network with population statistics, for which the comparable accuracies are clean '
         f'{measured["population_clean"]:.1f} %, APGD-CE ({steps} steps) {measured["population_apgd_ce"]:.1f} %.')
     return 'alarm' if max(simple) - worst > POINT else 'warning', text

@@ -23,7 +23,7 @@ _CORRUPTED = ('corruptions', 'c', '3dcc', *CIFAR_C)
 
 
 def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
-    """Folder by benchmark; empty for the data set itself."""
+    """Folder by benchmark; '' for the data set itself."""
     listed = config.benchmarks.split(',') if isinstance(config.benchmarks, str) else config.benchmarks
     found: Dict[str, str] = {}
     for text in filter(None, listed):
@@ -33,13 +33,13 @@ def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
             return InputError(problem, remedy, argument='benchmarks', value=text)
 
         if name not in _NAMES:
-            raise wrong('unknown', f"choose of {', '.join(_NAMES)}")
+            raise wrong('unknown', f"choose from {', '.join(_NAMES)}")
         if name in found:
             raise InputError(f'names {name} twice', argument='benchmarks', value=','.join(listed))
         if folder and name not in FOLDERS:
-            raise wrong('is of the data set', 'give its folder as `data_dir`')
+            raise wrong('is computed from the data set', 'pass its folder as `data_dir`')
         if name in FOLDERS and not (folder or data_dir):
-            raise wrong('has no folder', f'write {name}=FOLDER, or give the folder above it as `data_dir`')
+            raise wrong('has no folder', f'write {name}=FOLDER, or pass its parent folder as `data_dir`')
         found[name] = folder or (str(Path(data_dir or '') / FOLDERS[name]) if name in FOLDERS else '')
     return found
 
@@ -60,7 +60,7 @@ def _read_corruptions(config: EvalConfig, benchmarks: Iterable[str]) -> Dict[str
             raise InputError('must be from 1 to 5', argument='severities', value=severity)
     for argument, values in (('corruptions', names), ('severities', config.severities)):
         if len(set(values)) < len(values):
-            raise InputError('names one twice', argument=argument, value=' '.join(map(str, values)))
+            raise InputError('has duplicates', argument=argument, value=' '.join(map(str, values)))
     chosen = {benchmark: [name for name in names if name in own] for benchmark, own in known.items()}
     for benchmark in (b for b, own in chosen.items() if not own):
         raise InputError(f'names none of {benchmark}', f"choose of {', '.join(known[benchmark])}",
@@ -69,18 +69,18 @@ def _read_corruptions(config: EvalConfig, benchmarks: Iterable[str]) -> Dict[str
 
 
 def _refuse_union(dataset: Any, folders: Mapping[str, str], images: ImagesConfig) -> None:
-    """timm reads all of a folder where it has no folder of the split."""
+    """Refuse a folder without the split, since timm would then read all of it, benchmarks included."""
     root = getattr(getattr(dataset, 'reader', None), 'root', None)
     inside = [f for f in filter(None, folders.values()) if root and Path(root).resolve() in Path(f).resolve().parents]
     if inside:
         raise InputError(
             f'{images.data_dir} has no such folder, and {inside[0]} would be taken for clean images',
-            'name the folder of clean images as `data_dir` and those of benchmarks by NAME=FOLDER', argument='split',
+            'pass the folder of clean images as `data_dir` and benchmarks as NAME=FOLDER', argument='split',
             value=images.split)
 
 
 def _keys(part: Part) -> List[str]:
-    """Keys of the outcomes of a part; among all classes too where fewer count."""
+    """Keys of the outcomes of a part; two for a part with fewer classes than the network."""
     return [part.key] + [f'{part.key}/all'] * (part.classes is not None)
 
 
@@ -93,7 +93,7 @@ class Benchmarks:
         images: Where the data set is, and how images are loaded.
 
     Raises:
-        InputError: On unknown names, and on data that is not that of the benchmark or does not fit the network.
+        InputError: On unknown names, and on data that does not match the benchmark or the network.
     """
 
     def __init__(self, config: EvalConfig, network: Network, images: ImagesConfig):
@@ -103,7 +103,7 @@ class Benchmarks:
         if 'corruptions' in folders:
             check_library()
         self.parts = self._open(folders)
-        # before any is evaluated, so that what does not fit is said at once
+        # before evaluating anything, so that errors come at once
         self.chosen = {part.key: self._choose(part) for part in self.parts}
         self.batch_dependent = has_batch_statistics(network.model)
         self.batch_size = images.batch_size
@@ -138,9 +138,9 @@ class Benchmarks:
         wanted, model = {**CIFAR_C, 'cifar10.1': 10}.get(name, 1000), self.network.config.model
         if self.network.num_classes != wanted:
             raise InputError(
-                f'has {wanted} classes, {model} {self.network.num_classes}', argument='benchmarks', value=name)
+                f'has {wanted} classes, but {model} has {self.network.num_classes}', argument='benchmarks', value=name)
         if channels != 3:
-            raise InputError(f'has 3 channels, {model} takes {channels}', argument='benchmarks', value=name)
+            raise InputError(f'has 3 channels, but {model} takes {channels}', argument='benchmarks', value=name)
 
     def _published(self, name: str, folder: Path) -> List[Part]:
         if name in ('c', '3dcc'):
@@ -152,19 +152,19 @@ class Benchmarks:
         return imagenet_shift(name, folder)
 
     def _choose(self, part: Part) -> List[int]:
-        """Indices of the images of a part, which is looked at for it."""
+        """Indices of the images of a part; opens the part."""
         dataset, count = part.open(), self.images.num_examples
         part.size = len(dataset)
         if count is None and part.expected not in (None, part.size):
             raise InputError(
-                f'there are {part.size:,} images, published are {part.expected:,}', 'complete them, or take some by '
-                '`num_examples`', argument='benchmarks', value=part.key)
+                f'has {part.size:,} images, but {part.expected:,} were published', 'add the missing ones, or choose a '
+                'number with `num_examples`', argument='benchmarks', value=part.key)
         if count is not None and count > part.size:
-            raise InputError(f'{part.key} has {part.size:,} images', argument='num_examples', value=count)
+            raise InputError(f'{part.key} has only {part.size:,} images', argument='num_examples', value=count)
         return balanced_indices(dataset_labels(dataset), part.size, count, self.config.seed)
 
     def contexts(self, common: Mapping[str, Any]) -> Dict[str, Mapping[str, Any]]:
-        """By part what decides its outcomes, given what holds for all."""
+        """By part, everything that determines its outcomes, including what is common to all."""
         return {key: {
             **common,
             'preprocessing': self._preprocessing(part),
@@ -179,7 +179,7 @@ class Benchmarks:
         return preprocessing
 
     def run(self, journal: Journal, peers: Peers, progress: Optional[bool]) -> None:
-        """Classify the images of all parts that belong to this process, but those of the journal."""
+        """Classify this process's images of all parts, except those already in the journal."""
         hidden = True if not peers.primary else None if progress is None else not progress
         with tqdm(self.parts, unit='set', disable=hidden) as bar:
             for part in bar:

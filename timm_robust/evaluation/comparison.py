@@ -11,7 +11,7 @@ from .report import EvaluationReport
 
 __all__ = ['collect']
 
-_Row = Tuple[float, Tuple[Hashable, ...]]  # accuracy and what it was measured on, number of images and seed first
+_Row = Tuple[float, Tuple[Hashable, ...]]  # accuracy, and what it was measured on: number of images and seed first
 
 
 def _benchmarks(report: EvaluationReport) -> Dict[str, _Row]:
@@ -31,7 +31,7 @@ def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
     for outcome in report.attacks:
         if outcome.is_clean:
             found[outcome.name] = report.accuracy(outcome.name), sample
-        elif outcome.complete:  # it was run on all images, not on what other attacks left
+        elif outcome.complete:  # run on all images, not only on those that withstood other attacks
             found[f'{outcome.attack_name} {outcome.threat}'] = (
                 report.accuracy(outcome.name), (*sample, repr(sorted(outcome.attack.items()))))
     if len(report.threats) > 1:
@@ -41,16 +41,16 @@ def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
 
 
 def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
-    """Accuracy in percent by network and benchmark or attack, of those that all networks have.
+    """Accuracy in percent by network and by benchmark or attack, for those that all networks have.
 
-    The name of an attack holds its threat model, every name the number of images and the seed.
+    Names of attacks include the threat model; all names include the number of images and the seed.
 
     Args:
-        folders: By name of a network the folders of its reports.
+        folders: Folders of the reports of each network, by its name.
 
     Raises:
-        InputError: If a folder holds none, a network has one accuracy twice, networks were evaluated on different
-            images or with different seeds, or they have nothing in common.
+        InputError: If a folder holds no report, an accuracy of a network occurs twice, networks were evaluated on
+            different images or with different seeds, or they have nothing in common.
     """
     found: Dict[str, Dict[str, _Row]] = {}
     for name, own in folders.items():
@@ -62,10 +62,10 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
                 raise InputError(f'{name}={folder}: {error.explanation}') from error
             weights.add(report.model.weights_sha256)
             if len(weights) > 1:
-                raise InputError(f'{name}={folder}: was measured on other weights than the folder before it')
+                raise InputError(f'{name}={folder}: holds results for other weights than the previous folder')
             for key, value in {**_benchmarks(report), **_attacks(report)}.items():
                 if key != 'clean' and key in found[name]:
-                    raise InputError(f'{name}={folder}: measures {key}, which another folder of {name} does too')
+                    raise InputError(f'{name}={folder}: {key} is in another folder of {name} too')
                 found[name].setdefault(key, value)
     first = next(iter(found.values()))
     common = [key for key in first if all(key in own for own in found.values())]
@@ -75,8 +75,8 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
         for name, rows in found.items():
             if rows[key][1] != first[key][1]:
                 raise InputError(
-                    f'{name}: {key} was measured on other images or with other settings than that of '
-                    f'{next(iter(found))}', 'give both the same data, `num_examples`, `seed`, attacks, `corruptions` '
-                    'and `severities`')
+                    f'{name}: {key} was measured on other images or with other settings than for '
+                    f'{next(iter(found))}', 'use the same data, `num_examples`, `seed`, attacks, `corruptions` and '
+                    '`severities` for both')
     titles = {key: f'{key} ({first[key][1][0]:,} images, seed {first[key][1][1]})' for key in common}
     return {name: {titles[key]: rows[key][0] for key in common} for name, rows in found.items()}

@@ -1,4 +1,4 @@
-"""Settings of an evaluation, which the command line, a YAML file and Python make alike."""
+"""Settings of an evaluation, shared by the command line, YAML files and Python."""
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Dict, Optional, Tuple, Union
 
@@ -16,10 +16,10 @@ __all__ = ['DTYPES', 'EvalConfig', 'ThreatConfig']
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20'
-_OF_ATTACKS = (
+_ATTACK_SETTINGS = (
     'threat', 'worst_case', 'exact', 'fast_dtype', 'eps_sweep', 'gamma_sweep', 'surrogate', 'surrogate_checkpoint',
     'diagnose', 'attack_settings')
-_OF_BENCHMARKS = ('corruptions', 'severities')
+_BENCHMARK_SETTINGS = ('corruptions', 'severities')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,56 +41,56 @@ class ThreatConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How to evaluate; what the network and the images are stands elsewhere.
+    """How to evaluate; network and images have settings of their own.
 
     Attributes:
-        threat: Threat model of the attacks, or how it is printed: 'Linf 8/255'; or several, by commas or in a tuple.
-        attack_settings: Settings that go to every attack named which has such a field.
-        progress: Show a progress bar; by default on a terminal, and a line for each pool of images in a log.
-        command: Command line that asked for the evaluation.
+        threat: Threat model of the attacks, also as text: 'Linf 8/255'; or several, with commas or as a tuple.
+        attack_settings: Settings for every chosen attack that has such a field.
+        progress: Show a progress bar; by default on a terminal, while a log gets a line for each pool of images.
+        command: Command line of the evaluation.
 
     Raises:
         InputError: On values of a wrong type or out of range, and on settings that would have no effect.
     """
     attacks: Union[str, Attack, Tuple[Any, ...], None] = setting(
-        None, lambda: 'comma-separated: clean, and attacks, with a number of steps or queries (default: '
+        None, lambda: 'comma-separated: clean, and attacks with a number of steps or queries (default: '
         f'{_DEFAULT_ATTACKS}; none with benchmarks). Attacks: {attack_names()}',
         metavar='NAMES', group='Evaluation parameters')
     threat: Union[str, ThreatModel, Tuple[Any, ...]] = setting(
-        'Linf 8/255', "instead of norm and eps: a threat model, or several, each of which every attack is run under, "
-        "as in 'Linf 8/255, L2 0.5, L1 12'", metavar='TEXT')
+        'Linf 8/255', "instead of norm and eps: one or several threat models; every attack runs under each, as in "
+        "'Linf 8/255, L2 0.5, L1 12'", metavar='TEXT')
     attack_settings: Dict[str, Any] = field(default_factory=dict)
     worst_case: bool = setting(
-        False, 'run each attack only on images that withstood those before it (default: all on all)')
+        False, 'run each attack only on images that withstood those before it (default: on all images)')
     eps_sweep: Union[str, Tuple[Any, ...]] = setting(
         '', 'also measure accuracy over these eps under the last attack, e.g. 0,2/255,4/255,8/255', metavar='LIST')
     gamma_sweep: bool = setting(
         False, 'also measure the trade-off of a checkpoint with two BatchNorms (objective mbnat) under the last '
-        'attack, while gamma goes from 0 to 1')
+        'attack, for gamma from 0 to 1')
     surrogate: Union[str, nn.Module] = setting(
-        '', 'another network of the same classes (a timm model, the folder of an export), to craft attacks on',
+        '', 'another network with the same classes to craft attacks on (a timm model or the folder of an export)',
         metavar='MODEL')
     surrogate_checkpoint: str = setting('', 'weights of the surrogate', metavar='PATH')
     exact: bool = setting(
-        False, 'search in plain float32 on the network itself (default: on a copy with folded normalization, whose '
-        'every result is verified on the network)')
+        False, 'attack the network itself in plain float32 (default: a faster copy with folded normalization; every '
+        'result is verified on the original)')
     fast_dtype: str = setting(
-        'float32', 'float32 or bfloat16, precision of that copy; fab, square and rays always search in float32',
+        'float32', 'precision of that copy, float32 or bfloat16; fab, square and rays always use float32',
         metavar='DTYPE')
-    seed: int = setting(0, 'seed of subset and noise', metavar='S')
-    allow_chance: bool = setting(False, 'evaluate a network whose clean accuracy is that of guessing')
+    seed: int = setting(0, 'random seed for the image subset and the noise', metavar='S')
+    allow_chance: bool = setting(False, 'evaluate a network even if its clean accuracy is no better than chance')
     diagnose: Optional[bool] = setting(None, 'check whether the robustness is real (default: after AutoAttack)')
-    save_images: int = setting(8, 'clean and adversarial images in the report', metavar='N')
+    save_images: int = setting(8, 'number of clean and adversarial images in the report', metavar='N')
     benchmarks: Union[str, Tuple[str, ...]] = setting(
-        '', 'comma-separated: clean and corruptions (made on the fly) of the data set; c, 3dcc, r, a, sketch, '
-        'stylized, v2 (of ImageNet), cifar10-c, cifar100-c, cifar10.1, as NAME=FOLDER or by their names in data-dir',
+        '', 'comma-separated: clean and corruptions (computed on the fly) of the data set; c, 3dcc, r, a, sketch, '
+        'stylized, v2 (ImageNet), cifar10-c, cifar100-c, cifar10.1, as NAME=FOLDER or by their names in data-dir',
         metavar='NAMES', group='Benchmark parameters')
     corruptions: Optional[Tuple[str, ...]] = setting(
-        None, 'of c, cifar10-c, cifar100-c, corruptions and 3dcc: names, or all with the four of validation (default: '
-        'the 15, and the 12 of 3dcc)', metavar='NAME')
-    severities: Tuple[int, ...] = setting(SEVERITIES, 'of corruptions', metavar='S')
+        None, 'corruptions of c, cifar10-c, cifar100-c, corruptions and 3dcc: names, or all to add the four for '
+        'validation (default: the 15 common ones, and the 12 of 3dcc)', metavar='NAME')
+    severities: Tuple[int, ...] = setting(SEVERITIES, 'severities of corruptions', metavar='S')
     output: str = setting('', 'folder for results', metavar='DIR', group='Output parameters')
-    resume: bool = setting(False, 'continue an evaluation that was cut off in the output folder')
+    resume: bool = setting(False, 'continue an interrupted evaluation in the output folder')
     progress: Optional[bool] = None
     command: str = ''
 
@@ -101,20 +101,20 @@ class EvalConfig:
         check_at_least('save_images', self.save_images, 0)
         if self.exact and self.fast_dtype != 'float32':
             raise InputError(
-                'with `exact=True` the search is in float32', 'leave one of them out', argument='fast_dtype',
+                'with `exact=True` attacks run in float32', 'remove one of the two', argument='fast_dtype',
                 value=self.fast_dtype)
         if self.resume and not self.output:
-            raise InputError('needs the folder of the evaluation that was cut off', 'pass `output`', argument='resume')
+            raise InputError('needs the folder of the interrupted evaluation', 'pass `output`', argument='resume')
         if not self.plan:
-            self._refuse_unused(_OF_ATTACKS, 'with `benchmarks` and no attack', 'name `attacks` too')
+            self._refuse_unused(_ATTACK_SETTINGS, 'with `benchmarks` and no attack', 'pass `attacks` too')
         if not self.benchmarks:
-            self._refuse_unused(_OF_BENCHMARKS, 'without `benchmarks`', 'name some')
+            self._refuse_unused(_BENCHMARK_SETTINGS, 'without `benchmarks`', 'pass some')
         for name in ('eps_sweep', 'gamma_sweep'):
             if getattr(self, name) and not (self.plan and self.plan.real_attacks):
                 raise InputError('needs an attack in `attacks`, for example pgd20', argument=name,
                                  value=getattr(self, name))
             if getattr(self, name) and len(self.plans) > 1:
-                raise InputError('is for one threat model', 'give one in `threat`', argument=name,
+                raise InputError('needs a single threat model', 'pass one as `threat`', argument=name,
                                  value=getattr(self, name))
         self.swept_plans()
 
@@ -129,7 +129,7 @@ class EvalConfig:
 
     @property
     def plans(self) -> Tuple[Plan, ...]:
-        """The attacks under each threat model, clean images in the first alone; none if there are benchmarks alone."""
+        """The attacks under each threat model, with clean images only in the first; none for benchmarks only."""
         attacks = self.attacks
         if attacks is None:
             if self.benchmarks:
@@ -145,7 +145,7 @@ class EvalConfig:
 
     @property
     def plan(self) -> Optional[Plan]:
-        """The attacks under the first threat model; None if there are benchmarks alone."""
+        """The attacks under the first threat model; None for benchmarks only."""
         return next(iter(self.plans), None)
 
     def swept_plans(self) -> Dict[float, Plan]:

@@ -1,6 +1,6 @@
-"""Checks that tell real robustness from false.
+"""Checks that distinguish real from false robustness.
 
-An accuracy under attack bounds robustness from above, and loosely where gradients mislead the attack. Each check
+Accuracy under attack is an upper bound on robust accuracy, and a loose one if gradients mislead the attack. Each check
 measures one sign of that.
 
 Athalye et al. 2018, `Obfuscated Gradients Give a False Sense of Security` - https://arxiv.org/abs/1802.00420,
@@ -57,7 +57,7 @@ _UNBOUNDED_STEPS = 50
 
 @dataclass(eq=False)
 class _Case:
-    """What all checks share; arguments of `diagnose`."""
+    """What all checks share; the fields are arguments of `diagnose`."""
     model: nn.Module
     x: torch.Tensor
     y: torch.Tensor
@@ -75,7 +75,7 @@ class _Case:
         self.seeds = image_seeds(self.seed, len(self.x), self.x.device)
         self.logits = logits_of(self.model, self.x, self.batch_size)
         self.correct = self.logits.argmax(1) == self.y
-        self.left = self.correct  # what gradient attacks have left so far
+        self.remaining = self.correct  # images that withstand all gradient attacks so far
         self.random = False
 
     def finding(self, name: str, verdict: str, text: str, **measured: object) -> Finding:
@@ -103,7 +103,7 @@ class _Case:
             among: torch.Tensor,
             threat: Optional[ThreatModel] = None,
     ) -> torch.Tensor:
-        """Which images of the mask `among` withstand an attack; whole batches are attacked if the batch matters."""
+        """Which images of the mask `among` withstand an attack; with batch statistics, whole batches are attacked."""
         threat = threat or self.threat
         if self.joint:
             batches = zip(*(t.split(self.batch_size) for t in (self.x, self.y, self.seeds)))
@@ -122,7 +122,7 @@ class _Case:
 
 
 def _grade(count: int, total: int, alarm_above: float = .01) -> str:
-    """No image is fine, few are a warning."""
+    """'ok' for no image, 'warning' for a few, 'alarm' for more."""
     return 'ok' if count == 0 else 'alarm' if count > alarm_above * total else 'warning'
 
 
@@ -131,13 +131,13 @@ def _randomness(case: _Case) -> Finding:
     largest = ((again - case.logits).abs().amax(1) / case.logits.abs().amax(1).clamp_min(1e-12)).max().item()
     changed = int((again.argmax(1) != case.logits.argmax(1)).sum())
     case.random = largest > ROUNDING
-    text = f'Two passes differ by up to {largest:.2g} of the largest logit, in {changed} predictions. '
+    text = f'Two passes differ by up to {largest:.2g} of the largest logit, and {changed} predictions change. '
     verdict = 'alarm' if case.random else 'warning' if largest else 'ok'
     text += {
         'ok': 'The network is deterministic.',
-        'warning': 'That is no more than rounding.',
-        'alarm': 'The network is randomized: gradients of a single pass are noise, average them (eot_iter, AutoAttack '
-                 "'rand') before trusting any accuracy under attack.",
+        'warning': 'This is rounding error.',
+        'alarm': 'The network is randomized, so the gradient of a single pass is noisy: average over passes (eot_iter, '
+                 "AutoAttack 'rand') before trusting any accuracy under attack.",
     }[verdict]
     return case.finding('randomness', verdict, text, passes=2, largest_change=largest, predictions_changed=changed)
 
@@ -152,19 +152,19 @@ def _zero_gradients(case: _Case) -> Finding:
     verdict = _grade(images['float32'], total)
     text = (
         f'The input gradient of the cross-entropy is exactly zero for {images["float32"]} of {total} correctly '
-        f'classified images in float32 and {images["float64"]} in float64 (of single entries: '
+        f'classified images in float32 and {images["float64"]} in float64 (share of zero entries: '
         f'{entries["float32"]:.1%} and {entries["float64"]:.1%}). ')
     if images['float32'] > images['float64']:
-        text += ('The logits saturate in float32: there is a slope, but attacks on the cross-entropy cannot see it. '
-                 'Attack in float64 or by a loss on the logits (DLR, logit gap).')
+        text += ('The cross-entropy saturates in float32: attacks on it get no gradient although there is one. Attack '
+                 'in float64, or with a loss on the logits (DLR, logit gap).')
     elif images['float32']:
-        text += ('The network is not differentiable, masks its gradients or saturates even in float64: gradient '
-                 'attacks measure nothing here.')
+        text += ('The network is not differentiable, masks its gradients or saturates even in float64: accuracy '
+                 'under gradient attacks is meaningless here.')
     elif entries['float32'] > entries['float64'] + .1:
         verdict = 'warning'
         text += 'Gradients begin to vanish in float32: compare with attacks in float64 or on the logits.'
     else:
-        text += 'Gradient attacks have a direction to go.'
+        text += 'Gradient attacks have a direction to follow.'
     return case.finding('zero_gradients', verdict, text, images=images, share_of_entries=entries)
 
 
@@ -178,8 +178,8 @@ def _saturated_logits(case: _Case) -> Finding:
         f'In float32 the cross-entropy is exactly 0 for {zero_loss} of {len(labels)} correctly classified images and '
         f'the probability exactly 1 for {certain}; the median gap between the two highest logits is {gap:.3g}. ')
     text += 'No image is saturated.' if verdict == 'ok' else (
-        'Where the loss is flat an attack on it cannot tell better from worse: use a loss that ignores the scale of '
-        'the logits (APGD-DLR).')
+        'An attack makes no progress where the loss is flat: use a loss that ignores the scale of the logits '
+        '(APGD-DLR).')
     return case.finding(
         'saturated_logits', verdict, text, zero_loss=zero_loss, probability_one=certain, median_logit_gap=gap)
 
@@ -187,38 +187,38 @@ def _saturated_logits(case: _Case) -> Finding:
 def _more_steps(case: _Case) -> Finding:
     runs = []
     for steps, restarts in [*((steps, 1) for steps in case.steps), (case.usual_steps, _RESTARTS)]:
-        case.left = case.withstood(APGD(steps=steps, restarts=restarts), case.left)
-        runs.append({'steps': steps, 'restarts': restarts, 'accuracy': case.percent(case.left)})
+        case.remaining = case.withstood(APGD(steps=steps, restarts=restarts), case.remaining)
+        runs.append({'steps': steps, 'restarts': restarts, 'accuracy': case.percent(case.remaining)})
     last_drop = max(a['accuracy'] - b['accuracy'] for a, b in list(pairwise(runs))[-2:])
     verdict = 'warning' if last_drop > POINT else 'ok'
     found = ', '.join(f'{r["accuracy"]:.1f} % after {r["steps"]} steps' for r in runs)
     text = (
-        f'Accuracy under APGD-CE at {case.threat}, each run on what those before left: {found} and {_RESTARTS} '
-        'restarts. ')
+        f'Accuracy under APGD-CE at {case.threat}, each run on the images remaining after the previous one: {found} '
+        f'and {_RESTARTS} restarts. ')
     text += (
-        f'The last increase still took {last_drop:.1f} points: the attack has not converged, go on adding steps and '
-        'restarts.' if verdict == 'warning' else 'More steps and restarts take hardly more.')
+        f'Accuracy still fell by {last_drop:.1f} points: the attack has not converged, increase steps and restarts.'
+        if verdict == 'warning' else 'More steps and restarts barely lower it.')
     return case.finding('more_steps', verdict, text, runs=runs, last_drop=last_drop)
 
 
 def _black_box(case: _Case) -> Finding:
     gradient_attacks = 'APGD-CE'
-    # cross-entropy alone may climb towards the wrong class, and flattens where logits are large
+    # cross-entropy alone may follow a poor target class, and is flat where logits are large
     for name, attack, classes in (
             ('APGD-DLR', APGD(loss='dlr', steps=case.usual_steps), 3), ('APGD-T', APGDT(steps=case.usual_steps), 4)):
         if case.logits.shape[1] >= classes:
-            case.left = case.withstood(attack, case.left)
+            case.remaining = case.withstood(attack, case.remaining)
             gradient_attacks += f', {name}'
-    before = int(case.left.sum())
+    before = int(case.remaining.sum())
     broken = before - int(case.withstood(
-        Square(query_limit=case.black_box_queries, rescale_schedule=True), case.left).sum())
+        Square(query_limit=case.black_box_queries, rescale_schedule=True), case.remaining).sum())
     verdict = _grade(broken, len(case.x))
     text = (
         f'Square with {case.black_box_queries} queries at {case.threat} breaks {broken} of {before} images that '
-        f'{gradient_attacks} ({case.usual_steps} steps and more) left. ')
-    text += 'Gradients find what scores alone find.' if verdict == 'ok' else (
-        'An attack without gradients finds what gradients do not: the gradients mislead, and accuracy under gradient '
-        'attacks overstates robustness.')
+        f'withstand {gradient_attacks} ({case.usual_steps} steps or more). ')
+    text += 'Gradient attacks find all that it finds.' if verdict == 'ok' else (
+        'A gradient-free attack succeeds where gradient attacks fail: the gradients are misleading, and accuracy under '
+        'gradient attacks overstates robustness.')
     return case.finding(
         'black_box', verdict, text, queries=case.black_box_queries, steps=case.usual_steps,
         gradient_attacks=gradient_attacks, left_by_gradients=before, broken=broken)
@@ -230,18 +230,18 @@ def _transfer(case: _Case) -> Finding:
             'transfer', 'skipped', 'No surrogate to craft images on: pass one, for example a network trained without '
             'the defence.')
     adv = case.x.clone()
-    for index in case.left.nonzero().squeeze(1).split(case.batch_size):
-        # the last iterate: the first that fools the surrogate by a hair seldom fools another network
+    for index in case.remaining.nonzero().squeeze(1).split(case.batch_size):
+        # the last iterate: an image that barely fools the surrogate rarely fools another network
         adv[index] = PGD(steps=case.usual_steps).craft(
             case.surrogate, case.x[index], case.y[index], case.threat, seed=case.seeds[index].tolist())
-    before = int(case.left.sum())
-    broken = before - int(case.holds(adv[case.left], case.left).sum())
+    before = int(case.remaining.sum())
+    broken = before - int(case.holds(adv[case.remaining], case.remaining).sum())
     verdict = _grade(broken, len(case.x))
     text = (
         f'Images crafted on the surrogate (PGD, {case.usual_steps} steps, {case.threat}) break {broken} of {before} '
-        'that attacks by the gradients of the network itself left. ')
-    text += 'Its own gradients are the better guide, as they should be.' if verdict == 'ok' else (
-        'Gradients of another network are a better guide than its own: its gradients are masked.')
+        'images that withstand gradient attacks on the network itself. ')
+    text += 'Its own gradients work better, as they should.' if verdict == 'ok' else (
+        'Gradients of another network work better than its own: its gradients are masked.')
     return case.finding(
         'transfer', verdict, text, steps=case.usual_steps, left_by_gradients=before, broken=broken)
 
@@ -256,14 +256,14 @@ def _adaptive(case: _Case) -> Finding:
 
 def _unbounded(case: _Case) -> Finding:
     threat = case.threat.unbounded(case.x.shape[1:])
-    # without a random start, that a network without gradients survives is not left to chance
+    # no random start, which could fool a network without gradients by chance
     survivors = int(case.withstood(
         PGD(steps=_UNBOUNDED_STEPS, random_start=False), case.correct, threat).sum())
     total = int(case.correct.sum())
-    text = f'PGD without a bound ({threat}, {_UNBOUNDED_STEPS} steps) leaves {survivors} of {total} images. '
+    text = f'Unbounded PGD ({threat}, {_UNBOUNDED_STEPS} steps) fails to break {survivors} of {total} images. '
     text += (
-        'It may turn any image into any other, so it fails for want of a usable gradient: bounded attacks fail for the '
-        'same reason.' if survivors else 'It reaches 0 %, as it must.')
+        'It may change any image into any other, so what it lacks is a usable gradient: bounded attacks fail for the '
+        'same reason.' if survivors else 'Accuracy falls to 0 %, as it must.')
     return case.finding(
         'unbounded', 'alarm' if survivors else 'ok', text, unbounded_eps=threat.eps, steps=_UNBOUNDED_STEPS,
         survivors=survivors)
@@ -277,13 +277,13 @@ def _noise(case: _Case) -> Finding:
     text = f'Clean {clean:.1f} %, uniform noise {under_noise:.1f} %, FGSM {under_fgsm:.1f} % at {case.threat}. '
     if under_noise - under_fgsm > POINT:
         verdict = 'ok'
-        text += 'The gradient points somewhere.'
+        text += 'The gradient beats a random direction.'
     elif under_noise < clean:
         verdict = 'alarm'
-        text += 'The gradient is no better a direction than chance: it is masked.'
+        text += 'The gradient is no better than a random direction: it is masked.'
     else:
         verdict = 'warning'
-        text += 'Neither does anything: eps is small for this network, or its gradient is masked.'
+        text += 'Neither lowers accuracy: eps is small for this network, or its gradient is masked.'
     return case.finding('noise', verdict, text, clean=clean, noise=under_noise, fgsm=under_fgsm, steps=1)
 
 
@@ -292,9 +292,9 @@ def _single_step(case: _Case) -> Finding:
     single = case.correct & ~case.withstood(FGSM(), case.correct)
     only_single = int((single & case.withstood(PGD(steps=steps), case.correct)).sum())
     verdict = 'ok' if only_single <= 2 else _grade(only_single, len(case.x))
-    text = f'Images broken by FGSM and not by PGD-{steps} at {case.threat}: {only_single}. '
-    text += 'Steps help, as they should.' if verdict == 'ok' else (
-        'One step beats many: the loss is bent around the image, a classic sign of masked gradients.')
+    text = f'Images broken by FGSM but not by PGD-{steps} at {case.threat}: {only_single}. '
+    text += 'More steps help, as they should.' if verdict == 'ok' else (
+        'One step beats many: the loss is far from linear around the image, a classic sign of masked gradients.')
     return case.finding('single_step', verdict, text, steps=steps, only_by_single_step=only_single)
 
 
@@ -308,7 +308,7 @@ def _rugged_loss(case: _Case) -> Finding:
     text = (
         f'At {case.threat} the mean cross-entropy, {clean:.3g} when clean, rises by {rise:.3g} along the gradient and '
         f'by {random_rise:.3g} along random signs. ')
-    text += 'The gradient leads uphill.' if verdict == 'ok' else (
+    text += 'The gradient increases the loss more than a random direction.' if verdict == 'ok' else (
         'A random direction is as good as the gradient: the loss surface is rugged or flat.')
     return case.finding(
         'loss_surface', verdict, text, clean_loss=clean, gradient_rise=rise, random_rise=random_rise, ratio=ratio)
@@ -317,8 +317,8 @@ def _rugged_loss(case: _Case) -> Finding:
 def _batch_dependence(case: _Case) -> Finding:
     if case.random and not case.joint:
         return case.finding(
-            'batch_dependence', 'skipped', 'The network is randomized: its predictions change without any neighbour.')
-    # shuffling changes nobody's neighbours where all stand in one batch
+            'batch_dependence', 'skipped', 'The network is randomized: its predictions change even in the same batch.')
+    # if all images were in one batch, shuffling would change nothing
     size = min(case.batch_size, max(len(case.x) // 2, 1))
     measured = compare_batches(case.model, case.x, case.y, batch_size=size, seed=case.seed + 1)
     verdict, text = judge_batches(measured, case.joint, size)
@@ -347,30 +347,29 @@ def diagnose(
 ) -> List[Finding]:
     """Look for signs that a network's robust accuracy is an artefact of the attack.
 
-    Attacks that start over image by image are not defined for a network that normalizes by the batch: there a joint
-    attack of fixed, shuffled batches ('adaptive') stands in for 'more_steps', 'black_box', 'transfer' and 'unbounded'.
+    Attacks that restart single images are not defined for a network that normalizes by the batch: there, a joint attack
+    on fixed, shuffled batches ('adaptive') replaces 'more_steps', 'black_box', 'transfer' and 'unbounded'.
 
     Args:
-        model: Maps pixels in [0, 1], shape (N, C, H, W), to logits (N, K); in eval mode. It is left alone, the checks
-            work on a copy.
-        x: Clean images, shape (N, C, H, W), pixels in [0, 1]; 100 to 200 do.
+        model: Maps pixels in [0, 1], shape (N, C, H, W), to logits (N, K); in eval mode. The checks work on a copy.
+        x: Clean images, shape (N, C, H, W), pixels in [0, 1]; 100 to 200 are enough.
         y: True class indices, shape (N,).
         threat: Norm and eps.
         batch_size: Largest batch.
         seed: Seed of the batches, of every attack and of the network's own noise; the same seed gives the same
             findings on a CPU.
         surrogate: Another network to craft images on.
-        steps: Steps of APGD-CE, ascending; the middle one is that of all other attacks, the first that of PGD.
+        steps: Steps of APGD-CE, ascending. Other attacks take the middle number, plain PGD the first.
         black_box_queries: Queries of Square for each image.
-        fast_model: Faster network to search with, see `Attack.run`.
+        fast_model: Faster copy of the network to attack, see `Attack.run`.
         progress: Show a progress bar; by default only on a terminal.
 
     Returns:
         Findings, always in the same order.
 
     Raises:
-        InputError: If the network returns no finite logits (N, K), if pixels are not in [0, 1],
-            labels do not fit, or no image is classified correctly.
+        InputError: If the network does not return finite logits (N, K), pixels are not in [0, 1], labels do not fit, or
+            no image is classified correctly.
     """
     check_images(x, None, model)
     y = check_batch(x, y).labels

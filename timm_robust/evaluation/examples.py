@@ -1,4 +1,4 @@
-"""Adversarial images to look at."""
+"""Example images for reports and the app."""
 from dataclasses import replace
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -25,17 +25,17 @@ def example_images(
         outcomes: Sequence[AttackOutcome],
         count: int = 8,
 ) -> Tuple[Example, ...]:
-    """Adversarial images for a figure, made again with the seeds of the evaluation.
+    """Adversarial images for a figure, crafted again with the seeds of the evaluation.
 
-    For each image the first attack that fooled the network is shown, the last one where none did.
+    Each image is shown with the first attack that fooled the network, or with the last attack if none did.
 
     Args:
-        runner: What made the outcomes.
+        runner: The runner of the evaluation.
         x: The first images of the evaluation; for a network with batch statistics, its first batch.
         labels: Their labels, shape (N,).
         indices: Their indices in the data set.
-        outcomes: Of the attacks of `runner.plan`, for these images first.
-        count: Number of images, those classified correctly when clean.
+        outcomes: Outcomes of the attacks of `runner.plan`, beginning with these images.
+        count: Number of images, chosen among those classified correctly when clean.
     """
     attacks = [(a, o) for a, o in zip(runner.plan.attacks, outcomes, strict=True) if not isinstance(a, Clean)]
     if not attacks:
@@ -47,28 +47,28 @@ def example_images(
         fooled = [k for k, (_, outcome) in enumerate(attacks) if outcome.correct[i] is False]
         by_attack.setdefault(fooled[0] if fooled else len(attacks) - 1, []).append(i)
     examples: Dict[int, Example] = {}
-    for k, standing in by_attack.items():
+    for k, remaining in by_attack.items():
         attack = attacks[k][0]
         for key, member in runner.plan.members(attack, runner.num_classes):
-            picked = list(range(len(x))) if runner.batch_dependent else standing
+            picked = list(range(len(x))) if runner.batch_dependent else remaining
             adv = runner.craft(member, x[picked], labels[picked], [indices[i] for i in picked])
             after = runner.logits(adv, labels[picked]).softmax(1)
-            for i in standing:
+            for i in remaining:
                 j = picked.index(i)
                 examples[i] = Example(
                     clean=x[i].cpu(), adversarial=adv[j].cpu(), attack=key, label=int(labels[i]),
                     prediction=int(after[j].argmax()), clean_confidence=clean[i].max().item(),
                     confidence=after[j].max().item())
-            standing = [i for i in standing if not examples[i].fooled]
-            if not standing:
+            remaining = [i for i in remaining if not examples[i].fooled]
+            if not remaining:
                 break
-        for i in standing:
+        for i in remaining:
             examples[i] = replace(examples[i], attack=str(attack))
     return tuple(sorted(examples.values(), key=lambda e: e.label))
 
 
 def attacks_of_pictures(threat: ThreatModel, num_classes: int) -> List[str]:
-    """Names of all attacks that `attack_picture` takes, variants such as apgd-dlr among them."""
+    """Names of all attacks that `attack_picture` accepts, including variants such as apgd-dlr."""
     def fits(name: str) -> bool:
         try:
             Plan((parse_attack(name),), threat).check(num_classes, batch_dependent=False)
@@ -81,17 +81,17 @@ def attacks_of_pictures(threat: ThreatModel, num_classes: int) -> List[str]:
 
 
 def attack_picture(subject: Subject, picture: Image.Image, threat: ThreatModel, attack: str, seed: int = 0) -> Example:
-    """Attack what a network predicts for a picture, whose true class nobody has said.
+    """Attack a network's prediction for a picture whose true class is unknown.
 
     Args:
         subject: A network that takes images one by one and whose preprocessing is known.
-        picture: Of any size and mode; preprocessed as the images of an evaluation are.
-        threat: Threat model; eps 0 leaves the picture as it is.
+        picture: A picture of any size and mode; preprocessed like the images of an evaluation.
+        threat: Threat model; eps 0 leaves the picture unchanged.
         attack: Name of the attack, for example 'pgd20'.
         seed: Seed of its noise.
 
     Returns:
-        What the network sees before and after, with its own prediction for `label`.
+        What the network sees before and after the attack; `label` is its own prediction.
 
     Raises:
         InputError: On an attack that is not defined for the threat model or the network.

@@ -27,12 +27,12 @@ def versions() -> Dict[str, str]:
 
 @dataclass(frozen=True)
 class ThreatFacts:
-    """A threat model, which a reader need not know the norm of.
+    """A threat model as recorded; its norm need not be registered.
 
     Attributes:
-        norm: Name of the norm, 'Linf' for example; of several threat models the names of all.
-        eps: Largest perturbation in pixel units on [0, 1]; 0 for several, of which each outcome has its own.
-        text: As people write it, 'Linf 8/255', or 'Linf 8/255, L2 0.5'.
+        norm: Name of the norm, for example 'Linf'; for several threat models, all their names.
+        eps: Largest perturbation in pixel units on [0, 1]; 0 for several, since each outcome has its own.
+        text: For display, 'Linf 8/255', or 'Linf 8/255, L2 0.5'.
     """
     norm: str
     eps: float
@@ -51,13 +51,13 @@ class ModelFacts:
 
     Attributes:
         name: Model name, or the class of a module.
-        num_classes: Number of classes it tells apart.
-        weights_sha256: Hash of the weights that answered.
-        checkpoint: File the weights are from, '' for pretrained ones.
+        num_classes: Number of classes.
+        weights_sha256: Hash of the evaluated weights.
+        checkpoint: File of the weights, '' for pretrained ones.
         use_ema: Whether averaged weights of the checkpoint were preferred.
         model_kwargs: Further arguments of the model.
         bn_mode: Which statistics normalization used, None for the model's own.
-        gamma: Share of the BatchNorm of adversarial images, None for a network with one.
+        gamma: Weight of the BatchNorm for adversarial images; None for a network with one BatchNorm.
         input_size, mean, std, interpolation, crop_pct, crop_mode: Preprocessing; None for a module on pixels.
     """
     name: str
@@ -82,7 +82,7 @@ class ModelFacts:
     def resizing(self) -> str:
         """How images were resized and cropped, by RobustBench's names: 'Res256Crop224' (bilinear), 'Res224'.
 
-        '' where that is not known, or the crop is neither central nor none.
+        '' if unknown, and for crops other than a center crop.
         """
         if not (self.input_size and self.crop_pct and self.interpolation):
             return ''
@@ -102,12 +102,12 @@ class DataFacts:
         data_dir: Its folder.
         split: Its split.
         subset: How images were chosen.
-        num_images: Images the data set has.
-        indices: Index in the data set of each image that was chosen.
+        num_images: Number of images in the data set.
+        indices: Data set index of each chosen image.
         labels: Their labels.
         sha256: Hash of these images and labels.
         class_names: Names of the classes, where the data set knows them.
-        mismatch: How its classes differ from those of the network, and images under two labels; '' if nothing.
+        mismatch: Class differences from the network, and images with two labels; '' if none.
     """
     dataset: str = ''
     data_dir: Optional[str] = None
@@ -125,37 +125,37 @@ class DataFacts:
 
     @property
     def num_examples(self) -> int:
-        """Images that were chosen."""
+        """Number of chosen images."""
         return len(self.indices)
 
     @property
     def source(self) -> str:
-        """Where the images are from, for people."""
+        """Where the images are from, for display."""
         return self.data_dir or '' if self.dataset in ('', 'ImageFolder') else self.dataset
 
     def class_name(self, index: int) -> str:
-        """Name of a class; a network may know classes that the data set has no name for."""
+        """Name of a class, or 'class INDEX' if the data set has no name for it."""
         names = self.class_names or ()
         return names[index] if index < len(names) else f'class {index}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """How it was measured.
+    """How the accuracies were measured.
 
     Attributes:
-        seed: Seed of subset and noise.
-        batch_size: Images in the network at once.
+        seed: Seed of the image subset and the noise.
+        batch_size: Batch size.
         batch_dependent: A prediction depends on the other images of the batch.
         worst_case: Each attack ran only on images that withstood those before it.
         exact: Attacks ran on the network itself, not on a faster copy.
         fast_dtype: Precision of the faster copy.
-        device: Where.
+        device: Device.
         dtype: Precision of verdicts.
-        surrogate: Network the attacks were crafted on, '' if it is the one that was measured.
+        surrogate: Network the attacks were crafted on, '' if it is the evaluated network.
         surrogate_sha256: Hash of its weights.
         command: Command line, '' for a call from Python.
-        date: When it began, ISO 8601.
+        date: Start time, ISO 8601.
     """
     seed: int = 0
     batch_size: int = 0
@@ -195,7 +195,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An image, and what an attack made of it.
+    """A clean image and its adversarial version.
 
     Attributes:
         clean, adversarial: Shape (C, H, W), pixels in [0, 1].

@@ -1,4 +1,4 @@
-"""Results in format 2, which named things otherwise and held figures as free mappings."""
+"""Conversion of results in format 2, which had other names and untyped mappings."""
 from typing import Any, Dict, List, Mapping
 
 __all__ = ['upgraded']
@@ -12,7 +12,7 @@ def _renamed(content: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _settings(attack: Mapping[str, Any]) -> Dict[str, Any]:
-    """The attack as `Attack.to_dict` would have it, with all that was written of it."""
+    """The attack in the form of `Attack.to_dict`, with all its recorded settings."""
     if 'parts' in attack:
         return {'attack': 'autoattack'}
     kept = {k: v for k, v in attack.items() if k not in ('name', 'norm', 'eps', 'function')}
@@ -35,10 +35,10 @@ def _count(accuracy: float, total: int) -> int:
 
 
 def upgraded(content: Mapping[str, Any]) -> Dict[str, Any]:
-    """The content of a results.json of format 2 as one of format 3, without the number of the format.
+    """Convert the content of a results.json from format 2 to format 3, without the format number.
 
     Raises:
-        KeyError, TypeError, AttributeError: If it is none.
+        KeyError, TypeError, AttributeError: If it is not in format 2.
     """
     data, threat = dict(content['data']), dict(content['threat_model'])
     total = data.pop('num_examples')

@@ -1,4 +1,4 @@
-"""Evaluations of parts of a data set, made apart, as one."""
+"""Join evaluations of parts of a data set."""
 from dataclasses import replace
 from typing import Any, Callable, Dict, Sequence
 
@@ -9,11 +9,11 @@ from .report import EvaluationReport
 
 __all__ = ['join_reports']
 
-_OF_A_PART = ('subset', 'indices', 'labels', 'sha256', 'command', 'date')
+_PER_PART = ('subset', 'indices', 'labels', 'sha256', 'command', 'date')
 
 
 def _shared(part: Any) -> Dict[str, Any]:
-    return {k: v for k, v in to_mapping(part).items() if k not in _OF_A_PART}
+    return {k: v for k, v in to_mapping(part).items() if k not in _PER_PART}
 
 
 def _attacks(report: EvaluationReport) -> Dict[str, Any]:
@@ -38,29 +38,29 @@ def _check(reports: Sequence[EvaluationReport]) -> None:
             different = [k for k in {**first, **other} if first.get(k) != other.get(k)]
             if different or list(first) != list(other):
                 raise InputError(
-                    f"differ in their {name} ({', '.join(different) or 'order'})", 'measure the parts alike',
+                    f"differ in their {name} ({', '.join(different) or 'order'})", 'evaluate all parts the same way',
                     argument='reports')
     images = [i for report in reports for i in report.data.indices]
     if len({*images}) < len(images):
-        raise InputError('have images in common', 'give each image in one report', argument='reports')
+        raise InputError('have images in common', 'keep each image in one report only', argument='reports')
     if len(reports) == 1:
         return
     if reports[0].settings.batch_dependent:
-        raise InputError('are of a network whose predictions hold for their batches only', argument='reports')
+        raise InputError('belong to a network whose predictions hold for their batches only', argument='reports')
     for report in reports:
         if report.eps_sweep or report.gamma_sweep or report.benchmarks:
             raise InputError('hold sweeps or benchmarks', 'measure these on all images', argument='reports')
 
 
 def join_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
-    """One report of the images of several, in the order they are given.
+    """Join reports on different images into one, in the given order.
 
-    Noise is seeded by the index of an image, so parts that were measured apart, on several machines say, hold what one
-    evaluation of all images would have found, up to rounding in other batches. Times add up; subset, command, date and
-    diagnosis are those of the first part.
+    Noise is seeded by image index, so parts evaluated separately, for example on several machines, give the same
+    outcomes as one evaluation of all images, up to rounding in different batches. Times are summed; subset, command,
+    date and diagnosis are those of the first part.
 
     Args:
-        reports: Of the same weights, attacks, settings and versions; no image twice.
+        reports: Reports with the same weights, attacks, settings and versions; no image may occur twice.
 
     Raises:
         InputError: If they are not parts of one evaluation.

@@ -1,8 +1,9 @@
-"""Outcomes so far, image by image, on disk as soon as they are known, so that an evaluation can be resumed.
+"""Outcomes by image, written to disk as soon as they are known, so that an evaluation can be resumed.
 
-Each process appends to its own file, one line for each attack on some images. A line carries hashes of all that
-decides its outcomes: of network, attack, threat model, seed and versions together (its context), and of each image with
-its label. Whoever resumes, with however many processes, reads the lines of all; what does not fit is not used.
+Each process appends to its own file, one line for each attack on some images. A line holds hashes of everything that
+determines its outcomes: one of network, attack, threat model, seed and versions together (its context), and one of each
+image with its label. A resumed evaluation reads the lines of all processes, whatever its own number of processes; lines
+that do not match are not used.
 """
 import hashlib
 import json
@@ -30,11 +31,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of an outcome besides the verdict.
+    """Measurements of an outcome besides the verdict.
 
     Attributes:
         error_rate: Share of passes that misclassify the image, where several decide.
-        distance: Of the nearest image that fools, where an attack minimizes it and found one.
+        distance: Distance of the nearest adversarial image, if an attack minimizes it and found one.
     """
     error_rate: Optional[float] = None
     distance: Optional[float] = None
@@ -56,12 +57,12 @@ def image_hashes(x: torch.Tensor, labels: torch.Tensor) -> List[str]:
 
 
 def batch_hashes(hashes: Sequence[str]) -> List[str]:
-    """Hashes of images whose outcome depends on the whole batch: of all of them, and of the place among them."""
+    """Hashes of images whose outcome depends on the whole batch; each covers the batch and the position in it."""
     return [_hash([list(hashes), place]) for place in range(len(hashes))]
 
 
 class FolderLock:
-    """A folder that no other run writes to meanwhile; the lock of a process that was killed is free.
+    """Locks a folder against other runs; the lock of a killed process is released.
 
     Raises:
         InputError: If another run holds it.
@@ -75,7 +76,7 @@ class FolderLock:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(
-                'another run writes to this folder', 'wait for it or choose another', argument='output',
+                'another run is writing to this folder', 'wait for it or choose another folder', argument='output',
                 value=str(folder)) from error
 
     def __enter__(self) -> 'FolderLock':
@@ -90,16 +91,16 @@ class Journal:
     """Outcomes by attack and index of the image in the data set.
 
     Args:
-        folder: Where the files are, None to keep outcomes in memory alone.
-        contexts: By attack all that decides its outcomes, the images apart.
-        rank: Number of this process.
+        folder: Folder of the files; None to keep outcomes in memory only.
+        contexts: By attack, everything that determines its outcomes except the images.
+        rank: Rank of this process.
 
     Attributes:
         correct: By attack and index, whether the image was classified correctly after it.
         labels: By index.
-        hashes: By index, of image and label.
+        hashes: By index, hash of image and label.
         seconds: By attack.
-        measured: By attack and index, what else is known.
+        measured: By attack and index, measurements besides the verdict.
     """
 
     def __init__(
@@ -163,12 +164,12 @@ class Journal:
             detail = ', '.join(
                 f'{name}={_brief(then[name])}, now {_brief(now[name])}' if name in then and name in now else name
                 for name in differs)
-            _logger.warning(f'{count} outcomes of {key} are not used: they are of another evaluation ({detail})')
+            _logger.warning(f'{count} outcomes of {key} are not used: they belong to another evaluation ({detail})')
         if broken:
-            _logger.warning(f'{broken} lines of the journal are broken and not used')
+            _logger.warning(f'{broken} damaged lines of the journal are not used')
 
     def take(self, key: str, indices: Sequence[int], hashes: Sequence[str]) -> None:
-        """Use what an earlier run found out about some images, if they are the same."""
+        """Use the outcomes of an earlier run for some images, if the images are unchanged."""
         for index, digest in zip(indices, hashes):
             found = self._found[key].pop(index, None)
             if found is None:
@@ -189,7 +190,7 @@ class Journal:
     def _write(self, entry: Dict[str, Any]) -> None:
         if self._file is None:
             return
-        # after a line that was cut off the new one must begin on its own
+        # the last line may have been cut off, so start a new one
         self._file.write('\n' + json.dumps({**entry, 'check': _hash(entry)}))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -203,7 +204,7 @@ class Journal:
             seconds: float,
             measured: Sequence[Measured] = (),
     ) -> None:
-        """Keep the outcome of an attack on some images."""
+        """Record the outcomes of an attack on some images."""
         self.correct[key].update(zip(indices, correct))
         self.measured[key].update(zip(indices, measured))
         numbers = [{k: v for k, v in asdict(m).items() if v is not None} for m in measured]
@@ -214,11 +215,11 @@ class Journal:
             **({'numbers': numbers} if any(numbers) else {})})
 
     def state(self) -> State:
-        """What this process found, to be sent to others."""
+        """Outcomes of this process, for the others."""
         return dict(self.correct), dict(self.labels), dict(self.hashes), dict(self.seconds), dict(self.measured)
 
     def merge(self, states: Sequence[State]) -> None:
-        """Take in what other processes found."""
+        """Add the outcomes of other processes."""
         for correct, labels, hashes, seconds, measured in states:
             self.labels.update(labels)
             self.hashes.update(hashes)
@@ -229,18 +230,18 @@ class Journal:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether a folder holds an evaluation that is not complete."""
+        """Whether a folder holds an unfinished evaluation."""
         return any(folder.glob(_NAME.format(rank='*')))
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Delete the files of an evaluation that is complete."""
+        """Delete the files after an evaluation is finished."""
         for path in folder.glob(_NAME.format(rank='*')):
             path.unlink()
 
 
 def _entry(line: bytes) -> Optional[Dict[str, Any]]:
-    """The content of a line that is as it was written, else None."""
+    """The content of a line, None if it is damaged."""
     try:
         entry = json.loads(line)
         check = entry.pop('check')

@@ -1,4 +1,4 @@
-"""What an attack does to the statistics that normalize: clean and adversarial batches against the tracked values.
+"""How an attack shifts normalization statistics: clean and adversarial batches compared with the tracked values.
 
 RobustNorm, figure 2 - https://arxiv.org/abs/2006.11007; NoFrost's argument against one BatchNorm for both kinds of
 image - https://arxiv.org/abs/2207.01156
@@ -31,8 +31,8 @@ class LayerStatistics:
 
     Attributes:
         tracked_mean, tracked_spread: Its running averages.
-        batch_mean, batch_spread: Of batches on their way through it, averaged over them. The spread is the variance,
-            for RobustNorm the range.
+        batch_mean, batch_spread: Statistics of the batches that pass through it, averaged over them. The spread is the
+            variance, for RobustNorm the range.
     """
     tracked_mean: Tuple[float, ...]
     tracked_spread: Tuple[float, ...]
@@ -69,15 +69,15 @@ def _of_batch(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @float32_proper()
 @torch.no_grad()
 def layer_statistics(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -> Dict[str, LayerStatistics]:
-    """Tracked statistics of each normalization layer, and those of batches on their way through the network.
+    """Tracked statistics of each normalization layer, and those of the batches that pass through it.
 
     Args:
         model: Maps pixels to logits.
-        x: Images (N, C, H, W); the last batch is left out if it is not whole, unless it is the only one.
-        batch_size: Images of a batch.
+        x: Images (N, C, H, W); an incomplete last batch is dropped, unless it is the only one.
+        batch_size: Batch size.
 
     Returns:
-        By name of the layer.
+        Statistics by layer name.
 
     Raises:
         InputError: If no layer tracks statistics.
@@ -127,20 +127,20 @@ def shift_rows(
     """How far batches are from the tracked statistics, layer by layer.
 
     Args:
-        clean, adversarial: Of `layer_statistics`.
-        root: The spread is a variance, whose root is the unit of the mean.
+        clean, adversarial: From `layer_statistics`.
+        root: Whether the spread is a variance, so that its square root is the unit of the mean.
     """
     return [ShiftRow(name, *_shift(clean[name], root), *_shift(adversarial[name], root)) for name in clean]
 
 
 @dataclass(frozen=True)
 class NormStatistics:
-    """What an attack does to normalization, and what the choice of statistics is worth.
+    """How an attack shifts normalization, and the accuracy with each choice of statistics.
 
     Attributes:
         accuracy: By mode (`set_bn_mode`) and attack, in percent.
-        clean, adversarial: By layer, with population statistics, of clean batches and of PGD-20.
-        root: The spread is a variance, whose root is the unit of the mean.
+        clean, adversarial: By layer, for clean and for PGD-20 batches, in a network with population statistics.
+        root: Whether the spread is a variance, so that its square root is the unit of the mean.
     """
     accuracy: Dict[str, Dict[str, float]]
     clean: Dict[str, LayerStatistics]
@@ -149,7 +149,7 @@ class NormStatistics:
 
     @property
     def rows(self) -> List[ShiftRow]:
-        """Of `shift_rows`."""
+        """From `shift_rows`."""
         return shift_rows(self.clean, self.adversarial, self.root)
 
 
@@ -163,22 +163,23 @@ def compare_bn_modes(
         batch_size: int = 128,
         seed: int = 0,
 ) -> NormStatistics:
-    """Attack a network with each kind of statistics, and look at those of its layers under attack.
+    """Attack a network with each kind of statistics, and measure those of its layers under attack.
 
     Args:
-        model: Maps pixels in [0, 1] to logits, in eval mode; a copy is switched.
+        model: Maps pixels in [0, 1] to logits, in eval mode; a copy is used.
         x: Images (N, C, H, W).
         y: True class indices (N,).
         plan: The attacks.
-        batch_size: Images of a batch.
+        batch_size: Batch size.
         seed: Seed of the noise.
 
     Raises:
-        InputError: If the network has no such choice, an attack is not defined for batch statistics, or batches are of
-            one image.
+        InputError: If the network has no such choice, an attack is not defined for batch statistics, or the batch size
+            is 1.
     """
     if batch_size < 2:
-        raise InputError('has no statistics of a batch', 'choose at least 2', argument='batch_size', value=batch_size)
+        raise InputError(
+            'is too small for batch statistics', 'choose at least 2', argument='batch_size', value=batch_size)
     modes = ['population', 'batch']
     if any(isinstance(m, RobustNorm2d) for m in model.modules()):
         modes.insert(1, 'mean')

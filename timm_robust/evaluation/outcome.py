@@ -1,4 +1,4 @@
-"""Outcomes of attacks, image by image, and the accuracies in them."""
+"""Outcomes of attacks, image by image, and accuracies computed from them."""
 import math
 from dataclasses import dataclass
 from typing import Dict, Iterable, Optional, Tuple
@@ -21,8 +21,8 @@ def wilson_interval(correct: float, total: int) -> Tuple[float, float]:
     """95 % confidence interval of a share, in percent (Wilson 1927, https://doi.org/10.2307/2276774).
 
     Args:
-        correct: Images that count, or the sum of their shares: a share varies less than an image that counts or not, so
-            the interval holds for its mean too.
+        correct: Number of correct images, or the sum of a share for each image. Shares vary less than 0 or 1, so the
+            interval holds for their mean too.
         total: All images.
     """
     if not total:
@@ -30,28 +30,28 @@ def wilson_interval(correct: float, total: int) -> Tuple[float, float]:
     share, z2 = correct / total, _Z ** 2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total ** 2))
-    # exact at both ends, where rounding would leave 1e-17
+    # exact at both ends, where rounding would give 1e-17
     return 100 * (centre - half) if correct else 0., 100 * (centre + half) if correct < total else 100.
 
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """What one attack came to.
+    """The outcome of one attack.
 
     Attributes:
-        name: The attack as it is written, 'pgd20'; in a report of several threat models 'pgd20 L2 0.5'.
+        name: Name of the attack, 'pgd20'; in a report with several threat models 'pgd20 L2 0.5'.
         attack: All its settings, as `Attack.to_dict` gives them.
         threat: Threat model, None for clean images.
-        effort: What it spent on an image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'.
-        correct: By image, classified correctly when clean and after this attack; None where it was not run because an
-            attack before it had succeeded.
+        effort: Budget per image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'.
+        correct: By image, whether it is classified correctly both clean and after this attack; None where the attack
+            was not run because an earlier one had succeeded.
         attacked: Images it was run on.
         seconds: Time spent.
-        members: Of an ensemble, the settings of its attacks.
-        passes: Passes of the network behind each verdict: correct is an image that is misclassified in less than half.
-        distances: By image, of an attack that minimizes the norm, how far the nearest image that fools is; 0 where the
-            clean one is misclassified, None where none was found or looked for.
-        error_rates: By image, where there are several, the share in which its worst image is misclassified.
+        members: For an ensemble, the settings of its attacks.
+        passes: Forward passes behind each verdict; an image is correct if fewer than half of them misclassify it.
+        error_rates: With several passes, by image, the share of them that misclassify its worst version.
+        distances: For an attack that minimizes the norm, by image, the distance of the nearest adversarial image; 0
+            where the clean image is misclassified, None where none was found or searched for.
     """
     name: str
     attack: Dict[str, object]
@@ -75,7 +75,7 @@ class AttackOutcome:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was done to the images."""
+        """Whether the images are clean."""
         return self.threat is None
 
     @property
@@ -90,7 +90,7 @@ class AttackOutcome:
 
     @property
     def is_best(self) -> bool:
-        """Whether it is AutoAttack and all that is known to break what it leaves."""
+        """Whether it is `best`: AutoAttack, then stronger attacks on the remaining images."""
         return self.attack.get('attack') == 'best'
 
     @property
@@ -109,18 +109,18 @@ class AttackOutcome:
         return wilson_interval(sum(map(bool, self.correct)), len(self.correct)) if self.complete else None
 
     def accuracy_at(self, eps: float) -> float:
-        """Percent of images that nothing within eps was found for, by `distances`."""
+        """Percent of images without an adversarial image within eps, by `distances`."""
         return percent(d is None or d > eps for d in self.distances)
 
     @property
     def single_pass_accuracy(self) -> Optional[float]:
-        """Percent of passes in which the images, as the attack left them, are classified correctly."""
+        """Percent of passes that classify the attacked images correctly."""
         known = [1 - rate for rate in self.error_rates if rate is not None]
         return 100. * sum(known) / len(known) if known and self.complete else None
 
     @property
     def verdict_interval(self) -> Tuple[float, float]:
-        """Lowest and highest accuracy in percent, as images whose error rate may be above or below half count."""
+        """Lowest and highest accuracy in percent, given images whose error rate may be above or below one half."""
         low = high = 0
         for rate in self.error_rates:
             least, most = wilson_interval((rate or 0.) * self.passes, self.passes)
@@ -130,7 +130,7 @@ class AttackOutcome:
 
 @dataclass(frozen=True)
 class EpsPoint:
-    """A point of the curve over eps: images classified correctly among all."""
+    """A point of the curve over eps: number of images classified correctly, and of all images."""
     eps: float
     num_correct: int
     num_examples: int
@@ -143,7 +143,7 @@ class EpsPoint:
 
 @dataclass(frozen=True)
 class GammaPoint:
-    """A point of the trade-off of two BatchNorms: images classified correctly when clean and under attack."""
+    """A point of the trade-off of two BatchNorms: number of images classified correctly, clean and under attack."""
     gamma: float
     num_clean: int
     num_robust: int

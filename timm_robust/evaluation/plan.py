@@ -10,7 +10,7 @@ __all__ = ['Plan', 'effort', 'make_plan', 'threat_facts']
 
 
 def threat_facts(*threats: ThreatModel) -> ThreatFacts:
-    """A threat model, or none or several, as a report writes it down."""
+    """Any number of threat models, as a report records them."""
     return ThreatFacts(
         ', '.join(t.norm for t in threats), threats[0].eps if len(threats) == 1 else 0.,
         ', '.join(map(str, threats)) or 'no attack')
@@ -25,7 +25,7 @@ class Plan:
         threat: Threat model of all of them.
         worst_case: Run each attack only on images that withstood those before it; otherwise each runs on all images
             classified correctly.
-        prefix: Of the keys of outcomes.
+        prefix: Prefix of outcome keys.
     """
     attacks: Tuple[Attack, ...]
     threat: ThreatModel
@@ -46,18 +46,18 @@ class Plan:
         """The attacks to run one after the other, each with the key of its outcomes; none for clean images."""
         if not isinstance(attack, Ensemble):
             return [(f'{self.prefix}{m}', m) for m in attack.members(num_classes, self.threat)]
-        # two ensembles that begin alike share these outcomes
+        # two ensembles with the same first members share these outcomes
         shared = [] if attack.first is None else self.members(attack.first, num_classes)
         own = attack.members(num_classes, self.threat)[len(shared):]
         return shared + [(f'{self.prefix}{attack}/{m}', m) for m in own]
 
     @property
     def passes(self) -> int:
-        """Passes of the network that decide whether an image is classified correctly."""
+        """Number of forward passes that decide whether an image is classified correctly."""
         return max(attack.passes for attack in self.attacks)
 
     def at(self, eps: float) -> 'Plan':
-        """The last attack at another eps; its step size was made for one eps and is dropped."""
+        """The last attack at another eps, without its step size, which was chosen for one eps."""
         last: Attack = Clean() if eps == 0 else self.real_attacks[-1]
         if getattr(last, 'step_size', None) is not None:
             last = replace(last, step_size=None)  # type: ignore[call-arg]
@@ -68,26 +68,26 @@ class Plan:
 
         Args:
             num_classes: Classes of the network.
-            batch_dependent: It normalizes by the batch.
+            batch_dependent: The network normalizes by the batch.
             surrogate: Attacks are crafted on another network.
 
         Raises:
-            InputError: On too few classes, on more targets than wrong classes, and on attacks that a network with batch
-                statistics, any other network, a worst case or a surrogate does not go with.
+            InputError: On too few classes, on more targets than wrong classes, and on attacks that do not work with the
+                network's statistics, with `worst_case` or with a surrogate.
         """
         if batch_dependent and self.worst_case:
             raise InputError(
-                'is not defined for a network that normalizes by the batch, where an image withstands an attack only '
-                'together with certain others', argument='worst_case')
+                'is not defined for a network that normalizes by the batch, since an image withstands an attack only '
+                'within its batch', argument='worst_case')
         for attack in self.real_attacks:
             try:
                 attack.check(self.threat, num_classes)
             except InputError as error:
                 raise (error.about('attacks', str(attack)) if error.argument == 'attack' else error) from error
-            _check_way(attack, batch_dependent, surrogate)
+            _check_compatible(attack, batch_dependent, surrogate)
 
 
-def _check_way(attack: Attack, batch_dependent: bool, surrogate: bool) -> None:
+def _check_compatible(attack: Attack, batch_dependent: bool, surrogate: bool) -> None:
     restarts = getattr(attack, 'restarts', 1)
 
     def wrong(problem: str, remedy: str) -> InputError:
@@ -95,24 +95,24 @@ def _check_way(attack: Attack, batch_dependent: bool, surrogate: bool) -> None:
 
     if surrogate and not attack.transfers:
         raise wrong(
-            'stops where the surrogate is fooled and transfers badly', 'choose fgsm, pgd, bim, mim or cw with '
+            'stops once the surrogate is fooled, so it transfers badly', 'choose fgsm, pgd, bim, mim or cw with '
             '`surrogate`')
     if surrogate and restarts > 1:
         raise InputError(
-            "choosing among runs takes the network's own answers", 'leave it out with `surrogate`',
+            'restarts are compared on the network itself, not on a surrogate', 'leave it out with `surrogate`',
             argument='restarts', value=restarts)
     if not batch_dependent and not attack.image_by_image:
         raise wrong(
-            'moves whole batches, for a network that normalizes by them, which this one does not',
+            'attacks whole batches, which is only for networks that normalize by the batch',
             'choose apgd-ce or autoattack')
     if batch_dependent and (not attack.whole_batch or (restarts > 1 and not isinstance(attack, Adaptive))):
         raise wrong(
-            'treats each image by itself, which is not defined for a network that normalizes by the batch',
+            'attacks each image by itself, which is not defined for a network that normalizes by the batch',
             "choose adaptive, or `bn_mode='population'`")
 
 
 def effort(attack: Attack) -> str:
-    """What an attack spends on an image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'; '' for clean."""
+    """The budget of an attack per image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'; '' for clean."""
     if isinstance(attack, Clean):
         return ''
     if isinstance(attack, Ensemble):
@@ -129,16 +129,16 @@ def make_plan(
         worst_case: bool = False,
         **settings: Any,
 ) -> Plan:
-    """Read attacks and threat model.
+    """Parse attacks and threat model.
 
     Args:
         attacks: See `parse_attacks`.
         threat: See `parse_threat`.
         worst_case: See `Plan`.
-        **settings: Settings that go to every attack named which has such a field.
+        **settings: Settings for every chosen attack that has such a field.
 
     Raises:
-        InputError: On unknown names, a name given twice, an attack of another norm, and eps 0.
+        InputError: On unknown names, a name given twice, an attack for another norm, and eps 0.
     """
     plan = Plan(tuple(parse_attacks(attacks, **settings)), parse_threat(threat), worst_case)
     names = [str(attack) for attack in plan.attacks]
@@ -152,5 +152,5 @@ def make_plan(
             raise error.about('attacks', str(attack)) from error
         if plan.threat.eps == 0:
             raise InputError(
-                'leaves an attack nothing to do', 'name clean alone or give an eps above 0', argument='eps', value=0)
+                'allows no perturbation', 'pass an eps above 0, or only clean', argument='eps', value=0)
     return plan

@@ -1,4 +1,4 @@
-"""How far, how thick and how smooth: properties of a decision boundary that go with robustness.
+"""Margin, thickness and smoothness: properties of the decision boundary that correlate with robustness.
 
 NoFrost, table 5 - https://arxiv.org/abs/2207.01156; Yang et al. 2020, `Boundary thickness and robustness in learning
 models` - https://arxiv.org/abs/2007.05086; Zhang et al. 2019 (TRADES) - https://arxiv.org/abs/1901.08573
@@ -20,12 +20,12 @@ from ..precision import float32_proper
 
 __all__ = ['Properties', 'Property', 'boundary_thickness', 'decision_margin', 'measure_properties', 'smoothness']
 
-_FIRST_LENGTH, _GROWTH, _LENGTHS = 2. ** -6, 2. ** .5, 33  # of the attack's own length: from 1/64 to 1024
+_FIRST_LENGTH, _GROWTH, _LENGTHS = 2. ** -6, 2. ** .5, 33  # relative to the attack's length: from 1/64 to 1024
 _BISECTIONS = 22
 
 
 def _frozen(measure: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A measure of a network in eval mode, which is left as it was."""
+    """Run a measure with the network in eval mode and in float32; its state is restored."""
     @wraps(measure)
     def measure_frozen(model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         with attack_mode(model), float32_proper():
@@ -41,7 +41,7 @@ def _first_crossing(
         direction: torch.Tensor,
         length: torch.Tensor,
 ) -> torch.Tensor:
-    """L2 distance along unit directions at which the prediction is first another than y; inf if it never is."""
+    """L2 distance along unit directions at which the prediction first differs from y; inf if it never does."""
     def crossed(distance: torch.Tensor) -> torch.Tensor:
         return model(x + distance.view(-1, 1, 1, 1) * direction).argmax(1) != y
 
@@ -75,10 +75,10 @@ def decision_margin(
 
     .. math:: M(x) = \min_{u \in D(x)} \inf \{ t \ge 0 : \arg\max f(x + t u) \ne y \}
 
-    D(x) holds the unit vectors from x to its adversarial images: of PGD on the cross-entropy, and towards each of the
-    likeliest wrong classes of PGD on the gap between its logit and that of y. The line is followed without regard to
-    valid pixels, from 1/64 to 1024 times the length of the attack. For a linear classifier under L2 it is the distance
-    to the nearest of the hyperplanes between y and these classes.
+    D(x) holds the unit vectors from x to its adversarial images: one from PGD on the cross-entropy, and one for each of
+    the most likely wrong classes, from PGD on the gap between the logits of that class and of y. The line search
+    ignores the valid range of pixels and goes from 1/64 to 1024 times the length of the attack. For a linear classifier
+    under L2, M is the distance to the nearest of the hyperplanes between y and these classes.
 
     Args:
         model: Maps pixels in [0, 1] to logits.
@@ -86,10 +86,10 @@ def decision_margin(
         y: True class indices (N,).
         threat: Threat model of the attacks that give the directions.
         steps: Steps of each attack.
-        num_targets: Wrong classes to attack towards.
+        num_targets: Number of wrong classes to attack towards.
 
     Returns:
-        Distances in pixel units, shape (N,): 0 for misclassified images, inf where no boundary was met.
+        Distances in pixel units, shape (N,): 0 for misclassified images, inf where no boundary was found.
     """
     check_images(x)
     with torch.no_grad():
@@ -121,12 +121,12 @@ def boundary_thickness(
         steps: int = 20,
         seed: int = 0,
 ) -> torch.Tensor:
-    r"""Length of the way to a targeted adversarial image on which neither class wins clearly (Yang et al. 2020, eq. 1).
+    r"""Length over which neither class clearly wins, up to a targeted adversarial image (Yang et al. 2020, eq. 1).
 
     .. math:: T(x) = \| x - x_s \|_2 \int_0^1 1 \{ \alpha < g_{ij}(x(t)) < \beta \} dt,\quad g_{ij} = p_i - p_j
 
-    i is the predicted class of x, j a random other one, x_s the image of targeted PGD towards j, x(t) the segment
-    between them.
+    i is the predicted class of x, j a random other class, x_s the result of PGD targeted at j, and x(t) the segment
+    from x to x_s.
 
     Args:
         model, x, threat, steps: See `decision_margin`.
@@ -149,7 +149,7 @@ def boundary_thickness(
     own, classes = logits.argmax(1), logits.shape[1]
     generator = torch.Generator('cpu').manual_seed(seed)
     other = (own + torch.randint(1, classes, (len(x),), generator=generator, device='cpu').to(own.device)) % classes
-    # a random start would turn the segment away from the shortest way
+    # a random start would turn the segment away from the shortest path
     adv = PGD(steps=steps, random_start=False).craft(model, x, own, threat, targets=other)
     inside = torch.zeros(len(x), device=x.device)
     rows = torch.arange(len(x), device=x.device)
@@ -177,7 +177,7 @@ def smoothness(
 
     Args:
         model, x, threat, steps: See `decision_margin`.
-        restarts: Runs, of which the largest counts.
+        restarts: Number of runs; the largest result counts.
         seed: Seed of the starts.
 
     Returns:
@@ -201,8 +201,8 @@ class Property:
     """One property of a network.
 
     Attributes:
-        name: What it is.
-        values: By image; infinite where no boundary was met.
+        name: Name of the property.
+        values: By image; infinite where no boundary was found.
         counted: By image, whether it counts for the mean.
     """
     name: str
@@ -216,12 +216,12 @@ class Property:
 
     @property
     def mean(self) -> float:
-        """Mean; not a number without values."""
+        """Mean; nan without values."""
         return sum(self.finite) / len(self.finite) if self.finite else math.nan
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean; not a number for less than two values."""
+        """Standard error of the mean; nan for fewer than two values."""
         found = self.finite
         if len(found) < 2:
             return math.nan
@@ -229,7 +229,7 @@ class Property:
 
     @property
     def unbounded(self) -> int:
-        """Images that count for which no boundary was met."""
+        """Number of counted images for which no boundary was found."""
         return sum(self.counted) - len(self.finite)
 
 
@@ -265,8 +265,8 @@ def measure_properties(
         y: True class indices (N,).
         threat: Threat model of the attacks.
         steps: Steps of each attack.
-        num_targets: Wrong classes the margin is sought towards.
-        batch_size: Images in the network at once, all by default.
+        num_targets: Number of wrong classes to search for the margin.
+        batch_size: Batch size, by default all images.
         seed: Seed of targets and starts.
 
     Raises:

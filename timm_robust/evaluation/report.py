@@ -1,6 +1,6 @@
-"""The result of an evaluation: the outcome of every image, and all it takes to repeat it.
+"""The result of an evaluation: the outcome of every image, and everything needed to reproduce it.
 
-No accuracy is stored. Each is computed from the outcomes where it is used, with Wilson's 95 % interval.
+Accuracies are computed from the outcomes when they are used, with Wilson's 95 % interval.
 """
 import hashlib
 import json
@@ -23,28 +23,28 @@ __all__ = ['RESULTS', 'EvaluationReport', 'read_reports']
 
 FORMAT = 3
 RESULTS = 'results.json'
-_DIGITS = 1e-6  # to which stored percentages must agree with the stored outcomes
+_TOLERANCE = 1e-6  # between stored percentages and the stored outcomes
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class EvaluationReport:
     """Result of `timm_robust.evaluate`.
 
-    `report['pgd20']` is the outcome of one attack. Two reports are equal if everything but the example images is.
+    `report['pgd20']` is the outcome of one attack. Two reports are equal if everything except the example images is.
 
     Attributes:
         model: The network.
         data: The images.
-        threat: Threat model of the attacks, or what several are called together.
+        threat: Threat model of the attacks, or a summary of several.
         settings: How they were run.
         attacks: Outcomes, in the order of the attacks.
         eps_sweep: Accuracy over eps under the last attack, ascending.
         gamma_sweep: Trade-off of a network with two BatchNorms under the last attack, ascending.
         benchmarks: Accuracy on corruptions and other shifts of distribution.
-        findings: Of the diagnosis; empty where none was made.
-        surface: The loss around clean images, where a diagnosis measured it.
-        versions: Versions of what the numbers depend on.
-        examples: Adversarial images to look at; they are not part of the JSON.
+        findings: Findings of the diagnosis; empty without one.
+        surface: The loss around clean images, if a diagnosis measured it.
+        versions: Versions of the software that the numbers depend on.
+        examples: Example images; not part of the JSON.
 
     Raises:
         InputError: On fields of a wrong type, outcomes for another number of images, and names that occur twice.
@@ -82,7 +82,7 @@ class EvaluationReport:
                     f'{name} has {len(values)} entries for {self.data.num_examples} images', argument='attacks')
 
     def __getitem__(self, name: str) -> AttackOutcome:
-        """The outcome of an attack, by the name it was asked for; '-' and '_' are the same."""
+        """The outcome of an attack, by its name; '-' and '_' are equivalent."""
         wanted = name.replace('_', '-').lower()
         for outcome in self.attacks:
             if outcome.name.replace('_', '-').lower() == wanted:
@@ -99,7 +99,7 @@ class EvaluationReport:
         return tuple(all(c is not False for c in image) for image in zip(*(a.correct for a in attacks)))
 
     def standing(self, name: str) -> Tuple[bool, ...]:
-        """By image, whether it is classified correctly under an attack and all before it within its threat model."""
+        """By image, whether it is classified correctly under an attack and all before it in its threat model."""
         own = self[name]
         until = self.attacks[:self.attacks.index(own) + 1]
         return self._withstood([a for a in until if a.is_clean or a.threat == own.threat])
@@ -110,7 +110,7 @@ class EvaluationReport:
         return tuple(dict.fromkeys(a.threat for a in self.attacks if a.threat is not None))
 
     def accuracy(self, name: str) -> float:
-        """Percent of images classified correctly under an attack; with those before it where it ran on what they left.
+        """Percent of images classified correctly under an attack; cumulative if it ran only on the remaining images.
 
         Raises:
             KeyError: If there is no attack of that name.
@@ -125,17 +125,17 @@ class EvaluationReport:
 
     @property
     def worst_case(self) -> Tuple[bool, ...]:
-        """By image, whether it is classified correctly whatever the attack."""
+        """By image, whether it is classified correctly under all attacks."""
         return self._withstood(self.attacks)
 
     @property
     def worst_case_accuracy(self) -> Optional[float]:
-        """Percent of images classified correctly whatever the attack; None if none was run."""
+        """Percent of images classified correctly under all attacks; None if none was run."""
         return percent(self.worst_case) if self.attacks else None
 
     @property
     def clean_accuracy(self) -> Optional[float]:
-        """Percent of clean images classified correctly; None if that was not asked for."""
+        """Percent of clean images classified correctly; None if it was not measured."""
         return next((a.accuracy for a in self.attacks if a.is_clean), None)
 
     @property
@@ -147,8 +147,8 @@ class EvaluationReport:
     def robust_accuracy(self) -> Optional[RobustAccuracy]:
         """The robust accuracy to quote; None if no attack was run.
 
-        AutoAttack's, together with the attacks before it where it ran on what they left; without it that of `best`.
-        Without both, and under several threat models, that of all attacks together.
+        AutoAttack's, cumulative if it ran only on the remaining images; without AutoAttack, that of `best`. Without
+        both, and with several threat models, the worst case over all attacks.
         """
         names = dict.fromkeys(a.attack_name for a in self.real_attacks)
         quoted = [self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_autoattack]
@@ -163,22 +163,22 @@ class EvaluationReport:
 
     @property
     def best_known(self) -> Optional[RobustAccuracy]:
-        """What the ensemble `best` leaves, next to AutoAttack's (RobustBench's `external`); None without it, and under
-        several threat models.
+        """Accuracy under the ensemble `best`, shown next to AutoAttack's (RobustBench's `external`); None without it,
+        and with several threat models.
         """
         if len(self.threats) > 1:
             return None
         return next((self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_best), None)
 
     def _quoted(self, place: int) -> RobustAccuracy:
-        """The accuracy of a real attack; with those before it where it ran on what they left."""
+        """The accuracy under a real attack; cumulative if it ran only on the remaining images."""
         names, outcome = [a.name for a in self.real_attacks], self.real_attacks[place]
         return RobustAccuracy(
             self.accuracy(outcome.name), self.interval(outcome.name),
             (outcome.name,) if outcome.complete else tuple(names[:place + 1]))
 
     def to_dict(self) -> Dict[str, Any]:
-        """The content of results.json, with accuracies for readers who do not compute them, and a hash of it all."""
+        """The content of results.json, with computed accuracies for other readers, and a hash of everything."""
         content = {'format': FORMAT, **to_mapping(self)}
         del content['examples']
         for outcome, entry in zip(self.attacks, content['attacks']):
@@ -195,42 +195,43 @@ class EvaluationReport:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> 'EvaluationReport':
-        """A report from the content of results.json, of this format or the one before.
+        """A report from the content of results.json, in this format or the previous one.
 
         Raises:
-            InputError: On another format, fields of a wrong type, accuracies that the outcomes do not give, and content
-                that was changed by hand.
+            InputError: On another format, fields of a wrong type, accuracies that do not match the outcomes, and edited
+                content.
         """
         from .format2 import upgraded
         content = dict(content)
-        digest = content.pop('sha256', None)  # of files of early versions there is none
+        digest = content.pop('sha256', None)  # missing in files of early versions
         intact = digest in (None, _digest(content))
         version = content.pop('format', None)
         if version == 2:
             try:
                 content = upgraded(content)
             except (KeyError, TypeError, AttributeError) as error:
-                raise InputError(f'is no result of an evaluation ({type(error).__name__})', 'evaluate again') from error
+                raise InputError(
+                    f'is not a result of an evaluation ({type(error).__name__})', 'evaluate again') from error
         elif version != FORMAT:
-            raise InputError(f'is no result of an evaluation (format {version!r})', 'evaluate again')
-        said = [content.pop('worst_case_accuracy', None), content.pop('best_known_accuracy', None)]
+            raise InputError(f'is not a result of an evaluation (format {version!r})', 'evaluate again')
+        stored = [content.pop('worst_case_accuracy', None), content.pop('best_known_accuracy', None)]
         rows = []
         entries = content.get('attacks', ())
         if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
-            raise InputError('is no result of an evaluation (attacks)', 'evaluate again')
+            raise InputError('is not a result of an evaluation (attacks)', 'evaluate again')
         for entry in map(dict, entries):
-            said += [entry.pop('accuracy', None), entry.pop('worst_case_so_far', None)]
+            stored += [entry.pop('accuracy', None), entry.pop('worst_case_so_far', None)]
             entry.pop('interval', None)
             rows.append(entry)
         report = from_mapping(cls, {**content, 'attacks': rows})
         found = [report.worst_case_accuracy, report.best_known.accuracy if report.best_known else None]
         for outcome in report.attacks:
             found += [outcome.accuracy, percent(report.standing(outcome.name))]
-        for a, b in zip(said, found):
-            if a is not None and (b is None or not abs(a - b) < _DIGITS):
-                raise InputError(f'says {a} % where its outcomes give {b} %: somebody changed it', 'evaluate again')
+        for a, b in zip(stored, found):
+            if a is not None and (b is None or not abs(a - b) < _TOLERANCE):
+                raise InputError(f'says {a} % but its outcomes give {b} %: it was edited', 'evaluate again')
         if not intact:
-            raise InputError('is not as it was written: somebody changed it', 'evaluate again')
+            raise InputError('does not match its hash: it was edited', 'evaluate again')
         return report
 
     @classmethod
@@ -238,14 +239,14 @@ class EvaluationReport:
         """The report that `to_json` wrote.
 
         Raises:
-            InputError: If the text is none; see `from_dict`.
+            InputError: If the text is not such JSON; see `from_dict`.
         """
         try:
             content = json.loads(text)
         except ValueError as error:
-            raise InputError(f'is no JSON ({error})') from error
+            raise InputError(f'is not JSON ({error})') from error
         if not isinstance(content, dict):
-            raise InputError('is no result of an evaluation')
+            raise InputError('is not a result of an evaluation')
         return cls.from_dict(content)
 
     @classmethod
@@ -253,7 +254,7 @@ class EvaluationReport:
         """The report in a folder that `save` wrote, or in a results.json.
 
         Raises:
-            InputError: If there is none; see `from_dict`.
+            InputError: If there is no report; see `from_dict`.
         """
         path = Path(path)
         path = path / RESULTS if path.is_dir() else path
@@ -263,7 +264,7 @@ class EvaluationReport:
             raise _unreadable(path, error) from error
 
     def save(self, folder: Union[str, Path]) -> List[Path]:
-        """Write results.json, report.html, report.md and figures; each file whole or not at all.
+        """Write results.json, report.html, report.md and figures, each file atomically.
 
         Returns:
             The files written.
@@ -300,13 +301,13 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_reports(path: Union[str, Path]) -> List[Tuple[str, EvaluationReport]]:
-    """The evaluations in a results.json, each with the name of its data, '' where the file gives none.
+    """The evaluations in a results.json, each with the name of its data, '' if the file gives none.
 
     Args:
         path: A file of `EvaluationReport.save`, or of a model card, which holds several.
 
     Raises:
-        InputError: If it is neither.
+        InputError: If it is neither kind of file.
     """
     path = Path(path)
     content = read_json(path)
@@ -320,7 +321,7 @@ def read_reports(path: Union[str, Path]) -> List[Tuple[str, EvaluationReport]]:
         raise _unreadable(path, error) from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            'holds no evaluations with names of their data', argument='path', value=str(path)) from error
+            'holds no evaluations with data names', argument='path', value=str(path)) from error
 
 
 def _unreadable(path: Path, error: InputError) -> InputError:

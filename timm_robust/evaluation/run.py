@@ -20,7 +20,7 @@ __all__ = ['evaluate']
 
 
 def _frozen(value: Any) -> Any:
-    """A list as a tuple; text, an attack and None as they are."""
+    """A list as a tuple; text, an attack and None unchanged."""
     return value if value is None or isinstance(value, (str, Attack)) else tuple(value)
 
 
@@ -61,58 +61,57 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure clean and robust accuracy.
 
-    Images are attacked in pools, with noise seeded by the image: neither batch size nor number of processes changes an
-    outcome, and where memory ends the batch is halved. Under torch.distributed the processes of the default group share
-    the images, and all get the same report.
+    Images are attacked in pools, with noise seeded by image: neither batch size nor number of processes changes an
+    outcome. The batch size is halved when memory runs out. Under torch.distributed, the processes of the default group
+    share the images, and all get the same report.
 
     Args:
-        model: A timm model (mean and std are those of its `pretrained_cfg`) or any other module that takes pixels,
-            in eval mode meanwhile; a model name, the folder of an exported model or hf-hub:ORG/NAME; or a
-            `NetworkConfig`.
-        data: Images (N, C, H, W) with pixels in [0, 1], and `labels`, or a pair of both; a data set of pictures or of
-            such tensors; a folder or the name of a timm data set; or an `ImagesConfig`.
+        model: A timm model (normalized by its `pretrained_cfg`) or any other module that takes pixels, switched to
+            eval mode meanwhile; a model name, the folder of an exported model or hf-hub:ORG/NAME; or a `NetworkConfig`.
+        data: Images (N, C, H, W) with pixels in [0, 1] if `labels` are given, or a pair of both; a data set of pictures
+            or of such tensors; a folder or the name of a timm data set; or an `ImagesConfig`.
         labels: Class indices (N,), if `data` is a tensor.
-        attacks: 'clean,pgd20,autoattack', or a list of names and attacks; 'clean,fgsm,pgd20' by default, and nothing if
-            there are `benchmarks`.
-        threat: Threat model: `Linf('8/255')` or 'Linf 8/255'; or several, 'Linf 8/255, L2 0.5', and every
-            attack is run under each.
-        attack_settings: Settings that go to every attack named which has such a field.
+        attacks: 'clean,pgd20,autoattack', or a list of names and attacks; by default 'clean,fgsm,pgd20', or none with
+            `benchmarks`.
+        threat: Threat model: `Linf('8/255')` or 'Linf 8/255'; or several, 'Linf 8/255, L2 0.5', and every attack runs
+            under each.
+        attack_settings: Settings for every chosen attack that has such a field.
         worst_case: Run each attack only on images that withstood those before it; by default on all images classified
             correctly.
         eps_sweep: Also measure accuracy over these eps under the last attack.
         gamma_sweep: Also measure the trade-off of a network with two BatchNorms (`convert_aux_norm`).
-        surrogate: Another network of the same classes, by name or as a module, to craft attacks on.
-        surrogate_checkpoint: Its weights, if it is a name.
-        exact: Search on the network itself, not on a faster copy whose results are verified on it.
+        surrogate: Another network with the same classes, by name or as a module, to craft attacks on.
+        surrogate_checkpoint: Weights of a surrogate given by name.
+        exact: Attack the network itself, not a faster copy; results on the copy are verified on the network.
         fast_dtype: Precision of that copy, 'float32' or 'bfloat16'.
-        seed: Seed of subset and noise.
-        allow_chance: Evaluate a network whose clean accuracy is that of guessing.
+        seed: Seed of the image subset and the noise.
+        allow_chance: Evaluate a network even if its clean accuracy is no better than chance.
         diagnose: Check whether the robustness is real; by default after AutoAttack.
         save_images: Number of clean and adversarial images in the report.
         benchmarks: 'clean', 'corruptions', 'c', '3dcc', 'r', 'a', 'sketch', 'stylized', 'v2', 'cifar10-c',
             'cifar100-c', 'cifar10.1', as NAME=FOLDER or by their names in the data folder.
-        corruptions: Corruptions of these; the 15 of ImageNet-C, and the 12 of 3dcc, by default.
-        severities: Their severities.
+        corruptions: Corruptions in these benchmarks; by default the 15 of ImageNet-C and the 12 of 3dcc.
+        severities: Severities of the corruptions.
         output: Folder for results.json, report.html, report.md and figures; nothing is written by default.
-        resume: Continue an evaluation that was cut off there. What is of other weights, images or settings is not used.
-        progress: Show a progress bar; by default on a terminal, and a line for each pool in a log.
-        command: Command line to write down.
-        checkpoint: Weights of a network by name.
-        device: Where to, by default where a module is, and for a network by name the best there is.
-        split: Split of a folder or named data set; this and what follows are as in `ImagesConfig`, and belong in one if
-            `data` is one.
-        num_examples: Number of images. Images in memory and data set objects keep their order unless it chooses some.
-        subset: How those are chosen: 'balanced', 'robustbench', or a file of image names.
-        batch_size: Images in the network at once.
+        resume: Continue an interrupted evaluation there. Outcomes for other weights, images or settings are not used.
+        progress: Show a progress bar; by default on a terminal, while a log gets a line for each pool.
+        command: Command line to record.
+        checkpoint: Weights of a model given by name.
+        device: Device; by default that of a module, or the best available for a model given by name.
+        split: Split of a folder or named data set. This and the following arguments are as in `ImagesConfig`; if `data`
+            is one, set them there.
+        num_examples: Number of images. Without it, images in memory and data set objects keep their order.
+        subset: How images are chosen: 'balanced', 'robustbench', or a file of image names.
+        batch_size: Batch size.
         workers: Processes that load images.
-        allow_class_mismatch: Evaluate although the classes of the data are not those of the network.
+        allow_class_mismatch: Evaluate even if the classes of the data are not those of the network.
 
     Returns:
-        The report. It is written before anything optional begins (sweeps, images, diagnosis, figures), whose failure is
-        logged and costs nothing.
+        The report. It is saved before the optional stages (sweeps, images, diagnosis, figures) begin, so that a failure
+        there loses nothing.
 
     Raises:
-        InputError: On bad arguments, and whatever does not fit together.
+        InputError: On bad arguments, and on arguments that do not fit together.
         OSError: If `output` cannot be written.
 
     Examples:
@@ -136,9 +135,9 @@ def evaluate(
     images = {name: value for name, value in given.items() if value is not None}
     if isinstance(data, ImagesConfig) and images:
         name, value = next(iter(images.items()))
-        raise InputError('is a setting of the ImagesConfig', 'give it there', argument=name, value=value)
+        raise InputError('is a setting of the ImagesConfig', 'set it there', argument=name, value=value)
     source: Any = data if labels is None else (data, labels)
-    # inside of inference mode, Lightning's default for tests, no gradient can be taken
+    # Lightning tests in inference mode by default, where gradients are not available
     with Peers() as peers, torch.inference_mode(False), eval_mode(model, surrogate):
         with float32_proper():
             stages = Stages(config, peers, model, source, images, checkpoint, device)

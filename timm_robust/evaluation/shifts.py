@@ -1,4 +1,4 @@
-"""Accuracy on shifted images, and what ImageNet-C makes of it."""
+"""Accuracy on shifted images, and ImageNet-C's corruption errors."""
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +26,8 @@ __all__ = [
     'summarize_shifts',
 ]
 
-# Mean error of AlexNet over the five severities in percent, by the authors of ImageNet-C:
-# https://github.com/hendrycks/robustness/issues/10 (by severity); those of clean images are torchvision's.
+# Mean error of AlexNet over the five severities in percent, from the authors of ImageNet-C:
+# https://github.com/hendrycks/robustness/issues/10 (by severity); the clean error is torchvision's.
 ALEXNET_ERRORS = {
     'gaussian_noise': 88.6428, 'shot_noise': 89.4468, 'impulse_noise': 92.2640, 'defocus_blur': 81.9880,
     'glass_blur': 82.6268, 'motion_blur': 78.5948, 'zoom_blur': 79.8360, 'snow': 86.6816, 'frost': 82.6572,
@@ -47,17 +47,17 @@ def evaluate_shift(
         device: torch.device,
         classes: Optional[Tuple[int, ...]] = None,
 ) -> None:
-    """Classify images and write down which are right.
+    """Classify images and record which are correct.
 
     Args:
         model: Maps pixels in [0, 1] to logits; in eval mode.
         loader: Delivers (pixels, labels), in the order of `indices`.
         indices: Index of each image.
-        hashes: Hash of each.
-        key: Name under which outcomes are kept; of all classes under KEY/all if `classes` are given.
+        hashes: Hash of each image.
+        key: Key of the outcomes; with `classes`, those among all classes are kept under KEY/all.
         journal: Where outcomes are kept.
         device: Device of the network.
-        classes: Classes that count: the others' logits are left out. None for all.
+        classes: Classes to predict; the logits of others are ignored. None for all.
     """
     done, start, size, fixed = 0, time.perf_counter(), 0, has_batch_statistics(model)
     among = None if classes is None else torch.tensor(classes, device=device)
@@ -76,7 +76,7 @@ def evaluate_shift(
 
 @dataclass(frozen=True)
 class PartResult:
-    """Images classified correctly in one part of a benchmark; corruption and severity where it has them."""
+    """Number of correct images in one part of a benchmark, with its corruption and severity if it has them."""
     num_correct: int
     num_images: int
     corruption: Optional[str] = None
@@ -94,11 +94,11 @@ class BenchmarkResult:
 
     Attributes:
         name: The benchmark.
-        parts: What it is made of; one part, or one for each corruption and severity.
-        available: Images there are, of which those of the parts were chosen.
-        expected: Images that were published, None for those made on the fly.
-        num_classes: Classes that count, None for all.
-        num_correct_all: Images classified correctly among all classes, where fewer count.
+        parts: Its parts: a single one, or one for each corruption and severity.
+        available: Number of available images, from which those of the parts were chosen.
+        expected: Number of published images; None for images computed on the fly.
+        num_classes: Number of classes to predict; None for all.
+        num_correct_all: Number of correct images among all classes, if `num_classes` is set.
         resized_to: Height and width that images of another size were resized to.
     """
     name: str
@@ -114,22 +114,22 @@ class BenchmarkResult:
 
     @property
     def num_images(self) -> int:
-        """Images of all parts."""
+        """Number of images of all parts."""
         return sum(part.num_images for part in self.parts)
 
     @property
     def accuracy(self) -> float:
-        """In percent; of corruptions, that of a mean error."""
+        """In percent; for corruptions, 100 minus the mean error."""
         return 100. - self.mean_error
 
     @property
     def accuracy_all_classes(self) -> Optional[float]:
-        """Accuracy among all classes of the network, in percent, where fewer count."""
+        """Accuracy among all classes of the network, in percent; None unless `num_classes` is set."""
         return None if self.num_correct_all is None else 100. * self.num_correct_all / self.num_images
 
     @property
     def errors(self) -> Dict[str, Dict[int, float]]:
-        """Error in percent by corruption and severity; empty for a benchmark without."""
+        """Error in percent by corruption and severity; empty for a benchmark without corruptions."""
         found: Dict[str, Dict[int, float]] = {}
         for part in self.parts:
             if part.corruption is not None and part.severity is not None:
@@ -138,7 +138,7 @@ class BenchmarkResult:
 
     @property
     def mean_error(self) -> float:
-        """Mean error in percent; of corruptions over the 15 common ones, the four of validation only by themselves."""
+        """Mean error in percent over the 15 common corruptions, or over others if there are none of these."""
         if not self.errors:
             return self.parts[0].error
         means = _means(self.errors)
@@ -165,7 +165,7 @@ def corruption_errors(
         errors: Dict[str, Dict[int, float]],
         clean_error: Optional[float] = None,
 ) -> Tuple[Optional[float], Optional[float]]:
-    """mCE and relative mCE (Hendrycks and Dietterich 2019, section 4), by which AlexNet has 100.
+    """mCE and relative mCE (Hendrycks and Dietterich 2019, section 4), relative to AlexNet, which has 100.
 
     .. math:: mCE = \\frac{100}{C} \\sum_c \\frac{\\sum_s E_{s,c}}{\\sum_s E^{AlexNet}_{s,c}}, \\quad
         relative: E \\to E - E_{clean}
@@ -197,9 +197,9 @@ def summarize_shifts(
     """A result for each benchmark, from the outcomes of its parts.
 
     Args:
-        parts: Of the readers, in order.
-        chosen: By key the indices of the images.
-        journal: Outcomes of all of them.
+        parts: From the readers, in order.
+        chosen: Indices of the images, by key.
+        journal: Outcomes of all these images.
         image_size: Height and width the network saw.
     """
     def count(key: str, part: Part) -> int:

@@ -1,4 +1,4 @@
-"""The images of an evaluation, in whatever form a caller has them."""
+"""The images of an evaluation, in any form a caller may pass."""
 import logging
 import re
 from pathlib import Path
@@ -43,9 +43,9 @@ class Source:
     """Images to evaluate on.
 
     Attributes:
-        indices: Of the chosen images, in the data set.
-        facts: What a report says of the data, indices and labels apart.
-        batch_size: Images of a batch.
+        indices: Data set indices of the chosen images.
+        facts: What a report says about the data, except indices and labels.
+        batch_size: Batch size.
     """
     indices: List[int]
     facts: DataFacts
@@ -61,8 +61,8 @@ class Source:
         return torch.cat(x), torch.cat(y)
 
 
-class _Named(Source):
-    """Images of inputs.images."""
+class _NamedSource(Source):
+    """Images of a folder or named data set."""
 
     def __init__(self, images: Images):
         self.images, self.indices, self.batch_size = images, images.indices, images.config.batch_size
@@ -77,7 +77,7 @@ class _Named(Source):
         return self.images.loader(positions)
 
 
-class _Tensors(Source):
+class _TensorSource(Source):
     """Images in memory."""
 
     def __init__(self, x: torch.Tensor, y: Any, config: ImagesConfig, seed: int):
@@ -87,7 +87,7 @@ class _Tensors(Source):
         self.x, self.y = x.detach().float(), check_batch(x, y).labels
         self.indices = _choose(len(x), self.y.cpu().numpy(), config, seed)
         self.batch_size = config.batch_size
-        self.facts = DataFacts(dataset='tensors', subset=_how(config), num_images=len(x))
+        self.facts = DataFacts(dataset='tensors', subset=_subset_name(config), num_images=len(x))
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
         rows = self.indices if positions is None else [self.indices[i] for i in positions]
@@ -110,8 +110,8 @@ class _Pictures(Dataset):
         return (self.transform(picture) if self.transform else picture), int(label)
 
 
-class _OfDataset(Source):
-    """Images of a data set object: tensors in [0, 1], or pictures to be preprocessed as the network wants them."""
+class _DatasetSource(Source):
+    """Images of a data set object: tensors in [0, 1], or pictures, which are preprocessed as the network expects."""
 
     def __init__(self, dataset: Any, config: ImagesConfig, seed: int, subject: Subject):
         self.dataset, self.config, self.device = dataset, config, subject.device
@@ -119,8 +119,8 @@ class _OfDataset(Source):
         if isinstance(_first_pair(dataset)[0], Image.Image):
             if subject.preprocessing is None:
                 raise InputError(
-                    'holds pictures, and the model is no timm model that says how to preprocess them',
-                    'give the data set a transform that makes tensors in [0, 1]', argument='data')
+                    'holds pictures, but the model is not a timm model with known preprocessing',
+                    'give the data set a transform that returns tensors in [0, 1]', argument='data')
             self.preprocessing, self.dataset = subject.preprocessing, _Pictures(dataset)
         if config.subset == 'balanced':
             self.indices = _choose(len(dataset), dataset_labels(dataset), config, seed)
@@ -132,7 +132,7 @@ class _OfDataset(Source):
             part, network.num_classes, network.class_names(class_names(part)),
             allow_mismatch=config.allow_class_mismatch, argument='data') for part in whole_datasets(dataset))))
         self.facts = DataFacts(
-            dataset=type(dataset).__name__, subset=_how(config), num_images=len(dataset),
+            dataset=type(dataset).__name__, subset=_subset_name(config), num_images=len(dataset),
             class_names=tuple(names) if names else None, mismatch=mismatch)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
@@ -146,24 +146,24 @@ class _OfDataset(Source):
     def _tensors(self, indices: List[int]) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         for x, y in DataLoader(
                 Subset(self.dataset, indices), batch_size=self.batch_size, num_workers=self.config.workers,
-                generator=torch.Generator('cpu')):  # or a seed for its workers is drawn from the caller's
+                generator=torch.Generator('cpu')):  # otherwise worker seeds would be drawn from the caller's
             check_images(x)
             yield x.float(), torch.as_tensor(y, device='cpu')
 
 
 def _first_pair(dataset: Any) -> Tuple[Any, Any]:
-    """The first image of a data set object and its label; `InputError` if it delivers no such pairs."""
+    """The first image of a data set object and its label; `InputError` if it does not return such pairs."""
     try:
         image, label = dataset[0]
         index = torch.as_tensor(label)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError('delivers no pairs of an image and the index of its class', argument='data') from error
+        raise InputError('does not return pairs of an image and its class index', argument='data') from error
     if index.is_floating_point() or index.ndim:
-        raise InputError(f'delivers {label!r} as a label', 'the index of a class is a whole number', argument='data')
+        raise InputError(f'returns {label!r} as a label', 'a class index must be a whole number', argument='data')
     return image, label
 
 
-def _how(config: ImagesConfig) -> str:
+def _subset_name(config: ImagesConfig) -> str:
     return '' if config.subset == 'balanced' and config.num_examples is None else config.subset
 
 
@@ -189,8 +189,8 @@ def open_data(
             labels (N,), or a data set of pictures or of such tensors.
         subject: The network they are for.
         seed: Seed of the choice.
-        usual_examples: How many images of a folder or named data set to take, if nothing is said and it has as many.
-        **settings: Fields of `ImagesConfig` for all but an `ImagesConfig`.
+        usual_examples: Default number of images from a folder or named data set that has at least as many.
+        **settings: Fields of `ImagesConfig`, unless `data` is one.
 
     Raises:
         InputError: If the data cannot be opened or does not fit the network.
@@ -202,24 +202,24 @@ def open_data(
     if isinstance(data, ImagesConfig):
         if subject.network is None:
             raise InputError(
-                'the model is no timm model that says how to preprocess images', 'pass (images, labels), or a data '
-                'set with a transform that makes tensors in [0, 1]', argument='data')
-        return _Named(open_images(data, subject.network, seed=seed, usual_examples=usual_examples))
+                'the model is not a timm model with known preprocessing', 'pass (images, labels), or a data set with a '
+                'transform that returns tensors in [0, 1]', argument='data')
+        return _NamedSource(open_images(data, subject.network, seed=seed, usual_examples=usual_examples))
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise InputError('are missing', 'pass the class of each image', argument='labels')
     in_memory = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (torch.Tensor, np.ndarray))
     for name in ('split', 'subset', 'allow_class_mismatch') if in_memory else ('split',):
         if name in settings:
-            raise InputError('is for data by name', 'leave it out', argument=name, value=settings[name])
+            raise InputError('is for data given by name', 'leave it out', argument=name, value=settings[name])
     config = ImagesConfig(**settings)
     check_batch_size(subject.model, config.batch_size)
     if in_memory:
         images = data[0] if isinstance(data[0], torch.Tensor) else torch.as_tensor(data[0], device='cpu')
-        return _Tensors(images, data[1], config, seed)
+        return _TensorSource(images, data[1], config, seed)
     if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, tuple):
         if not len(data):
             raise InputError('holds no image', argument='data')
-        return _OfDataset(data, config, seed, subject)
+        return _DatasetSource(data, config, seed, subject)
     raise InputError(
-        f'is {type(data).__name__}', 'pass (images, labels), a data set with an index (of a loader its data set), a '
+        f'is {type(data).__name__}', 'pass (images, labels), an indexable data set (for a loader, its data set), a '
         'folder or the name of a timm data set', argument='data')

@@ -1,4 +1,4 @@
-"""The stages of an evaluation: attacks and benchmarks, written down at once, then all that is optional."""
+"""The stages of an evaluation: attacks and benchmarks, saved at once, then everything optional."""
 import hashlib
 import logging
 import re
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _network_sha256(subject: Subject) -> str:
-    """Hash of all of a network that decides outcomes: parameters, every buffer, the text of its modules."""
+    """Hash of everything in a network that determines outcomes: parameters, buffers, the text of its modules."""
     tensors = {**dict(subject.model.named_parameters()), **dict(subject.model.named_buffers())}
     text = _ADDRESS.sub('', repr(subject.model)) + weights_sha256(tensors)
     return hashlib.sha256(f'{text} {subject.facts.bn_mode} {subject.facts.gamma}'.encode()).hexdigest()[:16]
@@ -78,15 +78,15 @@ class Stages:
         self.batch_dependent = has_batch_statistics(subject.model)
         known = subject.facts.num_classes
         if self.plan and known:
-            self._check_plan(known)  # before data is looked at
+            self._check_plan(known)  # before opening the data
         self.benchmarks = self._open_benchmarks(data, images) if config.benchmarks else None
         self.source: Optional[Source] = open_data(data, subject, seed=config.seed, **images) if self.plan else None
         self.surrogate = open_surrogate(config.surrogate, subject, config.surrogate_checkpoint)
         self.num_classes = known or self._count_classes(subject)
         if self.surrogate and self._count_classes(self.surrogate) != self.num_classes:
-            raise InputError(f'has other classes than the model, which has {self.num_classes}', argument='surrogate',
-                             value=self.surrogate.facts.name)
-        self.batch_size = self.source.batch_size if self.source else 0  # halves where memory ends
+            raise InputError(f'has another number of classes than the model, which has {self.num_classes}',
+                             argument='surrogate', value=self.surrogate.facts.name)
+        self.batch_size = self.source.batch_size if self.source else 0  # halved when memory runs out
         if self.plan:
             self._check_plan(self.num_classes)
         self.subject.facts = replace(subject.facts, num_classes=self.num_classes)
@@ -102,11 +102,11 @@ class Stages:
 
     def _open_benchmarks(self, data: Any, images: Mapping[str, Any]) -> Benchmarks:
         if self.subject.network is None:
-            raise InputError('are for timm models, which say how to preprocess images', argument='benchmarks',
+            raise InputError('need a timm model, whose preprocessing is known', argument='benchmarks',
                              value=self.config.benchmarks)
         if not isinstance(data, ImagesConfig):
             if not (data is None or isinstance(data, (str, Path))):
-                raise InputError('take images from folders', 'pass the folder as `data`', argument='benchmarks',
+                raise InputError('read images from folders', 'pass the folder as `data`', argument='benchmarks',
                                  value=self.config.benchmarks)
             data = ImagesConfig(data_dir=None if data is None else str(data), **images)
         return Benchmarks(self.config, self.subject.network, data)
@@ -130,7 +130,7 @@ class Stages:
                 date=datetime.now(timezone.utc).isoformat(timespec='seconds')))
 
     def _contexts(self, plans: Mapping[str, Plan]) -> Dict[str, Mapping[str, Any]]:
-        """By key of outcomes all that decides them, the images apart."""
+        """Everything that determines outcomes except the images, by their key."""
         known = ('timm_robust', 'timm', 'torch')
         common: Dict[str, Any] = {
             'network': _network_sha256(self.subject), 'versions': {k: v for k, v in versions().items() if k in known}}
@@ -166,19 +166,19 @@ class Stages:
     # stages
 
     def run(self) -> EvaluationReport:
-        """All stages; the report of the primary process goes to all."""
+        """Run all stages; every process returns the report of the primary one."""
         with ExitStack() as stack:
             if self.folder is not None and self.peers.primary:
                 stack.enter_context(FolderLock(self.folder))
                 _refuse_unfit(self.folder, self.config.resume)  # another run may have ended meanwhile
-            self.peers.meet()  # none begins before the folder is this run's
+            self.peers.meet()  # no process starts before the folder is locked
             return self._run()
 
     def _run(self) -> EvaluationReport:
         report = self._report()
         self.journal = Journal(
             self.folder, self._contexts(self._plans()), rank=self.peers.rank)
-        self.peers.meet()  # none begins to write while another still looks at what there is
+        self.peers.meet()  # no process writes while another still reads the files
         self.fast_model = self._make_fast_model()
         with self.journal:
             if self.plan:
@@ -194,7 +194,7 @@ class Stages:
             self._save(report)
             report = self._sweeps(report)
         if self.peers.primary:
-            report = self._looks(report)
+            report = self._optional_stages(report)
             if self.folder is not None:
                 Journal.remove(self.folder)
         return self.peers.broadcast(report)
@@ -231,7 +231,7 @@ class Stages:
             progress=self.config.progress if self.peers.primary else False)
 
     def _attack(self, plan: Plan) -> Tuple[AttackOutcome, ...]:
-        """Outcomes of a plan on all images, those of this process by its own work."""
+        """Outcomes of a plan on all images; this process attacks its share of them."""
         assert self.source is not None
         indices = self.source.indices
         own = self.peers.positions(len(indices), self.source.batch_size if self.batch_dependent else 1)
@@ -242,15 +242,15 @@ class Stages:
         return assemble(plan, self.journal, indices, self.num_classes)
 
     def _sweeps(self, report: EvaluationReport) -> EvaluationReport:
-        """Curves over eps and gamma; the processes share their images too."""
+        """Curves over eps and gamma; the processes share the images here too."""
         total = report.data.num_examples
         eps_points: List[EpsPoint] = []
         for eps, plan in self.config.swept_plans().items():
-            self._say(f'Accuracy at {plan.threat} ...')
+            self._log(f'Accuracy at {plan.threat} ...')
             eps_points.append(EpsPoint(eps, _count(self._attack(plan)[0]), total))
         gamma_points: List[GammaPoint] = []
         for gamma, plan in self._gamma_plans().items():
-            self._say(f'Accuracy at gamma {gamma:g} ...')
+            self._log(f'Accuracy at gamma {gamma:g} ...')
             with at_gamma(self.subject.model, gamma):
                 self.fast_model = self._make_fast_model()
                 clean, robust = self._attack(plan)
@@ -262,11 +262,11 @@ class Stages:
             self._save(report)
         return report
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self.peers.primary:
             _logger.info(text)
 
-    def _looks(self, report: EvaluationReport) -> EvaluationReport:
+    def _optional_stages(self, report: EvaluationReport) -> EvaluationReport:
         """Example images and diagnosis."""
         config = self.config
         if self.plan is None:
@@ -286,7 +286,7 @@ class Stages:
             stage: Callable[[EvaluationReport], EvaluationReport],
             report: EvaluationReport,
     ) -> EvaluationReport:
-        """The report with the results of a stage; without them, and a warning, where it fails."""
+        """The report with the results of a stage; unchanged, with a warning, if the stage fails."""
         start = time.perf_counter()
         _logger.info(f'{title} ...')
         try:
@@ -294,7 +294,7 @@ class Stages:
             self._save(report)
         except (InputError, RuntimeError, ValueError, OSError) as error:
             reason = ' '.join(str(error).split()) or type(error).__name__
-            _logger.warning(f'{title}: left out, {reason}. The accuracies are not concerned.')
+            _logger.warning(f'{title}: skipped, {reason}. The accuracies are not affected.')
         else:
             _logger.info(f'{title}: {time.perf_counter() - start:.0f} seconds')
         return report

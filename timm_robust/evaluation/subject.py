@@ -1,4 +1,4 @@
-"""The network that is evaluated, in whatever form a caller has it."""
+"""The network to evaluate, in any form a caller may pass."""
 import copy
 import logging
 from contextlib import contextmanager
@@ -40,9 +40,9 @@ class Subject:
     Attributes:
         model: Takes pixels in [0, 1]; in eval mode.
         device: Where it is.
-        facts: What a report says of it.
+        facts: What a report says about it.
         preprocessing: timm's data config, where it is known.
-        network: The same as what inputs/ takes; None for a module that is no timm model.
+        network: The same network as inputs/ takes it; None for a module that is not a timm model.
     """
     model: nn.Module
     device: torch.device
@@ -55,7 +55,7 @@ def _facts(name: str, model: nn.Module, preprocessing: Optional[Preprocessing], 
     return ModelFacts(name=name, weights_sha256=weights_sha256(model), **{**(preprocessing or {}), **more})
 
 
-def _of_network(network: Network) -> Subject:
+def _from_network(network: Network) -> Subject:
     config = network.config
     facts = _facts(
         config.model, network.model, network.preprocessing, checkpoint=config.checkpoint, use_ema=config.use_ema,
@@ -65,10 +65,10 @@ def _of_network(network: Network) -> Subject:
 
 @contextmanager
 def eval_mode(*models: Any) -> Iterator[None]:
-    """Networks in training mode, as `timm.create_model` returns them, are in eval mode inside.
+    """Switch networks in training mode, as `timm.create_model` returns them, to eval mode meanwhile.
 
-    A network in eval mode keeps its parts in training mode, such as dropout: they belong to it. Modes and the buffers
-    such parts change (running averages) are put back.
+    Parts in training mode inside a network in eval mode, such as dropout, stay as they are: they are deliberate. Modes
+    and the buffers that such parts change (running averages) are restored.
     """
     networks = [model for model in models if isinstance(model, nn.Module)]
     training = [part for model in networks for part in model.modules() if part.training]
@@ -87,14 +87,14 @@ def eval_mode(*models: Any) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
+def _from_module(model: nn.Module, device: Optional[str]) -> Subject:
     low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if low is not None:
-        raise InputError(f'has weights in {low}', 'pass model.float(): verdicts are in float32', argument='model')
+        raise InputError(f'has weights in {low}', 'pass model.float(): verdicts need float32', argument='model')
     if any(t.device.type == 'meta' for t in (*model.parameters(), *model.buffers())):
         raise InputError('has no weights, it is on the device meta', 'load its weights', argument='model')
     still = next((name for name, part in model.named_modules() if part.training and is_norm(part)), None)
-    if still is not None:  # attacks would be crafted on the tracked statistics
+    if still is not None:  # attacks would use its tracked statistics instead
         raise InputError(
             f'has a normalization layer in training mode ({still})',
             "call model.eval(), or set_bn_mode(model, 'batch') for batch statistics", argument='model')
@@ -106,11 +106,11 @@ def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
     on_pixels = model
     if not space.is_pixels:
         on_pixels = NormalizedModel(model, space.mean, space.std)
-        on_pixels.training = False  # and no part of the caller's network, as .eval() would have it
+        on_pixels.training = False  # not .eval(), which would change the caller's network
     timm_model: Any = model.model if isinstance(model, NormalizedModel) else model
     name = type(model).__name__
     if not (getattr(timm_model, 'pretrained_cfg', None) and getattr(timm_model, 'num_classes', None)):
-        _warn_of_inner_model(model)
+        _warn_about_inner_model(model)
         return Subject(on_pixels, place, _facts(name, model, None))
     preprocessing = cast(Preprocessing, resolve_data_config({}, model=timm_model))
     if isinstance(model, NormalizedModel):
@@ -122,15 +122,16 @@ def _of_module(model: nn.Module, device: Optional[str]) -> Subject:
 
 
 def _decimals(values: torch.Tensor) -> Tuple[float, ...]:
-    return tuple(float(f'{value:.7g}') for value in values.flatten().tolist())  # of float32, as they were given
+    return tuple(float(f'{value:.7g}') for value in values.flatten().tolist())  # without float32 rounding
 
 
-def _warn_of_inner_model(model: nn.Module) -> None:
+def _warn_about_inner_model(model: nn.Module) -> None:
     inner = next((m for m in model.modules() if not InputSpace.of(m).is_pixels), None)
     if inner is not None and not holds_normalized(model):
         _logger.warning(
-            f'{type(model).__name__} gets pixels in [0, 1], and the timm model {type(inner).__name__} inside expects '
-            'normalized images: unless the former normalizes them, wrap the latter in NormalizedModel')
+            f'{type(model).__name__} gets pixels in [0, 1], but the timm model {type(inner).__name__} inside expects '
+            f'normalized images: unless {type(model).__name__} normalizes them, wrap {type(inner).__name__} in '
+            'NormalizedModel')
 
 
 def open_model(
@@ -143,20 +144,20 @@ def open_model(
     """The network behind what a caller passed as `model`.
 
     Args:
-        model: A name as `NetworkConfig` takes it, a `NetworkConfig`, or a module: a timm model, which gets mean and std
-            of its `pretrained_cfg`, or any other that takes pixels.
-        checkpoint: Weights of a network by name.
-        device: Where to, by default where a module is.
-        main_branch: Of a network by name with two BatchNorms, take that of clean images unless it has a gamma.
+        model: A model name as in `NetworkConfig`, a `NetworkConfig`, or a module: a timm model, whose images are
+            normalized by its `pretrained_cfg`, or any other that takes pixels.
+        checkpoint: Weights of a model given by name.
+        device: Device; by default that of a module.
+        main_branch: In a model given by name with two BatchNorms, use the one for clean images unless gamma is set.
 
     Raises:
-        InputError: If it cannot be built, and on what a module or a `NetworkConfig` has no use for.
+        InputError: If it cannot be built, and on arguments that do not apply to a module or a `NetworkConfig`.
     """
     if checkpoint and isinstance(model, (nn.Module, NetworkConfig)):
-        raise InputError('is for a model by name', 'load the weights into the module, or name them there',
+        raise InputError('is for a model given by name', 'load the weights into the module, or name them in the config',
                          argument='checkpoint', value=checkpoint)
     if isinstance(model, nn.Module):
-        return _of_module(model, device)
+        return _from_module(model, device)
     if isinstance(model, (str, Path)):
         model = NetworkConfig(model=str(model), checkpoint=checkpoint, device=device)
     elif not isinstance(model, NetworkConfig):
@@ -164,27 +165,28 @@ def open_model(
             f'is {type(model).__name__}', 'pass a module, the name of a timm model, the folder of an exported model or '
             'hf-hub:ORG/NAME', argument='model')
     elif device is not None:
-        raise InputError('is a setting of the NetworkConfig', 'give it there', argument='device', value=device)
+        raise InputError('is a setting of the NetworkConfig', 'set it there', argument='device', value=device)
     if main_branch and model.gamma is None:
         try:
             model = replace(model, gamma=0.)
         except InputError as error:
             raise error.about('gamma_sweep', True) from error
-    return _of_network(build_network(model, torch.device(resolve_device(model.device))))
+    return _from_network(build_network(model, torch.device(resolve_device(model.device))))
 
 
 def open_surrogate(surrogate: Union[str, nn.Module, None], subject: Subject, checkpoint: str) -> Optional[Subject]:
-    """The network to craft attacks on, if it is another.
+    """The network to craft attacks on; None if it is the evaluated network.
 
     Raises:
-        InputError: If its classes or input are not those of the network, or a checkpoint is of no model.
+        InputError: If its classes or input differ from the network's, or if a checkpoint comes without a model name.
     """
     if checkpoint and (not surrogate or isinstance(surrogate, nn.Module)):
-        raise InputError('is of no model', 'name it as `surrogate`', argument='surrogate_checkpoint', value=checkpoint)
+        raise InputError(
+            'needs a model name', 'pass it as `surrogate`', argument='surrogate_checkpoint', value=checkpoint)
     if not surrogate:
         return None
     if isinstance(surrogate, str) and subject.network is not None:
-        return _of_network(build_surrogate(surrogate, subject.network, checkpoint))
+        return _from_network(build_surrogate(surrogate, subject.network, checkpoint))
     try:
         found = open_model(surrogate, checkpoint=checkpoint, device=str(subject.device))
     except InputError as error:

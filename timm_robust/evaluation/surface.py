@@ -25,7 +25,7 @@ class LossSurface:
         seed: Seed of the random direction.
         num_examples: Images behind the mean.
         coordinates: Points along each direction, in units of eps.
-        loss: A row for each coordinate of the random direction, along the gradient.
+        loss: Rows along the random direction, columns along the gradient.
     """
     norm: str
     eps: float
@@ -40,7 +40,7 @@ class LossSurface:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A randomized network repeats itself from call to call, and torch's generators are as they were after."""
+    """Seed torch, so that a randomized network repeats its results; torch's generators are restored afterwards."""
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         torch.manual_seed(seed)
         yield
@@ -61,7 +61,7 @@ def directions(
         batch_size: int,
         seed: int,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """A step up the cross-entropy, and one along random signs; of length eps."""
+    """Steps of length eps up the cross-entropy and along random signs."""
     gradient = input_gradients(model, x, y, batch_size)
     random = signs(image_seeds(seed, len(x), x.device), 0, x[0].numel()).view_as(x).to(x.dtype)
     return threat.eps * threat.stride(gradient), threat.eps * threat.stride(random)
@@ -91,7 +91,7 @@ def loss_surface(
         y: Class indices (N,).
         threat: Threat model.
         points: Points along each direction, from -eps to eps; images are clamped to [0, 1].
-        batch_size: Images in the network at once.
+        batch_size: Batch size.
         seed: Seed of the random signs and of the network's own noise.
     """
     check_images(x)

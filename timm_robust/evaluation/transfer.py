@@ -1,4 +1,4 @@
-"""Transfer matrix: accuracy of each network on images crafted on each other."""
+"""Transfer matrix: accuracy of each network on adversarial images crafted on each other."""
 import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -34,15 +34,15 @@ class TransferReport:
     """Result of `timm_robust.transfer`.
 
     Attributes:
-        names: What the networks are called.
+        names: Names of the networks.
         models: The networks, in the order of `names`.
         data: The images.
         threat: Threat model.
         attack: All settings of the attack.
         settings: How it was run.
         clean: By network and image, whether the clean image is classified correctly.
-        correct: By network that images were crafted on, network that sees them, and image: whether clean image and
-            adversarial image are classified correctly.
+        correct: By source network, target network and image, whether both the clean and the adversarial image are
+            classified correctly.
         versions: Versions of what the numbers depend on.
     """
     names: Tuple[str, ...]
@@ -59,11 +59,11 @@ class TransferReport:
         check_types(self)
 
     def outcomes(self, source: str, target: str) -> Outcomes:
-        """By image, whether `target` withstands what was crafted on `source`."""
+        """By image, whether `target` withstands the image crafted on `source`."""
         return self.correct[self.names.index(source)][self.names.index(target)]
 
     def accuracy(self, source: str, target: str) -> float:
-        """Accuracy of `target` on images crafted on `source`, in percent; on its own that of a white-box attack."""
+        """Accuracy of `target` on images crafted on `source`, in percent; white-box accuracy if both are the same."""
         return percent(self.outcomes(source, target))
 
     def interval(self, source: str, target: str) -> Tuple[float, float]:
@@ -89,13 +89,13 @@ class TransferReport:
         """The report that `save` wrote.
 
         Raises:
-            InputError: If there is none.
+            InputError: If there is no report.
         """
         return from_mapping(cls, read_json(Path(folder) / TRANSFER))
 
     @property
     def title(self) -> str:
-        """Attack, threat model and images, for people."""
+        """Attack, threat model and images, for display."""
         attack = attack_from_dict(self.attack)
         return f'{attack}, {self.threat}, {self.data.num_examples:,} images, seed {self.settings.seed}'
 
@@ -113,14 +113,14 @@ def _named(models: Union[Sequence[NetworkSource], Mapping[str, NetworkSource]]) 
         names = [m if isinstance(m, str) else f'{type(m).__name__} {i}' for i, m in enumerate(models, 1)]
         found = dict(zip(names, models))
         if len(found) < len(names):
-            raise InputError('names one twice', argument='models', value=names)
+            raise InputError('has duplicates', argument='models', value=names)
     if len(found) < 2:
-        raise InputError(f'are {len(found)}', 'give two networks or more', argument='models')
+        raise InputError('must be two networks or more', argument='models')
     return found
 
 
 def _opened(models: Mapping[str, NetworkSource], device: Optional[str]) -> List[Subject]:
-    """The networks, of which each must be able to stand in for the first."""
+    """The networks; each must have the classes and input of the first."""
     subjects: List[Subject] = []
     for name, model in models.items():
         try:
@@ -143,22 +143,22 @@ def transfer(
         command: str = '',
         **images: Any,
 ) -> TransferReport:
-    """Measure each network on images crafted on each of them, the last iterates of an attack that moves whole batches.
+    """Measure each network on the last iterates of an attack on each of them.
 
     Args:
-        models: Two or more networks of the same classes and input, each a name or a module as `evaluate` takes it.
-        data: As `evaluate` takes it; of a folder or data set by name 500 images unless `num_examples` says otherwise.
+        models: Two or more networks of the same classes and input, each a name or a module as in `evaluate`.
+        data: As in `evaluate`; by default 500 images of a folder or named data set.
         labels: Class indices (N,), if `data` is a tensor.
-        attack: One that transfers: `MIM(steps=10, diversity=.5, kernel_size=5, copies=5)` for example.
+        attack: The attack, for example `MIM(steps=10, diversity=.5, kernel_size=5, copies=5)`.
         threat: Threat model.
-        seed: Seed of subset and noise.
-        device: Where to.
-        command: Command line to write down.
+        seed: Seed of the image subset and the noise.
+        device: Device of the networks.
+        command: Command line to record.
         **images: Fields of `ImagesConfig`.
 
     Raises:
-        InputError: On networks of other classes or input, on attacks that stop where the network is fooled, and on
-            what `evaluate` refuses.
+        InputError: On networks with different classes or input, on attacks that stop once the network is fooled, and on
+            whatever `evaluate` refuses.
 
     Examples:
 
@@ -173,7 +173,7 @@ def transfer(
     except InputError as error:
         raise error.renamed({'attacks': 'attack'}) from error
     if not plan.real_attacks:
-        raise InputError('changes no image', 'take mim', argument='attack', value=attack)
+        raise InputError('changes no image', 'use mim', argument='attack', value=attack)
     with torch.inference_mode(False), eval_mode(*named.values()):
         subjects = _opened(named, device)
         given: Any = data if labels is None else (data, labels)
@@ -230,7 +230,7 @@ def _measure(
 def _check_classes(names: Sequence[str], runners: Sequence[Runner], plan: Plan, counts: Sequence[int]) -> None:
     for name, runner, count in zip(names, runners, counts):
         if count != counts[0]:
-            raise InputError(f'has {count} classes, {names[0]} {counts[0]}', argument='models', value=name)
+            raise InputError(f'has {count} classes, but {names[0]} has {counts[0]}', argument='models', value=name)
         runner.num_classes = count
         try:
             plan.check(count, runner.batch_dependent, surrogate=True)

@@ -66,8 +66,8 @@ def _create_nofrost(variant: str, pretrained: bool = False, **kwargs: Any) -> No
         model_cfg=model_cfgs[nf_variant],
         feature_cfg=dict(flatten_sequential=True),
         authors_checkpoint=(
-            f"the authors' checkpoints: download them with `timm-robust fetch {variant}`, or load as {nf_variant} state dicts: "
-            f"timm.create_model('{variant}', checkpoint_path=PATH)"),
+            f"`timm-robust fetch {variant}` downloads the authors' checkpoint, a {nf_variant} state dict, which also loads "
+            f"directly: timm.create_model('{variant}', checkpoint_path=PATH)"),
         **kwargs,
     )
 

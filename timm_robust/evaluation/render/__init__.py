@@ -1,4 +1,4 @@
-"""A report to look at: pages from templates, figures, tables for a terminal."""
+"""Rendering of reports: pages from templates, figures, tables for a terminal."""
 from pathlib import Path
 from typing import List
 
@@ -35,14 +35,14 @@ __all__ = [
 
 
 def write_report(report: EvaluationReport, folder: Path) -> List[Path]:
-    """Write report.html, which needs no other file, report.md and the figures it shows, each whole or not at all.
+    """Write report.html (self-contained), report.md and its figures, each file atomically.
 
     Returns:
         The files written.
     """
     figures = draw_figures(report)
     pages = {'report.html': html_report(report, figures), 'report.md': markdown_report(report, figures)}
-    # a path from the command line may hold bytes that are no text
+    # a path from the command line may hold bytes that are not valid text
     files = {**{name: page.encode('utf-8', 'backslashreplace') for name, page in pages.items()}, **figures}
     for name, content in files.items():
         write_bytes(folder / name, content)

@@ -35,11 +35,11 @@ __all__ = [
 Target = Union[str, Path, BinaryIO]
 
 _MAGNIFIED = 10
-_MOST_MARKERS = 30
+_MAX_MARKERS = 30
 
 
 def _plain(text: str, width: int) -> str:
-    """Text in lines that can be drawn: no formula between dollar signs, no bytes of a path that are no text."""
+    """Wrap text for drawing: dollar signs start no formula, and bytes that are not valid text are escaped."""
     text = text.encode('utf-8', 'backslashreplace').decode().replace('$', r'\$')
     return textwrap.fill(text, width, break_on_hyphens=False)
 
@@ -73,8 +73,8 @@ def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str,
         axes.xaxis.set_major_locator(MultipleLocator(-(-round(255 * largest) // 8) / 255))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda eps, _: f'{255 * eps:.0f}/255' if eps > 0 else '0'))
     for name, curve in curves.items():
-        # unclipped, so that a point at 0 % is whole
-        marker = 'o' if len(curve) < _MOST_MARKERS else ''
+        # unclipped, so that a marker at 0 % is drawn whole
+        marker = 'o' if len(curve) < _MAX_MARKERS else ''
         axes.plot(list(curve), list(curve.values()), marker=marker, label=_plain(name, 60), clip_on=False)
     axes.set(
         xlabel=f'eps ({norm}, pixels in [0, 1])', ylabel='accuracy (%)', ylim=(0, 100), title=_plain(title, 60))
@@ -117,7 +117,7 @@ def plot_images(
     figure.suptitle(_plain(title, 80), fontsize=9)
     grid = figure.subplots(len(examples), 3, squeeze=False)
     for row, example in zip(grid, examples):
-        verdict = 'fooled' if example.fooled else 'withstands'
+        verdict = 'fooled' if example.fooled else 'not fooled'
         texts = (
             f'clean: {_short(class_name(example.label))}\n{100 * example.clean_confidence:.1f} %',
             f'perturbation x{_MAGNIFIED}\n{_short(example.attack)}',
@@ -132,7 +132,7 @@ def plot_images(
 
 
 def plot_loss_surface(surface: LossSurface, title: str, path: Target) -> None:
-    """Draw what `loss_surface` measured, as a PNG at `path`."""
+    """Draw the result of `loss_surface`, as a PNG at `path`."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(5.5, 4.5), layout='constrained')
     axes = figure.subplots()
@@ -145,7 +145,7 @@ def plot_loss_surface(surface: LossSurface, title: str, path: Target) -> None:
 
 
 def draw_figures(report: EvaluationReport) -> Dict[str, bytes]:
-    """All figures there is something to draw for, as PNG by file name."""
+    """All figures that the report has data for, as PNG by file name."""
     subject, threat = title(report), str(report.threat)
     files: Dict[str, io.BytesIO] = defaultdict(io.BytesIO)
     if report.examples:
@@ -184,12 +184,12 @@ def plot_radar(table: Mapping[str, Mapping[str, float]], title: str, path: Targe
     """Draw accuracies by network and benchmark with an axis for each benchmark, 0 % at the centre, as a PNG at `path`.
 
     Raises:
-        InputError: If there are less than three axes.
+        InputError: If there are fewer than three axes.
     """
     from matplotlib.figure import Figure
     keys = list(next(iter(table.values())))
     if len(keys) < 3:
-        raise InputError(f'needs three benchmarks or more, there are {len(keys)}', 'choose bars', argument='kind',
+        raise InputError(f'needs at least three benchmarks, not {len(keys)}', 'use bars', argument='kind',
                          value='radar')
     figure = Figure(figsize=(6.5, 6), layout='constrained')
     axes = figure.add_subplot(projection='polar')
@@ -217,7 +217,7 @@ def plot_transfer(report: TransferReport, path: Target) -> None:
     for i, row in enumerate(table):
         for j, value in enumerate(row):
             axes.text(j, i, f'{value:.1f}', ha='center', va='center', color='black' if value > 50 else 'white')
-    # tags and folders on lines of their own
+    # each part of a tag or path on its own line
     shown = ['\n'.join(_plain(part, 32) for part in re.split(r'(?<=[./])', name[-96:]) if part) for name in names]
     axes.set_xticks(range(len(names)), shown, fontsize=7, rotation=30, ha='right')
     axes.set_yticks(range(len(table)), ['clean', *shown], fontsize=7)
@@ -227,7 +227,7 @@ def plot_transfer(report: TransferReport, path: Target) -> None:
 
 
 def plot_statistics(rows: Sequence[ShiftRow], title: str, path: Target) -> None:
-    """Draw what `shift_rows` found over the layers, as a PNG at `path`."""
+    """Draw the result of `shift_rows` over the layers, as a PNG at `path`."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 6), layout='constrained')
     figure.suptitle(title, fontsize=9)

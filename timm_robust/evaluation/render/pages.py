@@ -1,4 +1,4 @@
-"""The report as HTML that needs no other file, as Markdown, and as text for a terminal."""
+"""The report as self-contained HTML, as Markdown, and as text for a terminal."""
 import base64
 import html
 import re
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def _markdown(value: Any) -> Markup:
-    """Text that is shown as it is: neither markup nor the end of a table cell or line."""
+    """Escape text so that Markdown shows it literally, on one line and in one table cell."""
     if isinstance(value, Markup):
         return value
     text = html.escape(' '.join(str(value).split()), quote=False)
@@ -36,7 +36,7 @@ def _markdown(value: Any) -> Markup:
 
 
 def _backticks(text: str, least: int) -> str:
-    """More backticks than a text has in a row."""
+    """More backticks than any run of them in the text."""
     return '`' * max(least, 1 + max(map(len, re.findall('`+', text)), default=0))
 
 
@@ -72,7 +72,7 @@ def _environment(folder: Path, **kwargs: Any) -> Environment:
 
 
 def markdown_environment(folder: Path) -> Environment:
-    """Markdown templates in a folder: text in them is shown as it is, `code` and `fenced` show it as code.
+    """Markdown templates in a folder: values are shown literally, or as code by the filters `code` and `fenced`.
 
     Args:
         folder: Where they are.
@@ -89,11 +89,11 @@ _MARKDOWN = markdown_environment(_TEMPLATES)
 
 
 def html_report(report: EvaluationReport, figures: Mapping[str, bytes]) -> str:
-    """The report as one HTML page, with figures in it.
+    """The report as one HTML page, with the figures embedded.
 
     Args:
         report: The report.
-        figures: Of `draw_figures`.
+        figures: From `draw_figures`.
     """
     def pictures(example: Example) -> List[bytes]:
         return [to_png(panel) for panel in panels(example)]
@@ -112,11 +112,11 @@ def html_table(report: EvaluationReport) -> str:
 
 
 def markdown_report(report: EvaluationReport, figures: Mapping[str, bytes]) -> str:
-    """The report as Markdown, with figures by file name.
+    """The report as Markdown, which links to the figures by file name.
 
     Args:
         report: The report.
-        figures: Of `draw_figures`.
+        figures: From `draw_figures`.
     """
     return _MARKDOWN.get_template('report.md').render(report=report, figures=figures)
 
@@ -149,7 +149,7 @@ def text_report(report: EvaluationReport) -> str:
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """Findings for a terminal: those that a reader must see first, then the names of the others."""
+    """Findings for a terminal: alarms, warnings and skipped checks in full, then the names of the others."""
     blocks = [
         f"{verdict.upper():<8} {f.name.replace('_', ' ')}\n"
         + textwrap.fill(f.text, 110, initial_indent=' ' * 9, subsequent_indent=' ' * 9)

@@ -1,4 +1,4 @@
-"""What a report says, in sentences and rows that every form of it shares."""
+"""Sentences and table rows of a report, shared by all its formats."""
 import math
 from collections import Counter
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -46,25 +46,25 @@ HEADER = (
 BENCHMARK_HEADER = ('benchmark', 'images', 'top-1 (%)', 'notes')
 EXAMPLE_HEADER = ('label', 'clean confidence (%)', 'attack', 'prediction', 'confidence (%)', 'outcome')
 GAMMA_HEADER = ('gamma', 'clean accuracy (%)', 'robust accuracy (%)')
-GAMMA = 'Two BatchNorms: at 0 that of clean images, at 1 that of adversarial ones, between them a mixture.'
+GAMMA = 'Gamma 0 uses the BatchNorm for clean images, gamma 1 that for adversarial images, values between mix both.'
 SURFACE = (
-    'Mean cross-entropy of clean images moved by up to eps, along the gradient (to the right) and along random signs '
-    '(upwards). Where the gradient guides an attack, the loss rises smoothly to the right.')
+    'Mean cross-entropy of clean images perturbed by up to eps along the gradient (x-axis) and along random signs '
+    '(y-axis). If the gradient guides an attack, the loss rises smoothly to the right.')
 
-_BOUND = 'These attacks give an upper bound of robustness; stronger ones (AutoAttack) leave less.'
+_BOUND = 'These attacks give an upper bound on robust accuracy; stronger ones (AutoAttack) may lower it.'
 _BY_BATCH = (
     'This network normalizes by the current batch. A prediction depends on the other images in its batch, and these '
     'accuracies hold for these batches only.')
 _ONLY_REMAINING = (
     '"Cumulative" counts images that withstand this attack and all above it. Each attack ran only on images that '
-    'withstood those above it, so there is no accuracy under it alone.')
+    'withstood those above it, so there is no per-attack accuracy.')
 _ON_ALL = (
-    '"This attack": each attack ran on all images classified correctly. "Cumulative" counts images that withstand it '
-    "and all above it. Intervals are Wilson's.")
+    '"This attack": each attack ran on all correctly classified images. "Cumulative" counts images that withstand '
+    "this attack and all above it. Intervals are Wilson's.")
 
 _OF_EACH_THREAT = (
     '"Cumulative" counts within each threat model; the worst case over all counts images that withstand every attack '
-    'under every threat model. A diagnosis is of the first.')
+    'under every threat model. The diagnosis covers the first threat model only.')
 
 
 def _number(value: Optional[float]) -> str:
@@ -103,7 +103,7 @@ def _row(report: EvaluationReport, outcome: AttackOutcome) -> Tuple[str, ...]:
 
 
 def attack_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
-    """Rows under `HEADER`, with all a robust accuracy must be reported with."""
+    """Rows under `HEADER`, with everything that must be reported along with a robust accuracy."""
     return [_row(report, outcome) for outcome in report.attacks]
 
 
@@ -151,7 +151,7 @@ def _few_classes(report: EvaluationReport) -> List[str]:
         a.name for a in report.attacks if a.is_autoattack and any(m.get('loss') == 'gap' for m in a.members))
     return [
         f'The model has {report.model.num_classes} classes, too few for the difference of logits ratio (DLR): {names} '
-        'ascends the logit gap instead, towards all wrong classes.'] if names else []
+        'used the logit gap instead, towards all wrong classes.'] if names else []
 
 
 def _randomized(report: EvaluationReport) -> List[str]:
@@ -163,20 +163,20 @@ def _randomized(report: EvaluationReport) -> List[str]:
             low, high = wilson_interval(mean / 100 * total, total)
             least, most = outcome.verdict_interval
             texts.append(
-                f'{outcome.name}: {outcome.passes} passes decide, since the network is taken to be randomized; an '
-                f'image misclassified in half of them counts as broken. A single pass classifies {mean:.2f} % '
-                f'correctly (95 % interval {low:.1f} to {high:.1f}). With images too near to half to tell, robust '
-                f'accuracy is between {least:.2f} and {most:.2f} %.')
+                f'{outcome.name}: the network is treated as randomized, so {outcome.passes} passes decide; an image '
+                f'misclassified in at least half of them counts as broken. A single pass classifies {mean:.2f} % '
+                f'correctly (95 % interval {low:.1f} to {high:.1f}). Images too close to one half to decide put robust '
+                f'accuracy between {least:.2f} and {most:.2f} %.')
     return texts
 
 
 def upper_bound(report: EvaluationReport) -> List[str]:
-    """That the accuracy is an upper bound, unless AutoAttack was run."""
+    """A note that the accuracy is an upper bound; none if AutoAttack was run."""
     return [_BOUND] if report.real_attacks and not any(a.includes_autoattack for a in report.attacks) else []
 
 
 def notes(report: EvaluationReport) -> List[str]:
-    """What a reader of the table has to know, in sentences."""
+    """What a reader of the table must know, as sentences."""
     return [
         f'{sample(report)}, {report.threat}.',
         *_transfer(report),
@@ -199,7 +199,7 @@ def headline(report: EvaluationReport) -> str:
     text += f' ({report.threat}, {where}; 95 % interval {robust.interval[0]:.1f} to {robust.interval[1]:.1f}).'
     together, best = percent(report.worst_case), report.best_known
     if best is not None and best != robust:
-        text += f" Best known is {best.accuracy:.2f} % ({', '.join(best.attacks)})."
+        text += f" Best known robust accuracy: {best.accuracy:.2f} % ({', '.join(best.attacks)})."
     if together < min(robust.accuracy, best.accuracy if best else 100.):
         text += f' Under all attacks together it is {together:.2f} %.'
     return ' '.join([text[0].upper() + text[1:], *upper_bound(report)])
@@ -217,12 +217,12 @@ def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
 
 
 def findings(report: EvaluationReport) -> List[Finding]:
-    """The findings of the diagnosis, the gravest first."""
+    """The findings of the diagnosis, the most severe first."""
     return sorted(report.findings, key=lambda f: ('alarm', 'warning', 'skipped', 'ok').index(f.verdict))
 
 
 def verdict(report: EvaluationReport) -> str:
-    """What the diagnosis says in one sentence."""
+    """The diagnosis in one sentence."""
     counts = Counter(f.verdict for f in report.findings)
     bad = [f"{counts[v]} {v}{'s' * (counts[v] > 1)}" for v in ('alarm', 'warning') if counts[v]]
     skipped = f", {counts['skipped']} skipped" if counts['skipped'] else ''
@@ -234,13 +234,13 @@ def verdict(report: EvaluationReport) -> str:
 
 
 def eps_curves(report: EvaluationReport) -> Dict[str, Dict[float, float]]:
-    """Accuracy over eps by attack: of the sweep at its eps, of attacks that minimize the norm at every distance."""
+    """Accuracy over eps by attack: at each eps of the sweep, at each distance for attacks that minimize the norm."""
     swept = {p.eps: p.accuracy for p in report.eps_sweep}
     curves = {swept_attack(report): swept} if swept else {}
     last = max(2 * report.threat.eps, *swept, 0.)
     for outcome in _minimizing(report):
         found = sorted({d for d in outcome.distances if d is not None and 0 < d <= last})
-        # a step at each distance: the image is right until just before it
+        # a step at each distance: the image is classified correctly just below it
         steps = {e: outcome.accuracy_at(e) for d in found for e in (math.nextafter(d, 0), d)}
         ends = {eps: outcome.accuracy_at(eps) for eps in (0., last)}
         curves[outcome.name] = dict(sorted({**ends, **steps}.items()))
@@ -257,7 +257,7 @@ def eps_header(report: EvaluationReport) -> Tuple[str, ...]:
 
 
 def eps_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
-    """Accuracy at the eps of the sweep, or at parts and multiples of the threat model's."""
+    """Accuracy at each eps of the sweep, or at fractions and multiples of the threat model's eps."""
     swept = {p.eps: p.accuracy for p in report.eps_sweep}
     points = list(swept) or [report.threat.eps * k / 4 for k in (0, 1, 2, 3, 4, 6, 8)]
     return [
@@ -271,8 +271,8 @@ def _distances(report: EvaluationReport) -> List[str]:
         found = sorted(math.inf if d is None else d for d in outcome.distances)
         median = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
         texts.append(
-            f'{outcome.name}: the nearest image that fools is {median:.4g} away in {report.threat.norm} (median; '
-            'misclassified clean images count as 0).')
+            f'{outcome.name}: the median distance of the nearest adversarial image is {median:.4g} in '
+            f'{report.threat.norm} (misclassified clean images count as 0).')
     return texts
 
 
@@ -294,15 +294,15 @@ def benchmark_rows(report: EvaluationReport) -> List[Tuple[str, str, str, str]]:
     for b in report.benchmarks:
         remarks = []
         if b.accuracy_all_classes is not None:
-            remarks.append(f'among its {b.num_classes} classes; {b.accuracy_all_classes:.1f} among all')
+            remarks.append(f'among its {b.num_classes} classes; {b.accuracy_all_classes:.1f} among all classes')
         if b.errors:
-            remarks.append(f'mean error {b.mean_error:.1f} % of {len(b.errors)} corruptions')
+            remarks.append(f'mean error {b.mean_error:.1f} % over {len(b.errors)} corruptions')
         for value, text in ((b.mce, 'mCE'), (b.relative_mce(clean), 'relative mCE')):
             remarks += [] if value is None else [f'{text} {value:.1f}']
         if b.resized_to:
             remarks.append(f"resized to {'x'.join(map(str, b.resized_to))}")
         if b.expected and b.num_images != b.expected:
-            remarks.append(f'{b.expected:,} published')
+            remarks.append(f'of {b.expected:,} published images')
         rows.append((b.name, f'{b.num_images:,}', f'{b.accuracy:.1f}', ', '.join(remarks)))
     return rows
 
@@ -312,7 +312,7 @@ def _severities(benchmark: BenchmarkResult) -> List[int]:
 
 
 def severity_header(benchmark: BenchmarkResult) -> Tuple[str, ...]:
-    """Header of the errors of a benchmark of corruptions."""
+    """Header for the errors of a corruption benchmark."""
     return ('corruption', *map(str, _severities(benchmark)), 'mean')
 
 
@@ -328,7 +328,7 @@ def example_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
     name = report.data.class_name
     return [
         (name(e.label), f'{100 * e.clean_confidence:.1f}', e.attack, name(e.prediction), f'{100 * e.confidence:.1f}',
-         'fooled' if e.fooled else 'withstands') for e in report.examples]
+         'fooled' if e.fooled else 'not fooled') for e in report.examples]
 
 
 def swept_attack(report: EvaluationReport) -> str:
@@ -350,7 +350,7 @@ def _group(content: object, hidden: Sequence[str]) -> List[Tuple[str, str]]:
 
 
 def facts(report: EvaluationReport) -> Dict[str, List[Tuple[str, str]]]:
-    """What it takes to repeat the evaluation, by group, as pairs of name and value; the command apart."""
+    """What is needed to reproduce the evaluation besides the command: pairs of name and value, by group."""
     groups = {
         'Settings': _group(report.settings, ('command',)),
         'Threat model': _group(report.threat, ('norm', 'eps') if len(report.threats) > 1 else ()),
