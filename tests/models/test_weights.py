@@ -14,7 +14,7 @@ from timm.data import create_dataset, create_transform
 from timm.utils import natural_key
 
 import timm_robust  # noqa: F401
-from timm_robust.data import balanced_indices, dataset_labels
+from timm_robust.data import balanced_indices
 from timm_robust.evaluation import read_reports
 from timm_robust.inputs import weights_sha256
 from timm_robust.models import NormalizedModel
@@ -64,16 +64,6 @@ def log(name):
     folder = CARDS.parent / 'train_scripts' / 'reproduce' / 'logs' / name
     with open(folder / 'summary.csv') as file:
         return yaml.safe_load((folder / 'args.yaml').read_text()), [*csv.DictReader(file)]
-
-
-def test_overlap_with_the_images_that_chose_the_epoch(open_images):
-    name = 'nofrost_nfnet18_cifar.nofrost_linf8_cifar10'
-    trained, _ = log(name)
-    labels = dataset_labels(open_images(name))
-    chosen = balanced_indices(labels, len(labels), trained['robust_eval_samples'], trained['seed'])
-    overlap = len({*chosen} & {*measured(name).data.indices})
-    assert f'{overlap} of the images above are among them' in (CARDS / name / 'README.md').read_text()
-    assert f'{overlap} of its 400 images below' in ' '.join((CARDS.parent / 'docs' / 'results.md').read_text().split())
 
 
 @pytest.mark.parametrize('name', HELD_OUT)

@@ -65,7 +65,7 @@ def test_parts_are_what_one_evaluation_finds(join, network, tmp_path):
 
     command = whole.settings.command.replace(f' --output {tmp_path / "whole"}', '')
     assert plain(joined) == plain(replace(whole, settings=replace(whole.settings, command=command)))
-    with pytest.raises(SystemExit, match='another order'):
+    with pytest.raises(SystemExit, match='not in its order'):
         join(*files[::-1], *given)
     with pytest.raises(SystemExit, match='other weights'):
         join(*files, '--model', 'nofrost_resnet20_cifar', *given[2:])

@@ -66,7 +66,7 @@ def _create_nofrost(variant: str, pretrained: bool = False, **kwargs: Any) -> No
         model_cfg=model_cfgs[nf_variant],
         feature_cfg=dict(flatten_sequential=True),
         authors_checkpoint=(
-            f"`timm-robust fetch {variant}` downloads the authors' checkpoint, a {nf_variant} state dict, which also loads "
+            f"`timm-robust fetch {variant}` downloads the authors' checkpoint, a {nf_variant} state dict that loads "
             f"directly: timm.create_model('{variant}', checkpoint_path=PATH)"),
         **kwargs,
     )

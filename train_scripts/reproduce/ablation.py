@@ -11,13 +11,8 @@ from common import DIGITS_RECIPE, accuracies, arguments, cells, digits, evaluate
 EPS = '0.2'
 ATTACKS = ('clean', 'pgd20', 'apgd-ce', 'apgd-t')
 MADRY = ['--adv-weight', '1']
-FIRST = 'the export of the first row'
 CHANGES = {
     'none (λ = 1, 3 steps, averaged weights)': MADRY,
-    'AWP, γ = 0.005': [*MADRY, '--awp-gamma', '0.005'],
-    'N-FGSM': [*MADRY, '--attack', 'n-fgsm', '--attack-steps', '10', '--attack-step-size', '0.2'],
-    'robust teacher, the network of the first row': [*MADRY, '--robust-teacher', FIRST],
-    'random crop, padding 2': [*MADRY, '--crop-padding', '2', '--scale', '0.08', '1'],
     'λ = 0.5': ['--adv-weight', '0.5'],
     'TRADES, β = 6': ['--objective', 'trades'],
     '1 step': [*MADRY, '--attack-steps', '1', '--attack-step-size', '0.25'],
@@ -43,8 +38,7 @@ def main() -> None:
         rows.append({'change': change, 'accuracy': list(accuracies(results).values()), **sample(results)})
 
     for i, (change, flags) in enumerate(CHANGES.items()):
-        first = str(Path(args.output) / '00' / 'export')
-        run = trained(Path(args.output) / f'{i:02}', DIGITS_RECIPE, *data, *(first if f == FIRST else f for f in flags))
+        run = trained(Path(args.output) / f'{i:02}', DIGITS_RECIPE, *data, *flags)
         measure(change, run)
         if i == 0:
             measure('last weights, not averaged', run, '--checkpoint', str(run / 'last.pth.tar'), '--no-use-ema')
