@@ -1,6 +1,7 @@
 """What `train` logs to wandb, trackio and TensorBoard: stand-ins here, the real packages where they are installed."""
 import csv
 import logging
+import re
 import sys
 import types
 
@@ -9,9 +10,11 @@ import torch
 from helpers import make_image_folder
 
 from timm_robust import TrainConfig, train
+from timm_robust.attacks import InputSpace
 from timm_robust.cli.main import main
 from timm_robust.errors import InputError
 from timm_robust.tasks import SAT, TrainingAttack
+from timm_robust.training.trackers import picture_of
 
 SETTINGS = dict(
     model='nofrost_resnet11_mnist', in_chans=3, img_size=32, num_classes=2, batch_size=8, warmup_epochs=0, workers=0,
@@ -38,6 +41,9 @@ class _Module(types.ModuleType):
     def log(self, row):
         self._note('log', dict(row))
         row.clear()  # whatever it does to its row
+
+    def Image(self, pixels, caption):
+        return pixels, caption
 
     def finish(self):
         self._note('finish', None)
@@ -76,9 +82,26 @@ def test_a_tracker_gets_settings_and_rows(folder, without, tmp_path, monkeypatch
     first, *rows, last = module.calls
     config = first[1].pop('config')
     assert first == ('init', {'name': 'run', **more}) and config['objective'] == 'sat' and config['attack'] == 'fgsm'
+    pictures = [row.pop('eval_robust_images') for _, row in rows]
     assert [row for _, row in rows] == _rows(run) == _rows(without) and last == ('finish', None)
+    for pixels, caption in pictures:
+        assert pixels.shape == (2 * 34 + 2, 4 * 34 + 2, 3) and caption.count(' for ') == 4
+        assert {*re.findall('for (.)', caption)} == {'a', 'b'}
     assert {'train_loss', 'eval_top1', 'eval_robust_top1'} <= set(rows[0][1])
     assert all(torch.equal(a, b) for a, b in zip(_weights(run).values(), _weights(without).values()))
+
+
+def test_the_picture_shows_images_above_attacked_ones_and_the_answers():
+    space = InputSpace((.5, .25, 0.), (.5, .5, 2.))
+    clean = torch.tensor([0., .2, 1.]).view(3, 1, 1, 1).expand(3, 3, 4, 5)
+    attacked = clean + torch.tensor([.12, .2, -.2]).view(3, 1, 1, 1)
+    picture = picture_of(
+        space.normalize(clean), space.normalize(attacked), torch.tensor([0, 1, 1]), torch.eye(2)[[1, 1, 0]], space,
+        ['cat', 'dog'])
+    assert picture.pixels.dtype == 'uint8' and picture.pixels.shape == (2 * 6 + 2, 3 * 7 + 2, 3)
+    middle = picture.pixels[[[4], [10]], [[4, 11, 18]]]  # of each image
+    assert middle.tolist() == [[[v] * 3 for v in row] for row in ([0, 51, 255], [31, 102, 204])]
+    assert picture.caption == 'attacked (below): dog for cat, dog for dog, cat for dog'
 
 
 @pytest.mark.parametrize('fails,calls', [

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypedDict
 
 import torch
 import torch.nn as nn
@@ -21,10 +21,19 @@ from ..tasks.base import crafting_model
 from .build import Autocast
 from .data import Loader
 
-__all__ = ['trained_module', 'train_one_epoch', 'validate', 'validate_robust']
+__all__ = ['PassSettings', 'trained_module', 'train_one_epoch', 'validate', 'validate_robust']
 
 _logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 60
+
+
+class PassSettings(TypedDict):
+    """Shared arguments of training and validation passes."""
+    device: torch.device
+    autocast: Autocast
+    channels_last: bool
+    move_to_device: bool
+    distributed: bool
 
 
 def _mean_over_processes(value: float, device: torch.device, distributed: bool) -> float:
@@ -259,11 +268,12 @@ def validate_robust(
         channels_last: bool = False,
         move_to_device: bool = False,
         distributed: bool = False,
+        show: Optional[Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]] = None,
 ) -> Dict[str, float]:
     """Accuracy in percent under PGD's last iterate from one random start, to monitor training.
 
     Do not publish it; use AutoAttack for that. The step size is 2.5 eps / steps, and the noise is the same in every
-    epoch.
+    epoch. `show` gets images, attacked images, targets and logits of the first batch.
     """
     model = crafting_model(task, ema).eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
@@ -273,5 +283,7 @@ def validate_robust(
             adv = PGD(steps=steps).craft(model, input, target, threat, space=space, seed=seed + index)
             with torch.no_grad():
                 output = model(adv)
+        if show is not None and index == 0:
+            show(input, adv, target, output)
         evaluator.update(output, target)
     return OrderedDict(robust_top1=evaluator.compute(distributed=distributed)['top1'])

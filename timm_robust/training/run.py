@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, Optional, TypedDict
+from typing import Dict, Iterator, Optional
 
 import torch
 import torch.distributed as dist
@@ -38,7 +38,6 @@ from ..inputs import (
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
 from ..tasks import RobustTask
 from .build import (
-    Autocast,
     build_criterion,
     build_network,
     build_teacher,
@@ -50,9 +49,9 @@ from .checkpoint import is_recovery, open_saver, resume, resume_ema
 from .config import TrainConfig
 from .data import average_batch_size, classes_of_data, create_loaders, open_training_data, set_loader_epoch
 from .folder import export_incomplete, locked, output_dir
-from .loop import train_one_epoch, trained_module, validate, validate_robust
+from .loop import PassSettings, train_one_epoch, trained_module, validate, validate_robust
 from .summary import add_row, plot_curves, trim
-from .trackers import Trackers, check_trackers
+from .trackers import Picture, Trackers, check_trackers, picture_of
 
 __all__ = ['TrainResult', 'train']
 
@@ -95,15 +94,6 @@ def _naming(argument: str, value: str) -> Iterator[None]:
 def _epoch_seed(seed: int, epoch: int) -> int:
     # every epoch is seeded by itself, so that a resumed run repeats it
     return (seed + epoch * 10007) % (1 << 31)
-
-
-class _Pass(TypedDict):
-    """Shared arguments of training and validation passes."""
-    device: torch.device
-    autocast: Autocast
-    channels_last: bool
-    move_to_device: bool
-    distributed: bool
 
 
 class _Run:
@@ -156,7 +146,7 @@ class _Run:
         self._catch_up()
         # with EMA, the averaged weights are validated, as in timm
         self.ema = self.task.has_ema() and not config.model_ema_force_cpu
-        self.common = _Pass(
+        self.common = PassSettings(
             device=process.device,
             autocast=self.autocast,
             channels_last=config.channels_last,
@@ -164,6 +154,7 @@ class _Run:
             distributed=process.distributed,
         )
         self.eval_metrics: Dict[str, float] = {}
+        self.picture: Optional[Picture] = None
 
     def _create_task(self) -> TrainingTask:
         config = self.config
@@ -290,7 +281,17 @@ class _Run:
         if self.loaders.robust is not None:
             self.eval_metrics.update(validate_robust(
                 self.task, self.loaders.robust, self.config.attack.threat, self.space, self.config.robust_eval_steps,
-                ema=self.ema, seed=self.config.seed, **self.common))
+                ema=self.ema, seed=self.config.seed, show=self._show, **self.common))
+
+    def _show(
+            self,
+            clean: torch.Tensor,
+            adversarial: torch.Tensor,
+            target: torch.Tensor,
+            output: torch.Tensor,
+    ) -> None:
+        if self.process.primary and self.trackers:
+            self.picture = picture_of(clean, adversarial, target, output, self.space, self.data.class_names)
 
     def keep(self, epoch: int, train_metrics: Dict[str, float], metric: float, left: timedelta) -> None:
         """Log an epoch, write its row and its checkpoint, send it to the trackers."""
@@ -299,7 +300,8 @@ class _Run:
         row = add_row(self.folder / 'summary.csv', epoch, train_metrics, self.eval_metrics,
                       self.optimizer.param_groups[0]['lr'])
         self.saver.save_checkpoint(epoch, metric=metric)
-        self.trackers.log(row)
+        self.trackers.log(row, self.picture)
+        self.picture = None
 
     def run_epochs(self) -> float:
         """Run all epochs; returns the seconds they took."""

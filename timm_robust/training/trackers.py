@@ -1,26 +1,85 @@
-"""Send the rows of summary.csv to Weights & Biases, Trackio and TensorBoard."""
+"""Send the rows of summary.csv, and attacked images, to Weights & Biases, Trackio and TensorBoard."""
 import importlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
+import numpy as np
+import torch
+from torchvision.utils import make_grid
+
+from ..attacks import InputSpace
 from ..errors import InputError
 from .config import TrainConfig
 
-__all__ = ['Trackers', 'check_trackers']
+__all__ = ['Picture', 'Trackers', 'check_trackers', 'picture_of']
 
 _logger = logging.getLogger(__name__)
 
+_SHOWN = 8
 
-def _wandb(config: TrainConfig, folder: Path, start_epoch: int) -> Any:
-    return importlib.import_module('wandb').init(  # as timm's train.py does
-        project=config.wandb_project, name=folder.name, config=config.to_flat(), tags=list(config.wandb_tags),
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Images above what an attack made of them.
+
+    Attributes:
+        pixels: Array (H, W, C) of uint8.
+        caption: What the network answers.
+    """
+    pixels: np.ndarray
+    caption: str
+
+
+def picture_of(
+        clean: torch.Tensor,
+        adversarial: torch.Tensor,
+        target: torch.Tensor,
+        output: torch.Tensor,
+        space: InputSpace,
+        class_names: Optional[Sequence[str]] = None,
+) -> Picture:
+    """The first images of a batch.
+
+    Args:
+        clean: Images in `space`, shape (N, C, H, W).
+        adversarial: Attacked images, likewise.
+        target: Class indices (N,).
+        output: Logits of the attacked images, shape (N, K).
+        space: Input space of the images.
+        class_names: Names of the classes by index.
+    """
+    both = space.to_pixels(torch.cat([clean[:_SHOWN], adversarial[:_SHOWN]]).float()).clamp(0, 1)
+    grid = make_grid(both, nrow=len(both) // 2)
+    pairs = zip(output[:_SHOWN].argmax(dim=1).tolist(), target[:_SHOWN].tolist())
+    answers = ', '.join(' for '.join(class_names[i] if class_names else str(i) for i in pair) for pair in pairs)
+    return Picture(grid.mul(255).round().byte().permute(1, 2, 0).cpu().numpy(), f'attacked (below): {answers}')
+
+
+class _Hosted:
+    """A run of a package with the interface of wandb."""
+
+    def __init__(self, package: str, **kwargs: Any):
+        self.module = importlib.import_module(package)
+        self.run = self.module.init(**kwargs)
+        self.finish = self.run.finish
+
+    def log(self, row: Dict[str, Any], picture: Optional[Picture]) -> None:
+        if picture:
+            row['eval_robust_images'] = self.module.Image(picture.pixels, caption=picture.caption)
+        self.run.log(row)
+
+
+def _wandb(config: TrainConfig, folder: Path, start_epoch: int) -> _Hosted:
+    return _Hosted(  # as timm's train.py does
+        'wandb', project=config.wandb_project, name=folder.name, config=config.to_flat(), tags=list(config.wandb_tags),
         resume='must' if config.wandb_resume_id else None, id=config.wandb_resume_id or None)
 
 
-def _trackio(config: TrainConfig, folder: Path, start_epoch: int) -> Any:
-    return importlib.import_module('trackio').init(
-        project=config.wandb_project or 'timm-robust', name=folder.name, config=config.to_flat(),
+def _trackio(config: TrainConfig, folder: Path, start_epoch: int) -> _Hosted:
+    return _Hosted(
+        'trackio', project=config.wandb_project or 'timm-robust', name=folder.name, config=config.to_flat(),
         resume='allow' if config.resume else 'never', embed=False)
 
 
@@ -32,13 +91,17 @@ class _TensorBoard:
         self.writer = SummaryWriter(str(folder), purge_step=start_epoch or None)
         self.finish = self.writer.close
 
-    def log(self, row: Dict[str, float]) -> None:
+    def log(self, row: Dict[str, float], picture: Optional[Picture]) -> None:
+        epoch = int(row['epoch'])
         for name in row.keys() - {'epoch'}:
-            self.writer.add_scalar(name.replace('_', '/', 1), row[name], int(row['epoch']))
+            self.writer.add_scalar(name.replace('_', '/', 1), row[name], epoch)
+        if picture:
+            self.writer.add_image('eval/robust_images', picture.pixels, epoch, dataformats='HWC')
+            self.writer.add_text('eval/robust_images', picture.caption, epoch)
         self.writer.flush()
 
 
-# By name of package and extra: a function that opens a tracker with `log(row)` and `finish()`.
+# By name of package and extra: a function that opens a tracker with `log(row, picture)` and `finish()`.
 _OPEN: Dict[str, Callable[[TrainConfig, Path, int], Any]] = {
     'wandb': _wandb, 'trackio': _trackio, 'tensorboard': _TensorBoard}
 
@@ -74,11 +137,15 @@ class Trackers:
             self._open[name] = None
             _logger.warning(f'{name} is switched off: {type(error).__name__}: {error}')
 
-    def log(self, row: Mapping[str, float]) -> None:
-        """Send the metrics of an epoch: a row of summary.csv."""
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return any(self._open.values())
+
+    def log(self, row: Mapping[str, float], picture: Optional[Picture] = None) -> None:
+        """Send the metrics of an epoch, a row of summary.csv, and attacked images."""
         for name, tracker in self._open.items():
             if tracker:
-                self._try(name, tracker.log, dict(row))
+                self._try(name, tracker.log, dict(row), picture)
 
     def finish(self) -> None:
         """Close all trackers."""
