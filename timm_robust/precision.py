@@ -8,7 +8,9 @@ __all__ = ['float32_proper']
 
 # torch's newer flags; once they are set, reading the older ones raises
 _CUDNN: Any = torch.backends.cudnn
-_NEWER: Tuple[Any, ...] = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
+_NEWER: Tuple[Any, ...] = tuple(
+    place for place in (torch.backends.cuda.matmul, getattr(_CUDNN, 'conv', None), getattr(_CUDNN, 'rnn', None))
+    if hasattr(place, 'fp32_precision'))  # none before torch 2.9
 
 
 def _older_flags() -> Optional[Tuple[str, bool]]:
