@@ -38,7 +38,7 @@ class Ascent:
 
 
 class _Friendly:
-    """Early stopping of friendly adversarial training: each image stops `tau` steps after it first fools the network.
+    """Early stopping of friendly adversarial training: an image stops when it is misclassified a (`tau` + 1)-th time.
 
     Stopped images leave the batch, on a CPU at once. On a GPU each check forces a sync, and a compiled network is
     recompiled for each shape: there stopped images stay unchanged in the batch until it next shrinks.

@@ -137,7 +137,7 @@ class TrainingAttack:
             space: Input space of the network.
             seed: Seed of the noise.
             start_std: Start from the images plus Gaussian noise of this standard deviation, in pixel units.
-            tau: Stop each image this many steps after it first fools the network.
+            tau: Stop each image when it is misclassified a (tau + 1)-th time.
             reference: Soft targets (N, K) for the cross-entropy to maximize, while `target` decides what fools.
         """
         return self.built(threat).craft(

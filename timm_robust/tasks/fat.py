@@ -37,7 +37,7 @@ def _check_tau(epochs: Tuple[float, ...]) -> None:
 @register_objective
 @dataclass(frozen=True, kw_only=True)
 class FAT(Objective):
-    """FAT: L(x*) on images that stop τ steps after they first fool the network."""
+    """FAT: L(x*) on images that stop when they are misclassified a (τ + 1)-th time."""
     name: ClassVar[str] = 'fat'
     prefix: ClassVar[str] = 'adv'
     compares_labels: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class FAT(Objective):
 @register_objective
 @dataclass(frozen=True, kw_only=True)
 class TradesFAT(TRADES):
-    """TRADES-FAT: TRADES on images that stop τ steps after they first fool the network."""
+    """TRADES-FAT: TRADES on images that stop when they are misclassified a (τ + 1)-th time."""
     name: ClassVar[str] = 'trades_fat'
     prefix: ClassVar[str] = 'trades'
     compares_labels: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class TradesFAT(TRADES):
 
 
 class _Friendly(RobustTask):
-    """Attacks stop τ steps after they first fool the network; τ rises during training."""
+    """Images stop when they are misclassified a (τ + 1)-th time; τ rises during training."""
     state_names = ('step', 'tau_steps')
 
     def __init__(self, *args: Any, tau_epochs: Sequence[float] = (), **kwargs: Any):
@@ -92,7 +92,7 @@ class _Friendly(RobustTask):
 
     @property
     def tau(self) -> int:
-        """Steps an attack continues after it first fools the network, at this training step."""
+        """τ at this training step: how often an image may be misclassified before it stops."""
         return bisect_right(self.tau_steps, self.step)
 
     def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -108,7 +108,7 @@ class _Friendly(RobustTask):
 
 
 class FatTask(_Friendly, SatTask):
-    """FAT: L(x*) on images that stop τ steps after they first fool the network.
+    """FAT: L(x*) on images that stop when they are misclassified a (τ + 1)-th time.
 
     The paper uses λ = 1, the default here; below 1 the clean loss is included, as in `SatTask`.
 
@@ -124,7 +124,7 @@ class FatTask(_Friendly, SatTask):
 
 
 class TradesFatTask(_Friendly, TradesTask):
-    """TRADES-FAT: TRADES on images that stop τ steps after they first fool the network.
+    """TRADES-FAT: TRADES on images that stop when they are misclassified a (τ + 1)-th time.
 
     Args:
         *args: The timm model and its criterion.
