@@ -440,7 +440,7 @@ def test_networks_side_by_side(tmp_path, network, capsys):
     other = dataclasses.replace(report.model, weights_sha256='0' * 64)
     dataclasses.replace(report, model=other).save(tmp_path / 'b')
     assert main(['compare', f"One={tmp_path / 'a'},{tmp_path / 'b'}", '-o', str(tmp_path / 'no.png')]) == 2
-    assert 'was measured on other weights' in capsys.readouterr().err
+    assert 'holds results for other weights than' in capsys.readouterr().err
     assert main(['compare', f"One={tmp_path / 'a'}", '-o', str(tmp_path / 'no.pdf')]) == 2
     assert 'no.pdf: must end in .png' in capsys.readouterr().err
     for argv, text in (

@@ -249,7 +249,7 @@ def test_settings_that_would_have_no_effect():
     for network, name, settings in (
             (model, 'checkpoint', {}), (config, 'checkpoint', {}), (config, 'device', {}), (model, 'split', {}),
             (model, 'subset', {}), (model, 'surrogate_checkpoint', {'surrogate': model})):
-        with pytest.raises(InputError, match=f"{name}='cpu': is "):
+        with pytest.raises(InputError, match=f"{name}='cpu': (is|needs) "):
             evaluate(network, x, list(y), attacks='pgd2', **settings, **{name: 'cpu'})
     with pytest.raises(InputError, match="split='test': is for data given by name"):
         evaluate(model, TensorDataset(x, torch.tensor(y)), attacks='clean', split='test')
@@ -280,7 +280,7 @@ def test_refusals():
         measured(partly, x, y)
     with pytest.raises(InputError, match=r'images: span \[-'):
         measured(model, x * 2 - 1, y)
-    with pytest.raises(InputError, match='labels: hold class 7, and the network has 4 classes'):
+    with pytest.raises(InputError, match='labels: hold class 7, but the network has 4 classes'):
         measured(model, x, y + 4)
     with pytest.raises(InputError, match='19 images'):
         measured(model, x[1:], y)
@@ -319,7 +319,7 @@ def test_refusals():
     (dict(eps_sweep='0.1', attacks='clean'), "eps_sweep='0.1': needs an attack"),
     (dict(gamma_sweep=True, attacks='clean'), 'gamma_sweep=True: needs an attack'),
     (dict(resume=True, output=''), 'resume: needs the folder'),
-    (dict(surrogate_checkpoint='x.pth'), "surrogate_checkpoint='x.pth': is of no model"),
+    (dict(surrogate_checkpoint='x.pth'), "surrogate_checkpoint='x.pth': needs a model name"),
     (dict(checkpoint='x.pth'), "checkpoint='x.pth': is for a model given by name"),
     (dict(benchmarks='clean'), "benchmarks='clean': need a timm model"),
     (dict(attacks=None, benchmarks='clean', worst_case=True), 'worst_case=True: has no effect with `benchmarks`'),
@@ -381,7 +381,7 @@ def test_data_that_is_none_is_refused():
                             ([(x[0], 'cat')], 'data: does not return'), (TensorDataset(x, y[:, None]), 'as a label'),
                             ([(x[0], .5)], 'data: returns 0.5 as a label'), (x, 'labels: are missing'),
                             ((x,), 'data: is tuple'),
-                            ('nowhere', 'the model is no timm model'), ((x[:0], y[:0]), 'data: holds no image')):
+                            ('nowhere', 'the model is not a timm model'), ((x[:0], y[:0]), 'data: holds no image')):
         with pytest.raises(InputError, match=message):
             evaluate(model, images, attacks='clean')
     with pytest.raises(InputError, match='data: holds pictures, but the model is not a timm model'):

@@ -53,7 +53,7 @@ def test_refusals(case):
     models, x, y = case
     for given, argument in (
             ([models['A']], 'models'), (['a', 'a'], 'models'),
-            ({**models, 'C': TinyNet(num_classes=5).eval()}, "models='C': has 5 classes, A 4")):
+            ({**models, 'C': TinyNet(num_classes=5).eval()}, "models='C': has 5 classes, but A has 4")):
         with pytest.raises(InputError, match=argument):
             transfer(given, (x, y), attack=ATTACK)
     for attack in ('autoattack', 'apgd-ce', 'clean', 'no-attack'):

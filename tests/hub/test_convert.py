@@ -99,7 +99,7 @@ def test_float16_halves_the_file_and_is_hashed_as_the_network_that_loads_it(tmp_
     x = (x - x.new_tensor(CIFAR10_MEAN).view(3, 1, 1)) / x.new_tensor(CIFAR10_STD).view(3, 1, 1)
     with torch.no_grad():
         change = 100 * (model(x).softmax(1) - source(x).softmax(1)).abs().max().item()
-    told = re.search(r'of (\d+) images by at most (\S+) points', capsys.readouterr().out)
+    told = re.search(r'of (\d+) images by at most (\S+) percentage points', capsys.readouterr().out)
     assert int(told[1]) == len(x) and float(told[2]) == pytest.approx(change, rel=.05)
 
 

@@ -67,5 +67,5 @@ def test_parts_are_what_one_evaluation_finds(join, network, tmp_path):
     assert plain(joined) == plain(replace(whole, settings=replace(whole.settings, command=command)))
     with pytest.raises(SystemExit, match='not in its order'):
         join(*files[::-1], *given)
-    with pytest.raises(SystemExit, match='other weights'):
+    with pytest.raises(SystemExit, match='its weights are not those'):
         join(*files, '--model', 'nofrost_resnet20_cifar', *given[2:])

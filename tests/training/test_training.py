@@ -101,7 +101,7 @@ def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
     run = tmp_path / 'run'
     files = {name: (run / 'export' / name).read_bytes() for name in ('config.json', 'model.safetensors')}
     resumed = [*flags, '--resume', str(run / 'last.pth.tar')]
-    assert train(folder, tmp_path, *resumed) == 2 and 'has 1 already; give more' in capsys.readouterr().err
+    assert train(folder, tmp_path, *resumed) == 2 and 'already has 1; give more' in capsys.readouterr().err
     (run / 'export' / 'config.json').unlink()
     assert train(folder, tmp_path, *resumed) == 0
     assert {name: (run / 'export' / name).read_bytes() for name in files} == files
@@ -221,7 +221,7 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
     saver = AtomicCheckpointSaver(
         ClassificationTask(model, verbose=False), {'model': 'linear'}, checkpoint_dir=str(tmp_path),
         optimizer=torch.optim.SGD(model.parameters(), 0.1), recovery_dir=str(tmp_path))
-    with pytest.raises(OSError, match='cannot write .*, is the disk full'):
+    with pytest.raises(OSError, match='cannot write .*; is the disk full'):
         saver.save_checkpoint(0, metric=1.)
 
 
