@@ -312,7 +312,8 @@ def test_a_shared_setting_goes_to_all_that_have_it_and_is_missed_by_none():
 
 
 @pytest.mark.parametrize('names, message', [
-    ('clean,pdg20', "attacks='pdg20': unknown attack; choose from"), ('', 'names no attack'), (' , ', 'names no attack'),
+    ('clean,pdg20', "attacks='pdg20': unknown attack; choose from"), ('', 'names no attack'),
+    (' , ', 'names no attack'),
     ('fgsm3', 'takes no number; write fgsm'), ('pgd0', 'must be at least 1'), ('pgd-5', 'unknown attack'),
     ('pgd2.5', 'unknown attack'), ('pgd２', 'unknown attack'), (f"pgd{'9' * 400}", r'must be below 2\*\*31'),
     ([3], 'neither a name nor an attack')])
