@@ -231,6 +231,7 @@ class RobustTask(TwoPassTask):
             result = perturbed(self.trainable_module, self.loss, (input, adv, target), self.awp.gamma, self.no_sync)
         else:
             result = self.loss(input, adv, target)
+        self._labels = None
         self.step += 1
         return result
 
