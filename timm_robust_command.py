@@ -3,6 +3,7 @@
 It is outside the package because importing the package registers models and takes seconds. Listing the commands does
 not have to wait for that.
 """
+import os
 import sys
 from typing import List, Optional
 
@@ -35,7 +36,17 @@ def _usage() -> str:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # of `timm-robust ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 1
+
+
+def _run(argv: List[str]) -> int:
     if not argv or argv[0] in ('-h', '--help'):
         print(_usage())
         return 0 if argv else 2

@@ -1,15 +1,18 @@
 """Help texts: what a first run needs, examples that parse, and completion for the shell."""
 import argparse
 import importlib
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from timm_robust.cli.main import COMMANDS, main
 from timm_robust.cli.timm_train import _add_flags
 
+ROOT = Path(__file__).resolve().parents[2]
 PARSED = [name for name in COMMANDS if name != 'timm-train']  # whose parser is timm's
 
 
@@ -68,3 +71,14 @@ def test_completion(capsys, tmp_path):
     assert done.stdout.split() == ['--worst-case'], done.stderr
     assert main(['completion', 'cmd']) == 2
     assert 'SHELL' in capsys.readouterr().err.upper()
+
+
+@pytest.mark.parametrize('argv', [['--help'], ['train', '--help-all']])
+def test_a_reader_that_has_enough_is_no_error(argv):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, '-m', 'timm_robust_command', *argv], stdout=write, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    os.close(write)
+    assert done.stderr == '' and done.returncode in (0, 1)  # argparse takes no notice
