@@ -11,7 +11,7 @@ with socket.socket() as _free:
 _hf_home = tempfile.TemporaryDirectory(prefix='hf_home_')
 os.environ.update(
     HF_ENDPOINT=f'http://127.0.0.1:{HUB_PORT}', HF_HOME=_hf_home.name, HF_HUB_DISABLE_XET='1',
-    HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TIMM_ROBUST_HOME=f'{_hf_home.name}/timm_robust')
+    HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TORCH_HOME=f'{_hf_home.name}/torch')
 os.environ.pop('HF_TOKEN', None)
 
 import pytest  # noqa: E402

@@ -17,7 +17,8 @@ from timm.task import ClassificationTask
 from timm_robust.attacks import InputSpace
 from timm_robust.cli.main import main
 from timm_robust.cli.timm_train import _add_flags
-from timm_robust.tasks import OBJECTIVES
+from timm_robust.tasks import OBJECTIVES, Teacher
+from timm_robust.training import timm_script
 from timm_robust.training.timm_script import TimmScript, load_script
 
 STAND_IN = Path(__file__).parent / 'stand_in_train.py'
@@ -104,6 +105,16 @@ def test_the_task_is_that_of_the_flags(folder, tmp_path, monkeypatch):
         '--attack-steps', '2')).task
     assert (task.seed, task.steps_per_epoch, task.eps_warmup_steps, task.awp.gamma) == (5, 3, 3, .01)
     assert task.space == InputSpace.of(task.bare_model) and task.step == 3
+
+
+def test_the_teacher_reaches_the_task(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(timm_script, 'build_teacher', lambda config, dataset, size, device, **kwargs: asked.append(
+        (config.model, len(dataset), tuple(size))) or Teacher(Dot(InputSpace()), config.weight))
+    task = driven(monkeypatch, *flags(
+        folder, tmp_path, '--objective', 'sat', '--adv-weight', '0', '--robust-teacher', 'x', '--robust-teacher-weight',
+        '.25')).task
+    assert task.teacher.weight == .25 and asked == [('x', 24, (3, 32, 32))]
 
 
 def test_robust_validation_measures_what_it_says(folder, tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def test_each_benchmark_takes_its_own_corruptions():
     assert chosen('all', of=('clean', 'cifar10-c')) == {'cifar10-c': list(CORRUPTIONS)}
     with pytest.raises(InputError, match="corruptions='near_focus flash': names none of c; choose of gaussian_noise, "):
         chosen('near_focus', 'flash')
-    with pytest.raises(InputError, match="corruptions='flash': belongs to none of the benchmarks"):
+    with pytest.raises(InputError, match="corruptions='flash': is no corruption of any requested benchmark"):
         chosen('fog', 'flash', of=('c',))
 
 

@@ -86,7 +86,7 @@ def test_a_fetched_checkpoint_is_what_pretrained_loads(drive, capsys):
     assert main(['fetch', 'nofrost_resnet26']) == 0
     out = capsys.readouterr().out
     name = 'nofrost_resnet26.nofrost_linf8_in1k'
-    assert 'NoFrost_ResNet26/best_RA.pth is stored as' in out and f'--model {name}' in out
+    assert 'Stored NoFrost_ResNet26/best_RA.pth as' in out and f'--model {name}' in out
     for asked in ('nofrost_resnet26', name):
         loaded = timm.create_model(asked, pretrained=True)
         assert weights_sha256(loaded) == weights_sha256(model)

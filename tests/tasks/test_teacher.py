@@ -1,5 +1,9 @@
 """Robust distillation against its equations in float64, and as flags of training."""
+import copy
+import shutil
+
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from helpers import TinyNet, make_image_folder
@@ -9,6 +13,7 @@ from timm_robust import NormalizedModel
 from timm_robust.attacks import InputSpace
 from timm_robust.cli.main import main
 from timm_robust.errors import InputError
+from timm_robust.inputs import weights_sha256
 from timm_robust.tasks import AWP, SAT, TRADES, Madry, NoFrost, Teacher, TrainingAttack, create_task
 from timm_robust.tasks.nofrost_star import NoFrostStar
 from timm_robust.training import TrainConfig
@@ -20,10 +25,10 @@ ATTACK = dict(attack='fgsm', eps='8/255')
 def networks():
     """A student that takes images in SPACE, and a teacher that takes pixels and normalizes them otherwise."""
     torch.manual_seed(0)
-    student, teacher = TinyNet(norm=False).double(), TinyNet(norm=False).double()
+    student, teacher = TinyNet(norm=False).double(), TinyNet(norm=True, drop=.5).double()
     with torch.no_grad():
         teacher.fc.weight.mul_(9)
-    return student, NormalizedModel(teacher, (0.2, 0.3, 0.1), (0.5, 0.3, 0.9))
+    return student, NormalizedModel(teacher, (0.2, 0.3, 0.1), (0.5, 0.3, 0.9)).train()
 
 
 def batch(n=6):
@@ -44,7 +49,7 @@ def test_loss_and_attack_are_those_of_the_paper(weight, smoothing):
                        teacher=Teacher(teacher, weight), verbose=False)
     result = task(x, labels)
 
-    told = teacher(pixels).softmax(1).detach()
+    told = teacher.eval()(pixels).softmax(1).detach()
     soft = weight * told + (1 - weight) * ((1 - smoothing) * F.one_hot(labels, 4) + smoothing / 4)
     moving = x.clone().requires_grad_()
     gradient, = torch.autograd.grad(cross_entropy(student(moving), soft), moving)
@@ -60,7 +65,7 @@ def test_accuracies_are_those_of_the_labels():
     _, x, _ = batch()
     with torch.no_grad():
         labels = student(x).argmax(1)
-        assert (teacher(SPACE.to_pixels(x)).argmax(1) != labels).any()
+        assert (teacher.eval()(SPACE.to_pixels(x)).argmax(1) != labels).any()
     task = create_task(TRADES(), student, attack=TrainingAttack(steps=1), space=SPACE, teacher=Teacher(teacher),
                        verbose=False)
     assert task(x, labels)['clean_top1'] == 100
@@ -70,16 +75,17 @@ def test_accuracies_are_those_of_the_labels():
 @pytest.mark.parametrize('awp', [None, AWP(gamma=.01)])
 def test_the_teacher_stays_as_it_is(objective, awp):
     student, teacher = networks()
-    teacher.train()
-    before = [p.clone() for p in teacher.parameters()]
+    before = copy.deepcopy(teacher.state_dict())
     task = create_task(objective, student, attack=TrainingAttack(steps=1), awp=awp, space=SPACE,
                        teacher=Teacher(teacher), verbose=False)
     _, x, labels = batch()
     views = 3 if objective.name == 'nofrost_star' else 1
     task(x.repeat(views, 1, 1, 1), labels.repeat(views))['loss'].backward()
     assert all(p.grad is not None for p in student.parameters())
-    assert all(p.grad is None and torch.equal(p, b) for p, b in zip(teacher.parameters(), before))
-    assert not teacher.training and not {*map(id, teacher.parameters())} & {*map(id, task.parameters())}
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
+    assert all(m.training for m in teacher.modules())
+    assert not {*map(id, teacher.parameters())} & {*map(id, task.parameters())}
 
 
 @pytest.mark.parametrize('settings, problem', [
@@ -101,7 +107,10 @@ def test_training_with_a_teacher(tmp_path, capsys):
     told = str(tmp_path / 'teacher' / 'export')
     distil = [*argv, '--objective', 'nofrost', '--attack-steps', '1', '--robust-teacher', told]
     assert main([*distil, '--experiment', 'student']) == 0
-    assert (tmp_path / 'student' / 'export' / 'model.safetensors').is_file()
+    assert main([*argv, '--objective', 'nofrost', '--attack-steps', '1', '--experiment', 'untaught']) == 0
+    hashes = [weights_sha256(timm.create_model(f'local-dir:{tmp_path / run / "export"}', pretrained=True))
+              for run in ('student', 'untaught')]
+    assert hashes[0] != hashes[1]
     capsys.readouterr()
     assert main([*distil, '--input-size', '3', '16', '16', '--experiment', 'large']) == 2
     assert f'--robust-teacher {told}: takes (3, 8, 8) images, the model (3, 16, 16)' in capsys.readouterr().err
@@ -109,6 +118,13 @@ def test_training_with_a_teacher(tmp_path, capsys):
     assert main(['train', str(other), *distil[2:], '--experiment', 'other']) == 2
     assert '--robust-teacher: the data has 3 classes, the network 4' in capsys.readouterr().err
     assert main([*distil[:-1], 'resnet18', '--experiment', 'unknown']) == 2
+    # other weights at the same path
+    shutil.rmtree(told)
+    shutil.copytree(tmp_path / 'untaught' / 'export', told)
+    capsys.readouterr()
+    resumed = ['--epochs', '2', '--experiment', 'student', '--resume', str(tmp_path / 'student' / 'last.pth.tar')]
+    assert main([*distil, *resumed]) == 2
+    assert 'the held-out images or the teacher have changed' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('settings, steps', [

@@ -14,7 +14,7 @@ from timm_robust.attacks import InputSpace
 from timm_robust.cli.main import main
 from timm_robust.errors import InputError
 from timm_robust.tasks import SAT, TrainingAttack
-from timm_robust.training.trackers import picture_of
+from timm_robust.training.trackers import Trackers, picture_of
 
 SETTINGS = dict(
     model='nofrost_resnet11_mnist', in_chans=3, img_size=32, num_classes=2, batch_size=8, warmup_epochs=0, workers=0,
@@ -97,11 +97,22 @@ def test_the_picture_shows_images_above_attacked_ones_and_the_answers():
     attacked = clean + torch.tensor([.12, .2, -.2]).view(3, 1, 1, 1)
     picture = picture_of(
         space.normalize(clean), space.normalize(attacked), torch.tensor([0, 1, 1]), torch.eye(2)[[1, 1, 0]], space,
-        ['cat', 'dog'])
+        ['cat'])
     assert picture.pixels.dtype == 'uint8' and picture.pixels.shape == (2 * 6 + 2, 3 * 7 + 2, 3)
     middle = picture.pixels[[[4], [10]], [[4, 11, 18]]]  # of each image
     assert middle.tolist() == [[[v] * 3 for v in row] for row in ([0, 51, 255], [31, 102, 204])]
-    assert picture.caption == 'attacked (below): dog for cat, dog for dog, cat for dog'
+    assert picture.caption == 'attacked (below): 1 for cat, 1 for 1, cat for 1'
+
+
+def test_images_of_other_channels_are_not_sent(tmp_path, monkeypatch):
+    module = _Module()
+    monkeypatch.setitem(sys.modules, 'wandb', module)
+    trackers = Trackers(TrainConfig(log_wandb=True), tmp_path, 0, InputSpace(), None)
+    for channels in (3, 4, 1):
+        trackers.show(*torch.rand(2, 2, channels, 4, 4), torch.tensor([0, 1]), torch.eye(2))
+        trackers.log({'epoch': 0})
+    trackers.log({'epoch': 1})
+    assert ['eval_robust_images' in row for name, row in module.calls if name == 'log'] == [True, False, True, False]
 
 
 @pytest.mark.parametrize('fails,calls', [

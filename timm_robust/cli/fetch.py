@@ -13,20 +13,19 @@ def build_parser() -> Parser:
     parser = Parser(
         prog='timm-robust fetch',
         description="Download a checkpoint from the public folder of its paper's authors, convert it, and store it "
-                    'where timm.create_model(MODEL, pretrained=True) finds it: in $TIMM_ROBUST_HOME, by default '
-                    '~/.cache/timm_robust. Nothing in the checkpoint is run.',
+                    'where timm.create_model(MODEL, pretrained=True) finds it: the folder timm_robust in that of '
+                    'torch.hub ($TORCH_HOME/hub, by default ~/.cache/torch/hub). Nothing in the checkpoint is run.',
         examples=('timm-robust fetch nofrost_resnet50',))
     parser.add_argument('name', metavar='MODEL', help=f"one of {', '.join(FETCHED)}; the first tag may be left out")
     parser.add_argument('--file', default='', metavar='PATH',
                         help='the checkpoint in that folder, where its name does not say which it is')
-    parser.add_argument('--folder', default=None, metavar='URL', help='another folder on Google Drive')
     return parser
 
 
 def run(argv: List[str]) -> None:
     """Fetch."""
     args = build_parser().parse_args(argv)
-    found = fetch(args.name, file=args.file, folder=args.folder)
-    print(f'{found.file} is stored as {found.path}\n{found.known} Evaluate it before you rely on it.')
+    found = fetch(args.name, file=args.file)
+    print(f'Stored {found.file} as {found.path}\n{found.known} Evaluate it before you rely on it.')
     print_next('eval', {'model': found.name, 'data_dir': 'IMAGENET', 'split': 'validation',
                         'eps': '4/255', 'attacks': 'clean,pgd20,autoattack', 'num_examples': 1000})

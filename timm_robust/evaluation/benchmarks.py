@@ -54,7 +54,7 @@ def _read_corruptions(config: EvalConfig, benchmarks: Iterable[str]) -> Dict[str
         for name in names:
             check_choice('corruptions', name, (*CORRUPTIONS, *CORRUPTIONS_3D, 'all'))
             if not any(name in own for own in known.values()):
-                raise InputError('belongs to none of the benchmarks', argument='corruptions', value=name)
+                raise InputError('is no corruption of any requested benchmark', argument='corruptions', value=name)
     for severity in config.severities:
         if severity not in SEVERITIES:
             raise InputError('must be from 1 to 5', argument='severities', value=severity)

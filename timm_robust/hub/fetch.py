@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, List, Optional
+from typing import Any, List
 
 import torch
 from timm.models import get_pretrained_cfg, is_model
@@ -15,32 +15,30 @@ from ..models import weights_store
 
 __all__ = ['FETCHED', 'Fetched', 'fetch']
 
-_NOFROST = 'https://drive.google.com/drive/folders/12hXj2M9I7WyNW8nUyz9EpNoQtqJeFkyX'
+_FOLDER = 'https://drive.google.com/drive/folders/12hXj2M9I7WyNW8nUyz9EpNoQtqJeFkyX'
 _REPORT = 'https://github.com/amazon-science/normalizer-free-robust-training/issues/2'
 _SUFFIXES = ('.pth', '.pt', '.tar', '.ckpt')
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a checkpoint is.
+    """A checkpoint in the authors' folder.
 
     Attributes:
-        folder: Public folder on Google Drive.
-        pattern: Regular expression that its path there matches, lower-case and without punctuation.
-        known: What others measured of it.
+        pattern: Regular expression that its path matches, lower-case and without punctuation.
+        known: What others measured.
     """
-    folder: str
     pattern: str
-    known: str = 'No accuracy is known but that of its authors.'
+    known: str = 'Only the figures of its authors are known.'
 
 
 FETCHED = {
-    'nofrost_resnet26.nofrost_linf8_in1k': _Source(_NOFROST, 'nofrost(?!star).*resnet26|resnet26.*nofrost(?!star)'),
+    'nofrost_resnet26.nofrost_linf8_in1k': _Source('nofrost(?!star).*resnet26|resnet26.*nofrost(?!star)'),
     'nofrost_resnet50.nofrost_linf8_in1k': _Source(
-        _NOFROST, 'nofrost(?!star).*resnet50|resnet50.*nofrost(?!star)',
-        f'Others measured 1.28 % robust accuracy under AutoAttack, Linf 8/255 ({_REPORT}). The 22.45 % of its authors '
-        'are those of PGD.'),
-    'nofrost_resnet50.nofrost_star_linf8_in1k': _Source(_NOFROST, 'nofroststar.*resnet50|resnet50.*nofroststar'),
+        'nofrost(?!star).*resnet50|resnet50.*nofrost(?!star)',
+        f"Others measured 1.28 % robust accuracy under AutoAttack, Linf 8/255 ({_REPORT}). The authors' 22.45 % is "
+        'accuracy under PGD.'),
+    'nofrost_resnet50.nofrost_star_linf8_in1k': _Source('nofroststar.*resnet50|resnet50.*nofroststar'),
 }
 
 
@@ -53,7 +51,7 @@ class Fetched:
         name: Model and tag, for `timm.create_model(name, pretrained=True)`.
         file: Path of the checkpoint in the folder of its authors.
         weights_sha256: Hash of the weights.
-        known: What others measured of them.
+        known: What others measured.
     """
     path: Path
     name: str
@@ -90,11 +88,11 @@ def _choose(files: List[Any], source: _Source, file: str) -> Any:
         return fitting[0]
     listed = ', '.join(sorted(f.path for f in fitting or checkpoints)) or 'no checkpoint'
     problem = f'{len(fitting)} files fit' if fitting else 'no such file' if file else 'no file is named so that it fits'
-    raise InputError(f'{problem}; {source.folder} has {listed}', 'name one of them', argument='file',
+    raise InputError(f'{problem}; {_FOLDER} has {listed}', 'name one of them', argument='file',
                      **({'value': file} if file else {}))
 
 
-def fetch(name: str, *, file: str = '', folder: Optional[str] = None) -> Fetched:
+def fetch(name: str, *, file: str = '') -> Fetched:
     """Download a checkpoint of a paper's authors, convert it and put it where `pretrained=True` finds it.
 
     Nothing in the checkpoint is run, every tensor must fit the network, and existing weights are replaced.
@@ -102,32 +100,33 @@ def fetch(name: str, *, file: str = '', folder: Optional[str] = None) -> Fetched
     Args:
         name: Model with or without tag, one of `FETCHED`.
         file: Path of the checkpoint in the folder of its authors, where its name does not say which it is.
-        folder: Another folder on Google Drive with the same files.
 
     Raises:
         InputError: If there is no such checkpoint, it cannot be downloaded, or does not fit the network.
     """
     name = _resolve(name)
     source, gdown = FETCHED[name], _gdown()
-    url, arch = folder or source.folder, name.partition('.')[0]
-    store = weights_store()
+    cfg = get_pretrained_cfg(name)
+    assert cfg is not None
     with TemporaryDirectory() as temporary:
         try:
-            listed = gdown.download_folder(url, skip_download=True, quiet=True, use_cookies=False)
+            listed = gdown.download_folder(_FOLDER, skip_download=True, quiet=True, use_cookies=False)
             chosen = _choose(listed, source, file)
             path = Path(temporary) / Path(chosen.path).name
             gdown.download(id=chosen.id, output=str(path), use_cookies=False)
         except (OSError, gdown.exceptions.DownloadError) as error:
             reason = ' '.join(str(error).split())
-            raise InputError(f'{url} cannot be read: {reason}', 'check the connection, or download the checkpoint by '
-                             'hand and use convert', argument='folder') from error
-        network = build_network(NetworkConfig(model=arch, checkpoint=str(path)), torch.device('cpu'))
+            raise InputError(f'{_FOLDER} cannot be read: {reason}',
+                             'check the connection, or download the checkpoint by hand and use convert') from error
+        network = build_network(NetworkConfig(
+            model=name.partition('.')[0], num_classes=cfg.num_classes, checkpoint=str(path)), torch.device('cpu'))
         sha256 = weights_sha256(network.model)
         file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        store.mkdir(parents=True, exist_ok=True)
-        stored = store / f'{name}.safetensors'
+        stored = weights_store() / f'{name}.safetensors'
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.with_suffix('.json').unlink(missing_ok=True)  # which is of other weights from here on
         write_weights(stored, network.model.state_dict())
         write_json(stored.with_suffix('.json'), {
-            'name': name, 'folder': url, 'file': chosen.path, 'file_sha256': file_sha256, 'weights_sha256': sha256,
+            'name': name, 'folder': _FOLDER, 'file': chosen.path, 'file_sha256': file_sha256, 'weights_sha256': sha256,
             'known': source.known})
     return Fetched(stored, name, chosen.path, sha256, source.known)

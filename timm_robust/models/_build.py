@@ -1,9 +1,9 @@
 """timm's model builder, with a one-line error if pretrained weights are unavailable."""
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Tuple, Type, TypeVar, Union
 
+import torch
 import torch.nn as nn
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
@@ -55,10 +55,9 @@ _NO_WEIGHTS = 'No pretrained weights exist'  # the message of timm's builder for
 def weights_store() -> Path:
     """Folder of weights on this machine, named MODEL.TAG.safetensors, where `pretrained=True` looks before the Hub.
 
-    `$TIMM_ROBUST_HOME`; by default `timm_robust` in `$XDG_CACHE_HOME` or `~/.cache`.
+    `timm_robust` in the folder of torch.hub: `$TORCH_HOME/hub`, by default `~/.cache/torch/hub`.
     """
-    caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(os.environ.get('TIMM_ROBUST_HOME') or f'{caches}/timm_robust').expanduser()
+    return Path(torch.hub.get_dir()) / 'timm_robust'
 
 
 def stored_weights(name: str) -> Optional[Path]:

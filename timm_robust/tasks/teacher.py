@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..attacks import attack_mode
 from ..errors import InputError, check_range
 from ..settings import check_types, setting
 
@@ -46,7 +47,7 @@ class Teacher:
     """Targets from another network.
 
     Args:
-        model: Takes pixels in [0, 1], shape (N, C, H, W), and returns logits (N, K). It is put into eval mode.
+        model: Takes pixels in [0, 1], shape (N, C, H, W), and returns logits (N, K). It answers in eval mode.
         weight: Weight of its probabilities, in (0, 1]; the labels have the rest.
 
     Raises:
@@ -55,7 +56,7 @@ class Teacher:
 
     def __init__(self, model: nn.Module, weight: float = 1.):
         check_range('weight', weight, 0, 1, open_low=True)
-        self.model, self.weight = model.eval(), weight
+        self.model, self.weight = model, weight
 
     def targets(self, pixels: torch.Tensor, target: torch.Tensor, smoothing: float = 0.) -> torch.Tensor:
         """Soft targets (N, K) for images in [0, 1].
@@ -65,7 +66,7 @@ class Teacher:
             target: Class indices (N,) or soft targets (N, K).
             smoothing: Label smoothing of class indices.
         """
-        with torch.no_grad():
+        with attack_mode(self.model), torch.no_grad():
             probabilities = self.model(pixels).float().softmax(dim=1)
         num_classes = probabilities.shape[1]
         if target.ndim == 1:

@@ -84,7 +84,7 @@ def _check_run(config: TrainConfig, read: Checkpoint, training_data: str) -> Non
     before = read.run.get('training_data', '')
     if before and training_data and before != training_data:
         raise InputError(
-            'that run had other training data: images, labels or the held-out images have changed',
+            'that run had other training data: images, labels, the held-out images or the teacher have changed',
             'give its data, `seed` and `val_fraction`')
     changed = [
         f'{name} {value!r} (was {read.run[name]!r})' for name, value in config.to_flat().items()

@@ -33,6 +33,7 @@ from ..inputs import (
     load_weights,
     num_outputs,
     resolve_preprocessing,
+    weights_sha256,
     write_text,
 )
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
@@ -51,7 +52,7 @@ from .data import average_batch_size, classes_of_data, create_loaders, open_trai
 from .folder import export_incomplete, locked, output_dir
 from .loop import PassSettings, train_one_epoch, trained_module, validate, validate_robust
 from .summary import add_row, plot_curves, trim
-from .trackers import Picture, Trackers, check_trackers, picture_of
+from .trackers import Trackers, check_trackers
 
 __all__ = ['TrainResult', 'train']
 
@@ -154,18 +155,21 @@ class _Run:
             distributed=process.distributed,
         )
         self.eval_metrics: Dict[str, float] = {}
-        self.picture: Optional[Picture] = None
 
     def _create_task(self) -> TrainingTask:
         config = self.config
+        teacher = build_teacher(
+            config.teacher, self.data.train, self.preprocessing['input_size'], self.process.device,
+            channels_last=config.channels_last)
+        self.training_data = self.data.fingerprint
+        if teacher and self.training_data:
+            self.training_data += f' {weights_sha256(teacher.model)}'
         return config.objective.create_task(
             self.model,
             build_criterion(config).to(self.process.device),
             attack=config.attack,
             awp=config.awp,
-            teacher=build_teacher(
-                config.teacher, self.data.train, self.preprocessing['input_size'], self.process.device,
-                channels_last=config.channels_last),
+            teacher=teacher,
             space=self.space,
             steps_per_epoch=len(self.loaders.train),
             seed=config.seed,
@@ -178,7 +182,7 @@ class _Run:
         config, task, start_epoch = self.config, self.task, 0
         if config.resume:
             start_epoch = resume(
-                config, task, self.optimizer, self.loss_scaler, training_data=self.data.fingerprint,
+                config, task, self.optimizer, self.loss_scaler, training_data=self.training_data,
                 log_info=self.process.primary)
         if config.model_ema:
             task.setup_ema(
@@ -219,12 +223,12 @@ class _Run:
         stack.enter_context(locked(self.folder))
         described = {
             **config.to_flat(), 'class_names': self.data.class_names, 'data_config': dict(self.preprocessing),
-            'training_data': self.data.fingerprint}
+            'training_data': self.training_data}
         self.saver = open_saver(
             config, self.task, self.optimizer, self.loss_scaler, described, self.folder, self.metric)
         trim(self.folder / 'summary.csv', self.start_epoch)
         write_text(self.folder / 'args.yaml', config.to_yaml())
-        self.trackers = Trackers(config, self.folder, self.start_epoch)
+        self.trackers = Trackers(config, self.folder, self.start_epoch, self.space, self.data.class_names)
         stack.callback(self.trackers.finish)
         if config.warning:
             _logger.warning(config.warning)
@@ -281,17 +285,8 @@ class _Run:
         if self.loaders.robust is not None:
             self.eval_metrics.update(validate_robust(
                 self.task, self.loaders.robust, self.config.attack.threat, self.space, self.config.robust_eval_steps,
-                ema=self.ema, seed=self.config.seed, show=self._show, **self.common))
-
-    def _show(
-            self,
-            clean: torch.Tensor,
-            adversarial: torch.Tensor,
-            target: torch.Tensor,
-            output: torch.Tensor,
-    ) -> None:
-        if self.process.primary and self.trackers:
-            self.picture = picture_of(clean, adversarial, target, output, self.space, self.data.class_names)
+                ema=self.ema, seed=self.config.seed, show=self.trackers.show if self.process.primary else None,
+                **self.common))
 
     def keep(self, epoch: int, train_metrics: Dict[str, float], metric: float, left: timedelta) -> None:
         """Log an epoch, write its row and its checkpoint, send it to the trackers."""
@@ -300,8 +295,7 @@ class _Run:
         row = add_row(self.folder / 'summary.csv', epoch, train_metrics, self.eval_metrics,
                       self.optimizer.param_groups[0]['lr'])
         self.saver.save_checkpoint(epoch, metric=metric)
-        self.trackers.log(row, self.picture)
-        self.picture = None
+        self.trackers.log(row)
 
     def run_epochs(self) -> float:
         """Run all epochs; returns the seconds they took."""

@@ -110,11 +110,11 @@ class TimmScript:
     def create_loader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
         """The script's loader; for robust validation a second one is created."""
         if is_training:
-            dataset = self.config.objective.prepare_dataset(
-                dataset, kwargs['input_size'][1:], kwargs.get('hflip', 0.5))
             self.teacher = build_teacher(
                 self.config.teacher, dataset, kwargs['input_size'], kwargs['device'],
                 channels_last=self.args.channels_last)
+            dataset = self.config.objective.prepare_dataset(
+                dataset, kwargs['input_size'][1:], kwargs.get('hflip', 0.5))
         loader = self.original['create_loader'](dataset, *args, is_training=is_training, **kwargs)
         if is_training:
             self.loader = loader

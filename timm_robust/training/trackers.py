@@ -40,7 +40,7 @@ def picture_of(
         space: InputSpace,
         class_names: Optional[Sequence[str]] = None,
 ) -> Picture:
-    """The first images of a batch.
+    """The first images of a batch, by name where the class has one.
 
     Args:
         clean: Images in `space`, shape (N, C, H, W).
@@ -53,7 +53,8 @@ def picture_of(
     both = space.to_pixels(torch.cat([clean[:_SHOWN], adversarial[:_SHOWN]]).float()).clamp(0, 1)
     grid = make_grid(both, nrow=len(both) // 2)
     pairs = zip(output[:_SHOWN].argmax(dim=1).tolist(), target[:_SHOWN].tolist())
-    answers = ', '.join(' for '.join(class_names[i] if class_names else str(i) for i in pair) for pair in pairs)
+    names = dict(enumerate(class_names or ()))  # the network may have more classes than the data
+    answers = ', '.join(' for '.join(str(names.get(i, i)) for i in pair) for pair in pairs)
     return Picture(grid.mul(255).round().byte().permute(1, 2, 0).cpu().numpy(), f'attacked (below): {answers}')
 
 
@@ -124,7 +125,16 @@ def check_trackers(config: TrainConfig) -> None:
 class Trackers:
     """The trackers of a run. A failing tracker is switched off with a warning, so that training continues."""
 
-    def __init__(self, config: TrainConfig, folder: Path, start_epoch: int):
+    def __init__(
+            self,
+            config: TrainConfig,
+            folder: Path,
+            start_epoch: int,
+            space: InputSpace,
+            class_names: Optional[Sequence[str]],
+    ):
+        self.space, self.class_names = space, class_names
+        self._picture: Optional[Picture] = None
         self._open: Dict[str, Any] = {}  # None if switched off
         for name, opener in _OPEN.items():
             if getattr(config, f'log_{name}'):
@@ -137,15 +147,23 @@ class Trackers:
             self._open[name] = None
             _logger.warning(f'{name} is switched off: {type(error).__name__}: {error}')
 
-    def __bool__(self) -> bool:
-        """Whether there are any."""
-        return any(self._open.values())
+    def show(
+            self,
+            clean: torch.Tensor,
+            adversarial: torch.Tensor,
+            target: torch.Tensor,
+            output: torch.Tensor,
+    ) -> None:
+        """Send attacked images with the next row, if they have one or three channels; arguments of `picture_of`."""
+        if any(self._open.values()) and clean.shape[1] in (1, 3):
+            self._picture = picture_of(clean, adversarial, target, output, self.space, self.class_names)
 
-    def log(self, row: Mapping[str, float], picture: Optional[Picture] = None) -> None:
-        """Send the metrics of an epoch, a row of summary.csv, and attacked images."""
+    def log(self, row: Mapping[str, float]) -> None:
+        """Send the metrics of an epoch: a row of summary.csv."""
         for name, tracker in self._open.items():
             if tracker:
-                self._try(name, tracker.log, dict(row), picture)
+                self._try(name, tracker.log, dict(row), self._picture)
+        self._picture = None
 
     def finish(self) -> None:
         """Close all trackers."""

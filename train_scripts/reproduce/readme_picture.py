@@ -8,20 +8,17 @@ of those measured that both networks classify correctly.
 import argparse
 from typing import Dict, Tuple
 
-import matplotlib
+import timm
+import torch
+from common import HERE
+from matplotlib.figure import Figure
+from timm.data import create_dataset
+from torchvision.transforms.functional import to_tensor
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-import timm  # noqa: E402
-import torch  # noqa: E402
-from common import HERE  # noqa: E402
-from timm.data import create_dataset  # noqa: E402
-from torchvision.transforms.functional import to_tensor  # noqa: E402
-
-from timm_robust import Linf, NormalizedModel, evaluate  # noqa: E402
-from timm_robust.attacks import PGD  # noqa: E402
-from timm_robust.evaluation import EvaluationReport  # noqa: E402
-from timm_robust.models._build import classes_of  # noqa: E402
+from timm_robust import Linf, NormalizedModel, evaluate
+from timm_robust.attacks import PGD
+from timm_robust.evaluation import EvaluationReport
+from timm_robust.models._build import classes_of
 
 NETWORKS = {
     'undefended': 'robustnorm_resnet20_cifar.batchnorm_cifar10',
@@ -54,7 +51,7 @@ def main() -> None:
     images, labels = chosen(reports, args.data_dir)
     names = classes_of('cifar10')
 
-    figure = plt.figure(figsize=(10, 3.6), layout='constrained')
+    figure = Figure(figsize=(10, 3.6), layout='constrained')
     left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))
     grid = left.subplots(2, SHOWN)
     left.suptitle(f'Attacked images (PGD-{STEPS}, Linf {EPS}/255) and what the networks see', fontsize=10)
