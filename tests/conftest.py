@@ -59,8 +59,8 @@ def cifar10_archive():
 
 
 @pytest.fixture
-def cifar10_jpeg_archive():
-    return _archive('cifar10-jpeg.tar.gz', 'the JPEG copy of CIFAR-10')
+def imagenette_archive():
+    return _archive('imagenette-128.tar.gz', 'Imagenette')
 
 
 @pytest.fixture

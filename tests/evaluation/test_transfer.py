@@ -65,7 +65,7 @@ def test_refusals(case):
 
 
 def test_the_command(tmp_path, capsys):
-    names = [f'robustnorm_resnet20_cifar.{tag}' for tag in ('robustnorm_cifar10', 'batchnorm_cifar10')]
+    names = ['robustnorm_resnet20_cifar.robustnorm_cifar10', 'resnet20_cifar.standard_cifar10']
     classes = timm.get_pretrained_cfg(names[0]).label_names
     data = make_image_folder(tmp_path / 'data', splits=('test',), classes=classes, per_class=1)
     argv = ['transfer', *names, '--data-dir', str(data), '--split', 'test', '--attack', 'mim2', '--copies', '2',

@@ -185,14 +185,13 @@ def test_arguments_of_norms_are_kept_by_an_export(tmp_path):
     assert {m.power for m in again.modules() if isinstance(m, RobustNorm2d)} == {.5}
 
 
-@pytest.mark.parametrize('tag, other', [
-    ('', {'norm_layer': 'batchnorm2d'}), ('', {'norm_kwargs': {'power': .5}}),
-    ('.batchnorm_cifar10', {'norm_layer': 'robustnorm2d'})])
-def test_weights_of_a_tag_are_for_its_norm(tag, other):
-    name = f'robustnorm_resnet20_cifar{tag}'
-    with pytest.raises(ValueError, match='norm_layer, norm_kwargs: weights of robustnorm_resnet20_cifar.*leave both'):
+@pytest.mark.parametrize('name, other', [
+    ('robustnorm_resnet20_cifar', {'norm_layer': 'batchnorm2d'}),
+    ('robustnorm_resnet20_cifar', {'norm_kwargs': {'power': .5}}), ('resnet20_cifar', {'norm_layer': 'robustnorm2d'})])
+def test_weights_of_a_tag_are_for_its_norm(name, other):
+    with pytest.raises(ValueError, match=f'norm_layer, norm_kwargs: weights of {name}.*leave both'):
         timm.create_model(name, pretrained=True, **other)
-    own = {'norm_layer': 'batchnorm2d' if tag else 'robustnorm2d'}
+    own = {'norm_layer': 'robustnorm2d' if name.startswith('robustnorm') else 'batchnorm2d'}
     assert weights_sha256(timm.create_model(name, pretrained=True, **own)) == weights_sha256(
         timm.create_model(name, pretrained=True))
 
@@ -235,27 +234,26 @@ def test_tags_can_be_found():
     assert 'nofrost_resnet26_cifar.nofrost_linf8_cifar10' in tags
 
 
-@pytest.mark.parametrize('name', ['robustnorm_resnet20_cifar', 'robustnorm_vgg11_cifar'])
-def test_a_tag_builds_what_its_weights_are_of(name, tmp_path):
+@pytest.mark.parametrize('name', ['resnet20_cifar', 'vgg11_cifar'])
+def test_a_network_has_the_norm_of_its_name(name, tmp_path):
     def norms(model):
         return {type(m).__name__ for m in model.modules() if 'Norm' in type(m).__name__}
 
-    assert norms(timm.create_model(name)) == norms(timm.create_model(f'{name}.robustnorm_cifar10')) == {'RobustNorm2d'}
-    assert norms(timm.create_model(f'{name}.batchnorm_cifar10', norm_layer='robustnorm2d')) == {'RobustNorm2d'}
-    for tag, norm, in_chans in (('batchnorm_cifar10', 'BatchNorm2d', 3), ('batchnorm_fashion_mnist', 'BatchNorm2d', 1),
-                                ('robustnorm_fashion_mnist', 'RobustNorm2d', 1)):
-        model = timm.create_model(f'{name}.{tag}').eval()
-        assert norms(model) == {norm} and model.default_cfg['input_size'][0] == in_chans
-        assert model.default_cfg['hf_hub_id'] == f'timm-robust/{name}.{tag}'
+    assert norms(timm.create_model(f'{name}.standard_cifar10', norm_layer='robustnorm2d')) == {'RobustNorm2d'}
+    for tagged, norm, in_chans in (
+            (f'{name}.standard_cifar10', 'BatchNorm2d', 3), (f'{name}.standard_fashion_mnist', 'BatchNorm2d', 1),
+            (f'robustnorm_{name}.robustnorm_cifar10', 'RobustNorm2d', 3),
+            (f'robustnorm_{name}.robustnorm_fashion_mnist', 'RobustNorm2d', 1)):
+        model = timm.create_model(tagged).eval()
+        assert norms(model) == norms(timm.create_model(tagged.split('.')[0])) == {norm}
+        assert model.default_cfg['input_size'][0] == in_chans
+        assert model.default_cfg['hf_hub_id'] == f'timm-robust/{tagged}'
         x = torch.randn(2, *model.default_cfg['input_size'])
         assert model(x).shape == (2, 10)
-        cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
-        for form in (cfg, cfg.to_dict()):
-            assert norms(timm.create_model(name, pretrained_cfg=form)) == {norm}
         # as a training run exports it: under a tag of its own
         config = {'pretrained_cfg': {'tag': 'new'}}
-        save_for_hf(model, str(tmp_path / tag), safe_serialization=True, model_config=config)
-        again = timm.create_model(f'local-dir:{tmp_path / tag}', pretrained=True).eval()
+        save_for_hf(model, str(tmp_path / tagged), safe_serialization=True, model_config=config)
+        again = timm.create_model(f'local-dir:{tmp_path / tagged}', pretrained=True).eval()
         assert torch.equal(model(x), again(x))
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import yaml
 from PIL import Image
+from scipy.stats import t as student
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_robust.cli.train import read_config
@@ -55,14 +56,17 @@ def scripts(tmp_path, monkeypatch):
                 'statistics': {'layers': {kind: {'bn1': layer} for kind in ('clean', 'adversarial')}}}[argv[0]]
             (folder / f'{argv[0]}.json').write_text(json.dumps({**content, 'settings': settings}))
             return 0
-        count, names = int(flag['--num-examples']), flag['--attacks'].split(',')
+        count, names = int(flag.get('--num-examples', 100)), flag['--attacks'].split(',')
+        model = flag['--model']
+        more = 2 * ('.apart_' in model) + int(model.partition('_cifar10_seed')[2][:1]) if names == ['clean'] and (
+            '--bn-mode' not in flag) else 0
         threat = ThreatFacts('Linf', .1, f"Linf {flag.get('--eps', 0)}")
         EvaluationReport(
             model=ModelFacts(name='net', weights_sha256='f'),
             data=DataFacts(indices=range(count), labels=[0] * count),
             threat=threat,
             settings=RunFacts(**settings),
-            attacks=[AttackOutcome(n, {}, threat, '', [k < (9 - i) * count / 10 for k in range(count)])
+            attacks=[AttackOutcome(n, {}, threat, '', [k < (9 - i) * count / 10 + more for k in range(count)])
                      for i, n in enumerate(names)],
             eps_sweep=[EpsPoint(0., 80, 100)],
             gamma_sweep=[GammaPoint(.5, 90, 70 - len(flag['--attacks']), 100)],
@@ -102,14 +106,24 @@ def pictures(tmp_path, monkeypatch):
 def test_apart(scripts, pictures, tmp_path, monkeypatch, data, name):
     script, calls = scripts('apart')
     for _ in range(2):  # what is there is not made again
-        run(script, monkeypatch, *data, '--output', str(tmp_path / 'runs'))
-    assert len(calls) == 6 and all(Path(c[c.index('-c') + 1]).is_file() for c in calls)
-    assert all(('--model-kwargs' in c) == (not data) for c in calls)
+        run(script, monkeypatch, *data, '--output', str(tmp_path / 'runs'), '--runs', str(tmp_path / 'train'))
+    trained = [c for c in calls if c[0] == 'train']
+    assert len(trained) == 6 and all(Path(c[c.index('-c') + 1]).is_file() for c in trained)
+    assert len(calls) == (12 if data else 6) and all(('--model-kwargs' in c) == (not data) for c in calls)
     text = (tmp_path / 'tables' / f'{name}.md').read_text()
-    setting = '10 epochs, CIFAR-10 (JPEG copy)' if data else '12 epochs, MNIST digits'
+    setting = '20 epochs, CIFAR-10' if data else '12 epochs, MNIST digits'
     assert f'{setting}, 3 training and 2 test images: clean top-1' in text
-    assert '| standard | 70.00 | 71.00 | 72.00 | 71.00 | 1.00 |' in text
+    low = 90 if data else 70
+    assert f'| standard | {low}.00 | {low + 1}.00 | {low + 2}.00 | {low + 1}.00 | 1.00 |' in text
     assert '| gain | 2.00 | 2.00 | 2.00 | 2.00 | 0.00 |' in text
+    del calls[:]
+    run(script, monkeypatch, *data, '--output', str(tmp_path / 'runs'), '--runs', str(tmp_path / 'train'), '--seeds', '1')
+    assert not calls
+    found = json.loads((tmp_path / 'tables' / f'{name}.json').read_text())
+    assert found['top1'] == {'standard': [low + 1], 'apart': [low + 3]} and found['seeds'] == [1]
+    survivors = ['1' * (low + i) + '0' * (100 - low - i) if data else '' for i in (1, 3)]
+    assert found['outcomes'] == {'standard': [survivors[0]], 'apart': [survivors[1]]}
+    assert '| objective | seed 1 |' in (tmp_path / 'tables' / f'{name}.md').read_text()
 
 
 @pytest.mark.slow
@@ -117,13 +131,14 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     script, calls = scripts('robustnorm')
     for _ in range(2):
         run(script, monkeypatch, '--cifar10', 'C', '--fashion-mnist', 'F', '--networks', 'resnet20', '--num-examples',
-            '300', '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'out'))
+            '300', '--seeds', '1', '4', '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'out'))
     trained = [c for c in calls if c[0] == 'train']
-    assert len(trained) == 4 and all(Path(c[c.index('-c') + 1]).is_file() for c in trained)
-    assert len(calls) == 4 + 2 * (2 + 3) + 4 + 4 * 7
+    assert len(trained) == 8 and all(Path(c[c.index('-c') + 1]).is_file() for c in trained)
+    assert [c[c.index('--seed') + 1] for c in trained] == ['1', '4'] * 4
+    assert len(calls) == 8 + 2 * 2 * (2 + 3) + 8 + 8 * 7
     text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
-    assert '| resnet20 | robustnorm | CIFAR-10 (JPEG copy) | Linf 0.005014 | mean | 90.0 | 80.0' in text
-    assert '| resnet20 | batchnorm | Fashion-MNIST | Linf 0.007060 | batch | 90.0 |' in text
+    assert '| resnet20 | robustnorm | CIFAR-10 | 4 | Linf 0.005014 | mean | 90.0 | 80.0' in text
+    assert '| resnet20 | batchnorm | Fashion-MNIST | 1 | Linf 0.007060 | batch | 90.0 |' in text
     attacks = {c[c.index('--bn-mode') + 1]: c[c.index('--attacks') + 1] for c in calls if '--eps' in c}
     assert attacks['batch'].endswith(',adaptive100') and attacks['mean'].endswith(',adaptive100')
     eps = {c[c.index('--data-dir') + 1]: float(c[c.index('--eps') + 1]) for c in calls if '--eps' in c}
@@ -135,11 +150,11 @@ def test_robustnorm(scripts, tmp_path, monkeypatch):
     assert 'Linf 0.020000' in (tmp_path / 'tables' / 'robustnorm_pixel.md').read_text()
     assert (tmp_path / 'tables' / 'robustnorm.md').read_text() == text
     # rows that were not asked for stay, unless they are of other images
-    for images, more, found in (('300', ['vgg11'], 6), ('50', ['vgg11'], 2)):
+    for images, more, found in (('300', ['vgg11'], 14), ('50', ['vgg11'], 6)):
         run(script, monkeypatch, '--cifar10', 'C', '--networks', *more, '--num-examples', images, '--runs',
             str(tmp_path / 'runs'), '--output', str(tmp_path / f'out{images}'))
         rows = json.loads((tmp_path / 'tables' / 'robustnorm.json').read_text())['rows']
-        assert len({(r['data'], r['network'], r['norm']) for r in rows}) == len(rows) == found
+        assert len({(r['data'], r['network'], r['norm'], r['training_seed']) for r in rows}) == len(rows) == found
 
 
 def test_nofrost(scripts, tmp_path, monkeypatch):
@@ -248,7 +263,7 @@ def test_runs_of_other_flags_are_refused(scripts, pictures, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('name,data', [
-    ('ablation', 'digits'), ('apart', 'digits'), ('apart', 'cifar10'), ('nofrost', 'digits'), ('power', 'digits')])
+    ('ablation', 'digits'), ('apart', 'digits'), ('nofrost', 'digits'), ('power', 'digits')])
 def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch, name, data):
     script, _ = scripts(name)
     logs, found = FOLDER / 'logs' / data / name, []
@@ -274,9 +289,12 @@ def test_logs_of_weights_are_of_their_recipes(scripts):
 
 def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
     rows = json.loads((FOLDER / 'tables' / 'robustnorm.json').read_text())['rows']
-    assert len(rows) == 8
+    assert rows
     for r in rows:
-        name = f"robustnorm_{r['network']}_cifar.{r['norm']}_{r['data']}"
+        if r['training_seed']:
+            continue
+        recipe = 'robustnorm' if r['norm'] == 'robustnorm' else 'standard'
+        name = f"{'robustnorm_' * (recipe == 'robustnorm')}{r['network']}_cifar.{recipe}_{r['data']}"
         card = json.loads((FOLDER.parents[1] / 'hub_cards' / name / 'config.json').read_text())
         assert {found['weights_sha256'] for found in r['statistics'].values()} == {card['weights_sha256']}
 
@@ -339,7 +357,7 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     assert [row.beside for row in batchnorm.rows] == [['49.0', '10.0'], ['2.0', '1.0']]
     assert [row.beside for row in between.rows] == [['80.0', '80.0']] * 2
     for claim in (batchnorm, robustnorm, between):
-        for row, name in zip(claim.rows, ('resnet20, CIFAR-10 (JPEG copy)', 'vgg11, Fashion-MNIST'), strict=True):
+        for row, name in zip(claim.rows, ('resnet20, CIFAR-10', 'vgg11, Fashion-MNIST'), strict=True):
             assert row.setting == f'{name}, Linf E, 200 images, seed 3'
     assert [script.verdict(row, 6) for row in (*batchnorm.rows, *robustnorm.rows, *between.rows)] == [
         'these networks differ', 'no difference shown', 'no difference shown', *['these networks differ'] * 3]
@@ -363,8 +381,29 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['these networks differ'] * 2
 
 
+def test_networks_are_compared_over_runs_where_there_are_enough(scripts):
+    script, _ = scripts('claims')
+
+    def runs(*accuracies):
+        return [(float(a), ''.join('1' if k < a else '0' for k in range(100))) for a in accuracies]
+
+    row = script.compared('S', runs(60, 61, 65), runs(52, 50, 48), ('x',))
+    assert row[1:3] == (62., 50.) and row.runs == 3 and row.beside == ('x',)
+    # Welch: variances 7 and 4, three runs each
+    t, df = 12 / (7 / 3 + 4 / 3) ** .5, (11 / 3) ** 2 / ((7 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
+    assert row.pvalue == pytest.approx(2 * student.sf(t, df))
+    assert script.compared('S', runs(60, 60, 60), runs(50, 50, 50)).pvalue == 1
+    # with fewer runs the images of the first: 8 of 8 that differ
+    row = script.compared('S', runs(60, 90), runs(52, 10, 20))
+    assert row[1:3] == (60., 52.) and row.runs == 1 and row.pvalue == pytest.approx(2 / 2 ** 8)
+
+
 def test_apart_is_compared_seed_by_seed(scripts):
     script, _ = scripts('claims')
+    one = {'setting': 'one', 'seeds': [7], 'top1': {'standard': [25.], 'apart': [100.]},
+           'outcomes': {'standard': ['0100'], 'apart': ['1111']}}
+    (row,) = script.apart([one]).rows
+    assert row[1:4] == (100., 25., .25) and row.beside == ('75.00', '7') and row.runs == 1
     claim = script.apart([
         {'setting': name, 'seeds': [0, 1, 2], 'top1': {'standard': [90., 91., 92.], 'apart': apart}}
         for name, apart in (

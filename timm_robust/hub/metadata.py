@@ -25,7 +25,7 @@ _TRAINING, _HELD_OUT = ('train', 'training'), ('test', 'testing', 'val', 'valid'
 
 
 def _key(data: str) -> str:
-    """The same key for 'torch/cifar10', 'CIFAR-10' and 'CIFAR-10 (JPEG copy)'."""
+    """The same key for 'torch/cifar10', 'CIFAR-10' and 'CIFAR-10 (a copy)'."""
     return re.sub(r'[^a-z0-9]', '', data.partition('(')[0].rpartition('/')[2].lower())
 
 

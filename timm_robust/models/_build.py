@@ -38,6 +38,9 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 _CLASSES = {
     'cifar10': ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'),
+    'imagenette': (
+        'tench', 'English springer', 'cassette player', 'chain saw', 'church', 'French horn', 'garbage truck',
+        'gas pump', 'golf ball', 'parachute'),
     'fashion_mnist': (
         'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'),
 }
@@ -197,7 +200,7 @@ def build_normed_model(
         norm_kwargs: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
 ) -> _Model:
-    """`build_robust_model` for a network with RobustNorm, or with BatchNorm if the tag begins with 'batchnorm'.
+    """`build_robust_model` for a network with RobustNorm if its name begins with 'robustnorm', else with BatchNorm.
 
     Args:
         model_cls: Model class.
@@ -211,16 +214,11 @@ def build_normed_model(
         PretrainedWeightsError: If the weights of the tag cannot be fetched.
         ValueError: If no norm has that name, or the weights of a tag are requested with a different norm.
     """
-    cfg = _cfg(variant, kwargs)
-    trained_with = 'batchnorm2d' if (cfg.tag or '').startswith('batchnorm') else 'robustnorm2d'
-    of_tag = {'norm_layer': trained_with} if 'norm_layer' not in kwargs and trained_with != 'robustnorm2d' else {}
-    norm_layer = _resolve_norm(kwargs.pop('norm_layer', trained_with), norm_kwargs)
-    tag = _own_tag(cfg)
-    if pretrained and tag and norm_layer is not _resolve_norm(trained_with, None):
+    own_norm = 'robustnorm2d' if variant.startswith('robustnorm') else 'batchnorm2d'
+    norm_layer = _resolve_norm(kwargs.pop('norm_layer', own_norm), norm_kwargs)
+    tag = _own_tag(_cfg(variant, kwargs)) if pretrained else ''
+    if tag and norm_layer is not _resolve_norm(own_norm, None):
         raise ValueError(
-            f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {trained_with} and its defaults: '
-            'leave both out, or use a tag of that norm (timm-robust models)')
-    model = build_robust_model(model_cls, variant, pretrained, norm_layer=norm_layer, **kwargs)
-    # timm's exports keep these arguments, since their tag does not imply the norm; a module accepts any attribute
-    model._model_args = of_tag  # type: ignore[assignment]
-    return model
+            f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {own_norm} and its defaults: '
+            'leave both out, or use a network of that norm (timm-robust models)')
+    return build_robust_model(model_cls, variant, pretrained, norm_layer=norm_layer, **kwargs)

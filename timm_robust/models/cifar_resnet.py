@@ -107,7 +107,8 @@ def _cifar_layers(depth: int) -> dict:
     return dict(block=Bottleneck if depth >= 44 else BasicBlock, layers=((depth - 2) // 6,) * 3)
 
 
-_DEPTHS = dict(robustnorm_resnet20_cifar=20, robustnorm_resnet38_cifar=38, robustnorm_resnet50_cifar=50)
+_DEPTHS = dict(
+    resnet20_cifar=20, robustnorm_resnet20_cifar=20, robustnorm_resnet38_cifar=38, robustnorm_resnet50_cifar=50)
 
 
 def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarResNet:
@@ -120,15 +121,25 @@ def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) 
     )
 
 
-default_cfgs = generate_default_cfgs(small_cfgs(
-    (
-        *(f'{name}.robustnorm_cifar10' for name in _DEPTHS),
-        'robustnorm_resnet20_cifar.batchnorm_cifar10',
-        'robustnorm_resnet20_cifar.batchnorm_apart_cifar10',
-        'robustnorm_resnet20_cifar.robustnorm_fashion_mnist',
-        'robustnorm_resnet20_cifar.batchnorm_fashion_mnist',
-    ),
-    **ROBUSTNORM_CFG, first_conv='conv1', classifier='fc'))
+_RESNET_CFG = dict(paper_name='Deep Residual Learning for Image Recognition', paper_ids='arXiv:1512.03385')
+
+default_cfgs = generate_default_cfgs({
+    **small_cfgs(
+        ('resnet20_cifar.standard_cifar10', 'resnet20_cifar.apart_cifar10', 'resnet20_cifar.standard_fashion_mnist'),
+        **_RESNET_CFG, first_conv='conv1', classifier='fc'),
+    **small_cfgs(
+        (
+            *(f'{name}.robustnorm_cifar10' for name in _DEPTHS if name.startswith('robustnorm')),
+            'robustnorm_resnet20_cifar.robustnorm_fashion_mnist',
+        ),
+        **ROBUSTNORM_CFG, first_conv='conv1', classifier='fc'),
+})
+
+
+@register_model
+def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-20 for 32x32 with BatchNorm, the counterpart of `robustnorm_resnet20_cifar`."""
+    return _create_cifar_resnet('resnet20_cifar', pretrained, **kwargs)
 
 
 @register_model

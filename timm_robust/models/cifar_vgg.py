@@ -56,22 +56,34 @@ class CifarVGG(VGG):
             nn.init.zeros_(self.head.fc.bias)
 
 
-_ARCHS = ('robustnorm_vgg11_cifar', 'robustnorm_vgg16_cifar')
+_ROBUSTNORM_ARCHS = ('robustnorm_vgg11_cifar', 'robustnorm_vgg16_cifar')
+_SMALL_VGG = dict(
+    fashion_mnist_size=32,  # 28 pixels are too few for five poolings
+    first_conv='features.0', classifier='head.fc', pool_size=(1, 1))
+_VGG_CFG = dict(
+    paper_name='Very Deep Convolutional Networks for Large-Scale Image Recognition', paper_ids='arXiv:1409.1556')
 
 
 def _create_cifar_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarVGG:
     return build_normed_model(CifarVGG, variant, pretrained, **vgg_args(variant, **kwargs))
 
 
-default_cfgs = generate_default_cfgs(small_cfgs(
-    (
-        *(f'{name}.robustnorm_cifar10' for name in _ARCHS),
-        'robustnorm_vgg11_cifar.batchnorm_cifar10',
-        'robustnorm_vgg11_cifar.robustnorm_fashion_mnist',
-        'robustnorm_vgg11_cifar.batchnorm_fashion_mnist',
-    ),
-    fashion_mnist_size=32,  # 28 pixels are too few for five poolings
-    **ROBUSTNORM_CFG, first_conv='features.0', classifier='head.fc', pool_size=(1, 1)))
+default_cfgs = generate_default_cfgs({
+    **small_cfgs(
+        ('vgg11_cifar.standard_cifar10', 'vgg11_cifar.standard_fashion_mnist'), **_VGG_CFG, **_SMALL_VGG),
+    **small_cfgs(
+        (
+            *(f'{name}.robustnorm_cifar10' for name in _ROBUSTNORM_ARCHS),
+            'robustnorm_vgg11_cifar.robustnorm_fashion_mnist',
+        ),
+        **ROBUSTNORM_CFG, **_SMALL_VGG),
+})
+
+
+@register_model
+def vgg11_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
+    """VGG-11 for 32x32 with BatchNorm, the counterpart of `robustnorm_vgg11_cifar`."""
+    return _create_cifar_vgg('vgg11_cifar', pretrained, **kwargs)
 
 
 @register_model

@@ -95,8 +95,8 @@ _nofrost = dict(
 )
 
 
-def _cfg(name: str, **kwargs: Any) -> Dict[str, Any]:
-    return imagenet_cfg(**_nofrost, hf_hub_id=f'{HUB_ORG}/{name}', crop_pct=0.9, **kwargs)
+def _cfg(name: str, crop_pct: float = 0.9, **kwargs: Any) -> Dict[str, Any]:
+    return imagenet_cfg(**_nofrost, hf_hub_id=f'{HUB_ORG}/{name}', crop_pct=crop_pct, **kwargs)
 
 
 def _ccfg_base(**kwargs: Any) -> Dict[str, Any]:
@@ -109,6 +109,9 @@ def _ccfg(name: str, **kwargs: Any) -> Dict[str, Any]:
 
 default_cfgs = generate_default_cfgs({
     'nofrost_resnet26.nofrost_linf8_in1k': _cfg('nofrost_resnet26.nofrost_linf8_in1k'),
+    **{name: _cfg(
+        name, num_classes=10, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0, label_names=classes_of(name))
+        for name in ('nofrost_resnet26.nofrost_linf4_imagenette', 'nofrost_resnet26.madry_linf4_imagenette')},
     'nofrost_resnet50.nofrost_linf8_in1k': _cfg('nofrost_resnet50.nofrost_linf8_in1k'),
     'nofrost_resnet50.nofrost_star_linf8_in1k': _cfg('nofrost_resnet50.nofrost_star_linf8_in1k'),
     'nofrost_resnet101.nofrost_linf8_in1k': _cfg('nofrost_resnet101.nofrost_linf8_in1k'),

@@ -5,23 +5,40 @@
 
 `Adversarially Perturbed Batch Normalization` - https://openreview.net/forum?id=2EQzEE5seF
 
-Trains the runs that are missing, ResNet-8 on 4,000 digits or ResNet-20 on CIFAR-10. Writes tables/apart.json and
+Trains the runs that are missing, ResNet-8 on 4,000 digits or ResNet-20 on CIFAR-10, the plain ones of which are those of
+robustnorm.py. Writes tables/apart.json and
 tables/apart.md, on CIFAR-10 tables/apart_cifar10.
 """
 import csv
 import statistics
 from pathlib import Path
+from typing import Tuple
 
 import yaml
-from common import DATA, DIGITS_RECIPE, WEIGHT_RECIPES, arguments, cells, digits, resnet8, table, trained, write
+from common import (
+    DATA,
+    DIGITS_RECIPE,
+    SEEDS,
+    WEIGHT_RECIPES,
+    accuracies,
+    arguments,
+    cells,
+    digits,
+    evaluated,
+    outcomes,
+    resnet8,
+    table,
+    trained,
+    write,
+)
 from timm.data import create_dataset
 
-CIFAR_RECIPE = WEIGHT_RECIPES / 'robustnorm_resnet20_cifar.batchnorm_cifar10.yaml'
-OBJECTIVES, SEEDS = ('standard', 'apart'), (0, 1, 2)
+CIFAR_RECIPE = WEIGHT_RECIPES / 'resnet20_cifar.standard_cifar10.yaml'
+OBJECTIVES = ('standard', 'apart')
 
 
 def last_top1(run: Path) -> float:
-    """Clean accuracy in percent after the last epoch of a run."""
+    """Clean accuracy in percent after the last epoch of a run that validated on the test images."""
     with open(run / 'summary.csv') as file:
         return float(list(csv.DictReader(file))[-1]['eval_top1'])
 
@@ -30,28 +47,47 @@ def main() -> None:
     """Train what is missing and write the table."""
     parser = arguments(__doc__, 'apart')
     parser.add_argument('--data-dir', default='', metavar='DIR', help='folder of train/ and test/ (default: digits)')
+    parser.add_argument('--runs', default='output/train', metavar='DIR', help='folder of training runs on CIFAR-10')
+    parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='of the training runs')
     args = parser.parse_args()
+    where = ['--data-dir', args.data_dir or str(digits()), '-j', str(args.workers)]
+
+    def on_cifar10(objective: str, seed: int) -> Tuple[float, str]:
+        name = f'resnet20_cifar.{objective}_cifar10'
+        run = trained(
+            Path(args.runs) / f'{name}_seed{seed}', WEIGHT_RECIPES / f'{name}.yaml', *where, '--seed', str(seed))
+        report = evaluated(
+            Path(args.output) / f'{name}_seed{seed}', run, *where, '--split', 'test', '--attacks', 'clean')
+        return accuracies(report)['clean'], *outcomes(report)
+
+    def on_digits(objective: str, seed: int) -> Tuple[float, str]:
+        run = trained(
+            Path(args.output) / f'digits_{objective}_seed{seed}', DIGITS_RECIPE, *where, *resnet8('batchnorm2d'),
+            '--attack-eps-warmup-epochs', '0', '--objective', objective, '--seed', str(seed))
+        return last_top1(run), ''
+
     if args.data_dir:
-        name, network, data, recipe, flags = 'cifar10', 'ResNet-20', DATA['cifar10'], CIFAR_RECIPE, []
+        network, data, of, recipe = 'ResNet-20', DATA['cifar10'], on_cifar10, CIFAR_RECIPE
+        weights = 'averaged weights of the epoch with the highest accuracy on held-out training images'
     else:
-        name, network, data, recipe = 'digits', 'ResNet-8', 'MNIST digits', DIGITS_RECIPE
-        flags = [*resnet8('batchnorm2d'), '--attack-eps-warmup-epochs', '0']
-    folder = Path(args.data_dir or digits())
-    runs = {objective: [trained(
-        Path(args.output) / f'{name}_{objective}_seed{seed}', recipe, '--data-dir', str(folder), *flags,
-        '--objective', objective, '--seed', str(seed), '-j', str(args.workers)) for seed in SEEDS]
-        for objective in OBJECTIVES}
-    top1 = {objective: [*map(last_top1, found)] for objective, found in runs.items()}
+        network, data, of, recipe = 'ResNet-8', 'MNIST digits', on_digits, DIGITS_RECIPE
+        weights = 'averaged weights after the last epoch'
+    found = {objective: [of(objective, seed) for seed in args.seeds] for objective in OBJECTIVES}
+    top1 = {objective: [accuracy for accuracy, _ in runs] for objective, runs in found.items()}
     shown = {**top1, 'gain': [b - a for a, b in zip(*top1.values())]}
-    images, test_images = (len(create_dataset('', root=str(folder), split=split)) for split in ('train', 'test'))
-    epochs = yaml.safe_load(recipe.read_text())['epochs']
-    setting = (f'{network} with BatchNorm, {epochs} epochs, {data}, {images:,} training and {test_images:,} test '
-               'images')
-    write('apart_cifar10' if args.data_dir else 'apart', {'setting': setting, 'seeds': SEEDS, 'top1': top1}, [
+    settings = yaml.safe_load(recipe.read_text())
+    images, test_images = (len(create_dataset('', root=where[1], split=split)) for split in ('train', 'test'))
+    trained_on = images - round(images * settings.get('val_fraction', 0))
+    setting = (f"{network} with BatchNorm, {settings['epochs']} epochs, {data}, {trained_on:,} training and "
+               f'{test_images:,} test images')
+    several = len(args.seeds) > 1
+    write('apart_cifar10' if args.data_dir else 'apart', {
+        'setting': setting, 'seeds': args.seeds, 'top1': top1,
+        'outcomes': {objective: [which for _, which in runs] for objective, runs in found.items()}}, [
         '# APART compared with plain training', 'Generated by `train_scripts/reproduce/apart.py`.',
-        f'{setting}: clean top-1 in percent, averaged weights after the last epoch.',
-        table(['objective', *(f'seed {s}' for s in SEEDS), 'mean', 'std'], [
-            [row, *cells((*values, statistics.mean(values), statistics.stdev(values)), 2)]
+        f'{setting}: clean top-1 in percent, {weights}.',
+        table(['objective', *(f'seed {s}' for s in args.seeds), *(('mean', 'std') if several else ())], [
+            [row, *cells((*values, *((statistics.mean(values), statistics.stdev(values)) if several else ())), 2)]
             for row, values in shown.items()])])
 
 

@@ -1,13 +1,13 @@
 """Test the papers' claims under all attacks, from tables/*.json."""
 import json
 from statistics import mean
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 from common import DATA, HERE, cells, table
 from nofrost import ATTACKS, PAPER, REPORT
 from power import ATTACKS as POWER_ATTACKS
 from robustnorm import BATCH, PAPER_ATTACKS, STRONGEST
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest, ttest_ind, ttest_rel
 
 LEVEL = .05
 FEWEST_RUNS = 3
@@ -61,6 +61,26 @@ def sign_test(a: str, b: str) -> float:
     return binomtest(wins, wins + losses).pvalue if wins + losses else 1.
 
 
+def compared(
+        setting: str,
+        first: Sequence[Tuple[float, str]],
+        second: Sequence[Tuple[float, str]],
+        beside: Sequence[str] = (),
+) -> Row:
+    """Two networks, given accuracy and outcomes of each of their training runs.
+
+    Welch's t-test over the runs if there are enough, else a sign test over the images for the first run of each.
+    """
+    runs = min(len(first), len(second))
+    if runs < FEWEST_RUNS:
+        (ours, a), (theirs, b) = first[0], second[0]
+        return Row(setting, ours, theirs, sign_test(a, b), beside)
+    ours, theirs = ([accuracy for accuracy, _ in found] for found in (first, second))
+    # runs that all agree have no spread to test against
+    pvalue = ttest_ind(ours, theirs, equal_var=False).pvalue if len({*ours}) + len({*theirs}) > 2 else 1.
+    return Row(setting, mean(ours), mean(theirs), pvalue, beside, runs)
+
+
 def worst_case(found: Dict[str, Any]) -> Tuple[float, str]:
     """Accuracy in percent under all attacks, and which images survive them all."""
     withstood = ''.join(map(min, zip(*found['outcomes'])))
@@ -80,20 +100,22 @@ def worst_batches(found: Dict[str, Any]) -> Tuple[float, str]:
 
 def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
     """Claims of the RobustNorm paper, for every network and data set."""
-    settings: Dict[str, Dict[str, Any]] = {}
+    settings: Dict[str, Dict[str, List[Dict[str, Any]]]] = {}
     for r in rows:
         one = r['statistics']['population']
         name = (f"{r['network']}, {DATA[r['data']]}, {one['threat_model']}, {one['num_examples']:,} images, "
                 f"seed {one['seed']}")
-        settings.setdefault(name, {})[r['norm']] = r['statistics']
+        settings.setdefault(name, {}).setdefault(r['norm'], []).append(r['statistics'])
+
+    def averages(found: Sequence[Dict[str, Any]], mode: str, attack: int) -> float:
+        return mean(run[mode]['accuracy'][attack] for run in found[:1 if len(found) < FEWEST_RUNS else None])
+
+    def outcomes(found: Sequence[Dict[str, Any]], mode: str, of: Callable[[Dict[str, Any]], Tuple[float, str]]) -> (
+            List[Tuple[float, str]]):
+        return [of(run[mode]) for run in found]
 
     claims = []
     for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
-        compared = []
-        for name, found in settings.items():
-            (batch, a), (tracked, b) = (worst_batches(found[norm][mode]) for mode in ('batch', 'population'))
-            compared.append(Row(name, batch, tracked, sign_test(a, b), cells(
-                found[norm][mode]['accuracy'][-1] for mode in ('batch', 'population'))))
         claims.append(Claim(
             f'{title} is more robust with batch statistics than with tracked ones (RobustNorm, table 1).',
             f"Accuracy under the paper's attacks ({', '.join(PAPER_ATTACKS[1:])}), taking the strongest for each batch "
@@ -101,16 +123,18 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             f'statistics and {STRONGEST["population"]} with tracked ones, and are not comparable with each other. The '
             'test treats the images of a batch as independent, and there are few batches.',
             ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %'),
-            compared))
-    compared = []
-    for name, found in settings.items():
-        (ours, a), (theirs, b) = (worst_case(found[norm]['population']) for norm in ('robustnorm', 'batchnorm'))
-        compared.append(Row(name, ours, theirs, sign_test(a, b), cells(
-            found[norm]['population']['accuracy'][0] for norm in ('robustnorm', 'batchnorm'))))
+            [compared(
+                name, outcomes(found[norm], 'batch', worst_batches), outcomes(found[norm], 'population', worst_batches),
+                cells(averages(found[norm], mode, -1) for mode in ('batch', 'population')))
+             for name, found in settings.items()]))
     return [*claims, Claim(
         'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
         f"Accuracy under all attacks ({', '.join(PAPER_ATTACKS[1:])}, {STRONGEST['population']}), tracked statistics.",
-        ('RobustNorm %', 'BatchNorm %', 'RobustNorm, clean %', 'BatchNorm, clean %'), compared)]
+        ('RobustNorm %', 'BatchNorm %', 'RobustNorm, clean %', 'BatchNorm, clean %'),
+        [compared(
+            name, *(outcomes(found[norm], 'population', worst_case) for norm in ('robustnorm', 'batchnorm')),
+            cells(averages(found[norm], 'population', 0) for norm in ('robustnorm', 'batchnorm')))
+         for name, found in settings.items()])]
 
 
 def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
@@ -151,13 +175,17 @@ def apart(tables: List[Dict[str, Any]]) -> Claim:
     for found in tables:
         plain, ours = found['top1']['standard'], found['top1']['apart']
         gains = cells((b - a for a, b in zip(plain, ours)), 2)
+        beside = (', '.join(gains), ', '.join(map(str, found['seeds'])))
+        if len(ours) < FEWEST_RUNS:
+            rows.append(compared(found['setting'], *(
+                [*zip(found['top1'][o], found['outcomes'][o])] for o in ('apart', 'standard')), beside))
+            continue
         # equal gains have no spread to test against
         pvalue = ttest_rel(ours, plain).pvalue if len(set(gains)) > 1 else 1.
-        rows.append(Row(found['setting'], mean(ours), mean(plain), pvalue, (
-            ', '.join(gains), ', '.join(map(str, found['seeds']))), len(found['seeds'])))
+        rows.append(Row(found['setting'], mean(ours), mean(plain), pvalue, beside, len(ours)))
     return Claim(
         'APART gains clean accuracy (APART).',
-        'Means over seeds. The test accounts for the seeds only, since the test images are the same.',
+        'Means over seeds. From three seeds on, the test accounts for the seeds only, since the test images are the same.',
         ('APART %', 'plain %', 'gains', 'seeds'), rows)
 
 
@@ -173,12 +201,14 @@ def spread(rows: List[Dict[str, Any]]) -> str:
 
 def shown(claims: Sequence[Claim], seeds: str) -> str:
     """The claims in Markdown, with verdicts corrected for the number of tests."""
-    tests = sum(len(claim.rows) for claim in claims)
+    every = [row for claim in claims for row in claim.rows]
+    tests, enough = len(every), sum(row.runs >= FEWEST_RUNS for row in every)
     parts = [
         f'Deciding whether a claim holds takes at least {FEWEST_RUNS} training runs of each network, since another '
-        f'training seed can matter more than another norm. {seeds}', 'Only the tests of APART have that many. For the '
-        'others, with one run of each network, the tables only say whether the two networks differ. With '
-        f'{tests} tests, a difference requires p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
+        f'training seed can matter more than another norm. {seeds}',
+        f'{enough} of {tests} tests have that many (t-tests over the runs). The others, with one run of each network, '
+        f'only say whether the two networks differ (sign tests over the images). With {tests} tests, a difference '
+        f'requires p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
     for heading, found in (('Settled', ('holds', 'does not hold')), ('Pairs of networks that differ', (
             'these networks differ',))):
         rows = [f'- "{claim.title}" {verdict(r, tests).capitalize()}: {r.first:.2f} % against {r.second:.2f} % '

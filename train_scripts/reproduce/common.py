@@ -21,7 +21,8 @@ from timm_robust.training import TrainConfig
 HERE = Path(__file__).parent
 WEIGHT_RECIPES = HERE.parent / 'recipes' / 'weights'
 DIGITS_RECIPE = HERE.parent / 'recipes' / 'digits.yaml'
-DATA = {'cifar10': 'CIFAR-10 (JPEG copy)', 'fashion_mnist': 'Fashion-MNIST'}
+DATA = {'cifar10': 'CIFAR-10', 'fashion_mnist': 'Fashion-MNIST'}
+SEEDS = (0, 1, 2)
 
 
 def resnet8(norm: str, **norm_kwargs: float) -> List[str]:

@@ -21,7 +21,7 @@ from timm_robust.evaluation import EvaluationReport
 from timm_robust.models._build import classes_of
 
 NETWORKS = {
-    'undefended': 'robustnorm_resnet20_cifar.batchnorm_cifar10',
+    'undefended': 'resnet20_cifar.standard_cifar10',
     'hardened': 'nofrost_nfnet18_cifar.madry_linf8_cifar10'}
 COLORS = {'undefended': '#b3261e', 'hardened': '#1a5fb4'}
 EPS, SHOWN, STEPS = 8, 4, 20

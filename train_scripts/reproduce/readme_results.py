@@ -36,11 +36,11 @@ def row(name: str, evaluations: Sequence[Tuple[str, EvaluationReport]]) -> List[
     for _, other in evaluations:
         if {*other.data.indices} == {*report.data.indices}:
             accuracy = {**accuracies(other), **accuracy}
-    low, high = report.interval('autoattack')
+    interval = '{:.1f} to {:.1f}'.format(*report.interval('autoattack')) if 'autoattack' in accuracy else '-'
     return [
         f'`{name}`', data, str(report.threat),
         *(f'{accuracy[a]:.2f}' if a in accuracy else '-' for a in ('clean', 'fgsm', 'pgd20', 'autoattack')),
-        f'{low:.1f} to {high:.1f}', f'{report.data.num_examples:,}', str(report.settings.seed),
+        interval, f'{report.data.num_examples:,}', str(report.settings.seed),
         'yes' if (WEIGHTS_DIR / f'{name}.safetensors').is_file() else 'no',
         f'[recipe](train_scripts/recipes/weights/{name}.yaml)',
     ]
@@ -62,9 +62,10 @@ def zoo() -> str:
     """The table of packaged weights."""
     rows = []
     for name, found in _evaluations():
-        _, data, threat, clean, _, _, robust, interval, images, _, ships, _ = row(name, found)
+        _, data, threat, clean, _, pgd20, robust, interval, images, _, ships, _ = row(name, found)
+        shown = f'{robust} ({interval})' if robust != '-' else f'not measured (PGD-20: {pgd20})'
         if ships == 'yes':
-            rows.append([name, f'{data}, {images} test images', threat, clean, f'{robust} ({interval})'])
+            rows.append([name, f'{data}, {images} test images', threat, clean, shown])
     return table(
         ['model and tag', 'data', 'threat model', 'clean %', 'robust % (95 % interval)'],
         [[f'`{name}`', *others] for name, *others in rows])
