@@ -75,8 +75,9 @@ def test_no_test_image_chose_the_epoch(name):
     best = max(epochs, key=lambda row: float(row[metric]))  # the first of equals, as in training
     images = next(n for data, n in (('cifar10', 50_000), ('fashion_mnist', 60_000), ('imagenette', 9_469))
                   if name.endswith(data))
-    count = trained['robust_eval_samples'] or round(images * trained['val_fraction'])
-    assert 0 < count <= round(images * trained['val_fraction'])
+    held_out = round(images * trained['val_fraction'])
+    count = trained['robust_eval_samples'] if 'robust' in metric else held_out
+    assert 0 < count <= held_out
     assert f"epoch {best['epoch']} " in text and f'{float(best[metric]):.1f} %, on {count:,} images held out' in text
     assert measured(name).data.split == ('val' if name.endswith('imagenette') else 'test')
 

@@ -16,7 +16,7 @@ import timm
 import timm_robust  # noqa: F401
 
 CACHE = Path(__file__).resolve().parents[2] / '.cache'
-NAMES = timm.list_models(['nofrost_*', 'robustnorm_*'])
+NAMES = [n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__.startswith('timm_robust.')]
 SMALL = [
     'nofrost_resnet11_mnist', 'nofrost_resnet20_cifar', 'nofrost_nfnet18_cifar', 'robustnorm_resnet20_cifar',
     'robustnorm_vgg11_cifar']

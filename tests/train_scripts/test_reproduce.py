@@ -117,7 +117,8 @@ def test_apart(scripts, pictures, tmp_path, monkeypatch, data, name):
     assert f'| standard | {low}.00 | {low + 1}.00 | {low + 2}.00 | {low + 1}.00 | 1.00 |' in text
     assert '| gain | 2.00 | 2.00 | 2.00 | 2.00 | 0.00 |' in text
     del calls[:]
-    run(script, monkeypatch, *data, '--output', str(tmp_path / 'runs'), '--runs', str(tmp_path / 'train'), '--seeds', '1')
+    run(script, monkeypatch, *data, '--output', str(tmp_path / 'runs'), '--runs', str(tmp_path / 'train'), '--seeds',
+        '1')
     assert not calls
     found = json.loads((tmp_path / 'tables' / f'{name}.json').read_text())
     assert found['top1'] == {'standard': [low + 1], 'apart': [low + 3]} and found['seeds'] == [1]

@@ -27,7 +27,7 @@ __all__ = ['NO_FLAGS', 'ConvertConfig', 'build_parser', 'run']
 # network settings that do not apply when weights are only converted
 NO_FLAGS = ('checkpoint', 'pretrained', 'bn_mode', 'gamma', 'channels_last', 'device')
 # Of a probability by rounding, in percentage points. float16 rounds weights by up to 2 ** -11, and logits of size 10 by
-# about as much if errors average out: 0.005, times p (1 - p) <= 1 / 4, is 0.12 points. A weight that overflows exceeds 0.5.
+# about as much if errors average out: 0.005, times p (1 - p) <= 1 / 4, is 0.12 points.
 _MAX_CHANGE = 0.5
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import List, Optional, Tuple
 
 import timm
+from timm.models import model_entrypoint
 
 from ..evaluation import EvaluationReport, read_reports
 from ..evaluation.render import text_table
@@ -42,7 +43,8 @@ def _accuracies(path: Path) -> Tuple[str, ...]:
 def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
     """Rows under the header, one for each tag."""
     rows = []
-    for name in timm.list_models(['nofrost_*', 'robustnorm_*'], include_tags=True):
+    own = {name for name in timm.list_models() if model_entrypoint(name).__module__.startswith('timm_robust.')}
+    for name in (n for n in timm.list_models(include_tags=True) if n.partition('.')[0] in own):
         cfg = timm.get_pretrained_cfg(name)
         packaged = WEIGHTS_DIR / f'{name}.safetensors'
         on_hub = cfg is not None and cfg.hf_hub_id

@@ -9,7 +9,7 @@ import torch.nn as nn
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from markupsafe import Markup
-from timm.models import is_model
+from timm.models import is_model, model_entrypoint
 
 from ..errors import InputError
 from ..evaluation import AttackOutcome, EvaluationReport, read_reports
@@ -111,7 +111,7 @@ class Card:
     @property
     def in_plain_timm(self) -> bool:
         """Whether timm loads it without this package."""
-        return self.architecture != self.model or not self.model.startswith(('nofrost', 'robustnorm'))
+        return model_entrypoint(self.architecture).__module__.startswith('timm.')
 
     @property
     def packaged(self) -> bool:

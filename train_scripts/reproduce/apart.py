@@ -5,8 +5,8 @@
 
 `Adversarially Perturbed Batch Normalization` - https://openreview.net/forum?id=2EQzEE5seF
 
-Trains the runs that are missing, ResNet-8 on 4,000 digits or ResNet-20 on CIFAR-10, the plain ones of which are those of
-robustnorm.py. Writes tables/apart.json and
+Trains the runs that are missing, ResNet-8 on 4,000 digits or ResNet-20 on CIFAR-10, where robustnorm.py has the plain
+ones too. Writes tables/apart.json and
 tables/apart.md, on CIFAR-10 tables/apart_cifar10.
 """
 import csv

@@ -185,7 +185,8 @@ def apart(tables: List[Dict[str, Any]]) -> Claim:
         rows.append(Row(found['setting'], mean(ours), mean(plain), pvalue, beside, len(ours)))
     return Claim(
         'APART gains clean accuracy (APART).',
-        'Means over seeds. From three seeds on, the test accounts for the seeds only, since the test images are the same.',
+        'Means over seeds. From three seeds on, the test accounts for the seeds only, since the test images are the '
+        'same.',
         ('APART %', 'plain %', 'gains', 'seeds'), rows)
 
 

@@ -4,10 +4,10 @@
 
 `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 
-Trains the runs that are missing in --runs, three of each recipe in train_scripts/recipes/weights. The paper's eps of 0.02 is for
-normalized images; in pixel units it is multiplied by the mean std of the data. `--eps-space pixel` uses 0.02 in pixel
-units. Writes tables/robustnorm.json and tables/robustnorm.md, or with `--eps-space pixel` tables/robustnorm_pixel; rows
-of other networks, data and seeds are kept.
+Trains the runs that are missing in --runs, three of each recipe in train_scripts/recipes/weights. The paper's eps of
+0.02 is for normalized images; in pixel units it is multiplied by the mean std of the data. `--eps-space pixel` uses
+0.02 in pixel units. Writes tables/robustnorm.json and tables/robustnorm.md, or with `--eps-space pixel`
+tables/robustnorm_pixel; rows of other networks, data and seeds are kept.
 """
 import argparse
 import json
@@ -43,7 +43,9 @@ SWEEP = ('0', '1/255', '2/255', '3/255', '4/255')
 
 def recipe(network: str, norm: str, data: str) -> str:
     """The name of a recipe and its weights."""
-    return f'robustnorm_{network}_cifar.robustnorm_{data}' if norm == 'robustnorm' else f'{network}_cifar.standard_{data}'
+    if norm == 'robustnorm':
+        return f'robustnorm_{network}_cifar.robustnorm_{data}'
+    return f'{network}_cifar.standard_{data}'
 
 
 def measure(args: argparse.Namespace, network: str, norm: str, data: str, seed: int) -> Dict[str, Any]:
