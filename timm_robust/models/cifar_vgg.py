@@ -57,10 +57,10 @@ class CifarVGG(VGG):
 
 
 _ROBUSTNORM_ARCHS = ('robustnorm_vgg11_cifar', 'robustnorm_vgg16_cifar')
-_SMALL_VGG = dict(
+_SMALL_VGG: Dict[str, Any] = dict(
     fashion_mnist_size=32,  # 28 pixels are too few for five poolings
     first_conv='features.0', classifier='head.fc', pool_size=(1, 1))
-_VGG_CFG = dict(
+_VGG_CFG: Dict[str, Any] = dict(
     paper_name='Very Deep Convolutional Networks for Large-Scale Image Recognition', paper_ids='arXiv:1409.1556')
 
 

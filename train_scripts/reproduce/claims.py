@@ -107,12 +107,13 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
                 f"seed {one['seed']}")
         settings.setdefault(name, {}).setdefault(r['norm'], []).append(r['statistics'])
 
-    def averages(found: Sequence[Dict[str, Any]], mode: str, attack: int) -> float:
-        return mean(run[mode]['accuracy'][attack] for run in found[:1 if len(found) < FEWEST_RUNS else None])
+    Worst = Callable[[Dict[str, Any]], Tuple[float, str]]
 
-    def outcomes(found: Sequence[Dict[str, Any]], mode: str, of: Callable[[Dict[str, Any]], Tuple[float, str]]) -> (
-            List[Tuple[float, str]]):
-        return [of(run[mode]) for run in found]
+    def runs(found: Sequence[Dict[str, Any]], mode: str, worst: Worst) -> List[Tuple[float, str]]:
+        return [worst(run[mode]) for run in found]
+
+    def average(found: Sequence[Dict[str, Any]], mode: str, attack: int) -> float:
+        return mean(run[mode]['accuracy'][attack] for run in found[:1 if len(found) < FEWEST_RUNS else None])
 
     claims = []
     for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
@@ -124,16 +125,16 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             'test treats the images of a batch as independent, and there are few batches.',
             ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %'),
             [compared(
-                name, outcomes(found[norm], 'batch', worst_batches), outcomes(found[norm], 'population', worst_batches),
-                cells(averages(found[norm], mode, -1) for mode in ('batch', 'population')))
+                name, runs(found[norm], 'batch', worst_batches), runs(found[norm], 'population', worst_batches),
+                cells(average(found[norm], mode, -1) for mode in ('batch', 'population')))
              for name, found in settings.items()]))
     return [*claims, Claim(
         'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
         f"Accuracy under all attacks ({', '.join(PAPER_ATTACKS[1:])}, {STRONGEST['population']}), tracked statistics.",
         ('RobustNorm %', 'BatchNorm %', 'RobustNorm, clean %', 'BatchNorm, clean %'),
         [compared(
-            name, *(outcomes(found[norm], 'population', worst_case) for norm in ('robustnorm', 'batchnorm')),
-            cells(averages(found[norm], 'population', 0) for norm in ('robustnorm', 'batchnorm')))
+            name, *(runs(found[norm], 'population', worst_case) for norm in ('robustnorm', 'batchnorm')),
+            cells(average(found[norm], 'population', 0) for norm in ('robustnorm', 'batchnorm')))
          for name, found in settings.items()])]
 
 
