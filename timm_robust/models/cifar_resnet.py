@@ -121,7 +121,8 @@ def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) 
     )
 
 
-_RESNET_CFG: Dict[str, Any] = dict(paper_name='Deep Residual Learning for Image Recognition', paper_ids='arXiv:1512.03385')
+_RESNET_CFG: Dict[str, Any] = dict(
+    paper_name='Deep Residual Learning for Image Recognition', paper_ids='arXiv:1512.03385')
 
 default_cfgs = generate_default_cfgs({
     **small_cfgs(
