@@ -365,6 +365,17 @@ def test_every_config_loads_in_transformers(path):
     assert 'num_classes' not in config['model_args'] and len(config['label_names']) == config['num_classes'] == 10
 
 
+def test_cards_say_whether_plain_timm_has_the_network():
+    plain = subprocess.run(
+        [sys.executable, '-c', 'import timm; print(*timm.list_models())'], capture_output=True, text=True).stdout.split()
+    found = {}
+    for path in CARDS.glob('*/config.json'):
+        architecture, text = json.loads(path.read_text())['architecture'], (path.parent / 'README.md').read_text()
+        found[architecture] = 'which plain timm does not have' in text
+        assert found[architecture] == (architecture not in plain), architecture
+    assert found['resnet20_cifar'] and not found['nf_resnet26']
+
+
 def test_metadata_of_a_card():
     data = ModelCard((CARDS / 'nofrost_resnet20_cifar.nofrost_linf8_cifar10' / 'README.md').read_text()).data
     assert data.datasets == ['uoft-cs/cifar10']
