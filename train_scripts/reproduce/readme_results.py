@@ -92,7 +92,7 @@ def costs() -> str:
 def diagnosis() -> str:
     """The alarms of `timm-robust diagnose`."""
     found = json.loads((HERE / 'diagnosis.json').read_text())
-    alarms = [Finding(**f) for f in found['diagnostics'] if f['verdict'] == 'alarm']
+    alarms = [Finding(**f) for f in found['findings'] if f['verdict'] == 'alarm']
     return f"```\n$ {found['settings']['command']}\n\n{findings_text(alarms)}\n```"
 
 
