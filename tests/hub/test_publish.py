@@ -366,8 +366,8 @@ def test_every_config_loads_in_transformers(path):
 
 
 def test_cards_say_whether_plain_timm_has_the_network():
-    plain = subprocess.run(
-        [sys.executable, '-c', 'import timm; print(*timm.list_models())'], capture_output=True, text=True).stdout.split()
+    script = 'import timm; print(*timm.list_models())'
+    plain = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True).stdout.split()
     found = {}
     for path in CARDS.glob('*/config.json'):
         architecture, text = json.loads(path.read_text())['architecture'], (path.parent / 'README.md').read_text()
