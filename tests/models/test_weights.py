@@ -40,7 +40,9 @@ def measured(name):
 def test_they_are_those_that_were_measured(name, monkeypatch):
     monkeypatch.setattr('socket.socket.connect', lambda *args: pytest.fail('the network was asked'))
     assert (WEIGHTS_DIR / f'{name}.safetensors').stat().st_size <= MAX_BYTES.get(name, 5 * 10 ** 6)
-    assert weights_sha256(timm.create_model(name, pretrained=True)) == facts(name)['weights_sha256']
+    model, config = timm.create_model(name, pretrained=True), json.loads((CARDS / name / 'config.json').read_text())
+    assert weights_sha256(model) == facts(name)['weights_sha256'] == config['weights_sha256']
+    assert list(model.pretrained_cfg['label_names']) == config['label_names']
     assert facts(name) == json.loads((CARDS / name / 'results.json').read_text())
 
 
@@ -77,7 +79,9 @@ def test_no_test_image_chose_the_epoch(name):
                   if name.endswith(data))
     held_out = round(images * trained['val_fraction'])
     count = trained['robust_eval_samples'] if 'robust' in metric else held_out
-    assert 0 < count <= held_out
+    assert 0 < count <= held_out and trained['train_split'] == 'train'
+    if 'val_images' in trained:  # a log that names them
+        assert trained['val_split'] == 'train' and int(trained['val_images'].split()[0]) == count
     assert f"epoch {best['epoch']} " in text and f'{float(best[metric]):.1f} %, on {count:,} images held out' in text
     assert measured(name).data.split == ('val' if name.endswith('imagenette') else 'test')
 

@@ -290,10 +290,9 @@ def test_logs_of_weights_are_of_their_recipes(scripts):
 
 def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
     rows = json.loads((FOLDER / 'tables' / 'robustnorm.json').read_text())['rows']
-    assert rows
+    assert [(r['network'], r['norm'], r['data'], r['training_seed']) for r in rows] == [
+        ('resnet20', norm, 'cifar10', 0) for norm in ('batchnorm', 'robustnorm')]
     for r in rows:
-        if r['training_seed']:
-            continue
         recipe = 'robustnorm' if r['norm'] == 'robustnorm' else 'standard'
         name = f"{'robustnorm_' * (recipe == 'robustnorm')}{r['network']}_cifar.{recipe}_{r['data']}"
         card = json.loads((FOLDER.parents[1] / 'hub_cards' / name / 'config.json').read_text())
@@ -394,6 +393,10 @@ def test_networks_are_compared_over_runs_where_there_are_enough(scripts):
     t, df = 12 / (7 / 3 + 4 / 3) ** .5, (11 / 3) ** 2 / ((7 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
     assert row.pvalue == pytest.approx(2 * student.sf(t, df))
     assert script.compared('S', runs(60, 60, 60), runs(50, 50, 50)).pvalue == 1
+    paired = script.compared('S', runs(60, 61, 65), runs(52, 50, 48), paired=True)
+    t = 12 / (21 / 3) ** .5  # gains 8, 11, 17: variance 21
+    assert paired.pvalue == pytest.approx(2 * student.sf(t, 2)) and paired.runs == 3
+    assert script.compared('S', runs(60, 61, 65), runs(50, 51, 55), paired=True).pvalue == 1
     # with fewer runs the images of the first: 8 of 8 that differ
     row = script.compared('S', runs(60, 90), runs(52, 10, 20))
     assert row[1:3] == (60., 52.) and row.runs == 1 and row.pvalue == pytest.approx(2 / 2 ** 8)

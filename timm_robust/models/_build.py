@@ -39,8 +39,9 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 _CLASSES = {
     'cifar10': ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'),
     'imagenette': (
-        'tench', 'English springer', 'cassette player', 'chain saw', 'church', 'French horn', 'garbage truck',
-        'gas pump', 'golf ball', 'parachute'),
+        'tench, Tinca tinca', 'English springer, English springer spaniel', 'cassette player', 'chain saw, chainsaw',
+        'church, church building', 'French horn, horn', 'garbage truck, dustcart',
+        'gas pump, gasoline pump, petrol pump, island dispenser', 'golf ball', 'parachute, chute'),
     'fashion_mnist': (
         'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'),
 }

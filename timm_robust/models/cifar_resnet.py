@@ -121,13 +121,11 @@ def _create_cifar_resnet(variant: str, pretrained: bool = False, **kwargs: Any) 
     )
 
 
-_RESNET_CFG: Dict[str, Any] = dict(
-    paper_name='Deep Residual Learning for Image Recognition', paper_ids='arXiv:1512.03385')
-
 default_cfgs = generate_default_cfgs({
     **small_cfgs(
         ('resnet20_cifar.standard_cifar10', 'resnet20_cifar.apart_cifar10', 'resnet20_cifar.standard_fashion_mnist'),
-        **_RESNET_CFG, first_conv='conv1', classifier='fc'),
+        paper_name='Deep Residual Learning for Image Recognition', paper_ids='arXiv:1512.03385', first_conv='conv1',
+        classifier='fc'),
     **small_cfgs(
         (
             *(f'{name}.robustnorm_cifar10' for name in _DEPTHS if name.startswith('robustnorm')),

@@ -2,6 +2,7 @@
 
 Paper: `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 """
+from functools import partial
 from typing import Any, Dict, List, Optional, Union
 
 import torch
@@ -57,11 +58,10 @@ class CifarVGG(VGG):
 
 
 _ROBUSTNORM_ARCHS = ('robustnorm_vgg11_cifar', 'robustnorm_vgg16_cifar')
-_SMALL_VGG: Dict[str, Any] = dict(
+_vgg_cfgs = partial(
+    small_cfgs,
     fashion_mnist_size=32,  # 28 pixels are too few for five poolings
     first_conv='features.0', classifier='head.fc', pool_size=(1, 1))
-_VGG_CFG: Dict[str, Any] = dict(
-    paper_name='Very Deep Convolutional Networks for Large-Scale Image Recognition', paper_ids='arXiv:1409.1556')
 
 
 def _create_cifar_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarVGG:
@@ -69,14 +69,15 @@ def _create_cifar_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> 
 
 
 default_cfgs = generate_default_cfgs({
-    **small_cfgs(
-        ('vgg11_cifar.standard_cifar10', 'vgg11_cifar.standard_fashion_mnist'), **_VGG_CFG, **_SMALL_VGG),
-    **small_cfgs(
+    **_vgg_cfgs(
+        ('vgg11_cifar.standard_cifar10', 'vgg11_cifar.standard_fashion_mnist'),
+        paper_name='Very Deep Convolutional Networks for Large-Scale Image Recognition', paper_ids='arXiv:1409.1556'),
+    **_vgg_cfgs(
         (
             *(f'{name}.robustnorm_cifar10' for name in _ROBUSTNORM_ARCHS),
             'robustnorm_vgg11_cifar.robustnorm_fashion_mnist',
         ),
-        **ROBUSTNORM_CFG, **_SMALL_VGG),
+        **ROBUSTNORM_CFG),
 })
 
 

@@ -1,7 +1,8 @@
 """Test the papers' claims under all attacks, from tables/*.json."""
 import json
+from itertools import zip_longest
 from statistics import mean
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from common import DATA, HERE, cells, table
 from nofrost import ATTACKS, PAPER, REPORT
@@ -66,18 +67,27 @@ def compared(
         first: Sequence[Tuple[float, str]],
         second: Sequence[Tuple[float, str]],
         beside: Sequence[str] = (),
+        paired: bool = False,
 ) -> Row:
     """Two networks, given accuracy and outcomes of each of their training runs.
 
-    Welch's t-test over the runs if there are enough, else a sign test over the images for the first run of each.
+    A t-test over the runs if there are enough, else a sign test over the images for the first run of each.
+
+    Args:
+        setting: The setting of both.
+        first, second: Accuracy in percent and outcomes by run.
+        beside: Further cells.
+        paired: Whether runs with the same place belong together (paired t-test, else Welch's).
     """
     runs = min(len(first), len(second))
     if runs < FEWEST_RUNS:
         (ours, a), (theirs, b) = first[0], second[0]
         return Row(setting, ours, theirs, sign_test(a, b), beside)
     ours, theirs = ([accuracy for accuracy, _ in found] for found in (first, second))
-    # runs that all agree have no spread to test against
-    pvalue = ttest_ind(ours, theirs, equal_var=False).pvalue if len({*ours}) + len({*theirs}) > 2 else 1.
+    differences = [{round(a - b, 6) for a, b in zip(ours, theirs)}] if paired else [{*ours}, {*theirs}]
+    # without spread there is nothing to test against
+    pvalue = 1. if all(len(found) == 1 for found in differences) else (
+        ttest_rel(ours, theirs) if paired else ttest_ind(ours, theirs, equal_var=False)).pvalue
     return Row(setting, mean(ours), mean(theirs), pvalue, beside, runs)
 
 
@@ -107,11 +117,6 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
                 f"seed {one['seed']}")
         settings.setdefault(name, {}).setdefault(r['norm'], []).append(r['statistics'])
 
-    Worst = Callable[[Dict[str, Any]], Tuple[float, str]]
-
-    def runs(found: Sequence[Dict[str, Any]], mode: str, worst: Worst) -> List[Tuple[float, str]]:
-        return [worst(run[mode]) for run in found]
-
     def average(found: Sequence[Dict[str, Any]], mode: str, attack: int) -> float:
         return mean(run[mode]['accuracy'][attack] for run in found[:1 if len(found) < FEWEST_RUNS else None])
 
@@ -125,15 +130,15 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             'test treats the images of a batch as independent, and there are few batches.',
             ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %'),
             [compared(
-                name, runs(found[norm], 'batch', worst_batches), runs(found[norm], 'population', worst_batches),
-                cells(average(found[norm], mode, -1) for mode in ('batch', 'population')))
+                name, *([worst_batches(run[mode]) for run in found[norm]] for mode in ('batch', 'population')),
+                cells(average(found[norm], mode, -1) for mode in ('batch', 'population')), paired=True)
              for name, found in settings.items()]))
     return [*claims, Claim(
         'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm).',
         f"Accuracy under all attacks ({', '.join(PAPER_ATTACKS[1:])}, {STRONGEST['population']}), tracked statistics.",
         ('RobustNorm %', 'BatchNorm %', 'RobustNorm, clean %', 'BatchNorm, clean %'),
         [compared(
-            name, *(runs(found[norm], 'population', worst_case) for norm in ('robustnorm', 'batchnorm')),
+            name, *([worst_case(run['population']) for run in found[norm]] for norm in ('robustnorm', 'batchnorm')),
             cells(average(found[norm], 'population', 0) for norm in ('robustnorm', 'batchnorm')))
          for name, found in settings.items()])]
 
@@ -174,16 +179,11 @@ def apart(tables: List[Dict[str, Any]]) -> Claim:
     """The claim of the APART paper, for every data set."""
     rows = []
     for found in tables:
-        plain, ours = found['top1']['standard'], found['top1']['apart']
-        gains = cells((b - a for a, b in zip(plain, ours)), 2)
-        beside = (', '.join(gains), ', '.join(map(str, found['seeds'])))
-        if len(ours) < FEWEST_RUNS:
-            rows.append(compared(found['setting'], *(
-                [*zip(found['top1'][o], found['outcomes'][o])] for o in ('apart', 'standard')), beside))
-            continue
-        # equal gains have no spread to test against
-        pvalue = ttest_rel(ours, plain).pvalue if len(set(gains)) > 1 else 1.
-        rows.append(Row(found['setting'], mean(ours), mean(plain), pvalue, beside, len(ours)))
+        top1, outcomes = found['top1'], found.get('outcomes', {})  # digits have none, and enough runs
+        runs = ([*zip_longest(top1[o], outcomes.get(o, ()))] for o in ('apart', 'standard'))
+        gains = cells((b - a for a, b in zip(top1['standard'], top1['apart'])), 2)
+        rows.append(compared(
+            found['setting'], *runs, (', '.join(gains), ', '.join(map(str, found['seeds']))), paired=True))
     return Claim(
         'APART gains clean accuracy (APART).',
         'Means over seeds. From three seeds on, the test accounts for the seeds only, since the test images are the '

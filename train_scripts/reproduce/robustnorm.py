@@ -116,7 +116,7 @@ def kept(name: str, num_examples: int) -> Dict[Tuple[Any, ...], Dict[str, Any]]:
 
 def main() -> None:
     """Measure and write the tables."""
-    parser = arguments(__doc__, '', num_examples=200)
+    parser = arguments(__doc__, 'robustnorm', num_examples=200)
     parser.add_argument('--cifar10', default='', metavar='DIR', help='folder of train/ and test/')
     parser.add_argument('--fashion-mnist', default='', metavar='DIR', help='folder of FashionMNIST/')
     parser.add_argument('--networks', default=['resnet20', 'vgg11'], nargs='+', metavar='NAME')
