@@ -370,7 +370,9 @@ def test_cards_say_whether_plain_timm_has_the_network():
     plain = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True).stdout.split()
     found = {}
     for path in CARDS.glob('*/config.json'):
-        architecture, text = json.loads(path.read_text())['architecture'], (path.parent / 'README.md').read_text()
+        card, evaluations, _ = read_card(path.parent)
+        architecture, text = json.loads(path.read_text())['architecture'], card_text(card, evaluations)
+        assert (path.parent / 'README.md').read_text().startswith(text)
         found[architecture] = 'which plain timm does not have' in text
         assert found[architecture] == (architecture not in plain), architecture
     assert found['resnet20_cifar'] and not found['nf_resnet26']
