@@ -138,6 +138,24 @@ def test_what_was_validated_is_exported(folder, tmp_path):
     assert model.pretrained_cfg['crop_mode'] == 'squash'
 
 
+@pytest.mark.parametrize('classes', [('a', 'b'), ('b', 'c')])
+def test_a_classifier_of_other_classes_is_trained_anew(folder, tmp_path, caplog, classes):
+    """timm would keep it, since it has the right number of outputs."""
+    assert train(folder, tmp_path, '--objective', 'standard', '--epochs', '1') == 0
+    export = tmp_path / 'run' / 'export'
+    data, other = make_image_folder(tmp_path / 'data', classes=classes), tmp_path / 'other'
+    assert train(
+        data, other, '--model', f'local-dir:{export}', '--pretrained', '--objective', 'standard', '--epochs', '1',
+        '--lr', '1e-9') == 0
+    first, second = (timm.create_model(f'local-dir:{path}', pretrained=True)
+                     for path in (export, other / 'run' / 'export'))
+    pairs = zip(first.named_parameters(), second.parameters())
+    changed = {name for (name, a), b in pairs if not torch.allclose(a, b, atol=1e-6)}
+    assert changed == ({'head.fc.weight', 'head.fc.bias'} if classes != ('a', 'b') else set())
+    assert ('is trained anew' in caplog.text) == bool(changed)
+    assert list(second.pretrained_cfg['label_names']) == list(classes)
+
+
 def test_every_process_needs_a_batch(folder):
     config = read_config([*TINY, str(folder), '-b', '32'])
     cpu = torch.device('cpu')

@@ -17,7 +17,7 @@ from .network import (
     resolve_preprocessing,
 )
 from .peers import Peers
-from .pretrained import num_outputs
+from .pretrained import label_names, num_outputs
 from .weights import (
     Checkpoint,
     Conversion,
@@ -53,6 +53,7 @@ __all__ = [
     'fit_weights',
     'init_process',
     'json_text',
+    'label_names',
     'load_weights',
     'make_loadable',
     'num_outputs',

@@ -12,14 +12,15 @@ from timm.utils import NativeScaler
 from .. import inputs
 from ..data import check_classes, class_names
 from ..errors import InputError
-from ..inputs import NetworkConfig, create_network, load_weights
+from ..inputs import NetworkConfig, create_network, label_names, load_weights, num_outputs
 from ..layers import has_batch_statistics
 from ..tasks import RobustTeacher, Teacher
 from ..tasks.objective import mixes_images
 from .config import TrainConfig
 
 __all__ = [
-    'Autocast', 'build_criterion', 'build_network', 'build_teacher', 'check_img_sizes', 'mixed_precision', 'resolve_lr']
+    'Autocast', 'build_criterion', 'build_network', 'build_teacher', 'check_img_sizes', 'mixed_precision',
+    'replace_classifier', 'resolve_lr']
 
 _logger = logging.getLogger(__name__)
 Autocast = Callable[[], ContextManager[Any]]  # returns the context of a forward pass
@@ -46,6 +47,18 @@ def build_network(config: TrainConfig) -> nn.Module:
                 f'{config.model} does not support it', 'leave it out', argument='grad_checkpointing', value=True
             ) from error
     return model
+
+
+def replace_classifier(config: TrainConfig, model: nn.Module, class_names: Optional[Sequence[str]]) -> bool:
+    """Reset a pretrained classifier whose classes are known and are not those of the data, and say whether it was.
+
+    timm keeps a classifier that has the right number of outputs, whatever they mean.
+    """
+    known = label_names(model, class_names) if config.pretrained and not config.initial_checkpoint else None
+    if not known or not class_names or known == list(class_names):
+        return False
+    cast(Callable[[int], None], model.reset_classifier)(num_outputs(model))
+    return True
 
 
 def check_img_sizes(config: TrainConfig, model: nn.Module, in_chans: int) -> None:

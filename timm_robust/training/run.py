@@ -44,6 +44,7 @@ from .build import (
     build_teacher,
     check_img_sizes,
     mixed_precision,
+    replace_classifier,
     resolve_lr,
 )
 from .checkpoint import is_recovery, open_saver, resume, resume_ema
@@ -119,6 +120,8 @@ class _Run:
         check_img_sizes(config, model, in_chans)
         self.config, self.process, self.peers = config, process, peers
         self.data = open_training_data(config, in_chans, num_classes, process)
+        if replace_classifier(config, model, self.data.class_names) and process.primary:
+            _logger.info(f'The classifier of {config.model} is for other classes than the data: it is trained anew')
         model.to(process.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
