@@ -102,7 +102,7 @@ def test_the_figure_of_others_is_told(drive):
 
 
 @pytest.mark.parametrize('files, kwargs, problem', [
-    ({'a.pth': b'x'}, {}, 'no file is named so that it fits; .* has a.pth; name one of them'),
+    ({'a.pth': b'x'}, {}, 'no file name matches; .* has a.pth; name one of them'),
     ({'nofrost_resnet26.pth': b'x', 'old/resnet26_nofrost.pt': b'x'}, {}, '2 files fit; .*26.pth, old/resnet26_'),
     ({'nofrost_resnet26.pth': b'x'}, {'file': 'b.pth'}, "file='b.pth': no such file"),
     ({'nofrost_resnet26.pth': b'<!DOCTYPE html>'}, {}, 'checkpoint'),

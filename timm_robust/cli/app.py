@@ -1,7 +1,7 @@
 """`timm-robust app MODEL`: a web page for attacking images.
 
-A Space on the Hugging Face Hub runs this same file, copied as its app.py: the variable MODEL names the network, the
-folder `images` holds images to choose from, and requirements.txt is `timm-robust[app]`.
+This file also works as the app.py of a Space on the Hugging Face Hub: the variable MODEL names the network, the folder
+`images` holds images to choose from, and requirements.txt is `timm-robust[app]`.
 """
 import os
 import sys
@@ -42,7 +42,7 @@ def build_parser() -> SettingsParser:
         first=('norm', 'eps', 'images', 'checkpoint', 'device'))
     parser.add_argument('model', nargs='?', metavar='MODEL', help='a timm model, the folder of an exported model, or '
                         'hf-hub:ORG/NAME (default: the environment variable MODEL)')
-    parser.add_argument('--images', metavar='DIR', help=f'folder with images to choose from, of which {_MAX_IMAGES} '
+    parser.add_argument('--images', metavar='DIR', help=f'folder with images to choose from; at most {_MAX_IMAGES} '
                         'are shown (default: images, if it exists)')
     add_flags(parser, NetworkConfig, without=('model',))
     return parser
@@ -83,7 +83,7 @@ def show(
 
 
 def build_page(subject: Subject, threat: ThreatModel, images: Sequence[Path]) -> Any:
-    """The page, a `gradio.Blocks`; nothing leaves this machine."""
+    """The page, a `gradio.Blocks`; no data is sent to other machines."""
     import gradio as gr
     unit, shown = (1 / 255, '1/255') if threat.norm == 'Linf' else (1., 'pixel units')
 

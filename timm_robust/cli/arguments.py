@@ -1,4 +1,4 @@
-"""Command parsers: one-line errors, flags from settings classes, values also from a YAML file."""
+"""Command-line parsers: one-line errors, flags from settings classes, and values from a YAML file."""
 import argparse
 import logging
 import textwrap
@@ -19,14 +19,14 @@ _PLUGINS = (
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps help texts without breaking the names of attacks."""
+    """Wraps help texts without breaking attack names at hyphens."""
 
     def _split_lines(self, text: str, width: int) -> List[str]:
         return textwrap.wrap(' '.join(text.split()), width, break_on_hyphens=False)
 
 
 class _ShowAll(argparse.Action):
-    """--help-all."""
+    """The flag --help-all, which prints the help text with all flags."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str):
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)

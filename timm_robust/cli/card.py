@@ -1,4 +1,4 @@
-"""`timm-robust card`: the Hub folder of a model, with a card whose every number was measured."""
+"""`timm-robust card`: build the Hub folder of a model, with a card generated from measured results."""
 import dataclasses
 import shlex
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .flags import add_flags, as_flags
 
 __all__ = ['OF_THE_MACHINE', 'CardConfig', 'build_parser', 'run', 'training_command']
 
-OF_THE_MACHINE = (  # left out of commands
+OF_THE_MACHINE = (  # machine-specific settings, left out of published commands
     'data_dir', 'output', 'experiment', 'resume', 'workers', 'device', 'pin_mem', 'log_interval', 'checkpoint_hist',
     'dataset_download')
 
@@ -44,11 +44,11 @@ class CardConfig:
     train_data: str = setting(
         '', 'data set the weights were trained on (default: from --train-args, if known)',
         metavar='NAME')
-    train_split: str = setting('', 'split they were trained on (default: from --train-args)', metavar='NAME')
+    train_split: str = setting('', 'split the weights were trained on (default: from --train-args)', metavar='NAME')
     repo_id: str = setting(
-        '', 'what the card calls it until it is published (default: that of the tag, if timm knows it, else '
-        'YOUR-NAME/MODEL.TAG); push names the repository it sends to', metavar='ORG/NAME')
-    output: str = setting('hub_cards', 'parent of the folder', metavar='DIR')
+        '', 'repository that the card names until it is published (default: the one timm knows for MODEL.TAG, else '
+        'YOUR-NAME/MODEL.TAG); push replaces it with the repository it uploads to', metavar='ORG/NAME')
+    output: str = setting('hub_cards', 'folder in which to create MODEL.TAG', metavar='DIR')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -62,15 +62,15 @@ def build_parser() -> SettingsParser:
         examples=(
             'timm-robust card resnet18.trades_linf8_birds --num-classes 10 --checkpoint weights.safetensors '
             '--results output/eval/mine/results.json --data-name Birds --repo-id ME/MINE',))
-    parser.add_argument('name', metavar='MODEL.TAG', help='for example nofrost_resnet50.nofrost_linf8_in1k; or a '
-                        'folder built before, to rewrite its card from its results')
+    parser.add_argument('name', metavar='MODEL.TAG', help='for example nofrost_resnet50.nofrost_linf8_in1k; or an '
+                        'existing card folder, to regenerate its card from its results')
     add_flags(parser, NetworkConfig, without=('model', *NO_FLAGS))
     return parser
 
 
 def training_command(args: Mapping[str, Any]) -> str:
     """The training command from the args.yaml of a run, without machine-specific settings."""
-    known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # that device may not exist on this machine
+    known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # e.g. a device that this machine lacks
     config = TrainConfig.from_flat({k: v for k, v in args.items() if k in known and v is not None})
     defaults = {**objective_to_flat(type(config.objective)()), **TrainConfig().to_flat()}
     own = {name: value for name, value in config.to_flat().items()
@@ -79,7 +79,7 @@ def training_command(args: Mapping[str, Any]) -> str:
 
 
 def run(argv: List[str]) -> None:
-    """Build the folder."""
+    """Build or regenerate a card folder."""
     values = build_parser().read(argv)
     config, name = from_flat(CardConfig, values), values['name']
     training = _training(config.train_args)
@@ -125,7 +125,7 @@ class _Training(NamedTuple):
 
 
 def _training(path: str) -> _Training:
-    """What a card says about the run of this args.yaml; nothing without one."""
+    """What a card says about the run of this args.yaml; empty without a path."""
     if not path:
         return _Training()
     run = read_yaml(path, 'train_args')

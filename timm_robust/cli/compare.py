@@ -1,4 +1,4 @@
-"""`timm-robust compare`: a table and a figure over the benchmarks and attacks of several networks."""
+"""`timm-robust compare`: compare several networks over benchmarks and attacks, as table and figure."""
 from pathlib import Path
 from typing import Dict, List
 
@@ -21,7 +21,7 @@ def build_parser() -> Parser:
                     'accuracies that all networks have, on the same images (NoFrost, figures 3 and 4).',
         examples=('timm-robust compare hardened=output/eval/A,output/eval/B undefended=output/eval/C --kind radar',))
     parser.add_argument('networks', nargs='+', metavar='NAME=FOLDER[,FOLDER]',
-                        help='name in the figure, and the folders of its evaluations')
+                        help='name of a network in the figure, and the folders of its evaluations')
     parser.add_argument('--kind', default='bars', help='bars or radar (default: bars)')
     parser.add_argument('--title', default='', help='title of the figure')
     parser.add_argument('-o', '--output', default='comparison.png', metavar='FILE',
@@ -38,14 +38,14 @@ def _read_folders(texts: List[str]) -> Dict[str, List[Path]]:
                 'is not NAME=FOLDER, for example NoFrost=output/eval/nofrost', argument='networks', value=text)
         if name in folders:
             raise InputError(
-                'this name was given before', 'list all its folders at once, separated by commas',
+                'this name was already given', 'list all its folders at once, separated by commas',
                 argument='networks', value=text)
         folders[name] = [Path(p) for p in places.split(',')]
     return folders
 
 
 def run(argv: List[str]) -> None:
-    """Compare."""
+    """Print the table and draw the figure."""
     args = build_parser().parse_args(argv)
     check_choice('kind', args.kind, _KINDS)
     output = new_file(args.output, '.png')

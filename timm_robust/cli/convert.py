@@ -1,4 +1,4 @@
-"""`timm-robust convert`: checkpoints of training runs and of the papers' authors as safetensors for a named model."""
+"""`timm-robust convert`: convert checkpoints of training runs or of the papers' authors to safetensors."""
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -26,8 +26,9 @@ __all__ = ['NO_FLAGS', 'ConvertConfig', 'build_parser', 'run']
 
 # network settings that do not apply when weights are only converted
 NO_FLAGS = ('checkpoint', 'pretrained', 'bn_mode', 'gamma', 'channels_last', 'device')
-# Of a probability by rounding, in percentage points. float16 rounds weights by up to 2 ** -11, and logits of size 10 by
-# about as much if errors average out: 0.005, times p (1 - p) <= 1 / 4, is 0.12 points.
+# Largest allowed change of a probability by rounding, in percentage points. A float16 weight has a relative error of up
+# to 2 ** -11. If errors average out, a logit of size 10 changes by about 0.005, and a probability by at most a quarter
+# of that (p (1 - p) <= 1 / 4), 0.12 points.
 _MAX_CHANGE = 0.5
 
 
@@ -37,8 +38,8 @@ class ConvertConfig:
     output: str = setting(
         '', 'safetensors file to write; the report is written to FILE.json', short='-o', metavar='FILE')
     dtype: str = setting(
-        'float32', 'float32 or float16; float16 halves the file and rounds the weights, which is checked on images '
-        '(500, or --num-examples); then evaluate the file, not the checkpoint')
+        'float32', 'float32 or float16; float16 halves the file but rounds the weights; the effect is checked on '
+        '500 images (--num-examples). Evaluate the new file, not the checkpoint')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -90,7 +91,7 @@ def _round(network: Network, config: ImagesConfig) -> Tuple[Dict[str, torch.Tens
 
 
 def run(argv: List[str]) -> None:
-    """Convert."""
+    """Convert the checkpoint and write the report."""
     values = build_parser().read(argv)
     config, images = from_flat(ConvertConfig, values), from_flat(ImagesConfig, values)
     output = new_file(config.output, '.safetensors')

@@ -1,4 +1,4 @@
-"""`timm-robust diagnose`: is the robustness of a network real?"""
+"""`timm-robust diagnose`: check a network for gradient masking and other false robustness."""
 from dataclasses import dataclass
 from typing import ClassVar, List
 
@@ -34,7 +34,7 @@ def build_parser() -> SettingsParser:
 
 
 def run(argv: List[str]) -> None:
-    """Diagnose."""
+    """Run the checks, write the findings and plot the loss surface."""
     config, found = open_measurement(build_parser(), DiagnoseConfig, argv)
     surrogate = open_surrogate(config.surrogate, found.subject, config.surrogate_checkpoint)
     model, x, y, threat = found.subject.model, found.images, found.labels, found.threat

@@ -63,7 +63,7 @@ def results_csv(report: EvaluationReport) -> str:
 
 
 def run(argv: List[str]) -> None:
-    """Evaluate."""
+    """Evaluate a network; print and write the report."""
     parser, attack_flags = _parser()
     values = parser.read(argv)
     results_file = new_file(values['results_file'], '.csv', 'results_file') if 'results_file' in values else None

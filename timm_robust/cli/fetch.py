@@ -13,17 +13,17 @@ def build_parser() -> Parser:
     parser = Parser(
         prog='timm-robust fetch',
         description="Download a checkpoint from the public folder of its paper's authors, convert it, and store it "
-                    'where timm.create_model(MODEL, pretrained=True) finds it: the folder timm_robust in that of '
-                    'torch.hub ($TORCH_HOME/hub, by default ~/.cache/torch/hub). Nothing in the checkpoint is run.',
+                    'where timm.create_model(MODEL, pretrained=True) finds it: the folder timm_robust inside the '
+                    'folder of torch.hub ($TORCH_HOME/hub, by default ~/.cache/torch/hub). No downloaded code is run.',
         examples=('timm-robust fetch nofrost_resnet50',))
-    parser.add_argument('name', metavar='MODEL', help=f"one of {', '.join(FETCHED)}; the first tag may be left out")
+    parser.add_argument('name', metavar='MODEL', help=f"one of {', '.join(FETCHED)}; the first tag can be omitted")
     parser.add_argument('--file', default='', metavar='PATH',
-                        help='the checkpoint in that folder, where its name does not say which it is')
+                        help='path of the checkpoint in that folder, if its name does not identify it')
     return parser
 
 
 def run(argv: List[str]) -> None:
-    """Fetch."""
+    """Download a checkpoint and store it as pretrained weights."""
     args = build_parser().parse_args(argv)
     found = fetch(args.name, file=args.file)
     print(f'Stored {found.file} as {found.path}\n{found.known} Evaluate it before you rely on it.')

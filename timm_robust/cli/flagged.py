@@ -15,7 +15,7 @@ def flag_name(argument: str) -> str:
 
 
 def word(value: Any) -> str:
-    """A value as people write it on a command line: 0, not 0.0."""
+    """A value as one would type it on a command line: 0, not 0.0."""
     return f'{value:g}' if isinstance(value, float) and float(f'{value:g}') == value else str(value)
 
 

@@ -64,7 +64,7 @@ def add_flags(
         title: str = '',
         without: Collection[str] = (),
 ) -> None:
-    """Add a flag for each field of a settings class that `setting` made.
+    """Add a flag for each field of a settings class that was made by `setting`.
 
     Args:
         parser: The parser.
@@ -95,10 +95,10 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> Dict[str, str]:
-    """Add a flag for each setting of the registered attacks; it applies to every chosen attack with that setting.
+    """Add a flag for each setting of the registered attacks; it applies to every chosen attack that has the setting.
 
     Returns:
-        The flag name of each setting in the namespace: its own, prefixed with `attack_` if that is taken.
+        For each setting, the flag's name in the namespace: the setting's name, prefixed with `attack_` if it is taken.
     """
     group = parser.add_argument_group('Attack settings (default: those of each attack)')
     owners: Dict[str, List[Any]] = {}

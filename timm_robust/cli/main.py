@@ -1,4 +1,4 @@
-"""Runs a command; bad input ends with one line on standard error and exit code 2."""
+"""Runs a command; on bad input prints one line to standard error and returns exit code 2."""
 import importlib
 import logging
 import os
@@ -18,7 +18,7 @@ __all__ = ['COMMANDS', 'main', 'run_command']
 
 def run_command(name: str, argv: List[str]) -> int:
     """Run a command; returns the exit code."""
-    # log only errors of the Hub client, not every retry; the variable works before its import, the logger after
+    # log only errors of the Hub client, not every retry: the variable works before its import, the logger after it
     os.environ.setdefault('HF_HUB_VERBOSITY', 'error')
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)
     prog = f'timm-robust {name}'

@@ -1,4 +1,4 @@
-"""What `diagnose`, `properties` and `statistics` share: flags, the network, the images and the results file."""
+"""Shared code of `diagnose`, `properties` and `statistics`: flags, network, images and results file."""
 import dataclasses
 import shlex
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ T = TypeVar('T', bound='MeasuringConfig')
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringConfig:
-    """Settings shared by these commands.
+    """Settings shared by `diagnose`, `properties` and `statistics`.
 
     Attributes:
         file_name: Name of the results file.
@@ -68,7 +68,7 @@ class Measurement:
     sample: str
 
     def write(self, results: Dict[str, Any]) -> None:
-        """Write the file."""
+        """Write the results file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {**self.facts, **results})
 
@@ -101,7 +101,7 @@ def measuring_parser(
 
 
 def open_measurement(parser: SettingsParser, cls: Type[T], argv: List[str]) -> Tuple[T, Measurement]:
-    """Read the settings of a command, and open the network and images that they name.
+    """Read the settings of a command and open its network and images.
 
     Args:
         parser: From `measuring_parser`.

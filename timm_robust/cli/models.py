@@ -1,4 +1,4 @@
-"""`timm-robust models`: the models of this package, where their weights are, and their accuracies."""
+"""`timm-robust models`: list the models of this package, where their weights are, and their accuracies."""
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import List, Optional, Tuple
@@ -29,7 +29,7 @@ def build_parser() -> Parser:
 
 
 def _accuracies(path: Path) -> Tuple[str, ...]:
-    """Data, images, threat model, clean and AutoAttack accuracy, of the first evaluation unless one has AutoAttack."""
+    """Data, images, threat model, clean and AutoAttack accuracy; of the first evaluation with AutoAttack, if any."""
     def autoattack(report: EvaluationReport) -> Optional[float]:
         found = next((report.accuracy(a.name) for a in report.attacks if a.is_autoattack), None)
         return found if found is None or len(report.threats) == 1 else report.worst_case_accuracy
@@ -41,7 +41,7 @@ def _accuracies(path: Path) -> Tuple[str, ...]:
 
 
 def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
-    """Rows under the header, one for each tag."""
+    """Table rows, one for each model and tag that matches the pattern."""
     rows = []
     own = {name for name in timm.list_models() if model_entrypoint(name).__module__.startswith('timm_robust.')}
     for name in (n for n in timm.list_models(include_tags=True) if n.partition('.')[0] in own):
@@ -60,6 +60,6 @@ def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:
 
 
 def run(argv: List[str]) -> None:
-    """List."""
+    """Print the table of models."""
     args = build_parser().parse_args(argv)
     print(text_table(model_rows(args.filter, Path(args.cards)), _HEADER))

@@ -1,4 +1,4 @@
-"""`--plugin MODULE` on every command: a module that registers attacks, objectives, norms or models."""
+"""`--plugin MODULE`, for every command: import a module that registers attacks, objectives, norms or models."""
 import importlib
 import os
 import sys
@@ -14,7 +14,7 @@ def import_plugins(prog: str, argv: List[str]) -> List[str]:
     """Import the modules named by --plugin and --device-modules; the current folder is searched too.
 
     Args:
-        prog: The command, for errors.
+        prog: Name of the command, for error messages.
         argv: Its arguments.
 
     Returns:

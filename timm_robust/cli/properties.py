@@ -1,4 +1,4 @@
-"""`timm-robust properties`: decision margin, boundary thickness and smoothness of a network (NoFrost, table 5)."""
+"""`timm-robust properties`: measure decision margin, boundary thickness and smoothness (NoFrost, table 5)."""
 import math
 from dataclasses import dataclass
 from typing import ClassVar, List
@@ -41,7 +41,7 @@ def build_parser() -> SettingsParser:
 
 
 def run(argv: List[str]) -> None:
-    """Measure."""
+    """Measure the properties; print and write them."""
     config, found = open_measurement(build_parser(), PropertiesConfig, argv)
     measured = measure_properties(
         found.subject.model, found.images, found.labels, found.threat, batch_size=found.batch_size,

@@ -26,7 +26,7 @@ def build_parser() -> Parser:
 
 
 def run(argv: List[str]) -> None:
-    """Publish."""
+    """Check the folder and upload it, unless --dry-run is given."""
     args = build_parser().parse_args(argv)
     folder = Path(args.folder)
     of_org = f'{args.org}/{folder.resolve().name}' if args.org else ''

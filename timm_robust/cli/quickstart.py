@@ -1,7 +1,7 @@
 """`timm-robust quickstart`: the effect of adversarial training, shown on real digits in minutes.
 
-Trains the same small network twice and attacks both: once as usual, once with NoFrost's objective at λ = 1 (adversarial
-images only), with the same images, epochs, optimizer and seed.
+Trains the same small network twice, once normally and once with NoFrost's objective at λ = 1 (adversarial images only),
+with the same images, epochs, optimizer and seed. Then attacks both networks.
 """
 import sys
 import time

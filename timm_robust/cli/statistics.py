@@ -1,4 +1,4 @@
-"""`timm-robust statistics`: how an attack shifts normalization, and population compared with batch statistics."""
+"""`timm-robust statistics`: how an attack shifts the inputs of norm layers, and batch against population statistics."""
 import math
 from dataclasses import dataclass
 from typing import ClassVar, List, Tuple, Union
@@ -14,8 +14,8 @@ from .measuring import MeasuringConfig, measuring_parser, open_measurement
 __all__ = ['StatisticsConfig', 'build_parser', 'run']
 
 _NOTE = (
-    'With batch statistics a prediction depends on the other images in its batch, and attacks perturb whole batches: '
-    'that accuracy holds for these batches only. `timm-robust diagnose` checks it further.')
+    'With batch statistics a prediction depends on the other images in its batch, and attacks perturb whole batches. '
+    'The accuracy therefore holds for these batches only. `timm-robust diagnose` checks it further.')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def build_parser() -> SettingsParser:
 
 
 def run(argv: List[str]) -> None:
-    """Compare."""
+    """Compare the statistics; print and write them."""
     config, found = open_measurement(build_parser(), StatisticsConfig, argv)
     measured = compare_bn_modes(
         found.subject.model, found.images, found.labels, make_plan(config.attacks, found.threat),

@@ -34,7 +34,7 @@ def read_config(argv: List[str]) -> TrainConfig:
 
 
 def run(argv: List[str]) -> None:
-    """Train."""
+    """Train, and print the command that evaluates the result."""
     config = read_config(argv)
     start_logging()
     result = train(config)

@@ -1,4 +1,4 @@
-"""`timm-robust transfer`: accuracy of each network on adversarial images crafted on each other."""
+"""`timm-robust transfer`: accuracy of each network on adversarial images crafted on every network."""
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class TransferConfig:
 def _parser() -> Tuple[SettingsParser, Dict[str, str]]:
     parser = SettingsParser(
         ThreatConfig, TransferConfig, ImagesConfig, prog='timm-robust transfer',
-        description='Measure each network on adversarial images crafted on each other, and draw the matrix of '
+        description='Measure each network on adversarial images crafted on every network, and draw the matrix of '
                     'accuracies. The networks must have the same classes and input. Uses 500 images by default '
                     '(--num-examples). Writes transfer.json and transfer.png.',
         examples=(
@@ -54,7 +54,7 @@ def build_parser() -> SettingsParser:
 
 
 def run(argv: List[str]) -> None:
-    """Measure."""
+    """Measure all pairs of networks; print and write the matrix."""
     parser, attack_flags = _parser()
     values = parser.read(argv)
     start_logging()

@@ -1,4 +1,4 @@
-"""Interfaces of other packages: their scripts run on this one after changing an import."""
+"""Drop-in replacements for other packages: scripts written for them run after changing one import."""
 from .autoattack import AutoAttack
 from .state import EvaluationState
 

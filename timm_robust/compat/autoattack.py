@@ -1,8 +1,8 @@
-"""A drop-in replacement for auto-attack's `AutoAttack`: scripts for it run after changing one import.
+"""A drop-in replacement for auto-attack's `AutoAttack`: existing scripts run after changing one import.
 
     from timm_robust.compat import AutoAttack  # was: from autoattack import AutoAttack
 
-Croce & Hein 2020 - https://arxiv.org/abs/2003.01690; names and defaults are those of https://github.com/fra31/auto-attack.
+Croce & Hein 2020 - https://arxiv.org/abs/2003.01690; names and defaults follow https://github.com/fra31/auto-attack.
 """
 import hashlib
 import time
@@ -32,7 +32,7 @@ __all__ = ['AutoAttack']
 _NAMES = ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t')
 _VERSIONS = ('standard', 'plus', 'rand', 'custom')
 _SETTINGS = {'n_restarts': 'restarts', 'n_iter': 'steps', 'n_target_classes': 'num_targets', 'n_queries': 'query_limit'}
-_MANY = 1000  # classes, so that no attack is skipped
+_MANY = 1000  # a number of classes with which no attack is skipped
 _BATCHES_IN_POOL = 8  # keeps the batch full while fooled images leave it
 
 
@@ -64,7 +64,7 @@ class AutoAttack:
         self.attacks_to_run = list(self._members(_MANY)) or self.attacks_to_run
 
     def _members(self, num_classes: int) -> Dict[str, Attack]:
-        """The attacks of the version, by the names they have with many classes."""
+        """The attacks of the version for a number of classes, keyed by their names for many classes."""
         if self.version == 'custom':
             return {}
         plan = make_plan([attacks.AutoAttack(version=self.version)], self.threat)
@@ -72,7 +72,7 @@ class AutoAttack:
         return dict(zip(map(str, names), members))
 
     def _attack(self, name: str, num_classes: int) -> Attack:
-        """The attack of a name, with its settings."""
+        """The attack with this name and the user's settings."""
         check_choice('attacks_to_run', name, _NAMES)
         restarts = {'restarts': 5} if self.version == 'custom' and name in ('apgd-ce', 'apgd-dlr', 'fab') else {}
         attack = self._members(num_classes).get(name) or parse_attack(name, **restarts)
@@ -105,13 +105,13 @@ class AutoAttack:
     def run_standard_evaluation(
             self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False,
             state_path: Union[str, Path, None] = None) -> Any:
-        """Attack each image until an attack succeeds; results from before resuming a state file are not returned."""
+        """Attack each image until an attack succeeds; adversarial images found before resuming are not returned."""
         with eval_mode(self.model):
             return self._run(self.attacks_to_run, x_orig, y_orig, bs, return_labels, state_path)
 
     def run_standard_evaluation_individual(
             self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False) -> Any:
-        """Run each attack separately; maps its name to what `run_standard_evaluation` returns."""
+        """Run each attack on all images; returns a dictionary from its name to `run_standard_evaluation`'s result."""
         with eval_mode(self.model):
             return {n: self._run([n], x_orig, y_orig, bs, return_labels) for n in self.attacks_to_run}
 

@@ -1,4 +1,4 @@
-"""auto-attack's state file, from which an interrupted evaluation resumes."""
+"""auto-attack's state file, for resuming an interrupted evaluation."""
 import ast
 import time
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ _CLEAN_SLACK = .002  # another device may classify images at the boundary differ
 
 @dataclass
 class EvaluationState:
-    """Which images are still robust.
+    """Progress of an evaluation: which attacks have run, and which images are still robust.
 
     Attributes:
         attacks_to_run: Maps each attack's name to everything its result depends on; empty in auto-attack's own files.
@@ -65,7 +65,7 @@ class EvaluationState:
         if not len(flags):
             state.robust_flags, state.clean_accuracy = right, clean
         elif len(flags) != len(right) or abs(state.clean_accuracy - clean) > _CLEAN_SLACK + 1 / len(right):
-            raise cls._other(path)  # all that can be checked for auto-attack's own files
+            raise cls._other(path)  # auto-attack's own files allow no further check
         else:
             state.robust_flags = flags & right
         return state

@@ -1,6 +1,6 @@
-"""The evaluation protocol as a benchmark of the Hub: eval.yaml, and its images, threat models and attacks.
+"""The evaluation protocol as a benchmark on the Hub: eval.yaml, and protocol.json with images, threat models, attacks.
 
-The Hub collects the results in .eval_results/ of models for each data set whose eval.yaml it accepts:
+For each data set whose eval.yaml it accepts, the Hub collects the results in the .eval_results/ of models:
 https://huggingface.co/docs/hub/eval-results
 """
 import hashlib

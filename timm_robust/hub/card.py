@@ -1,4 +1,4 @@
-"""A model card; every number is computed from the outcomes in results.json, measured on the same weights."""
+"""Model cards; every number is computed from the outcomes in results.json, which were measured on the same weights."""
 import re
 import shutil
 from dataclasses import dataclass, field, replace
@@ -104,13 +104,13 @@ class Card:
 
     @property
     def architecture(self) -> str:
-        """Name it is published under: timm's own if timm has the same network, else the name in this package."""
+        """Model name in the published config: timm's name if timm has the same network, else this package's name."""
         own = self.model.replace('nofrost', 'nf', 1)
         return own if self.model.startswith('nofrost') and is_model(own) else self.model
 
     @property
     def in_plain_timm(self) -> bool:
-        """Whether timm loads it without this package."""
+        """Whether timm can load the model without this package."""
         return model_entrypoint(self.architecture).__module__.startswith('timm.')
 
     @property
@@ -148,7 +148,7 @@ def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
 
 
 def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
-    """The same numbers as metadata."""
+    """The same accuracies as model-index metadata."""
     found: List[EvalResult] = []
     for name, report in evaluations:
         for outcome in _order(report):
@@ -176,7 +176,7 @@ def _has_autoattack(evaluations: Evaluations) -> bool:
 
 
 def _warnings(card: Card, evaluations: Evaluations) -> List[Tuple[str, str]]:
-    """Doubts about the numbers, and checks that were not run."""
+    """Warnings about the numbers, and about checks that were not run."""
     lines = [('maybe trained on', text) for doubtful, text in _overlap(card, evaluations) if doubtful]
     lines += [warning for _, report in evaluations for warning in words.warnings(report)]
     if not any(report.findings for _, report in evaluations):
@@ -191,7 +191,7 @@ def _overlap(card: Card, evaluations: Evaluations) -> List[Tuple[bool, str]]:
 
 
 def _class_names(card: Card, evaluations: Evaluations) -> Tuple[str, ...]:
-    """The names from the evaluated data, else those of the data set that ends the tag."""
+    """Class names of the evaluated data, or else of the data set that the tag ends with."""
     names = [report.data.class_names for _, report in evaluations if not report.data.mismatch]
     known = classes_of(card.name) or ()
     return next(filter(None, names), known if len(known) == evaluations[0][1].model.num_classes else ())
@@ -274,7 +274,7 @@ def measured_preprocessing(evaluations: Evaluations) -> Preprocessing:
     """The preprocessing of images, which must be the same in all measurements.
 
     Raises:
-        InputError: If measurements differ in it, or it is unknown.
+        InputError: If it differs between measurements or is unknown.
     """
     found = [{k: getattr(report.model, k) for k in _PREPROCESSING} for _, report in evaluations]
     if any(f != found[0] for f in found) or None in found[0].values():
@@ -283,7 +283,7 @@ def measured_preprocessing(evaluations: Evaluations) -> Preprocessing:
 
 
 def _figures(results: Sequence[str]) -> Dict[str, Path]:
-    """Figures next to the results, by the names they get in the folder."""
+    """Figures next to the results, by their names in the card folder."""
     return {
         f'{index}_{figure}' if index else figure: Path(path).parent / figure
         for index, path in enumerate(results) for figure in FIGURES if (Path(path).parent / figure).is_file()}
@@ -296,14 +296,14 @@ def build_card_folder(
         results: Sequence[str],
         data_names: Sequence[str],
 ) -> List[Path]:
-    """Write everything a Hub repository of a model holds; the same input gives the same bytes.
+    """Write all files of a model repository on the Hub; the same input gives the same bytes.
 
     Args:
         folder: Where to write.
-        card: Contents of the card; its figures are replaced by those next to the results.
+        card: Contents of the card; `figures` is replaced by the figures next to the results.
         model: The network with its weights.
         results: Paths of results.json.
-        data_names: Name of the data of each.
+        data_names: Name of the data of each results.json.
 
     Returns:
         The files written.
@@ -312,7 +312,7 @@ def build_card_folder(
         InputError: If a results.json was measured on other weights, or its accuracies do not match its outcomes.
     """
     if len(data_names) != len(results):
-        raise InputError(f'names {len(data_names)} data sets for {len(results)} results', 'give one each',
+        raise InputError(f'names {len(data_names)} data sets for {len(results)} results', 'give one for each',
                          argument='data_name')
     evaluations = [(name, _read_results(path)) for name, path in zip(data_names, results)]
     digest = weights_sha256(model)
@@ -320,7 +320,7 @@ def build_card_folder(
         if report.model.weights_sha256 != digest:
             raise InputError(
                 f'was measured on other weights ({report.model.weights_sha256[:12]}) than these ({digest[:12]})',
-                'evaluate these', argument='results', value=path)
+                'evaluate these weights', argument='results', value=path)
     preprocessing, figures = measured_preprocessing(evaluations), _figures(results)
     card = replace(card, figures=tuple(figures))
     export_model(
@@ -373,7 +373,7 @@ def rewrite_card_folder(folder: Path, **changes: Any) -> List[Path]:
         The files written.
 
     Raises:
-        InputError: If it is not such a folder.
+        InputError: If `folder` is not a card folder.
     """
     card, evaluations, _ = read_card(folder)
     texts = card_files(replace(card, **changes), evaluations)

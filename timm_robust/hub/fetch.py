@@ -1,4 +1,4 @@
-"""Checkpoints that the papers' authors published elsewhere, as weights for `pretrained=True`."""
+"""Download checkpoints of the papers' authors, for use with `pretrained=True`."""
 import hashlib
 import re
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class _Source:
         known: What others measured.
     """
     pattern: str
-    known: str = 'Only the figures of its authors are known.'
+    known: str = 'No independent measurements are known.'
 
 
 FETCHED = {
@@ -87,7 +87,7 @@ def _choose(files: List[Any], source: _Source, file: str) -> Any:
     if len(fitting) == 1:
         return fitting[0]
     listed = ', '.join(sorted(f.path for f in fitting or checkpoints)) or 'no checkpoint'
-    problem = f'{len(fitting)} files fit' if fitting else 'no such file' if file else 'no file is named so that it fits'
+    problem = f'{len(fitting)} files fit' if fitting else 'no such file' if file else 'no file name matches'
     raise InputError(f'{problem}; {_FOLDER} has {listed}', 'name one of them', argument='file',
                      **({'value': file} if file else {}))
 
@@ -95,11 +95,11 @@ def _choose(files: List[Any], source: _Source, file: str) -> Any:
 def fetch(name: str, *, file: str = '') -> Fetched:
     """Download a checkpoint of a paper's authors, convert it and put it where `pretrained=True` finds it.
 
-    Nothing in the checkpoint is run, every tensor must fit the network, and existing weights are replaced.
+    No code in the checkpoint is run, every tensor must fit the network, and existing weights are replaced.
 
     Args:
         name: Model with or without tag, one of `FETCHED`.
-        file: Path of the checkpoint in the folder of its authors, where its name does not say which it is.
+        file: Path of the checkpoint in the authors' folder, if its name does not identify it.
 
     Raises:
         InputError: If there is no such checkpoint, it cannot be downloaded, or does not fit the network.
@@ -124,7 +124,7 @@ def fetch(name: str, *, file: str = '') -> Fetched:
         file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         stored = weights_store() / f'{name}.safetensors'
         stored.parent.mkdir(parents=True, exist_ok=True)
-        stored.with_suffix('.json').unlink(missing_ok=True)  # which is of other weights from here on
+        stored.with_suffix('.json').unlink(missing_ok=True)  # describes the weights that are replaced next
         write_weights(stored, network.model.state_dict())
         write_json(stored.with_suffix('.json'), {
             'name': name, 'folder': _FOLDER, 'file': chosen.path, 'file_sha256': file_sha256, 'weights_sha256': sha256,

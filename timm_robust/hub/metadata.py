@@ -1,4 +1,4 @@
-"""The Hub's metadata for a card: tags, data sets, papers, results that benchmarks collect."""
+"""Metadata of a card for the Hub: tags, data sets, papers, and results for benchmarks to collect."""
 import re
 from typing import Dict, List, Sequence, Tuple
 
@@ -25,12 +25,12 @@ _TRAINING, _HELD_OUT = ('train', 'training'), ('test', 'testing', 'val', 'valid'
 
 
 def _key(data: str) -> str:
-    """The same key for 'torch/cifar10', 'CIFAR-10' and 'CIFAR-10 (a copy)'."""
+    """A key for comparing names: the same for 'torch/cifar10', 'CIFAR-10' and 'CIFAR-10 (a copy)'."""
     return re.sub(r'[^a-z0-9]', '', data.partition('(')[0].rpartition('/')[2].lower())
 
 
 def hub_datasets(names: Sequence[str]) -> List[str]:
-    """The Hub's ids of the data sets with these names, as far as they are known."""
+    """The Hub ids of the data sets with these names; unknown ones are left out."""
     return list(dict.fromkeys(_ON_HUB[_key(name)] for name in names if _key(name) in _ON_HUB))
 
 
@@ -52,7 +52,7 @@ def arxiv_ids(citations: Sequence[str]) -> List[str]:
 
 
 def overlap(train_data: str, train_split: str, base_model: str, evaluations: Evaluations) -> List[Tuple[bool, str]]:
-    """For each evaluation, whether its images could have been used in training, and a sentence about it."""
+    """For each evaluation, whether its images could have been used in training, and a sentence that says so."""
     found = []
     of_base = f' The training data of {base_model} is unknown.' if base_model else ''
     for name, report in evaluations:

@@ -1,4 +1,4 @@
-"""The papers behind what this package trains and measures, from papers.bib."""
+"""BibTeX citations for models, objectives and AutoAttack, from papers.bib."""
 import re
 from functools import cache
 from pathlib import Path

@@ -24,7 +24,7 @@ class Plan:
 
     Attributes:
         repo_id: Repository.
-        files: Contents by path in the repository: a file of the card folder, or text that names the repository.
+        files: By path in the repository, a file of the card folder, or a text that names the repository.
         name: Architecture and tag of the model.
         message: Commit message.
     """
@@ -68,7 +68,7 @@ def _check_folder(folder: Path, repo_id: str) -> Plan:
                          'build it again')
     added = ''
     for name, text in texts.items():
-        if name == 'results.json':  # already checked; an earlier version may have written it
+        if name == 'results.json':  # checked above; its text may be from an earlier version
             continue
         found = (folder / name).read_text(encoding='utf-8')
         if name == 'README.md' and found.startswith(text):
@@ -87,16 +87,16 @@ def _check_folder(folder: Path, repo_id: str) -> Plan:
 
 
 def own_repo_id(folder: Path) -> str:
-    """The repository of this name that belongs to the logged-in user.
+    """The logged-in user's repository with the name of the folder.
 
     Raises:
         InputError: If there is no token, or the Hub does not know it.
     """
     try:
         return f"{HfApi().whoami()['name']}/{folder.resolve().name}"
-    except Exception as error:  # of the client or its HTTP library
+    except Exception as error:  # raised by the client or its HTTP library
         raise InputError(
-            'is not given, and the Hub did not name the owner of the token', 'log in with `hf auth login`, or give it',
+            'is missing, and the Hub did not say who owns the token', 'log in with `hf auth login`, or give it',
             argument='repo_id') from error
 
 
@@ -107,7 +107,7 @@ def plan_push(folder: Path, repo_id: str = '') -> Plan:
     `repo_id`, whatever the folder's card names; the default is the user's own repository with the folder's name.
 
     Raises:
-        InputError: If a file is missing, a link or broken, or card, config, results and weights do not agree.
+        InputError: If a file is missing, broken or a link, or if card, config, results and weights do not agree.
     """
     if not folder.is_dir():
         raise InputError('no such folder', 'build it with timm-robust card', argument='folder', value=str(folder))
@@ -219,7 +219,7 @@ def push(
             progress.made.append(f'the branch {revision} was created')
         progress.asked = ''
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in plan.files.items()]
-        # upload first, so that any failure from here on is the commit's
+        # upload files first, so that any later failure concerns only the commit
         api.preupload_lfs_files(plan.repo_id, operations, revision=revision, create_pr=create_pr)
         progress.asked = _COMMIT
         commit = api.create_commit(
