@@ -49,7 +49,7 @@ class Counter(torch.nn.Module):
 
 
 class Shared(torch.nn.Module):
-    """A fast copy to attack, whose evaluations count as the network's."""
+    """A fast copy to attack; its evaluations are added to those of the network."""
 
     def __init__(self, copy: torch.nn.Module, counter: Counter):
         super().__init__()
@@ -139,13 +139,13 @@ def main() -> None:
     parser = Parser(prog='benchmarks.attacks', description=__doc__.split('\n', 1)[0])
     group = parser.add_argument_group('Benchmark parameters')
     group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the images (default: 0)')
-    group.add_argument('--parts', default='pgd,apgd_ce,apgd_dlr,apgd_t,fab_t,square,autoattack', help='what to run')
+    group.add_argument('--parts', default='pgd,apgd_ce,apgd_dlr,apgd_t,fab_t,square,autoattack', help='attacks to run')
     group.add_argument('--arms', default='reference,exact,float32,bfloat16',
-                       help='the others are compared with the first: reference, floor (only for pgd), and our '
-                            'attacks exact, float32, bfloat16')
+                       help='arms, compared with the first: reference, floor (only for pgd), and our attack on the '
+                            'network itself (exact) or on its fast copy (float32, bfloat16)')
     group.add_argument('--own-labels', action='store_true',
-                       help='use the predictions of the network as labels: with a small eps no image is fooled, and '
-                            'untrained networks can be timed')
+                       help='use the predictions of the network as labels, to time untrained networks; with a small '
+                            'eps no image is fooled')
     group.add_argument('--json', default='', metavar='FILE', help='write the figures')
     group.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='N', help='CPU threads')
     group.add_argument('--all-images', action='store_true',

@@ -1,4 +1,4 @@
-"""Shared code of the benchmarks: arms that take turns, medians, memory, and the output file."""
+"""Shared code of the benchmarks: running arms in turn, medians, memory, and the output file."""
 import argparse
 import ctypes
 import gc
@@ -22,7 +22,7 @@ Arms = Dict[str, Callable[[], Any]]
 
 
 def resident(name: str) -> float:
-    """Memory of this process in MiB: now ('VmRSS') or at most ('VmHWM')."""
+    """Memory of this process in MiB: current ('VmRSS') or peak ('VmHWM')."""
     line = next(v for v in Path('/proc/self/status').read_text().splitlines() if v.startswith(name))
     return int(line.split()[1]) / 1024
 
@@ -43,7 +43,7 @@ def memory(device: torch.device) -> Iterator[Callable[[], float]]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the exact bytes of live tensors created inside, on any device.
+    """Counts the exact bytes of live tensors created inside the context, on any device.
 
     Attributes:
         peak: The maximum.
@@ -125,9 +125,9 @@ class Benchmark:
         """Median seconds of each arm.
 
         Args:
-            part: Description of what the arms share, the heading of their rows.
+            part: Description of what the arms have in common, used as the heading of their rows.
             arms: Functions by name; the others are compared with the first.
-            floor: From the name of an arm and all medians to a lower bound on its seconds.
+            floor: Maps the name of an arm and all medians to a lower bound on its seconds.
             memory_unit: Also measure the memory of a call, in units of this many MiB.
         """
         for function in arms.values():

@@ -3,8 +3,8 @@
     python -m benchmarks.epoch quickstart --epochs 6
     python -m benchmarks.epoch train -c train_scripts/recipes/nofrost_resnet20_cifar10.yaml --data-dir DIR --epochs 1
 
-Runs the command with a clock around its parts. Network time is the task's passes, attacks and evaluation. The rest is
-waiting for the loader, optimizer and weight averaging, checkpoints, and everything else (start, logging, figures).
+Runs the command with a clock around its parts. Network time covers the task's passes, attacks and evaluation. The rest
+is waiting for the loader, optimizer and weight averaging, checkpoints, and everything else (start, logging, figures).
 """
 import sys
 import time

@@ -4,8 +4,8 @@
 
 Sections: `attacks` (each attack on packaged weights, compared with the CPU image by image, TF32 off), `objectives` (a
 step of each in every precision), `layers` (RobustNorm against the CPU), `steps` (time and memory of a training step). A
-failed check prints one line; its traceback is in the file, which is written after every check. A file in results/ gets
-a section of RESULTS.md.
+failed check prints one line; its traceback is in the output file, which is written after every check. A file in
+results/ gets a section in RESULTS.md.
 """
 import argparse
 import copy
@@ -41,7 +41,7 @@ _NETWORKS = ('nofrost_nfnet18_cifar', 'robustnorm_resnet20_cifar')
 
 
 class Report:
-    """Checks by section, which continue after a failure, and facts about the run."""
+    """Results of checks by section, and facts about the run; a failed check does not stop the others."""
 
     def __init__(self, path: Path, facts: Dict[str, Any]):
         self.path, self.content = path, {**facts, 'checks': {}}
@@ -52,7 +52,7 @@ class Report:
         self.found = self.content['checks'][section] = {}
 
     def check(self, name: str, function: Callable[[], Any]) -> None:
-        """Run a check; it fails by an exception, and its result is stored and printed."""
+        """Run a check, store and print its result; an exception counts as a failure."""
         start = time.perf_counter()
         try:
             result: Dict[str, Any] = {'ok': True, 'value': function()}
@@ -66,7 +66,7 @@ class Report:
 
 
 def _agree(ours: torch.Tensor, theirs: torch.Tensor, allowed: int) -> str:
-    """How many outcomes of two devices differ; an error if more than `allowed`: rounding flips close calls."""
+    """How many outcomes of two devices differ, which rounding can cause; an error if more than `allowed`."""
     different = int((ours.cpu() != theirs.cpu()).sum())
     assert different <= allowed, f'{different} of {len(ours)} outcomes differ'
     return f'{different} of {len(ours)} differ, {int(ours.sum())} fooled'
@@ -136,7 +136,7 @@ def objectives(report: Report, device: torch.device, images: torch.Tensor, label
 
 
 def layers(report: Report, device: torch.device) -> None:
-    """RobustNorm against the CPU in float32: every mode, both layouts."""
+    """RobustNorm compared with the CPU in float32: every mode, both layouts."""
     torch.manual_seed(0)
     base = torch.randn(8, 6, 5, 7)
     for statistics in ('batch', 'mean', 'population'):

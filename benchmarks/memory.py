@@ -1,4 +1,4 @@
-"""Memory of an evaluation per image of a pool, with a network that needs almost no memory itself.
+"""Memory of an evaluation per image of a pool, with a network that needs almost no memory.
 
     python -m benchmarks.memory [--size 224] [--pools 64 128 256]
 
@@ -40,7 +40,7 @@ def measured(attack: Attack, threat: str, count: int, batch_size: int, size: int
         count: Images to evaluate.
         batch_size: Images of a batch.
         size: Height and width of the images.
-        alone: Call the attack on all of them, without an evaluation.
+        alone: Call the attack on all images, without an evaluation.
     """
     torch.manual_seed(0)
     model, x = Averages().eval(), torch.rand(count, 3, size, size)

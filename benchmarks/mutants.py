@@ -64,7 +64,7 @@ def _outcome(tests: str, mutant: Optional[Mutant] = None) -> str:
         done = subprocess.run(
             [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', *shlex.split(tests)], cwd=root,
             capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'})
-        # pytest returns 1 if tests failed, and more if none could run, which proves nothing
+        # pytest returns 1 if tests failed; higher codes mean that none could run, which proves nothing
         return {0: 'NOT CAUGHT', 1: 'caught'}.get(done.returncode, f'pytest ended with {done.returncode}')
 
 

@@ -4,9 +4,9 @@
     python -m benchmarks.objectives --model MODEL --checkpoint FILE --data-dir DIR --split test
 
 The lower bound ("floor") adds up plain steps (forward and backward pass) and gradient steps (forward pass and gradient
-for the input, in eval mode), measured in the same run. FAT can be below its floor, which ignores that images leave the
-batch: use trained weights and images to see that. `apart two backwards` is the paper's recipe: layers perturbed by
-hooks, and a backward pass after each of the two passes.
+for the input, in eval mode), measured in the same run. FAT can be faster than its floor, which ignores that images
+leave the batch; trained weights and real images show this. `apart two backwards` is the paper's recipe: layers
+perturbed by hooks, and a backward pass after each of the two passes.
 """
 import copy
 from functools import partial

@@ -4,7 +4,7 @@
 
 `layer` trains: output and gradients for input, scale and shift. `evaluation` normalizes by population statistics in
 eval mode and computes only the gradient for the input, as an attack does. `network` is a training step of ResNet20,
-batch 128. Shapes marked * were not used for tuning. Memory is of a forward and backward pass, in units of the input.
+batch 128. Shapes marked * were not used for tuning. Memory is for a forward and backward pass, in units of the input.
 """
 import copy
 import sys
@@ -59,7 +59,7 @@ def layer_arms(shape, memory_format, bench: Benchmark, dtype: torch.dtype, train
 
 
 def layers(bench: Benchmark, dtype: torch.dtype, training: bool) -> None:
-    """The layer by itself."""
+    """Time the layer alone."""
     for shape in (*TUNED, *HELD_OUT):
         mib = torch.empty(0, dtype=dtype).element_size() * torch.Size(shape).numel() / 2 ** 20
         for name, memory_format in LAYOUTS.items():

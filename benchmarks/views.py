@@ -1,4 +1,4 @@
-"""The cost of the views of NoFrost*: loader time vs. a plain loader, Noise2Net vs. a plain training step.
+"""Cost of the views of NoFrost*: their loader compared with a plain loader, Noise2Net with a plain training step.
 
     python -m benchmarks.views --data-dir imagenet --img-size 224 -b 32 --num-examples 256
 """
