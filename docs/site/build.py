@@ -4,7 +4,7 @@
     python docs/site/build.py
 
 Its pages are README, docs/*.md, CONTRIBUTING and the benchmarks' results, the help text of every command, and the
-docstrings of what the package exports. A link to any other file becomes the path of that file.
+docstrings of what the package exports. A link to any other file is replaced by that file's path.
 """
 import importlib
 import re
@@ -60,7 +60,7 @@ def flags() -> str:
 
 
 def reference(package: str) -> str:
-    """What a package exports, for mkdocstrings to fill in."""
+    """The page of a package: its docstring and its exported names, which mkdocstrings documents."""
     name = f'timm_robust.{package}'.rstrip('.')
     module = importlib.import_module(name)
     exported: List[str] = [n for n in module.__all__ if getattr(getattr(module, n), '__doc__', None) and (

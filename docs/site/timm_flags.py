@@ -2,7 +2,7 @@
 
     python docs/site/timm_flags.py path/to/pytorch-image-models
 
-Both scripts are parsed, not run. It is an error if a missing flag has no reason below, or a reason has no missing flag.
+Both scripts are parsed, not run. It is an error if REASONS lacks a missing flag, or lists a flag that is not missing.
 """
 import ast
 import importlib
@@ -38,7 +38,7 @@ REASONS: Dict[str, Dict[str, str]] = {
         '--drop-connect': 'deprecated in timm, the same as `--drop-path`',
         '--drop-block --bn-momentum --bn-eps': _KWARGS,
         '--save-images': 'for debugging',
-        '--tta': 'averages predictions over augmented copies, which timm no longer makes',
+        '--tta': 'averages predictions over augmented copies, which timm no longer creates',
         '--use-multi-epochs-loader': 'workers would carry random state across epochs, which resuming could not restore',
         '--train-batches-per-epoch': 'inferred from the data, as in timm when the flag is absent',
         '--variable-batch-loss-scale': 'every batch counts the same; the learning rate follows the average batch',
@@ -60,10 +60,10 @@ REASONS: Dict[str, Dict[str, str]] = {
         '--fast-norm': 'changes the arithmetic of LayerNorm, and with it verdicts',
         '--reparam': 'the faster copy already folds normalization; verdicts come from the network itself',
         '--results-format': '`results.json` is always written',
-        '--real-labels': 'several right labels for an image: an attack would have to avoid all of them',
-        '--valid-labels': 'ImageNet-A and -R restrict the classes by themselves (`--benchmarks`); for other data the '
+        '--real-labels': 'an image can have several correct labels, and an attack would have to avoid all of them',
+        '--valid-labels': 'ImageNet-A and -R restrict the classes automatically (`--benchmarks`); for other data the '
         'choice of classes would have to be part of every report',
-        '--retry': 'when memory runs out, the evaluation continues with half the batch size by itself',
+        '--retry': 'when memory runs out, the evaluation automatically continues with half the batch size',
         '--metrics-avg': 'precision and recall do not measure robustness; `results.json` has the verdict of each image',
         '--naflex-loader --naflex-max-seq-len': _NAFLEX,
     },
@@ -91,7 +91,7 @@ def reasons(script: str) -> Iterator[Tuple[List[str], str]]:
 
 
 def page(checkout: Path) -> str:
-    """The page.
+    """The text of the page.
 
     Raises:
         SystemExit: If the reasons do not match the missing flags.
@@ -99,9 +99,10 @@ def page(checkout: Path) -> str:
     found = re.search(r"'([^']+)'", (checkout / 'timm' / 'version.py').read_text())
     parts = [
         '# Flags of timm\n',
-        "The flags that timm's scripts have and our commands lack, written by `docs/site/timm_flags.py` from timm "
-        f'{found[1] if found else "of unknown version"}.\nOur commands have all their other flags, under the same '
-        "names. `timm-robust timm-train` runs timm's train.py itself.\n"]
+        "Flags of timm's scripts that our commands lack, listed by `docs/site/timm_flags.py` for timm "
+        f'{found[1] if found else "of unknown version"}. Our commands\n'
+        "have all other flags of these scripts, under the same names. `timm-robust timm-train` runs timm's train.py "
+        'itself.\n']
     for script, command in COMMANDS.items():
         all_flags = flags_of(checkout / script)
         lacking = [flag for flag in all_flags if flag not in own_flags(command)]

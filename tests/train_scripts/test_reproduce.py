@@ -427,5 +427,5 @@ def test_runs_of_one_network_and_how_far_they_fall_apart(scripts):
     seeds = {'threat_model': 'T', 'num_examples': 200, 'seed': 7}
     rows = [{'norm': name, 'seeds': [{'accuracy': [99., a], **seeds} for a in worst]}
             for name, worst in (('near', (5., 6., 7.)), ('far', (60., 2., 7.)), ('high', (80., 81., 82.)))]
-    assert script.spread(rows).startswith('ResNet-8 with far, trained 3 times on digits, ')
+    assert script.spread(rows).startswith('ResNet-8 with far, trained 3 times on digits, with different seeds, ')
     assert 'reaches 60.0, 2.0, 7.0 % under fgsm, ' in script.spread(rows)

@@ -1,4 +1,4 @@
-"""An ablation of adversarial training of a normalizer-free network: one change at a time, on MNIST digits.
+"""Ablation of adversarial training of a normalizer-free network: one change at a time, on MNIST digits.
 
     python train_scripts/reproduce/ablation.py
 

@@ -5,9 +5,8 @@
 
 `Adversarially Perturbed Batch Normalization` - https://openreview.net/forum?id=2EQzEE5seF
 
-Trains the runs that are missing, ResNet-8 on 4,000 digits or ResNet-20 on CIFAR-10, where robustnorm.py has the plain
-ones too. Writes tables/apart.json and
-tables/apart.md, on CIFAR-10 tables/apart_cifar10.
+Trains missing runs: ResNet-8 on 4,000 digits, or ResNet-20 on CIFAR-10, whose plain runs are shared with robustnorm.py.
+Writes tables/apart.json and tables/apart.md, or on CIFAR-10 tables/apart_cifar10.json and tables/apart_cifar10.md.
 """
 import csv
 import statistics
@@ -46,9 +45,9 @@ def last_top1(run: Path) -> float:
 def main() -> None:
     """Train what is missing and write the table."""
     parser = arguments(__doc__, 'apart')
-    parser.add_argument('--data-dir', default='', metavar='DIR', help='folder of train/ and test/ (default: digits)')
+    parser.add_argument('--data-dir', default='', metavar='DIR', help='folder with train/ and test/ (default: digits)')
     parser.add_argument('--runs', default='output/train', metavar='DIR', help='folder of training runs on CIFAR-10')
-    parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='of the training runs')
+    parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='seeds of the training runs')
     args = parser.parse_args()
     where = ['--data-dir', args.data_dir or str(digits()), '-j', str(args.workers)]
 

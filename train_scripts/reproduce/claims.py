@@ -1,4 +1,4 @@
-"""Test the papers' claims under all attacks, from tables/*.json."""
+"""Test the papers' claims under all attacks, with the figures in tables/*.json."""
 import json
 from itertools import zip_longest
 from statistics import mean
@@ -20,7 +20,7 @@ class Row(NamedTuple):
     Attributes:
         setting: The setting of both.
         first, second: In percent.
-        pvalue: Result of a test of their difference.
+        pvalue: Of a test of their difference.
         beside: Further cells.
         runs: Training runs for each of the two.
     """
@@ -48,7 +48,7 @@ class Claim(NamedTuple):
 
 
 def verdict(row: Row, tests: int) -> str:
-    """The verdict of one of `tests` tests (Bonferroni)."""
+    """The verdict of a test, corrected for `tests` tests (Bonferroni)."""
     differ = row.pvalue * tests < LEVEL
     if row.runs < FEWEST_RUNS:
         return 'these networks differ' if differ else 'no difference shown'
@@ -71,13 +71,13 @@ def compared(
 ) -> Row:
     """Two networks, given accuracy and outcomes of each of their training runs.
 
-    A t-test over the runs if there are enough, else a sign test over the images for the first run of each.
+    Uses a t-test over the runs if there are enough, else a sign test over the images for the first run of each.
 
     Args:
         setting: The setting of both.
         first, second: Accuracy in percent and outcomes by run.
         beside: Further cells.
-        paired: Whether runs with the same place belong together (paired t-test, else Welch's).
+        paired: Whether to pair runs by position (paired t-test, else Welch's).
     """
     runs = min(len(first), len(second))
     if runs < FEWEST_RUNS:
@@ -125,9 +125,10 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
         claims.append(Claim(
             f'{title} is more robust with batch statistics than with tracked ones (RobustNorm, table 1).',
             f"Accuracy under the paper's attacks ({', '.join(PAPER_ATTACKS[1:])}), taking the strongest for each batch "
-            f'of {BATCH} images. The next two columns have one further attack each, {STRONGEST["batch"]} with batch '
-            f'statistics and {STRONGEST["population"]} with tracked ones, and are not comparable with each other. The '
-            'test treats the images of a batch as independent, and there are few batches.',
+            f'of {BATCH} images. The next two columns show one more attack each, {STRONGEST["batch"]} with batch '
+            f'statistics and {STRONGEST["population"]} with tracked ones; they are not comparable with each other. The '
+            'test treats the images of a batch as independent, although one attack is chosen for all of them, and '
+            'there are few batches.',
             ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %'),
             [compared(
                 name, *([worst_batches(run[mode]) for run in found[norm]] for mode in ('batch', 'population')),
@@ -156,7 +157,7 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
         Claim(
             'Adversarial training gives a more robust network without BatchNorm (NoFrost).',
             f'Accuracy under all attacks ({", ".join(ATTACKS[1:])}) of a normalizer-free network and of one with '
-            'BatchNorm and convolutions of the same shapes. Both were trained by one short recipe (λ = ½), tuned for '
+            'BatchNorm and convolutions of the same shapes. Both were trained with one short recipe (λ = ½), tuned for '
             'neither. The network without BatchNorm has standardized weights and pre-activation blocks, so the two '
             'differ in more than the norm. The paper: PGD, ResNet-50, ImageNet, Linf 8/255. The released weights have '
             f'{released} % accuracy under AutoAttack, as [others found]({REPORT}).', header,
@@ -169,8 +170,8 @@ def nofrost(rows: List[Dict[str, Any]]) -> List[Claim]:
         Claim(
             'Margins are larger and the network is smoother without BatchNorm (NoFrost, table 5).',
             f"Not tested. For the same networks and images, the mean margin is {one['properties'][0]} without and "
-            f"{norm['properties'][0]} with BatchNorm; the number of images with a boundary is in brackets, and if some "
-            'have none, the mean is too low. '
+            f"{norm['properties'][0]} with BatchNorm. Brackets give the number of images for which a boundary was "
+            'found; if not for all, the mean is too low. '
             f"The KL divergence within eps is {one['properties'][2]} without and {norm['properties'][2]} with "
             'BatchNorm; smaller is smoother.')]
 
@@ -179,24 +180,24 @@ def apart(tables: List[Dict[str, Any]]) -> Claim:
     """The claim of the APART paper, for every data set."""
     rows = []
     for found in tables:
-        top1, outcomes = found['top1'], found.get('outcomes', {})  # digits have none, and enough runs
+        top1, outcomes = found['top1'], found.get('outcomes', {})  # digits: no outcomes, but enough runs
         runs = ([*zip_longest(top1[o], outcomes.get(o, ()))] for o in ('apart', 'standard'))
         gains = cells((b - a for a, b in zip(top1['standard'], top1['apart'])), 2)
         rows.append(compared(
             found['setting'], *runs, (', '.join(gains), ', '.join(map(str, found['seeds']))), paired=True))
     return Claim(
         'APART gains clean accuracy (APART).',
-        'Means over seeds. From three seeds on, the test accounts for the seeds only, since the test images are the '
-        'same.',
+        'Means over seeds. With three or more seeds, the test covers variation between training seeds only, not '
+        'between test images.',
         ('APART %', 'plain %', 'gains', 'seeds'), rows)
 
 
 def spread(rows: List[Dict[str, Any]]) -> str:
-    """How much runs of one network differ that differ only in their seed."""
+    """A sentence on how much runs of the same network with different seeds vary."""
     worst = {r['norm']: [s['accuracy'][-1] for s in r['seeds']] for r in rows}  # worst case: attacks ran in sequence
     name = max(worst, key=lambda norm: max(worst[norm]) - min(worst[norm]))
     one = rows[0]['seeds'][0]
-    return (f"ResNet-8 with {name}, trained {len(worst[name])} times on digits, reaches "
+    return (f"ResNet-8 with {name}, trained {len(worst[name])} times on digits, with different seeds, reaches "
             f"{', '.join(cells(worst[name]))} % under {', '.join(POWER_ATTACKS[1:])} ({one['threat_model']}, "
             f"{one['num_examples']} images, seed {one['seed']}; [table](train_scripts/reproduce/tables/power.md)).")
 
@@ -206,11 +207,11 @@ def shown(claims: Sequence[Claim], seeds: str) -> str:
     every = [row for claim in claims for row in claim.rows]
     tests, enough = len(every), sum(row.runs >= FEWEST_RUNS for row in every)
     parts = [
-        f'Deciding whether a claim holds takes at least {FEWEST_RUNS} training runs of each network, since another '
-        f'training seed can matter more than another norm. {seeds}',
-        f'{enough} of {tests} tests have that many (t-tests over the runs). The others, with one run of each network, '
-        f'only say whether the two networks differ (sign tests over the images). With {tests} tests, a difference '
-        f'requires p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
+        f'A claim is decided only if there are at least {FEWEST_RUNS} training runs of each network, since the '
+        f'training seed can matter more than the norm. {seeds}',
+        f'Tests with that many runs (t-tests over the runs): {enough} of {tests}. The others compare one run of each '
+        f'network and show only whether these two networks differ (sign tests over the images). With {tests} tests, a '
+        f'difference is significant if p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
     for heading, found in (('Settled', ('holds', 'does not hold')), ('Pairs of networks that differ', (
             'these networks differ',))):
         rows = [f'- "{claim.title}" {verdict(r, tests).capitalize()}: {r.first:.2f} % against {r.second:.2f} % '

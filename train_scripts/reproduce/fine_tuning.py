@@ -1,4 +1,4 @@
-"""Fine-tuning of robust weights compared with training from scratch, on few photographs of other classes.
+"""Fine-tuning robust weights compared with training from scratch, on a small set of photographs of other classes.
 
     python train_scripts/reproduce/fine_tuning.py --data-dir cifar10
 
@@ -39,8 +39,8 @@ def few(folder: Path, data_dir: Path) -> Path:
 def main() -> None:
     """Train and measure what is missing, and write the table."""
     parser = arguments(__doc__, 'fine_tuning', num_examples=500)
-    parser.add_argument('--data-dir', required=True, metavar='DIR', help='folder of train/ and test/')
-    parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='of the training runs')
+    parser.add_argument('--data-dir', required=True, metavar='DIR', help='folder with train/ and test/')
+    parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='seeds of the training runs')
     args = parser.parse_args()
     output = Path(args.output)
     images, rows = few(output / 'images', Path(args.data_dir)), []

@@ -1,7 +1,7 @@
-"""Join evaluations of parts of a test set into one, under the published names of the network and its images.
+"""Join evaluations of parts of a test set into one report that names the published network and the whole data set.
 
-Together and in the given order, the parts must be the class-balanced selection of `timm-robust eval --num-examples`,
-and the network must have the weights that were measured.
+In the given order, the parts must make up the class-balanced selection of `timm-robust eval --num-examples`, and the
+network must have the weights that were measured.
 """
 import argparse
 import shlex
@@ -22,7 +22,7 @@ REPLACED = {'--model': 1, '--checkpoint': 1, '--data-dir': 1, '--subset': 1, '--
 
 
 def command(part: str, model: str, data_dir: str, num_examples: int) -> str:
-    """The command that measures all images, derived from the command of a part."""
+    """The command that would measure all images, derived from the command of a part."""
     words, kept = iter(shlex.split(part)), []
     for word in words:
         if word in REPLACED:

@@ -1,4 +1,4 @@
-"""What `diagnose` finds in a network with masked gradients: a trained network behind 16 grey levels.
+"""What `diagnose` finds in a network with masked gradients: a trained network whose input is rounded to 16 grey levels.
 
     python train_scripts/reproduce/masked_network.py --model local-dir:RUN/export --data-dir DIR --split test
 
@@ -18,7 +18,7 @@ from timm_robust.settings import from_flat
 
 
 class GreyLevels(torch.nn.Module):
-    """Rounds pixels before the network sees them, which makes the gradient zero."""
+    """Rounds pixels before the network, so that the gradient is zero."""
 
     def __init__(self, model: torch.nn.Module, levels: int = 16):
         super().__init__()

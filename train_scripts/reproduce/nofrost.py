@@ -6,8 +6,8 @@
 `Towards an Adversarially Robust Normalization Approach` (RobustNorm) - https://arxiv.org/abs/2006.11007, figure 2 and
 table 4
 
-Trains and measures what is missing. The paper's networks are ResNets of ImageNet size; these see 4,000 digits that ship
-with a dependency. Writes tables/nofrost.json and tables/nofrost.md.
+Trains and measures what is missing. The paper trains ResNets on ImageNet; this script trains small networks on 4,000
+digits that ship with a dependency. Writes tables/nofrost.json and tables/nofrost.md.
 """
 import argparse
 from pathlib import Path
@@ -62,7 +62,7 @@ def flags_of(args: argparse.Namespace) -> List[str]:
 
 
 def properties_of(found: Dict[str, Any]) -> List[str]:
-    """Mean of each property over the images it is defined for, and their number if it is not all."""
+    """Mean of each property over the images for which it is defined, and their number unless that is all images."""
     shown = []
     for name, values in found['properties'].items():
         wanted = [v for v, right in zip(values, found['correct']) if right or not name.startswith('decision')]
@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
 
 
 def by_statistics(args: argparse.Namespace, norm: str, tracked: Dict[str, Any], run: Path) -> List[Dict[str, Any]]:
-    """Accuracy of a network on clean images, under PGD-20 and under the strongest attack, by its statistics."""
+    """Accuracy of a network on clean images, under PGD-20 and under the strongest attack, for each `bn_mode`."""
     clean, *attacked = tracked['accuracy']
     rows = [{'norm': norm, 'statistics': 'population', 'accuracy': [clean, attacked[0], min(attacked)]}]
     for mode in SWITCHED[norm]:

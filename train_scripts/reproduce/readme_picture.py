@@ -2,8 +2,8 @@
 
     python train_scripts/reproduce/readme_picture.py --data-dir cifar10
 
-Measures both networks on lossless CIFAR-10 and writes docs/undefended_and_hardened.png. The images shown are the first
-of those measured that both networks classify correctly.
+Measures both networks on lossless CIFAR-10 and writes docs/undefended_and_hardened.png. The picture shows the
+first of the measured images that both networks classify correctly.
 """
 import argparse
 from typing import Dict, Tuple
@@ -28,9 +28,9 @@ EPS, SHOWN, STEPS = 8, 4, 20
 
 
 def chosen(reports: Dict[str, EvaluationReport], data_dir: str) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Images in [0, 1] and labels of the first that both networks classify correctly."""
+    """The first images, in [0, 1], that both networks classify correctly, and their labels."""
     first, second = reports.values()
-    assert first.data.indices == second.data.indices, 'the networks were measured on other images'
+    assert first.data.indices == second.data.indices, 'the networks were measured on different images'
     pairs = zip(first.data.indices, first['clean'].correct, second['clean'].correct)
     places = [index for index, a, b in pairs if a and b][:SHOWN]
     dataset = create_dataset('', root=data_dir, split='test')

@@ -4,10 +4,10 @@
 
 `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 
-Trains the runs that are missing in --runs, three of each recipe in train_scripts/recipes/weights. The paper's eps of
-0.02 is for normalized images; in pixel units it is multiplied by the mean std of the data. `--eps-space pixel` uses
-0.02 in pixel units. Writes tables/robustnorm.json and tables/robustnorm.md, or with `--eps-space pixel`
-tables/robustnorm_pixel; rows of other networks, data and seeds are kept.
+Trains missing runs into --runs, three of each recipe in train_scripts/recipes/weights. The paper's eps of 0.02 is for
+normalized images; the mean std of the data converts it to pixel units. `--eps-space pixel` uses 0.02 in pixel units.
+Writes tables/robustnorm.json and tables/robustnorm.md, or with `--eps-space pixel` tables/robustnorm_pixel; rows of
+other networks, data and seeds are kept.
 """
 import argparse
 import json
@@ -117,10 +117,10 @@ def kept(name: str, num_examples: int) -> Dict[Tuple[Any, ...], Dict[str, Any]]:
 def main() -> None:
     """Measure and write the tables."""
     parser = arguments(__doc__, 'robustnorm', num_examples=200)
-    parser.add_argument('--cifar10', default='', metavar='DIR', help='folder of train/ and test/')
-    parser.add_argument('--fashion-mnist', default='', metavar='DIR', help='folder of FashionMNIST/')
+    parser.add_argument('--cifar10', default='', metavar='DIR', help='folder with train/ and test/')
+    parser.add_argument('--fashion-mnist', default='', metavar='DIR', help='folder with FashionMNIST/')
     parser.add_argument('--networks', default=['resnet20', 'vgg11'], nargs='+', metavar='NAME')
-    parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='of the training runs')
+    parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='seeds of the training runs')
     parser.add_argument('--eps-space', default='normalized', choices=list(SUFFIX), help=f'units of eps {PAPER_EPS}')
     parser.add_argument('--runs', default='output/train', metavar='DIR', help='folder of training runs')
     args = parser.parse_args()
