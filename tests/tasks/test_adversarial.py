@@ -44,7 +44,7 @@ def test_labels_are_of_any_integer_type_and_nothing_else():
     x, y = batch(dtype=torch.float32)
     task = make_task(TinyNet(), random_start=False)
     for labels, words in (
-            (y.float(), 'whole numbers'), (y[:, None], 'have shape'), (y[:2], '2 for 6'), (-y, 'hold -3')):
+            (y.float(), 'whole numbers'), (y[:, None], 'have shape'), (y[:2], '2 for 6'), (-y, 'contain -3')):
         with pytest.raises(InputError, match=words):
             task(x, labels)
     assert torch.equal(task(x, y.int())['loss'], task(x, y)['loss'])
