@@ -200,9 +200,9 @@ def test_settings_build_the_tasks():
 
 def test_nofrost_on_batch_norm_is_called_by_its_name(caplog):
     create_task(NoFrost(), TinyNet())
-    assert 'is SAT' not in caplog.text
+    assert 'is the same as SAT' not in caplog.text
     create_task(NoFrost(), TinyNet(norm=True))
-    assert 'is SAT' in caplog.text
+    assert 'is the same as SAT' in caplog.text
 
 
 @pytest.mark.parametrize('attack', training_attacks())

@@ -382,7 +382,7 @@ def test_batches_that_are_none_are_refused_in_one_line(objective):
     task, _ = make(objective)
     x, y = batch()
     for given, target, words in (
-            (x[:0], y[:0], 'input: holds no image'), ((x, x), y, 'input: have type tuple'),
+            (x[:0], y[:0], 'input: contains no image'), ((x, x), y, 'input: have type tuple'),
             (x[0], y, 'input: have shape'),
             ((x * 20).to(torch.uint8), y, 'input: are torch.uint8'), (x, y.float(), 'labels: are torch.float32'),
             (x, y > 1, 'labels: are torch.bool'), (x, y[:, None], r'labels: have shape \(8, 1\)'),

@@ -148,7 +148,7 @@ class GradientAttack(Attack):
             bn_mode: 'eval' or 'train', see `attack_mode`.
             start_std: Start from the images plus Gaussian noise of this standard deviation in pixel units (TRADES:
                 0.001).
-            tau: Stop perturbing an image once it was misclassified `tau` + 1 times (friendly adversarial training:
+            tau: Stop perturbing an image once it has been misclassified `tau` + 1 times (friendly adversarial training:
                 Zhang et al. 2020, https://arxiv.org/abs/2002.11242, algorithm 1).
             reference: Soft targets (N, K) for the cross-entropy to maximize, instead of the labels (TRADES).
             targets: Target classes (N,) of a targeted attack.

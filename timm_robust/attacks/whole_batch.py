@@ -38,7 +38,7 @@ class Ascent:
 
 
 class _Friendly:
-    """Early stopping of friendly adversarial training: an image stops once it was misclassified `tau` + 1 times.
+    """Early stopping of friendly adversarial training: an image stops once it has been misclassified `tau` + 1 times.
 
     On a CPU stopped images leave the batch immediately. On a GPU each check forces a sync, and a compiled network is
     recompiled for each new shape. There stopped images stay in the batch, unchanged, until it next shrinks.
