@@ -15,7 +15,7 @@ __all__ = ['is_within_eps', 'move', 'start']
 
 _PARTS = 3
 _SHORTER, _SHORTEST = 1.5, 10.  # the step size is divided by _SHORTER, down to the part's eps / _SHORTEST
-_SPARSER = .95  # the best perturbation is sparser if it changes less than this share of the pixels it did before
+_SPARSER = .95  # the best perturbation counts as sparser if its number of pixels falls below this share
 
 
 def _rows(values: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ class Attack:
             threat: ThreatModel,
             batch_size: Optional[int],
     ) -> torch.Tensor:
-        """Target classes of a targeted attack, shape (N, T), in order: the likeliest wrong ones."""
+        """Target classes of a targeted attack, shape (N, T), best first: by default the likeliest wrong classes."""
         return wrong_classes(logits_of(model, x, batch_size), y, getattr(self, 'num_targets', None))
 
     def start(self, batch: Batch, threat: ThreatModel) -> State:

@@ -25,7 +25,7 @@ def attack_mode(model: Any, bn_mode: str = 'eval') -> Iterator[None]:
     `requires_grad` flags and normalization buffers are restored, also after an exception.
 
     Args:
-        model: The network; a plain function is left alone.
+        model: The network; a plain function is not changed.
         bn_mode: 'eval', or 'train' to run normalization layers in training mode, on the statistics of the current
             batch; their running averages are restored.
 

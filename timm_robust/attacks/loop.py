@@ -185,7 +185,7 @@ class _Pool:
             finished = [slot for slot, flag in enumerate(done) if flag]
             self._finish(state, finished, scores)
             if self.work.runs > 1:
-                # another run of the same image may have made this one pointless
+                # another run of the same image may have succeeded
                 finished = [s for s, flag in enumerate(done) if flag or self.score[self.owners[s]] == _INF]
             if finished:
                 state, gap = self._replace(state, finished), 1

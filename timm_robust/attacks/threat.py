@@ -272,8 +272,8 @@ def project_onto_l1(
 class L1(ThreatModel):
     """The absolute changes of all pixels and channels of an image add up to at most eps.
 
-    A step along the steepest direction would change a single pixel. Attacks spread each step over the 1 % of pixels
-    with the largest gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple
+    A step along the steepest direction would change a single pixel. Attacks spread each step evenly over the 1 % of
+    pixels with the largest gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple
     Perturbations` - https://arxiv.org/abs/1904.13000, section 4) among those that can still move (Maini et al. 2020,
     `Adversarial Robustness Against the Union of Multiple Perturbation Models` - https://arxiv.org/abs/1909.04068). APGD
     adapts this percentage.

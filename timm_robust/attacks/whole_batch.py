@@ -12,7 +12,7 @@ from .loop import longest_gap
 __all__ = ['KEEP', 'Ascent', 'last_iterate', 'most_fooled']
 
 KEEP = ('last', 'most_fooled')
-_ROWS = 32  # batch sizes are rounded up to a multiple, since each new shape may cost a compilation
+_ROWS = 32  # a shrunk batch has a multiple of this size, since each new shape may cost a compilation
 
 Rows = Dict[str, torch.Tensor]
 

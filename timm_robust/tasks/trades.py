@@ -88,7 +88,7 @@ class TradesTask(RobustTask):
                              argument='attack.random_start', value=False)
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Images within eps whose predictions differ most from the clean ones."""
+        """Images within eps whose predictions differ most from those on the clean images."""
         model = crafting_model(self)
         with attack_mode(model), torch.no_grad():
             clean = model(input).float().softmax(dim=1)
