@@ -138,7 +138,7 @@ def test_seeds_that_are_none(problem, seed):
 
 
 def test_a_copy_of_other_classes_is_refused(problem):
-    with pytest.raises(InputError, match='fast_model: has 7 classes, the model has 4'):
+    with pytest.raises(InputError, match='fast_model: has 7 classes, but the model has 4'):
         PGD(steps=1)(*problem, Linf(0.), fast_model=TinyNet(num_classes=7).eval())
 
 

@@ -156,12 +156,12 @@ def test_labels_of_any_integer_type(cls, kind, problem):
 @each_class
 @pytest.mark.parametrize('labels, message', [
     (lambda y: y[:, None], r'labels: have shape \(20, 1\)'), (lambda y: y.float(), 'labels: are torch.float32'),
-    (lambda y: y[:7], 'labels: 7 for 20 images'), (lambda y: y + 3, 'hold class [456], the model has 4 classes'),
-    (lambda y: y - 9, 'labels: hold -'), (lambda y: y.bool(), 'labels: are torch.bool'),
+    (lambda y: y[:7], 'labels: 7 for 20 images'), (lambda y: y + 3, 'contain class [456], but the model has 4 classes'),
+    (lambda y: y - 9, 'labels: contain -'), (lambda y: y.bool(), 'labels: are torch.bool'),
     (lambda y: ['a'] * len(y), 'labels: are not class indices'), (lambda y: 3, 'labels: a single number for 20 images'),
-    (lambda y: torch.ones(len(y), 3), 'soft targets of 3 classes, the model has 4'),
-    (lambda y: torch.full((len(y), 4), -1.), 'labels: hold negative or'),
-    (lambda y: torch.full((len(y), 4), float('nan')), 'labels: hold negative or non-finite values')])
+    (lambda y: torch.ones(len(y), 3), 'soft targets of 3 classes, but the model has 4'),
+    (lambda y: torch.full((len(y), 4), -1.), 'labels: contain negative or'),
+    (lambda y: torch.full((len(y), 4), float('nan')), 'labels: contain negative or non-finite values')])
 def test_labels_that_fit_nothing_are_refused(cls, labels, message, problem):
     model, x, y = problem
     with pytest.raises(InputError, match=message):
@@ -232,7 +232,7 @@ def test_images_in_the_wrong_space_are_refused(cls, problem):
             attack(wrapped, x, y, threat)
     with pytest.raises(InputError, match='images: span .* but pixels in'):
         attack(model, space.normalize(x), y, threat)
-    with pytest.raises(InputError, match='space=.*normalizes by itself'):
+    with pytest.raises(InputError, match='space=.*the network normalizes its input'):
         attack(NormalizedModel(model, mean, std), x, y, threat, space=space)
     with pytest.raises(InputError, match='images: are torch.uint8'):
         attack(model, (x * 255).to(torch.uint8), y, threat)
@@ -259,7 +259,7 @@ def test_targets_steer_or_are_refused(cls, problem):
     with torch.no_grad():
         away, to = (model(attack(model, x, y, wide, targets=t)).argmax(1) for t in ((y + 2) % 4, target))
     assert (to == target).float().mean() > (away == target).float().mean() + .2, 'the target does not matter'
-    with pytest.raises(InputError, match='targets: hold class 4, the model has 4 classes'):
+    with pytest.raises(InputError, match='targets: contain class 4, but the model has 4 classes'):
         attack(model, x, y, threat, targets=torch.full_like(y, 4))
     with pytest.raises(InputError, match='targets: are torch.float32'):
         attack(model, x, y, threat, targets=target.float())
@@ -324,8 +324,8 @@ def test_names_that_are_none(names, message):
 
 @pytest.mark.parametrize('attack, threat, classes, message', [
     (RayS(), L2(1.), 10, "attack='rays': supports only Linf, not L2"), (CWL2(), Linf(.1), 10, 'supports only L2'),
-    (APGD(loss='dlr'), Linf(.1), 2, "attack='apgd-dlr': needs at least 3 classes, the model has 2"),
-    (APGDT(), Linf(.1), 3, "attack='apgd-t': needs at least 4 classes, the model has 3"),
+    (APGD(loss='dlr'), Linf(.1), 2, "attack='apgd-dlr': needs at least 3 classes, but the model has 2"),
+    (APGDT(), Linf(.1), 3, "attack='apgd-t': needs at least 4 classes, but the model has 3"),
     (AutoAttack(num_targets=3), Linf(.1), 3, 'num_targets=3: must be between 1 and 2'),
     (parse_attack('apgd-t', num_targets=4), Linf(.1), 4, 'num_targets=4: must be between 1 and 3')])
 def test_what_an_attack_is_not_defined_for(attack, threat, classes, message):

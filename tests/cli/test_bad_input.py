@@ -165,7 +165,8 @@ def test_flags_of_eval(fails, folder, weights, flags, mentions):
 
 
 def test_eval_never_measures_random_weights(fails, folder):
-    fails('eval', *MODEL, '--data-dir', folder, mentions=['pretrained weights', 'nofrost_resnet11_mnist', 'no place'])
+    fails('eval', *MODEL, '--data-dir', folder,
+          mentions=['pretrained weights', 'nofrost_resnet11_mnist', 'no location'])
     fails('eval', '--model', 'local-dir:nowhere', '--data-dir', folder, mentions=['local-dir:nowhere'])
 
 

@@ -300,7 +300,7 @@ def test_refusals():
 @pytest.mark.parametrize('settings, message', [
     (dict(attacks='pdg20'), "attacks='pdg20': unknown attack"),
     (dict(attacks='pgd3,pgd3'), "attacks='pgd3,pgd3': names pgd3 more than once"),
-    (dict(attacks='apgd-t', num_classes=3), 'needs at least 4 classes, the model has 3'),
+    (dict(attacks='apgd-t', num_classes=3), 'needs at least 4 classes, but the model has 3'),
     (dict(attacks='rays', threat='L2 0.5'), "attacks='rays': supports only Linf"),
     (dict(threat='Linf 8'), "threat='Linf 8': is above 1"),
     (dict(threat='Linf 0'), 'eps=0: allows no perturbation'),

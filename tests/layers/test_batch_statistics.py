@@ -111,7 +111,7 @@ def test_with_images_any_module_from_elsewhere_is_tried_out():
 
 def test_a_network_that_takes_no_usual_images_is_taken_to_mix_them():
     model = nn.Sequential(nn.Flatten(), nn.Linear(5, 2), OwnImageNorm())
-    with pytest.warns(UserWarning, match='OwnImageNorm could not be tested and is assumed to normalize by the batch'):
+    with pytest.warns(UserWarning, match='OwnImageNorm could not be tested and is assumed to use batch statistics'):
         assert has_batch_statistics(model)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), OwnImageNorm())
     with warnings.catch_warnings():

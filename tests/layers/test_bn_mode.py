@@ -74,7 +74,7 @@ def test_a_bare_layer_is_returned_converted_and_shares_its_tensors():
     assert type(layer) is nn.BatchNorm2d and switched is not layer and switched.running_mean is layer.running_mean
     twins = convert_aux_norm(layer)
     assert twins.weight is layer.weight and twins.aux.weight is not layer.weight and not hasattr(layer, 'aux')
-    with pytest.raises(InputError, match='BatchModeBatchNorm2d normalizes by the batch'):
+    with pytest.raises(InputError, match='BatchModeBatchNorm2d uses batch statistics'):
         convert_aux_norm(switched)
     robust = RobustNorm2d(3)
     assert set_bn_mode(robust, 'mean') is robust and robust.bn_mode == 'mean'

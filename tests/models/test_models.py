@@ -209,7 +209,7 @@ def test_missing_weights_are_one_line(monkeypatch):
         [sys.executable, '-c', script], capture_output=True, text=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
     last = done.stderr.strip().splitlines()[-1]
     for part in ('nofrost_resnet50.nofrost_linf8_in1k', 'the Hugging Face Hub at timm-robust/nofrost_resnet50',
-                 'this package has none of this network: train it', 'checkpoint_path=PATH'):
+                 'this package has no weights of this network: train it', 'checkpoint_path=PATH'):
         assert part in last
 
 
@@ -221,9 +221,9 @@ def test_weights_that_cannot_be_had_fail_at_once(caplog):
 
 
 def test_tag_without_location_and_missing_file():
-    with pytest.raises(PretrainedWeightsError, match='nofrost_resnet11_mnist.*no place'):
+    with pytest.raises(PretrainedWeightsError, match='nofrost_resnet11_mnist.*no location'):
         timm.create_model('nofrost_resnet11_mnist', pretrained=True)
-    with pytest.raises(PretrainedWeightsError, match='/nowhere.*has those of nofrost_resnet20_cifar.madry'):
+    with pytest.raises(PretrainedWeightsError, match='/nowhere.*has weights of nofrost_resnet20_cifar.madry'):
         timm.create_model(
             'nofrost_resnet20_cifar', pretrained=True, pretrained_cfg_overlay=dict(file='/nowhere.safetensors'))
 

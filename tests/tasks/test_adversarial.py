@@ -44,7 +44,7 @@ def test_labels_are_of_any_integer_type_and_nothing_else():
     x, y = batch(dtype=torch.float32)
     task = make_task(TinyNet(), random_start=False)
     for labels, words in (
-            (y.float(), 'whole numbers'), (y[:, None], 'have shape'), (y[:2], '2 for 6'), (-y, 'hold -3')):
+            (y.float(), 'whole numbers'), (y[:, None], 'have shape'), (y[:2], '2 for 6'), (-y, 'contain -3')):
         with pytest.raises(InputError, match=words):
             task(x, labels)
     assert torch.equal(task(x, y.int())['loss'], task(x, y)['loss'])
@@ -200,9 +200,9 @@ def test_settings_build_the_tasks():
 
 def test_nofrost_on_batch_norm_is_called_by_its_name(caplog):
     create_task(NoFrost(), TinyNet())
-    assert 'is SAT' not in caplog.text
+    assert 'is the same as SAT' not in caplog.text
     create_task(NoFrost(), TinyNet(norm=True))
-    assert 'is SAT' in caplog.text
+    assert 'is the same as SAT' in caplog.text
 
 
 @pytest.mark.parametrize('attack', training_attacks())

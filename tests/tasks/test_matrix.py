@@ -382,12 +382,13 @@ def test_batches_that_are_none_are_refused_in_one_line(objective):
     task, _ = make(objective)
     x, y = batch()
     for given, target, words in (
-            (x[:0], y[:0], 'input: holds no image'), ((x, x), y, 'input: have type tuple'),
+            (x[:0], y[:0], 'input: contains no image'), ((x, x), y, 'input: have type tuple'),
             (x[0], y, 'input: have shape'),
             ((x * 20).to(torch.uint8), y, 'input: are torch.uint8'), (x, y.float(), 'labels: are torch.float32'),
             (x, y > 1, 'labels: are torch.bool'), (x, y[:, None], r'labels: have shape \(8, 1\)'),
-            (x, y[:4], 'labels: 4 for 8 images'), (x, y + 1, 'labels: hold class 4, the model has 4 classes'),
-            (x, y - 1, 'labels: hold -1'), (x, torch.ones(8, 5) / 5, 'soft targets of 5 classes, the model has 4'),
+            (x, y[:4], 'labels: 4 for 8 images'), (x, y + 1, 'labels: contain class 4, but the model has 4 classes'),
+            (x, y - 1, 'labels: contain -1'),
+            (x, torch.ones(8, 5) / 5, 'soft targets of 5 classes, but the model has 4'),
             (x, None, 'labels: are not class indices')):
         with pytest.raises(InputError, match=words) as caught:
             task(given, target)

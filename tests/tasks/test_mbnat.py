@@ -114,7 +114,7 @@ def test_a_mixture_is_of_the_normalized_features():
     main, aux, mixed = (set_gamma(model, b)(x) for b in (0, 1, .25))
     torch.testing.assert_close(mixed, .75 * main + .25 * aux)
     model.train()
-    with pytest.raises(InputError, match='in training only one of two BatchNorms'):
+    with pytest.raises(InputError, match='mixes two BatchNorms'):
         model(x)
 
 

@@ -72,7 +72,7 @@ class Adaptive(Attack):
             threat: ThreatModel,
             call: Call,
     ) -> AttackResult:
-        """Attack the images as one batch. `fast_model` is ignored: its statistics differ.
+        """Attack the images as one batch. `fast_model` is ignored, since its batch statistics differ.
 
         Raises:
             InputError: On bad arguments, on `targets`, and on a `batch_size` other than the number of images.
@@ -89,6 +89,6 @@ class Adaptive(Attack):
             fooled = logits_of(classifier, adv).argmax(1) != check_batch(images, labels).labels
         if call.progress is not None:
             call.progress(len(images))
-        # per loss: steps + 1 evaluations for each restart, and one to count the fooled images
+        # per loss: steps + 1 evaluations for each restart, and one to count the images that fool the network
         spent = 2 * (self.restarts * (self.steps + 1) + 1)
         return AttackResult(adv, fooled, torch.full_like(fooled, spent, dtype=torch.int64))

@@ -1,7 +1,7 @@
 """Auto-PGD: momentum steps with a per-image step size that halves when progress stalls.
 
 Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks` -
-https://arxiv.org/abs/2003.01690, algorithm 1. For L1 it takes sparse steps, see `apgd_l1`.
+https://arxiv.org/abs/2003.01690, algorithm 1. For L1, steps are sparse, see `apgd_l1`.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ class _AutoPGD(Attack):
     eot_iter: int = setting(
         1, 'forward passes averaged per gradient, for randomized networks; above 1 no image stops early, and the '
         'iterate with the highest mean loss is returned')
-    restarts: int = setting(1, 'number of runs; each attacks the images not fooled yet')
+    restarts: int = setting(1, 'number of runs; each attacks the images that earlier runs failed on')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +116,7 @@ class _AutoPGD(Attack):
         state['point'] = ball.project(point + (ahead - point) * share + momentum * (1 - share))
 
     def _check_step_size(self, state: State, loss: torch.Tensor) -> None:
-        """Conditions 1 and 2 of the paper's section 3.2; sets state['halved']."""
+        """Halve the step size by conditions 1 and 2 of the paper's section 3.2; sets state['halved']."""
         state['ascents'] = state['ascents'] + ((loss > state['last_loss']) & (state['step'] > 0))
         state['last_loss'] = loss
         since = state['since_check'] + 1

@@ -1,4 +1,4 @@
-"""APGD for L1: sparse steps that start within a larger eps.
+"""APGD for L1: sparse steps, at first within a larger eps.
 
 Croce & Hein 2021, `Mind the box: l1-APGD for sparse adversarial attacks on image classifiers` -
 https://arxiv.org/abs/2103.01208, algorithm 1. The number of pixels a step changes follows the sparsity of the best
@@ -14,8 +14,8 @@ from .threat import project_onto_l1, sparse_signs
 __all__ = ['is_within_eps', 'move', 'start']
 
 _PARTS = 3
-_SHORTER, _SHORTEST = 1.5, 10.  # divisor of the step size, and of the current eps for its lower bound
-_SPARSER = .95  # the best perturbation counts as sparser below this share of the pixels it changed before
+_SHORTER, _SHORTEST = 1.5, 10.  # the step size is divided by _SHORTER, down to the part's eps / _SHORTEST
+_SPARSER = .95  # the best perturbation counts as sparser if its number of pixels falls below this share
 
 
 def _rows(values: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def _rows(values: torch.Tensor) -> torch.Tensor:
 
 
 def _part(step: torch.Tensor, steps: int) -> torch.Tensor:
-    """Which part a step belongs to, 0 to 2."""
+    """The part a step belongs to, 0 to 2, shape (N,)."""
     length = min(-(-3 * steps // 10), steps // 2)
     return (step >= length).long() + (step >= 2 * length)
 

@@ -1,7 +1,7 @@
-"""AutoAttack: an ensemble of parameter-free attacks, run in sequence on the images not fooled yet.
+"""AutoAttack: an ensemble of parameter-free attacks, run in sequence, each on the remaining images.
 
 Croce & Hein 2020, `Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks` -
-https://arxiv.org/abs/2003.01690, section 5; the versions and their parameters are those of the authors' code.
+https://arxiv.org/abs/2003.01690, section 5. Versions and parameters follow the authors' code.
 """
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,11 +62,12 @@ class Ensemble(Attack):
 
         Returns:
             An adversarial image for each clean one, or the clean image itself if none was found. For a randomized
-            network (version rand) it is the image misclassified most often, which counts as fooled if at least half of
-            the passes misclassify it: a single pass would count luck (https://github.com/fra31/auto-attack/pull/105).
+            network (version rand) it is the image with the highest error rate over several passes; it counts as fooled
+            if at least half of them misclassify it. A single pass would also count chance successes
+            (https://github.com/fra31/auto-attack/pull/105).
 
         Raises:
-            InputError: See `Attack.run`; on `targets`.
+            InputError: On `targets`, and as in `Attack.run`.
         """
         self.check(threat)
         if call.targets is not None:
@@ -108,11 +109,12 @@ class Ensemble(Attack):
 class AutoAttack(Ensemble):
     """AutoAttack. Targeted attacks use 9 target classes, or all wrong classes if there are fewer.
 
-    The DLR needs 3 classes and the targeted DLR 4; the authors' code leaves this to its users. With fewer classes the
-    same attacks maximize a logit gap, whose scale does not affect APGD's steps: APGD-T uses z_t - z_y, and in plus and
-    rand with 2 classes APGD uses max_{j != y} z_j - z_y. A single output z counts as the two logits [0, z].
+    The DLR needs at least 3 classes and the targeted DLR at least 4; the authors' code leaves this to its users. Here,
+    with fewer classes, the same attacks maximize a logit gap, whose scale does not affect APGD's steps: APGD-T uses
+    z_t - z_y, and in plus and rand with 2 classes APGD uses max_{j != y} z_j - z_y. A single output z counts as the two
+    logits [0, z].
 
-    For L1, standard runs APGD-CE five times, and APGD-T with 5 target classes.
+    For L1, the standard version runs APGD-CE five times, and APGD-T with 5 target classes.
     """
     name = 'autoattack'
     aliases = ('aa', 'autoattack-standard')
@@ -120,7 +122,7 @@ class AutoAttack(Ensemble):
     version: str = setting(
         'standard', 'standard (APGD-CE, APGD-T, FAB-T, Square), plus (with restarts, APGD-DLR and untargeted FAB) or '
         'rand (for randomized networks)')
-    num_targets: Optional[int] = setting(None, 'number of target classes of its targeted attacks (default: 9)')
+    num_targets: Optional[int] = setting(None, 'number of target classes of the targeted attacks (default: 9)')
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The images an attack may use: within a threat model around clean images, and within valid pixels.
+"""The images an attack may use: within the eps ball around the clean images, and with pixels in [0, 1].
 
 `ThreatModel` is defined on pixels in [0, 1]. Networks in timm's training loop take normalized images: `InputSpace`
 converts between the two, and `Ball` is the set of allowed images in the network's input space.
@@ -132,12 +132,12 @@ class Ball:
         return delta if self.std is None else delta / self.std
 
     def project(self, adv: torch.Tensor) -> torch.Tensor:
-        """Project onto the allowed images: within eps, by `ThreatModel.project`, and within valid pixels."""
+        """Project onto the allowed images: within eps, by the threat model's projection, and within valid pixels."""
         if not self.threat.box:
             delta = adv - self.x
             pixels = delta if self.std is None else delta * self.std
             if type(self.threat).project is ThreatModel.project:
-                adv = self.x + delta * self.threat.shrink(pixels)  # a factor needs no conversion
+                adv = self.x + delta * self.threat.shrink(pixels)  # a factor is the same in both spaces
             else:
                 lowest, highest = (
                     end - self.x if self.std is None else (end - self.x) * self.std for end in (self.lower, self.upper))
@@ -168,7 +168,7 @@ class Ball:
 
         Args:
             adv: Current images in the network's input space, shape (N, C, H, W).
-            pixel_direction: Direction in pixel space, a gradient for example.
+            pixel_direction: Direction in pixel space, for example a gradient.
             step_size: Length of the step in pixel units.
         """
         if self.threat.sparse:

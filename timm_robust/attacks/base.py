@@ -1,7 +1,7 @@
-"""Base class of attacks: fields are the settings, class attributes describe what an attack supports.
+"""Base class of attacks. Fields are the settings of an attack; class attributes describe what it supports.
 
-A custom attack is one class: `start` makes the initial state of some images, `step` advances each of them by one
-evaluation of the network. loop.py handles batching, restarts, targets, seeds and bookkeeping.
+A custom attack is one class with two methods: `start` returns the initial state of a batch, and `step` advances every
+image by one evaluation of the network. loop.py handles batching, restarts, targets, seeds and bookkeeping.
 
     @register_attack
     class Noise(Attack):
@@ -63,13 +63,13 @@ class Attack:
         variants: Names that imply settings: 'apgd-dlr' is APGD with loss='dlr'.
         norms: Supported norms, None for all.
         budget: The field that a number after the name sets ('pgd20'), None if it takes no number.
-        shows_budget: Print that number even if it is the default.
+        shows_budget: Include that number in the attack's printed name even if it is the default.
         min_classes: Minimum number of classes.
-        targeted: Targets the `num_targets` likeliest wrong classes.
+        targeted: Runs once for each class from `choose_targets`, by default the likeliest wrong classes.
         steerable: Accepts target classes (`targets` of a call).
-        counts_queries: Its budget is a number of queries to the network.
+        counts_queries: The budget is a number of queries to the network.
         minimizes: Minimizes the perturbation, so that one run gives the result at every eps.
-        needs_float32: Would be weaker on a faster copy in lower precision.
+        needs_float32: Runs on a fast copy in float32 only, since low precision would weaken it.
         image_by_image: Attacks each image independently.
         whole_batch: Can perturb a batch jointly (`craft`), for networks with batch statistics.
         transfers: Images from `craft` are useful against other networks.
@@ -108,7 +108,7 @@ class Attack:
 
     @property
     def passes(self) -> int:
-        """Forward passes that decide whether an image fools the network; several if it is assumed to be randomized."""
+        """Forward passes that decide whether an image fools the network; above 1 for randomized networks."""
         return 1
 
     @property
@@ -117,7 +117,7 @@ class Attack:
         return None
 
     def runs_in_turn(self, threat: ThreatModel) -> bool:
-        """Whether an image's runs are sequential: if none can succeed early, most parallel runs would be wasted."""
+        """Whether the runs of an image are sequential. Parallel runs waste work if no run can succeed early."""
         return False
 
     def choose_targets(
@@ -128,7 +128,7 @@ class Attack:
             threat: ThreatModel,
             batch_size: Optional[int],
     ) -> torch.Tensor:
-        """Target classes of a targeted attack, shape (N, T), in order: the likeliest wrong ones."""
+        """Target classes of a targeted attack, shape (N, T), best first: by default the likeliest wrong classes."""
         return wrong_classes(logits_of(model, x, batch_size), y, getattr(self, 'num_targets', None))
 
     def start(self, batch: Batch, threat: ThreatModel) -> State:
@@ -141,7 +141,7 @@ class Attack:
 
     def __call__(self, model: Any, images: torch.Tensor, labels: Any, threat: Union[str, ThreatModel],
                  **how: Any) -> torch.Tensor:
-        """Adversarial images in float32 or better; arguments of `run`."""
+        """Return the adversarial images, in float32 or better; takes the arguments of `run`."""
         return self.run(model, images, labels, threat, **how).adversarial
 
     def run(
@@ -161,23 +161,23 @@ class Attack:
     ) -> AttackResult:
         """Attack each image. Images that are already misclassified are returned unchanged.
 
-        A half-precision network takes images in its precision: adversarial images are rounded on the way in. They are
-        returned in float32, since rounded images would exceed eps, under L2 by a multiple of it.
+        If `images` are in half precision, adversarial images are rounded to it before each forward pass, but returned
+        in float32: rounding them could exceed eps, several times over under L2.
 
         Args:
             model: Maps images to logits. A module is frozen in eval mode during the attack and restored afterwards.
             images: Clean images, shape (N, C, H, W), pixels in [0, 1] or in `space`.
             labels: True classes (N,), of any integer type, or soft targets (N, K).
             threat: Threat model, or a string such as 'Linf 8/255'.
-            seed: One seed for all images, or one per image, which makes results independent of batch size and order.
-                None draws one from torch's global generator.
+            seed: One seed for all images, or one per image. Seeds per image make results independent of the batch
+                size and order. None draws one from torch's global generator.
             space: Input space of the network if it does not take pixels.
             targets: Target classes of a targeted attack, shape (N,) or (N, T); one run per target.
             batch_size: Images per forward pass, all by default.
             fast_model: A faster copy of the network to run the attack on (`make_fast_model`). Every result is verified
                 on `model`, and images on which the two disagree are attacked again on `model`.
             progress: Called with the number of images finished since the last call.
-            all_correct: All images are known to be classified correctly, which saves a clean forward pass.
+            all_correct: Skip the clean forward pass, since all images are known to be classified correctly.
 
         Raises:
             InputError: On bad arguments, see `check_images` and `check_batch`; on an unsupported norm or number of
@@ -198,19 +198,19 @@ class Attack:
         return run_attack(self, model, images, labels, threat, call)
 
     def members(self, num_classes: Optional[int] = None, threat: Optional[ThreatModel] = None) -> Tuple['Attack', ...]:
-        """The attacks to run in sequence, each on the images not fooled yet: itself, or the members of an ensemble.
+        """The attacks to run in sequence, each on the remaining images: itself, or the members of an ensemble.
 
         Args:
-            num_classes: Number of classes of the network, which may affect the members; assumed large by default.
+            num_classes: Number of classes of the network, which may affect the members; if None, assumed to be large.
             threat: The threat model, which may affect the members' settings.
         """
         return (self,)
 
     def check(self, threat: ThreatModel, num_classes: Optional[int] = None) -> None:
-        """Refuse an unsupported norm or number of classes.
+        """Reject an unsupported norm or number of classes.
 
         Raises:
-            InputError: Naming the attack.
+            InputError: On an unsupported norm, number of classes or `num_targets`.
         """
         norms = self.norms
         if norms is not None and threat.norm not in norms:
@@ -220,7 +220,7 @@ class Attack:
             return
         if num_classes < self.classes_needed:
             raise InputError(
-                f'needs at least {self.classes_needed} classes, the model has {num_classes}', argument='attack',
+                f'needs at least {self.classes_needed} classes, but the model has {num_classes}', argument='attack',
                 value=str(self))
         asked = getattr(self, 'num_targets', None)
         if asked is not None and not 1 <= asked < num_classes:

@@ -1,4 +1,4 @@
-"""AutoAttack, followed by attacks that fool some of the remaining images."""
+"""AutoAttack, followed by attacks that succeed on some of the images it fails on."""
 from typing import Optional, Tuple
 
 from .apgd import APGD
@@ -15,7 +15,7 @@ __all__ = ['Best']
 class Best(Ensemble):
     """AutoAttack, then MALT and APGD on the probability margin (PMA) on the remaining images; slower, never weaker.
 
-    If an evaluation also lists `autoattack`, the shared attacks run once.
+    If an evaluation also lists `autoattack`, the shared attacks run only once.
     """
     name = 'best'
 

@@ -53,7 +53,7 @@ def logits_of(model: Callable, x: torch.Tensor, batch_size: Optional[int] = None
 
 
 def error_rates(ask: Callable[[], torch.Tensor], y: torch.Tensor, passes: int) -> torch.Tensor:
-    """Share of passes that misclassify each image, shape (N,); from 0.5 an image counts as misclassified.
+    """Share of passes that misclassify each image, shape (N,); 0.5 or more counts as misclassified.
 
     Args:
         ask: Returns logits (N, K), which differ between calls if the network is randomized.
@@ -65,14 +65,14 @@ def error_rates(ask: Callable[[], torch.Tensor], y: torch.Tensor, passes: int) -
 
 
 def check_finite(logits: torch.Tensor) -> None:
-    """Refuse logits that are not finite.
+    """Reject logits that are not finite.
 
     Raises:
-        InputError: Naming the network.
+        InputError: On NaN or infinite logits.
     """
     if not torch.isfinite(logits).all():
         raise InputError(
-            'returns logits that are not finite', 'its weights are corrupt, or training diverged', argument='model')
+            'returns logits that are not finite', 'its weights may be corrupt, or training diverged', argument='model')
 
 
 class Classifier:
@@ -85,7 +85,7 @@ class Classifier:
         check: Called with the first logits, and again if the number of classes changes.
 
     Attributes:
-        tolerance: For a fast copy: maximum difference from the network's logits, relative to the largest.
+        tolerance: For a fast copy: maximum difference from the network's logits, relative to the largest logit.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Classifier:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels if self.space == PIXELS else self.space.normalize(pixels)
-        # attacks compute in one precision, whatever the network's
+        # attacks compute in the precision of the pixels, whatever the network's
         logits = as_logits(self.model(x.to(self.dtype)), len(x)).to(pixels.dtype)
         if logits.shape[1] != self.num_classes:
             self.num_classes = logits.shape[1]
@@ -113,7 +113,7 @@ class Classifier:
 
 
 def check_tensor(images: Any, argument: str = 'images') -> None:
-    """Refuse anything but a batch of images, in any input space.
+    """Reject anything but a batch of images, in any input space.
 
     Raises:
         InputError: On another shape or type.
@@ -126,17 +126,17 @@ def check_tensor(images: Any, argument: str = 'images') -> None:
 
 
 def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = None) -> None:
-    """Refuse anything but a batch of images in the expected input space.
+    """Reject anything but a batch of images in the expected input space.
 
     Raises:
-        InputError: On another shape or type; if `images` are not in [0, 1], or the network is a timm model that expects
-            normalized images, although no `space` is given; if a network that normalizes by itself gets a `space`.
+        InputError: On another shape or type; without `space`, on images outside [0, 1] and on a timm model that expects
+            normalized images; with a `space` other than pixels, on a network that contains a `NormalizedModel`.
     """
     check_tensor(images)
     if space is not None:
         if holds_normalized(model) and not space.is_pixels:
             raise InputError(
-                'the network normalizes by itself, images would be normalized twice', 'leave `space` out and pass '
+                'the network normalizes its input, so images would be normalized twice', 'leave `space` out and pass '
                 'pixels', argument='space', value=space)
         return
     if not InputSpace.of(model).is_pixels:
@@ -163,7 +163,7 @@ def pixels_of(images: torch.Tensor, space: Optional[InputSpace]) -> torch.Tensor
     """Convert checked images to pixels in [0, 1], in float32 or better.
 
     Raises:
-        InputError: If images in `space` are not valid pixels.
+        InputError: If images in `space` correspond to pixels outside [0, 1].
     """
     x = precise(usable(images))  # in half precision small steps are lost to rounding
     if space is None or not len(x):
@@ -204,14 +204,14 @@ def _class_indices(values: Any, images: torch.Tensor, argument: str) -> torch.Te
 
 
 def _check_range(values: torch.Tensor, argument: str, look: bool) -> int:
-    """The largest class index plus one, or 0 if unchecked: on a GPU a check forces a sync and needs `look`."""
+    """Largest class index plus one, or 0 if unchecked. On a GPU a check forces a sync, so it requires `look`."""
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise InputError(f'are {values.dtype}', 'class indices must be whole numbers', argument=argument)
     if not (look or values.device.type == 'cpu') or not values.numel():
         return 0
     low, high = torch.stack(torch.aminmax(values)).tolist()
     if low < 0:
-        raise InputError(f'hold {low}', 'class indices must be at least 0', argument=argument)
+        raise InputError(f'contain {low}', 'class indices must be at least 0', argument=argument)
     return high + 1
 
 
@@ -221,16 +221,16 @@ def check_batch(images: torch.Tensor, labels: Any, *, look: bool = True) -> Chec
     Args:
         images: Checked images.
         labels: Class indices (N,) of any integer type, as tensor, array or list; or soft targets (N, K).
-        look: Check the values too, which forces a GPU sync; always done on a CPU.
+        look: Check the values too, which forces a sync on a GPU. On a CPU they are always checked.
 
     Raises:
-        InputError: On another shape or type, and on negative labels.
+        InputError: On another shape or type, negative labels, or soft targets that are negative or not finite.
     """
     values = _class_indices(labels, images, 'labels')
     if values.ndim == 2 and values.is_floating_point() and values.shape[1] > 1:
         if (look or values.device.type == 'cpu') and not ((values >= 0) & values.isfinite()).all():
             raise InputError(
-                'hold negative or non-finite values', 'soft targets must be probabilities', argument='labels')
+                'contain negative or non-finite values', 'soft targets must be probabilities', argument='labels')
         return Checked(hard_labels(values), values, values.shape[1])
     if values.ndim != 1:
         raise InputError(
@@ -254,17 +254,17 @@ def check_targets(images: torch.Tensor, targets: Any) -> torch.Tensor:
 
 
 def check_classes(checked: Checked, num_classes: int) -> None:
-    """Refuse labels outside the network's classes.
+    """Reject labels that do not fit the network's classes.
 
     Raises:
-        InputError: Naming the number of classes.
+        InputError: On a class index that is too large, or soft targets with another number of classes.
     """
     if checked.soft is not None and checked.num_classes != num_classes:
         raise InputError(
-            f'are soft targets of {checked.num_classes} classes, the model has {num_classes}', argument='labels')
+            f'are soft targets of {checked.num_classes} classes, but the model has {num_classes}', argument='labels')
     if checked.num_classes > num_classes:
         raise InputError(
-            f'hold class {checked.num_classes - 1}, the model has {num_classes} classes', argument='labels')
+            f'contain class {checked.num_classes - 1}, but the model has {num_classes} classes', argument='labels')
 
 
 def wrong_classes(logits: torch.Tensor, y: torch.Tensor, num_targets: Optional[int]) -> torch.Tensor:

@@ -25,12 +25,12 @@ def attack_mode(model: Any, bn_mode: str = 'eval') -> Iterator[None]:
     `requires_grad` flags and normalization buffers are restored, also after an exception.
 
     Args:
-        model: The network; a plain function is left alone.
-        bn_mode: 'eval', or 'train' for normalization layers that use the statistics of the current batch (their
-            running averages are restored).
+        model: The network; a plain function is not changed.
+        bn_mode: 'eval', or 'train' to run normalization layers in training mode, on the statistics of the current
+            batch; their running averages are restored.
 
     Raises:
-        InputError: On an unknown `bn_mode`, and on a network that was built inside `torch.inference_mode`.
+        InputError: On an unknown `bn_mode`, or a network that was built inside `torch.inference_mode`.
     """
     check_choice('bn_mode', bn_mode, ATTACK_BN_MODES)
     grad_enabled = torch.is_grad_enabled()
@@ -100,8 +100,8 @@ def input_gradients(
         values_fn: Maps logits (N, K) to V values per image, shape (N, V), or to one, shape (N,).
 
     Returns:
-        Logits (N, K) and values, detached, and an iterator over the gradient of each value, like x: all of them would
-        not fit in memory.
+        Logits (N, K) and values, both detached, and an iterator that yields the gradient of one value at a time, shaped
+        like x: all gradients at once might not fit in memory.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
@@ -131,7 +131,7 @@ def input_gradient(
         loss_fn: Maps logits (N, K) to one loss per image (N,).
 
     Returns:
-        Gradient like x, logits (N, K) and losses (N,), all detached.
+        Gradient, shaped like x, logits (N, K) and losses (N,), all detached.
     """
     logits, loss, gradients = input_gradients(model, x, loss_fn)
     return next(gradients), logits, loss

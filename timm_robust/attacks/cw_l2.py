@@ -29,7 +29,7 @@ class CWL2(Attack):
     """Carlini & Wagner's L2 attack; deterministic.
 
     The defaults are the paper's and take hours; the RobustNorm paper used 10 steps and 3 rounds. An image is done once
-    it fools the network within eps. For the attack without a bound pass `threat.unbounded(shape)`.
+    it fools the network within eps. To attack without a bound, pass `threat.unbounded(shape)`.
     """
     name = 'cw-l2'
     norms = ('L2',)
@@ -77,7 +77,7 @@ class CWL2(Attack):
 
         gradient, logits, penalty = input_gradient(model, point, hinge)
         if logits.dtype == torch.float16:
-            # applied here, since a large weight would overflow in the backward pass
+            # multiplied after the backward pass, where a large weight would overflow
             gradient, penalty = gradient * state['const'].view(-1, 1, 1, 1), penalty * state['const']
         delta = point - state['x']
         distance = l2_norm(delta).flatten()

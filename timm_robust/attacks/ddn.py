@@ -1,7 +1,7 @@
-"""Decoupled direction and norm: gradient steps on a sphere that shrinks if the point fools and grows otherwise.
+"""Decoupled direction and norm: gradient steps on a sphere that shrinks if the point fools the network, else grows.
 
 Rony et al. 2019, `Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses` -
-https://arxiv.org/abs/1811.09600, algorithm 1. Images are not rounded to 256 levels.
+https://arxiv.org/abs/1811.09600, algorithm 1. Unlike in the paper, images are not rounded to 256 levels.
 """
 import torch
 

@@ -23,7 +23,7 @@ _NEWTON_STEPS = 40
 
 
 def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tensor, norm: str) -> torch.Tensor:
-    """Shortest move of points onto a hyperplane within the box [0, 1].
+    """The shortest move of each point onto its hyperplane that stays within the box [0, 1].
 
     Solves min |d| subject to <w, p + d> = b and 0 <= p + d <= 1. If the box does not reach the hyperplane, the points
     move to the corner nearest to it. With residual c = b - <w, p> the solution is
@@ -75,18 +75,18 @@ def project_onto_hyperplane(points: torch.Tensor, w: torch.Tensor, b: torch.Tens
 class _Boundary(Attack):
     """Base of FAB and FAB-T.
 
-    One evaluation per iteration: a single forward pass shows whether a point fools and linearizes the boundary there.
-    If the point fools, the walk steps back towards the image and continues along that linearized boundary (the
-    reference evaluates the network again after stepping back).
+    Each iteration evaluates the network once, which shows whether the point fools it and linearizes the boundary there.
+    If the point fools the network, the walk steps back towards the image and continues along that linearized boundary
+    (the reference evaluates the network again after stepping back).
     """
     norms = ('Linf', 'L2', 'L1')
     steerable = True
     needs_float32 = True  # for the distance to the boundary
     steps: int = setting(100, 'number of iterations')
     alpha_max: float = setting(
-        .1, 'maximum weight of the step from the clean image, against that from the current point')
-    eta: float = setting(1.05, 'extrapolation beyond the boundary')
-    beta: float = setting(.9, 'share of the distance from the image to keep after a point fools')
+        .1, 'maximum weight of the step from the clean image; the step from the current point gets the rest')
+    eta: float = setting(1.05, 'step length relative to the distance to the boundary')
+    beta: float = setting(.9, 'share of the distance to the clean image to keep after a point fools the network')
     restarts: int = setting(1, 'number of runs; all but the first start at a distance of eps / 2')
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class _Boundary(Attack):
             state: State,
             threat: ThreatModel,
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (N, K), logit gap between a wrong class and the true one (N,), and its gradient (N, D)."""
+        """Logits (N, K), gap of the target or nearest class to the true one (N,), and its gradient (N, D)."""
         y = state['y'][:, None]
         if 'target' in state:
             def gap_of_target(logits: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ class _Boundary(Attack):
 
 @register_attack
 class FAB(_Boundary):
-    """FAB towards the nearest class; takes the gradient of every logit in each step."""
+    """FAB towards the nearest class; each step computes the gradient of every logit."""
     name = 'fab'
 
 

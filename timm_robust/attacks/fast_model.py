@@ -12,8 +12,8 @@ __all__ = ['FastModel', 'make_fast_model']
 
 _logger = logging.getLogger(__name__)
 
-# Maximum difference from the network's logits, relative to the largest; above it an image is attacked again on the
-# network itself. Folding reorders float32 sums; on a GPU convolutions may round to ten bits.
+# Maximum difference from the network's logits, relative to the largest logit; above it an image is attacked again on
+# the network itself. Folding reorders float32 sums; on a GPU convolutions may use TF32, with 10 mantissa bits.
 _TOLERANCE = {'cpu': 1e-5, 'cuda': 2e-3}
 _LOW_PRECISION = 5e-2
 
@@ -60,7 +60,7 @@ def make_fast_model(
         dtype: Precision of the copy.
 
     Returns:
-        The copy, or None for a network that normalizes by the batch or cannot be copied.
+        The copy, or None for a network that uses batch statistics or cannot be copied.
     """
     if has_batch_statistics(model):
         return None

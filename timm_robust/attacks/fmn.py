@@ -1,4 +1,4 @@
-"""Fast minimum-norm attack: gradient steps in a ball that shrinks if the point fools and grows otherwise.
+"""Fast minimum-norm attack: gradient steps in a ball that shrinks if the point fools the network, else grows.
 
 Pintor et al. 2021, `Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints` -
 https://arxiv.org/abs/2102.12827, algorithm 1.
@@ -15,7 +15,7 @@ from .threat import ThreatModel, l2_norm
 
 __all__ = ['FMN']
 
-_SMALLEST = .02  # relative to gamma, in the last step
+_SMALLEST = .02  # gamma in the last step, relative to its initial value
 
 
 @register_attack
@@ -23,7 +23,7 @@ class FMN(MinimumNorm):
     """FMN on the logit gap; deterministic."""
     name = 'fmn'
     norms = ('Linf', 'L2')
-    alpha: float = setting(1., 'initial step size, in L2 and pixel units; decays to a hundredth')
+    alpha: float = setting(1., 'initial step size, as an L2 norm in pixel units; decays to a hundredth')
     gamma: float = setting(.05, 'initial relative change of the radius; decays to a fiftieth')
 
     def __post_init__(self) -> None:
@@ -48,8 +48,8 @@ class FMN(MinimumNorm):
         state['found'] = state['found'] | fools
         state['nearest'] = torch.where(fools, torch.minimum(distance, state['nearest']), state['nearest'])
         gamma = self.gamma * (_SMALLEST + (1 - _SMALLEST) * seen.cosine.flatten())
-        # until a point fools, the radius reaches slightly beyond the linearized boundary; the paper stops right at it,
-        # where no point would ever cross the boundary of a linear network
+        # Until a point fools the network, the radius reaches slightly beyond the linearized boundary. The paper stops
+        # right at it, so that no point would ever cross the boundary of a linear network.
         slope = threat.dual_size(seen.gradient).clamp_min(1e-12)
         ahead = (distance + seen.loss.abs() / slope) * (1 + _SMALLEST * self.gamma)
         radius = torch.where(
@@ -59,5 +59,5 @@ class FMN(MinimumNorm):
         delta, bound = delta + self.alpha * seen.ascent, radius.view(-1, 1, 1, 1)
         if threat.box:
             return torch.clamp(delta, -bound, bound)
-        # onto the sphere, as in adv-lib: projecting onto the paper's ball found images farther away
+        # scaled onto the sphere, as in adv-lib: projection onto the ball, as in the paper, gave larger perturbations
         return delta * (bound / l2_norm(delta).clamp_min(1e-12))

@@ -1,8 +1,9 @@
 """Base classes of attacks that step along the input gradient.
 
-`run` attacks each image independently: an image is done once it fools the network, each restart attacks only the images
-not fooled yet, and an image never fooled is returned at its highest loss over all runs. Runs stop right at the decision
-boundary, so in low precision another pass may classify such an image correctly. `craft` perturbs whole batches.
+`run` attacks each image independently. An image is done once it fools the network, and each restart attacks only the
+remaining images. An image that never fools the network is returned at its highest loss over all runs. A run stops at
+the first misclassified point, close to the decision boundary, so in low precision another pass may classify that point
+correctly. `craft` perturbs whole batches.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
-    """One step of length eps along the gradient; subclasses change the number and length of steps, start and loss."""
+    """One step of length eps along the gradient; subclasses change the number and size of steps, start and loss."""
     budget: ClassVar[Optional[str]] = None
     steerable = True
     whole_batch = True
@@ -43,7 +44,7 @@ class GradientAttack(Attack):
 
     @property
     def starts_at_random(self) -> bool:
-        """Whether it starts from a random point of the ball."""
+        """Whether the attack starts from a random point of the ball."""
         return False
 
     @property
@@ -64,14 +65,14 @@ class GradientAttack(Attack):
         return self.num_steps + 1
 
     def _ascent(self, threat: ThreatModel) -> Ascent:
-        return Ascent(self.step_length(threat) or 1., self.momentum)  # any step size will do for eps 0
+        return Ascent(self.step_length(threat) or 1., self.momentum)  # with eps 0, any positive step size works
 
     def reach(self, threat: ThreatModel) -> ThreatModel:
         """The threat model that bounds the images of `craft`."""
         return threat
 
     def start_point(self, ball: Ball, seeds: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
-        """Starting points, one seed per image."""
+        """Starting points, shape (N, C, H, W), from one seed per image."""
         return ball.random(seeds) if self.starts_at_random else ball.x
 
     def gradient(
@@ -81,7 +82,7 @@ class GradientAttack(Attack):
             loss_fn: Callable[[torch.Tensor], torch.Tensor],
             space: InputSpace = PIXELS,
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradient to step along at `point`, and logits and loss there.
+        """The gradient to step along, the logits and the loss, all at `point`.
 
         Args:
             model: Maps points, in `space`, to logits.
@@ -147,14 +148,14 @@ class GradientAttack(Attack):
             bn_mode: 'eval' or 'train', see `attack_mode`.
             start_std: Start from the images plus Gaussian noise of this standard deviation in pixel units (TRADES:
                 0.001).
-            tau: Stop each image when it is misclassified a (tau + 1)-th time (friendly adversarial training:
+            tau: Stop perturbing an image once it has been misclassified `tau` + 1 times (friendly adversarial training:
                 Zhang et al. 2020, https://arxiv.org/abs/2002.11242, algorithm 1).
             reference: Soft targets (N, K) for the cross-entropy to maximize, instead of the labels (TRADES).
             targets: Target classes (N,) of a targeted attack.
             loss_fn: Loss to maximize instead of `loss`: maps logits and labels to one value per image.
             keep: 'last' (default) returns the last iterate. 'most_fooled' returns the iterate, over all restarts, in
-                which the most images fool the network at once: with batch statistics, iterates cannot be chosen image
-                by image.
+                which the most images fool the network at once. With batch statistics, iterates cannot be chosen per
+                image.
 
         Returns:
             Images in the space of `images`, in float32 or better, detached, within eps and within valid pixels.

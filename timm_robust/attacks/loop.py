@@ -1,6 +1,6 @@
 """Engine of attacks on single images: a pool in which every image advances independently.
 
-The batch is kept full, each image at its own step: once an image is fooled, the next image, restart or target class
+The batch is kept full, with each image at its own step: when an image is done, the next image, restart or target class
 takes its place. No result depends on the other images of the batch.
 """
 from collections import deque
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ['RUN_STRIDE', 'longest_gap', 'run_attack']
 
-RUN_STRIDE = 1_000_003  # keeps the seeds of runs apart from those of neighbouring images
+RUN_STRIDE = 1_000_003  # seed offset between runs, to avoid the seeds of neighbouring images
 _INF = float('inf')
 
 
@@ -50,9 +50,9 @@ class _Work:
 
     Attributes:
         x, y, soft, seeds: See `Batch`; one row per image.
-        runs: Restarts, or restarts times targets; a run starts only if its image is not fooled yet.
+        runs: Restarts, or restarts times targets; a run starts only if no earlier run of its image has succeeded.
         targets: Target classes, shape (N, T), or None; run r uses column r modulo T.
-        budget: Maximum evaluations per image, if it differs from the attack's own limit.
+        budget: Maximum evaluations of each image, or None for the attack's own limit.
     """
     x: torch.Tensor
     y: torch.Tensor
@@ -63,12 +63,12 @@ class _Work:
     budget: Optional[List[int]] = None
 
     def take(self, index: torch.Tensor, budget: Optional[List[int]]) -> '_Work':
-        """The work on some of the images."""
+        """The same work for the images at `index` only, with a new budget."""
         soft, targets = (None if t is None else t[index] for t in (self.soft, self.targets))
         return _Work(self.x[index], self.y[index], soft, self.seeds[index], self.runs, targets, budget)
 
     def batch(self, run: torch.Tensor, image: torch.Tensor) -> Batch:
-        """The batch of some runs, given by run and image indices."""
+        """The batch for the given runs and images, both as indices of shape (N,)."""
         batch = Batch(self.x[image], self.y[image], self.seeds[image] + run * RUN_STRIDE, run)
         if self.soft is not None:
             batch.soft = self.soft[image]
@@ -97,7 +97,10 @@ class _Pool:
         return without_wait(torch.tensor(places, dtype=torch.int64, device='cpu'), self.x.device)
 
     def _take(self, count: int, busy: Set[int]) -> List[Tuple[int, int]]:
-        """The next runs whose images are not fooled and have budget; `busy` images have a run in progress."""
+        """Up to `count` runs from the queue, skipping images that already fool the network or have no budget left.
+
+        `busy` holds the images with a run in progress; the new ones are added.
+        """
         items: List[Tuple[int, int]] = []
         later: List[Tuple[int, int]] = []
         while len(items) < count and self.queue:
@@ -116,7 +119,7 @@ class _Pool:
         return self.attack.start(self.work.batch(run, image), self.threat), index
 
     def _steps_to_next_look(self, gap: int) -> int:
-        """At most `gap`, and not beyond the end of a run or of a budget."""
+        """Steps until the next check for finished images: at most `gap`, and not past the end of a run or budget."""
         length, cost = self.attack.run_length, self.attack.queries
         if length is not None:
             gap = min(gap, *(length - age for age in self.ages))
@@ -174,7 +177,7 @@ class _Pool:
         state = self._start(items, list(range(len(items))))[0] if items else State()
         while self.owners:
             self._advance(model, state, self._steps_to_next_look(gap))
-            # most images are fooled in their first steps
+            # most attacks that succeed do so in their first steps
             gap = min(2 * gap, longest)
             done, scores = torch.stack((state['done'].to(state['score'].dtype), state['score'])).tolist()
             if self.budget is not None:
@@ -182,7 +185,7 @@ class _Pool:
             finished = [slot for slot, flag in enumerate(done) if flag]
             self._finish(state, finished, scores)
             if self.work.runs > 1:
-                # another run of the same image may have made this one pointless
+                # another run of the same image may have succeeded
                 finished = [s for s, flag in enumerate(done) if flag or self.score[self.owners[s]] == _INF]
             if finished:
                 state, gap = self._replace(state, finished), 1
@@ -191,7 +194,7 @@ class _Pool:
 
 
 def _logits_at(model: Classifier, x: torch.Tensor, index: torch.Tensor, batch_size: Optional[int]) -> torch.Tensor:
-    """Logits of some of the images, copying at most a batch at a time."""
+    """Logits of the images at `index`, copied one batch at a time to save memory."""
     return torch.cat([logits_of(model, x[part]) for part in index.split(batch_size or max(len(index), 1))])
 
 
@@ -202,17 +205,19 @@ def _verify(
         y: torch.Tensor,
         batch_size: Optional[int],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Verify the results of a fast copy: what fools it must fool the network, and otherwise both must agree.
+    """Verify the results of a fast copy on the network, and update `found.fooled`.
+
+    An image that fools the copy must also fool the network. On other images, the logits of both must agree.
 
     Returns:
-        Indices of images that fool only the copy, and of images on which copy and network disagree.
+        Indices of images that fool only the copy, and of images that fool neither but on which the logits differ.
     """
     claimed, resists = (flags.nonzero().squeeze(1) for flags in (found.fooled, ~found.fooled))
     holds = _logits_at(model, found.adversarial, claimed, batch_size).argmax(1) == y[claimed]
     found.fooled[claimed] = ~holds
     own, copied = (_logits_at(m, found.adversarial, resists, batch_size) for m in (model, fast_model))
     if own.shape != copied.shape:
-        raise InputError(f'has {copied.shape[1]} classes, the model has {own.shape[1]}', argument='fast_model')
+        raise InputError(f'has {copied.shape[1]} classes, but the model has {own.shape[1]}', argument='fast_model')
     agree = (own - copied).abs().amax(1) <= fast_model.tolerance * own.abs().amax(1)
     found.fooled[resists] = own.argmax(1) != y[resists]
     return claimed[holds], resists[~agree & ~found.fooled[resists]]
@@ -226,7 +231,7 @@ def _search(
         work: _Work,
         call: Call,
 ) -> AttackResult:
-    """Run the attack on the fast copy if there is one, and again on the network for images the copy got wrong."""
+    """Run the attack on the fast copy if there is one, and rerun it on the network for images that fail `_verify`."""
     found = _Pool(attack, threat, work, call).run(fast_model or model)
     if fast_model is None or not len(work.x):
         return found
@@ -269,7 +274,7 @@ def run_attack(
         check_classes(checked, num_classes)
         check_finite(logits)
         if highest >= num_classes:
-            raise InputError(f'hold class {highest}, the model has {num_classes} classes', argument='targets')
+            raise InputError(f'contain class {highest}, but the model has {num_classes} classes', argument='targets')
 
     with attack_mode(model), attack_mode(fast_model):
         check_images(images, call.space, model)

@@ -24,7 +24,7 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def logit_gap(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """max_{j != y} z_j - z_y per image, shape (N,): positive where a wrong class leads. Labels as in `cw_loss`."""
+    """max_{j != y} z_j - z_y per image, shape (N,): positive if a wrong class leads. Labels as in `cw_loss`."""
     logits, target = precise(logits), hard_labels(target)[:, None]
     return logits.scatter(1, target, float('-inf')).amax(dim=1) - logits.gather(1, target).squeeze(1)
 
@@ -36,7 +36,7 @@ def gap_targeted(logits: torch.Tensor, target: torch.Tensor, goal: torch.Tensor)
 
 
 def probability_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """max_{j != y} p_j - p_y per image, shape (N,), of the probabilities p = softmax(z).
+    """max_{j != y} p_j - p_y per image, shape (N,), with probabilities p = softmax(z).
 
     Xie et al. 2024, equation 3 (https://arxiv.org/abs/2411.15210). Labels as in `cw_loss`.
     """
@@ -46,13 +46,13 @@ def probability_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
 def cw_loss(logits: torch.Tensor, target: torch.Tensor, confidence: float = 50.) -> torch.Tensor:
     """Carlini & Wagner's margin loss per image, shape (N,): -max(z_y - max_{j != y} z_j + confidence, 0).
 
-    The Linf form of Madry et al. (2018) with the NoFrost authors' confidence of 50. The loss is maximal and flat once a
+    The Linf form of Madry et al. (2018) with the NoFrost authors' confidence of 50. The loss has its maximum, 0, once a
     wrong class leads by `confidence`.
 
     Args:
         logits: Shape (N, K).
         target: Class indices (N,) or soft targets (N, K), reduced to the class of the largest entry.
-        confidence: Logit margin of a wrong class from which the loss is flat.
+        confidence: Logit margin of the wrong class at which the loss saturates.
     """
     return -F.relu(confidence - logit_gap(logits, target))
 

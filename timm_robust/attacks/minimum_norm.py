@@ -20,9 +20,9 @@ class Seen:
     """Evaluation of the current point.
 
     Attributes:
-        fools: Whether it fools the network, shape (N,).
+        fools: Whether the point fools the network, shape (N,).
         loss: Loss at the point, shape (N,).
-        gradient: Gradient of the loss, like images.
+        gradient: Gradient of the loss, shape (N, C, H, W).
         cosine: Schedule from 1 to 0 over the steps, shape (N, 1, 1, 1).
     """
     fools: torch.Tensor
@@ -40,7 +40,8 @@ class Seen:
 class MinimumNorm(Attack):
     """Runs all steps on every image and returns the nearest point that fools the network within eps.
 
-    `threat.unbounded(shape)` excludes no point. Subclasses define loss and move, neither of which may depend on eps.
+    With `threat.unbounded(shape)` no point is excluded. Subclasses define `loss_of` and `move`, which must not depend
+    on eps.
     """
     minimizes = True
     steerable = True
@@ -64,7 +65,7 @@ class MinimumNorm(Attack):
         raise NotImplementedError
 
     def move(self, state: State, threat: ThreatModel, seen: Seen) -> torch.Tensor:
-        """The next perturbation, like images.
+        """The next perturbation, shape (N, C, H, W).
 
         Args:
             state: State of the images; the attack's own entries are updated.

@@ -1,7 +1,7 @@
 """Random numbers that depend only on an image's seed and a counter.
 
-Attacks on a pool draw noise per image: it does not depend on the batch, on the image's position in it, or on the
-device. A hash of (seed, stream, position) achieves this without a generator per image.
+Noise is drawn per image, so that it does not depend on the batch, the image's position in it, or the device. A hash of
+(seed, stream, position) achieves this without a generator per image.
 
 Steele et al. 2014, `Fast Splittable Pseudorandom Number Generators` (SplitMix64).
 """
@@ -26,7 +26,7 @@ def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:
-    """Mix bits in place: the mixed int64 values take twice the memory of a float32 image."""
+    """Mix bits, in place to save memory: int64 values take twice as much as a float32 image."""
     for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
         z = z.bitwise_xor_(_shift(z, bits)).mul_(factor)
     return z.bitwise_xor_(_shift(z, 31))
@@ -37,10 +37,10 @@ def image_seeds(
         count: int,
         device: torch.device,
 ) -> torch.Tensor:
-    """One seed per image, shape (count,): as given, or derived from a single seed, which is drawn if None.
+    """One seed per image, shape (count,): as given, or derived from a single seed, drawn at random if None.
 
     Raises:
-        InputError: If they are not 64-bit integers, or their number is not that of the images.
+        InputError: If a seed is not a 64-bit integer, or seeds per image do not have shape (count,).
     """
     if seed is None:
         seed = int(torch.randint(1 << 62, (), device='cpu'))
@@ -56,7 +56,7 @@ def image_seeds(
         return _mix(torch.arange(count, device=device) * _GOLDEN + int(given))
     if given.shape != (count,):
         raise InputError(
-            f'{len(given) if given.ndim == 1 else tuple(given.shape)} for {count} images',
+            f'{len(given) if given.ndim == 1 else tuple(given.shape)} seeds for {count} images',
             'give one for all or one per image', argument='seed')
     return without_wait(given.long(), device)
 
@@ -69,7 +69,7 @@ def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -
         stream: Index of the random stream of a seed: one for all rows, or one per row (N,).
         count: Numbers per row.
     """
-    # a Python integer does not wrap around to 64 bits by itself
+    # unlike tensors, Python integers do not wrap around to 64 bits
     offset = (stream + 1) * _MIX_1
     offset = offset if isinstance(offset, torch.Tensor) else (offset + _HALF) % (2 * _HALF) - _HALF
     start = _mix(_mix(seeds.clone()) + offset)
@@ -78,11 +78,11 @@ def uniform(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -
 
 
 def signs(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:
-    """-1 and 1 with equal probability; arguments of `uniform`."""
+    """-1 or 1 with equal probability, float32; takes the arguments of `uniform`."""
     return torch.where(uniform(seeds, stream, count) < .5, -1., 1.)
 
 
 def normal(seeds: torch.Tensor, stream: Union[int, torch.Tensor], count: int) -> torch.Tensor:
-    """Standard normal numbers (Box-Muller); arguments of `uniform`."""
+    """Standard normal numbers (Box-Muller), float32; takes the arguments of `uniform`."""
     radius, angle = uniform(seeds, stream, 2 * count).chunk(2, dim=1)
     return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)

@@ -44,7 +44,7 @@ class FGSMRS(GradientAttack):
 
 @register_attack
 class NFGSM(GradientAttack):
-    """N-FGSM: one step of length eps from strong noise, without projection: images are within (`noise` + 1) eps.
+    """N-FGSM: one step of length eps from strong noise, not projected onto eps: images are within (`noise` + 1) eps.
 
     For training only. de Jorge et al. 2022, `Make Some Noise: Reliable and Efficient Single-Step Adversarial Training`
     - https://arxiv.org/abs/2202.01181
@@ -83,7 +83,7 @@ class BIM(IterativeAttack):
 
 @register_attack
 class MIM(BIM):
-    """Momentum iterative method (also MIA, MI-FGSM): BIM along accumulated L1-normalized gradients.
+    """Momentum iterative method (also MIA, MI-FGSM): BIM with momentum over L1-normalized gradients.
 
     Dong et al. 2018, `Boosting Adversarial Attacks with Momentum` - https://arxiv.org/abs/1710.06081. Three options,
     alone or combined, make images transfer better: input diversity (DI) and translation-invariant gradients (TI), see
@@ -146,7 +146,7 @@ class PGD(IterativeAttack):
     """
     name = 'pgd'
     random_start: bool = setting(True, 'start from a random point of the ball')
-    restarts: int = setting(1, 'number of runs; each attacks the images not fooled yet')
+    restarts: int = setting(1, 'number of runs; each attacks the images that earlier runs failed on')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,7 +165,7 @@ class CWLinf(PGD):
     """
     name = 'cw-linf'
     aliases = ('cw',)
-    confidence: float = setting(50., 'logit margin of a wrong class from which the loss is flat')
+    confidence: float = setting(50., 'logit margin of the wrong class at which the loss saturates')
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return cw_loss(logits, target, self.confidence)
@@ -173,7 +173,7 @@ class CWLinf(PGD):
 
 @register_attack
 class PGDTargeted(PGD):
-    """Multi-targeted PGD: one targeted run for each of the likeliest wrong classes, on the images not fooled yet.
+    """Multi-targeted PGD: one targeted run for each of the likeliest wrong classes, on the remaining images.
 
     Targets are ordered by the clean image's logits (Gowal et al. 2019, https://arxiv.org/abs/1910.09338); a single
     random target is a weak attack. For your own targets, pass `targets` to `PGD`.

@@ -1,4 +1,4 @@
-"""A fast ensemble: about AutoAttack's robust accuracy in a fraction of its time."""
+"""A fast ensemble: close to AutoAttack's robust accuracy in a fraction of the time."""
 from typing import Optional, Tuple
 
 from .apgd import APGD

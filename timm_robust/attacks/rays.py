@@ -1,4 +1,4 @@
-"""RayS: searches the nearest decision boundary along sign vectors, from predicted classes only.
+"""RayS: searches for the nearest decision boundary along sign vectors; uses only predicted classes.
 
 Chen & Gu 2020, `RayS: A Ray Searching Method for Hard-label Adversarial Attack` - https://arxiv.org/abs/2006.12792,
 algorithms 2 and 3.
@@ -24,7 +24,8 @@ class RayS(Attack):
     """Untargeted RayS: needs only the predicted class; deterministic.
 
     Each step either probes a direction (the best one with a block of signs flipped) at the best radius so far or, after
-    a successful probe, bisects for the smallest radius that fools. An image is fooled once its radius is at most eps.
+    a successful probe, bisects for the smallest radius that fools the network. The attack succeeds on an image once its
+    radius is at most eps.
     """
     name = 'rays'
     norms = ('Linf',)
@@ -89,7 +90,7 @@ class RayS(Attack):
 
     @staticmethod
     def _flip_next_block(state: State, probing: torch.Tensor) -> None:
-        """Flip the next block of the best signs, for images that probe next; blocks halve once all were tried."""
+        """Flip the next block of the best signs, for images that probe next; halve blocks once all were tried."""
         size = state['x'][0].numel()
         level, block = state['level'], state['block'] + probing
         length = (size + 2 ** level - 1) // 2 ** level

@@ -22,10 +22,10 @@ def register_attack(cls: _Class) -> _Class:
     """Class decorator: turn an attack into a frozen dataclass and register its names.
 
     Raises:
-        InputError: If the class has no name, or another attack has one of its names.
+        InputError: If one of its names is invalid or taken.
     """
     if '__dataclass_fields__' not in cls.__dict__:
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # changes the class itself
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # modifies the class in place
     names: Dict[str, Mapping[str, Any]] = {cls.name: {}, **dict.fromkeys(cls.aliases, {}), **cls.variants}
     for name in names:
         if not name or name != _normal(name) or ',' in name:
@@ -62,14 +62,14 @@ def _split(name: str) -> Tuple[str, str]:
 
 
 def parse_attack(attack: Union[str, Attack], **settings: Any) -> Attack:
-    """Parse an attack such as 'pgd20': a name in any case, with '_' or '-', and optionally steps or queries.
+    """Parse an attack such as 'pgd20': a case-insensitive name, with '_' or '-', and optionally steps or queries.
 
     Args:
-        attack: Name, or an attack, which is returned unchanged.
+        attack: Name, or an `Attack`, which is returned unchanged.
         **settings: Fields of the attack.
 
     Raises:
-        InputError: On an unknown name, and on a number or a setting that the attack does not take.
+        InputError: On an unknown name, or a number or setting that the attack does not take.
     """
     if isinstance(attack, Attack):
         return attack
@@ -90,8 +90,8 @@ def parse_attack(attack: Union[str, Attack], **settings: Any) -> Attack:
 def parse_attacks(attacks: Union[str, Attack, Sequence[Union[str, Attack]]], **settings: Any) -> List[Attack]:
     """Parse a list such as 'clean,fgsm,pgd20,apgd-ce,square1000,autoattack'.
 
-    A number sets the steps, or the queries of square and rays. The default is 20 for PGD and its variants, and the
-    paper's for the others.
+    A number sets the steps, or the queries of square and rays. By default, PGD and its variants take 20 steps; other
+    attacks have their own defaults.
 
     Args:
         attacks: Comma-separated names, or a list of names and attack objects.
@@ -99,7 +99,7 @@ def parse_attacks(attacks: Union[str, Attack, Sequence[Union[str, Attack]]], **s
             the default. Attack objects keep their own settings.
 
     Raises:
-        InputError: On an unknown name, a number an attack does not take, and a setting that no attack takes.
+        InputError: On an unknown name, a number an attack does not take, or a setting that no listed attack takes.
     """
     listed = [attacks] if isinstance(attacks, Attack) else attacks
     items = listed.split(',') if isinstance(listed, str) else list(listed)

@@ -1,4 +1,4 @@
-"""Square attack: random search with square patches, from the network's scores only.
+"""Square attack: random search with square patches; uses only the network's scores.
 
 Andriushchenko et al. 2020, `Square Attack: a query-efficient black-box adversarial attack via random search` -
 https://arxiv.org/abs/1912.00049, algorithms 1 to 3.
@@ -82,8 +82,9 @@ class Square(Attack):
     query_limit: int = setting(5000, 'maximum number of queries per image and restart')
     p_init: float = setting(.8, "share of an image's pixels in the first patch, in (0, 1]")
     rescale_schedule: bool = setting(
-        False, 'rescale the patch schedule from 10,000 queries to the budget, better for small ones; not in AutoAttack')
-    restarts: int = setting(1, 'number of runs; each attacks the images not fooled yet')
+        False, 'rescale the patch schedule from 10,000 queries to query_limit, which is better for small limits; '
+        'AutoAttack does not rescale it')
+    restarts: int = setting(1, 'number of runs; each attacks the images that earlier runs failed on')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,7 +166,7 @@ class Square(Attack):
             return windows.abs().sum((2, 3), keepdim=True) if is_l1 else windows.norm(dim=(2, 3), keepdim=True)
 
         count, channels, height, width = x.shape
-        # on the host, which knows the steps too: reading them from a GPU would force a sync
+        # from the steps counted on the host: reading them from a GPU would force a sync
         steps = torch.tensor([age + 1 for age in state.ages] or state['step'].tolist(), device='cpu')
         sizes = self.patch_sizes(steps, height, width, threat.norm)
         random = noise.uniform(state['seed'], state['step'], 5 + channels)
@@ -187,7 +188,7 @@ class Square(Attack):
             union = torch.zeros_like(part)
             union[target] = 1
             union[source] = 1
-            # the first window gets the budget of both, plus what the image has not used
+            # the first window gets the budget of both windows, plus the unused budget of the image
             if is_l1:
                 budget = (eps - threat.size(part)).clamp_min(0).view(-1, 1, 1, 1) + norm_of(part * union) * channels
             else:

@@ -25,13 +25,13 @@ class Call:
 class State(Dict[str, torch.Tensor]):
     """Named tensors whose first dimension is the batch.
 
-    Every state holds `x` (clean images in [0, 1]), `y` (true classes), `seed`, `step` (evaluations so far, counted by
-    the attack), `best` (the image to return, frozen once it fools), `score` (how good `best` is, infinite once it fools
-    and is allowed) and `done`; and, if there are any, `soft` (soft targets) and `target` (target classes).
+    Every state has `x` (clean images in [0, 1]), `y` (true classes), `seed`, `step` (evaluations so far, counted by the
+    attack), `best` (the image to return), `score` (how good `best` is, infinite once it fools the network within eps)
+    and `done` (`best` is final). `soft` (soft targets) and `target` (target classes) are optional.
 
     Attributes:
         ends: Whether this is the last step of every image, so that no gradient is needed.
-        ages: Steps of each image so far, known without a GPU sync.
+        ages: Steps of each image so far, counted on the host: reading `step` from a GPU would force a sync.
     """
     ends = False
     ages: Sequence[int] = ()
@@ -57,11 +57,11 @@ class Batch:
     soft: Optional[torch.Tensor] = None
 
     def full(self, value: float, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
-        """A value for each image, shape (N,), by default in the images' precision."""
+        """A tensor of shape (N,) filled with one value, by default in the images' dtype."""
         return torch.full((len(self.x),), value, dtype=dtype or self.x.dtype, device=self.x.device)
 
     def state(self, **rows: torch.Tensor) -> State:
-        """A new state: the entries of every attack, and `rows`."""
+        """A new state with the entries that all attacks share, plus `rows`."""
         state = State(
             x=self.x,
             y=self.y,
@@ -80,9 +80,9 @@ class Batch:
 
 
 def keep_best(state: State, point: torch.Tensor, fooled: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """Keep the first point that fools, or else the one with the highest score; returns which points were better.
+    """Keep the first point that fools the network, or else the one with the highest score.
 
-    Steps after an image is done are ignored.
+    Steps after an image is done are ignored. Returns which points replaced the previous best, shape (N,).
     """
     score = torch.where(fooled, float('inf'), score.to(state['score'].dtype))
     better = (score > state['score']) & ~state['done']
@@ -108,6 +108,6 @@ class AttackResult:
     error_rates: Optional[torch.Tensor] = None
 
     def put(self, index: torch.Tensor, part: 'AttackResult') -> None:
-        """Store the results of the images at `index`, and add the queries."""
+        """Store `part` as the results of the images at `index`, and add its queries to theirs."""
         self.adversarial[index], self.fooled[index] = part.adversarial, part.fooled
         self.queries[index] += part.queries

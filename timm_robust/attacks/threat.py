@@ -35,7 +35,7 @@ __all__ = [
 
 Seed = Union[int, Sequence[int], torch.Tensor, None]
 Size = Union[str, float]
-_SHIFTS, _ULPS = 30, 8  # maximum steps of the projection onto the L1 ball, and its tolerance
+_SHIFTS, _ULPS = 30, 8  # maximum steps of the projection onto the L1 ball, and its tolerance in machine epsilons
 _Norm = TypeVar('_Norm', bound=Type['ThreatModel'])
 
 
@@ -69,7 +69,7 @@ class ThreatModel(ABC):
         norm: Name as printed and parsed, for example 'Linf'.
         largest: Largest sensible eps, infinite if it depends on the number of pixels.
         box: The ball is a box of half width eps, so that clamping each pixel projects onto it.
-        sparse: A step changes few pixels, so those already at the end of their range are left out.
+        sparse: A step changes few pixels, so it skips pixels already at the end of their range.
 
     Raises:
         InputError: If eps is negative, not finite or above `largest`.
@@ -113,7 +113,7 @@ class ThreatModel(ABC):
         """The perturbation of size 1 that most increases a function with this gradient, (N, C, H, W)."""
 
     def stride(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The step direction of attacks, of size 1: `steepest`, unless that changes too few pixels."""
+        """The direction of an attack step, of size 1: `steepest`, unless it changes too few pixels."""
         return self.steepest(gradient)
 
     def dual_size(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ class ThreatModel(ABC):
         return drawn / self.size(drawn)[:, None].clamp_min(1e-12)
 
     def random(self, seeds: torch.Tensor, count: int) -> torch.Tensor:
-        """Random perturbations of `count` pixels in the ball, shape (N, count), one seed for each."""
+        """Random perturbations of `count` pixels in the ball, shape (N, count), one per seed."""
         radius = noise.uniform(seeds, 1, 1) ** (1 / count)
         return self.direction(seeds, count, count) * radius * self.eps
 
@@ -147,10 +147,10 @@ NORMS: Dict[str, Type[ThreatModel]] = {}
 
 
 def register_norm(cls: _Norm) -> _Norm:
-    """Class decorator: register a norm by its name, in any case.
+    """Class decorator: register a norm by its case-insensitive name.
 
     Raises:
-        InputError: If the class has no name, or another norm has it.
+        InputError: If the class has no valid name, or the name is taken.
     """
     key = cls.norm.lower()
     taken = NORMS.get(key)
@@ -170,7 +170,7 @@ class Linf(ThreatModel):
     box = True
 
     def __str__(self) -> str:
-        # by convention, small perturbations are in 255ths and large ones (MNIST) in decimals
+        # by convention, small perturbations are written in 255ths and large ones (MNIST) as decimals
         in_255 = round(self.eps * 255)
         if 1 <= in_255 <= 32 and math.isclose(self.eps, in_255 / 255, rel_tol=1e-15):
             return f'{self.norm} {in_255}/255'
@@ -272,11 +272,11 @@ def project_onto_l1(
 class L1(ThreatModel):
     """The absolute changes of all pixels and channels of an image add up to at most eps.
 
-    A step along the steepest direction would change a single pixel. Attacks spread it evenly over the 1 % of pixels
-    with the largest gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple
+    A step along the steepest direction would change a single pixel. Attacks spread each step evenly over the 1 % of
+    pixels with the largest gradients (SLIDE: Tramer & Boneh 2019, `Adversarial Training and Robustness for Multiple
     Perturbations` - https://arxiv.org/abs/1904.13000, section 4) among those that can still move (Maini et al. 2020,
     `Adversarial Robustness Against the Union of Multiple Perturbation Models` - https://arxiv.org/abs/1909.04068). APGD
-    adapts the share of pixels.
+    adapts this percentage.
     """
     norm = 'L1'
     sparse = True
@@ -315,7 +315,7 @@ def norm_names() -> str:
 
 
 def make_threat(norm: str, eps: Size) -> ThreatModel:
-    """A threat model from the name of its norm, in any case, and its eps.
+    """Make a threat model from the case-insensitive name of its norm and its eps.
 
     Raises:
         InputError: On an unknown norm or a bad eps.
@@ -326,7 +326,7 @@ def make_threat(norm: str, eps: Size) -> ThreatModel:
 
 
 def parse_threat(threat: Union[str, ThreatModel]) -> ThreatModel:
-    """Parse a threat model such as 'Linf 8/255', in any case.
+    """Parse a threat model such as 'Linf 8/255', case-insensitively.
 
     Raises:
         InputError: If it is not a threat model.
@@ -360,7 +360,7 @@ def parse_threats(threat: Union[str, ThreatModel, Sequence[Union[str, ThreatMode
 
 
 def madry_step_size(threat: ThreatModel, steps: int) -> float:
-    """2.5 eps / steps in pixel units, which can reach every point of the ball (Madry et al. 2018, section 5)."""
+    """2.5 eps / steps in pixel units: the steps can reach every point of the ball (Madry et al. 2018, section 5)."""
     return 2.5 * threat.eps / steps
 
 

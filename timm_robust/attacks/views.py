@@ -1,4 +1,4 @@
-"""Gradients that transfer to other networks: averaged over views of the image, or smoothed."""
+"""Input gradients for transfer attacks: averaged over views of the image, or smoothed."""
 from typing import Callable, Sequence, Tuple
 
 import torch
@@ -9,15 +9,15 @@ from .context import input_gradient
 
 __all__ = ['diverse', 'smoothed', 'view_gradient']
 
-_SMALLEST = .9  # minimum side of the shrunk image, relative
+_SMALLEST = .9  # minimum side of the shrunk image, relative to the original
 
 
 def diverse(x: torch.Tensor, seeds: torch.Tensor, stream: torch.Tensor, prob: float) -> torch.Tensor:
     """With probability `prob`, shrink images to a random size and place them at random on a black canvas.
 
     Xie et al. 2019, `Improving Transferability of Adversarial Examples with Input Diversity` -
-    https://arxiv.org/abs/1803.06978. Here each image is drawn independently and keeps its size. The
-    paper enlarges images, which requires a network for any input size.
+    https://arxiv.org/abs/1803.06978. Here each image gets its own random size and position, and the canvas has the size
+    of the image. The paper enlarges images instead, which requires a network that accepts any input size.
 
     Args:
         x: Shape (N, C, H, W).
@@ -41,7 +41,7 @@ def diverse(x: torch.Tensor, seeds: torch.Tensor, stream: torch.Tensor, prob: fl
 
 
 def smoothed(gradient: torch.Tensor, size: int) -> torch.Tensor:
-    """Smooth a gradient (N, C, H, W) with a Gaussian kernel of `size` x `size`, cut at three standard deviations.
+    """Smooth a gradient (N, C, H, W) with a Gaussian kernel of `size` x `size`, truncated at 3 standard deviations.
 
     Dong et al. 2019, `Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks` -
     https://arxiv.org/abs/1904.02884, equation 7, with the kernel of the authors' code.
@@ -59,7 +59,7 @@ def view_gradient(
         loss_fn: Callable[[torch.Tensor], torch.Tensor],
         views: Sequence[Callable[[torch.Tensor], torch.Tensor]],
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient with respect to x, averaged over views; logits and loss are those of x itself.
+    """Gradient with respect to x, averaged over views, and logits and loss at x itself.
 
     Args:
         model: Maps x to logits.

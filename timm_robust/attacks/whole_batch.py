@@ -12,17 +12,17 @@ from .loop import longest_gap
 __all__ = ['KEEP', 'Ascent', 'last_iterate', 'most_fooled']
 
 KEEP = ('last', 'most_fooled')
-_ROWS = 32  # a batch shrinks in multiples of this size, since each new shape may cost a compilation
+_ROWS = 32  # a shrunk batch has a multiple of this size, since each new shape may cost a compilation
 
 Rows = Dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """The step of gradient attacks.
+    """One ascent step of a gradient attack.
 
     Args:
-        step_size: Length in pixel units.
+        step_size: Step size in pixel units.
         decay: Decay of the momentum over L1-normalized gradients, 0 for none.
     """
     step_size: float
@@ -38,10 +38,10 @@ class Ascent:
 
 
 class _Friendly:
-    """Early stopping of friendly adversarial training: an image stops when it is misclassified a (`tau` + 1)-th time.
+    """Early stopping of friendly adversarial training: an image stops once it has been misclassified `tau` + 1 times.
 
-    Stopped images leave the batch, on a CPU at once. On a GPU each check forces a sync, and a compiled network is
-    recompiled for each shape: there stopped images stay unchanged in the batch until it next shrinks.
+    On a CPU stopped images leave the batch immediately. On a GPU each check forces a sync, and a compiled network is
+    recompiled for each new shape. There stopped images stay in the batch, unchanged, until it next shrinks.
     """
 
     def __init__(self, start: torch.Tensor, tau: int, compiled: bool):
@@ -64,7 +64,7 @@ class _Friendly:
         return None if count == len(self.stopped) else self.stopped.long().argsort(stable=True)[:count].sort().values
 
     def put_aside(self, rows: Rows) -> None:
-        """Store the images of the batch at their original places."""
+        """Save the images of the batch at their original positions."""
         self.adv[rows['place']] = rows['point']
 
     def take(self, index: torch.Tensor) -> None:
@@ -82,13 +82,13 @@ def last_iterate(
         ascent: Ascent,
         tau: Optional[int],
 ) -> torch.Tensor:
-    """The batch after all steps.
+    """Take all steps and return the last iterate.
 
     Args:
         model: The network.
         gradient_fn: Its `GradientAttack.gradient`.
         ball: The allowed images.
-        rows: `point` (the start), `y` (true classes), `seed`, `step` and what `loss_fn` needs, one row per image.
+        rows: `point` (the start), `y` (true classes), `seed`, `step` and the inputs of `loss_fn`, one row per image.
         loss_fn: Maps rows and logits to the loss to maximize.
         steps, ascent, tau: See `GradientAttack`.
     """

@@ -30,14 +30,14 @@ class AuxNorm(BatchNormMode):
     gamma: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """BatchNorm by the layer, its twin, or at inference a mixture of both."""
+        """Apply the layer itself, its twin or, at inference, a mixture of both."""
         if self.gamma == 0:
             return super().forward(x)
         if self.gamma == 1:
             return self.aux(x)
         if self.training:
             raise InputError(
-                'in training only one of two BatchNorms can normalize', 'choose 0 or 1', argument='gamma',
+                'mixes two BatchNorms, which only works in eval mode', 'choose 0 or 1', argument='gamma',
                 value=self.gamma)
         main, aux = (
             F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False, 0., n.eps)
@@ -95,11 +95,11 @@ def has_aux_norm(model: nn.Module) -> bool:
 
 
 def _with_twin(norm: Norm) -> nn.Module:
-    """A layer with a twin, to replace a BatchNorm."""
+    """A replacement for a BatchNorm layer, with a twin."""
     name = type(norm).__name__
     if isinstance(norm, BatchNormMode):
         raise InputError(
-            f'{name} normalizes by the batch, but auxiliary BatchNorm needs tracked statistics',
+            f'{name} uses batch statistics, but auxiliary BatchNorm needs tracked statistics',
             "call set_bn_mode(model, 'population') first")
     if type(norm) not in AUX_CLASSES or norm.running_mean is None:
         raise InputError(
@@ -123,8 +123,8 @@ def convert_aux_norm(model: nn.Module) -> nn.Module:
         The converted model.
 
     Raises:
-        InputError: If the model has no BatchNorm, or one that tracks no statistics, normalizes by the batch at
-            inference, or is a custom one.
+        InputError: If the model has no BatchNorm, or has one that tracks no statistics, uses batch statistics at
+            inference, or is a custom class.
     """
     if has_aux_norm(model):
         return model
@@ -135,7 +135,7 @@ def convert_aux_norm(model: nn.Module) -> nn.Module:
 
 
 def set_gamma(model: nn.Module, gamma: float) -> nn.Module:
-    """Choose what normalizes: 0 the main BatchNorm, 1 the auxiliary one, in between (at inference) a mixture.
+    """Choose the active BatchNorm: 0 the main one, 1 the auxiliary one, in between (at inference only) a mixture.
 
     Args:
         model: A model from `convert_aux_norm`, changed in place.
@@ -172,14 +172,14 @@ def _main_branch(norm: AuxNorm) -> nn.Module:
 
 
 def plain_branch(model: nn.Module, branch: str) -> nn.Module:
-    """A plain copy of a model with auxiliary normalization that keeps one branch.
+    """Copy a model with auxiliary normalization, keeping one branch as plain BatchNorm.
 
     Args:
         model: A model from `convert_aux_norm`.
         branch: 'main' or 'aux'.
 
     Raises:
-        InputError: On another branch, and if the model has no auxiliary normalization.
+        InputError: On an unknown branch, or if the model has no auxiliary normalization.
     """
     check_choice('branch', branch, ('main', 'aux'))
     plain = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Whether the images of a batch influence each other's output."""
+"""Detect networks whose output for an image depends on the other images of the batch."""
 import warnings
 from typing import Any, Iterator, List, Optional
 
@@ -11,18 +11,18 @@ from .norms import is_norm
 
 __all__ = ['has_batch_statistics']
 
-# Layers of these packages that normalize by the batch are listed below. Layers from other packages are tested.
+# Layers of these packages that use batch statistics are listed below. Layers of other packages are tested.
 _KNOWN_PACKAGES = ('torch', 'torchvision', 'timm', 'timm_robust')
 _BATCH_IN_TRAINING = (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2, InplaceAbn)
 
-# Relative to the largest output; on most hardware two passes of one shape and seed are bit-identical.
+# Relative to the largest output; on most hardware two passes with the same shape and seed are bit-identical.
 _TOLERANCE = 1e-5
 _SIZES = (32, 224, 64, 28, 16)
 _BATCH = 4
 
 
 def _is_known(module: nn.Module) -> bool:
-    compiled = isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))  # they hide their layers
+    compiled = isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))  # their layers are hidden
     return not compiled and type(module).forward.__module__.partition('.')[0] in _KNOWN_PACKAGES
 
 
@@ -75,7 +75,7 @@ def _depends_on_others(model: nn.Module, images: torch.Tensor) -> bool:
             not torch.allclose(s, t, rtol=0, atol=_TOLERANCE * s.abs().max().item(), equal_nan=True)
             for s, t in zip(a, b) if s.numel())
 
-    # not conclusive if the outputs are not reproducible at all
+    # the test is not conclusive if outputs are not reproducible
     return differ(before, after) and not differ(before, again)
 
 
@@ -106,7 +106,7 @@ def _measure(model: nn.Module, unknown: List[nn.Module], training: bool, images:
     names = ', '.join(sorted({type(m).__name__ for m in unknown}))
     warnings.warn(
         f'found no image shape that {type(model).__name__} accepts, so {names} could not be tested and is assumed to '
-        'normalize by the batch; pass images', stacklevel=3)
+        'use batch statistics; pass images', stacklevel=3)
     return True
 
 
@@ -117,13 +117,13 @@ def has_batch_statistics(
 ) -> bool:
     """Whether a model's output for one image depends on the other images of its batch.
 
-    Layers of torch, timm and this package are known. Any other layer that looks like a normalization (by its name, its
-    base class or running statistics) is tested: forward passes show whether the output for an image changes with the
-    other images. With `images` every unknown module is tested.
+    Layers of torch, torchvision, timm and this package are known. Any other layer that looks like a normalization (by
+    its name, base class or running statistics) is tested: forward passes show whether the output for an image changes
+    with the other images. With `images` every unknown module is tested.
 
     Args:
         model: A built model.
-        training: Check training mode instead of inference.
+        training: Check training mode instead of eval mode.
         images: Sample inputs of the model, shape (N, C, H, W), to test unknown layers; by default random images of the
             size in `pretrained_cfg` or of a common size.
     """

@@ -1,7 +1,7 @@
-"""The statistics that BatchNorm and RobustNorm layers use at inference.
+"""Choose the statistics that BatchNorm and RobustNorm layers use at inference.
 
-The switch varied in Tables 1 and 2 of `Towards an Adversarially Robust Normalization Approach`
-(https://arxiv.org/abs/2006.11007): population (P) or batch (B) statistics.
+Tables 1 and 2 of `Towards an Adversarially Robust Normalization Approach` (https://arxiv.org/abs/2006.11007) compare
+population (P) and batch (B) statistics.
 """
 from typing import Any, Dict
 
@@ -31,27 +31,27 @@ class BatchModeNorm(BatchNormMode):
 
 
 class BatchModeBatchNorm1d(BatchModeNorm, nn.BatchNorm1d):
-    """BatchNorm1d that normalizes by the batch at inference too."""
+    """BatchNorm1d that uses batch statistics at inference too."""
 
 
 class BatchModeBatchNorm2d(BatchModeNorm, nn.BatchNorm2d):
-    """BatchNorm2d that normalizes by the batch at inference too."""
+    """BatchNorm2d that uses batch statistics at inference too."""
 
 
 class BatchModeBatchNorm3d(BatchModeNorm, nn.BatchNorm3d):
-    """BatchNorm3d that normalizes by the batch at inference too."""
+    """BatchNorm3d that uses batch statistics at inference too."""
 
 
 class BatchModeSyncBatchNorm(BatchModeNorm, nn.SyncBatchNorm):
-    """SyncBatchNorm that normalizes by the batch of its process at inference."""
+    """SyncBatchNorm that at inference uses the statistics of the batch in its own process."""
 
 
 class BatchModeBatchNormAct2d(BatchModeNorm, BatchNormAct2d):
-    """BatchNormAct2d that normalizes by the batch at inference too."""
+    """BatchNormAct2d that uses batch statistics at inference too."""
 
 
 class BatchModeSyncBatchNormAct(BatchModeNorm, SyncBatchNormAct):
-    """SyncBatchNormAct that normalizes by the batch of its process at inference."""
+    """SyncBatchNormAct that at inference uses the statistics of the batch in its own process."""
 
 
 BATCH_MODE_CLASSES: Dict[Any, Any] = {c.__bases__[1]: c for c in BatchModeNorm.__subclasses__()}
@@ -65,7 +65,7 @@ def bn_mode_of(norm: Norm) -> str:
 
 
 def _in_mode(norm: Norm, mode: str) -> nn.Module:
-    """A BatchNorm layer in a mode: itself or a new one."""
+    """The BatchNorm layer itself if it is in the mode, else a new layer in that mode."""
     name = type(norm).__name__
     if mode == 'mean':
         raise InputError('BatchNorm has no such mode', "choose 'batch' or 'population'", argument='mode', value=mode)
@@ -87,23 +87,23 @@ def _in_mode(norm: Norm, mode: str) -> nn.Module:
 
 
 def set_bn_mode(model: nn.Module, mode: str) -> nn.Module:
-    """Choose which statistics normalize at inference in every BatchNorm and RobustNorm layer of a model.
+    """Choose the statistics that every BatchNorm and RobustNorm layer of a model uses at inference.
 
-    Training mode and the state dict are unaffected. BatchNorm layers are replaced by others with the same tensors, as
-    in `convert_sync_batchnorm`, so that the model can be pickled and copied in every mode.
+    Training mode and the state dict are unaffected. BatchNorm layers are replaced by layers of another class with the
+    same tensors, as in `convert_sync_batchnorm`, so that the model can be pickled and copied in every mode.
 
     Args:
         model: A built model, changed in place (a bare BatchNorm is not: use the return value).
-        mode: 'population' (tracked in training), 'batch' (those of the batch) or, for RobustNorm only, 'mean' (tracked
-            mean, range of the batch).
+        mode: 'population' (tracked in training), 'batch' (of the current batch) or, for RobustNorm only, 'mean'
+            (tracked mean, range of the current batch).
 
     Returns:
         The converted model.
 
     Raises:
-        InputError: On an unknown mode, on 'mean' for a model with BatchNorm, on 'batch' for one with auxiliary
-            BatchNorm, on 'population' for one that tracks no statistics, and if no layer can be switched. The model is
-            then unchanged.
+        InputError: On an unknown mode; on 'mean' for a model with BatchNorm, 'batch' for one with auxiliary BatchNorm,
+            or 'population' for one that tracks no statistics; and if the model has no such layers or a custom
+            BatchNorm. The model is then unchanged.
     """
     check_choice('mode', mode, BN_MODES)
     norms = [m for m in model.modules() if is_norm(m)]

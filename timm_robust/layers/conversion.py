@@ -1,4 +1,4 @@
-"""Change the class of layers, to switch normalization modes; convert_sync_batchnorm works the same way."""
+"""Replace layers by layers of another class that share their tensors, as torch's convert_sync_batchnorm does."""
 import copy
 from typing import Dict, Type, TypeVar
 
@@ -24,7 +24,7 @@ def recast(module: nn.Module, new_class: Type[_Module]) -> _Module:
 
 
 def replace_modules(model: nn.Module, replacements: Dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replace modules wherever a model has them.
+    """Replace modules wherever they occur in a model.
 
     Args:
         model: Changed in place, unless it is itself replaced.

@@ -24,7 +24,7 @@ __all__ = ['fold_for_inference']
 _logger = logging.getLogger(__name__)
 
 # Folding reorders float32 sums. The copy is used only if its logits differ by at most this share of their largest
-# magnitude. Correct copies agree to 7e-7 on a CPU, 150 layers deep; a GPU may choose other kernels for a folded layer.
+# magnitude. On a CPU correct copies of 150 layers agree to 7e-7; a GPU may choose other kernels for a folded layer.
 _TOLERANCE = 3e-5
 
 
@@ -55,7 +55,7 @@ def _affine_of_tracked(norm: Norm) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _plain_conv(conv: Any) -> Any:
-    """An equivalent plain convolution, with the weight standardized if need be, or None if there is none."""
+    """An equivalent `nn.Conv2d`, with any weight standardization applied, or None for an unsupported layer."""
     if type(conv) is nn.Conv2d:
         weight = conv.weight
     elif type(conv) in (StdConv2d, ScaledStdConv2d):
@@ -72,7 +72,7 @@ def _plain_conv(conv: Any) -> Any:
 
 
 def _observe(model: nn.Module, x: torch.Tensor) -> Tuple[Dict[str, str], List[str]]:
-    """Map each norm to the convolution whose output it takes, by name, and list the layers called exactly once."""
+    """Map each norm to the convolution that feeds it, by name, and list the layers called exactly once."""
     producers: Dict[int, str] = {}
     outputs: List[torch.Tensor] = []  # kept alive, so that no id is reused
     follows: Dict[str, str] = {}
@@ -129,7 +129,7 @@ def _fold(model: nn.Module, x: torch.Tensor) -> Optional[nn.Module]:
 
 
 def _probes(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Images to compare on: those given, and darker, brighter and inverted ones, which may take other branches."""
+    """Images to compare on: x, and darker, brighter and inverted copies, which may take other branches."""
     low, high = x.min(), x.max()
     yield x
     yield x * .1
@@ -154,12 +154,12 @@ def fold_for_inference(model: nn.Module, x: torch.Tensor) -> Optional[nn.Module]
         x: Sample images, to trace the layers and to compare the copy with the model.
 
     Returns:
-        A copy in eval mode, or None if nothing could be folded, the copy's logits differ, or the network cannot be
-        copied or fails without a folded layer (for example because it reads `self.bn.weight`).
+        A copy in eval mode, or None if nothing could be folded, the copy's logits differ, the network cannot be copied,
+        or the copy fails (for example because the network reads `self.bn.weight` of a folded layer).
     """
     try:
         folded = _fold(model, x)
-        # detects outputs with a second consumer, and patterns that are not handled
+        # the comparison detects outputs with a second consumer, and patterns that folding does not handle
         return folded if folded is not None and _agree(model, folded, x) else None
     except Exception as error:  # a third-party network may raise anything once its layers are replaced
         _logger.debug(f'{type(model).__name__} is not folded: {type(error).__name__}: {error}')

@@ -1,4 +1,4 @@
-"""Recognize BatchNorm and RobustNorm layers, and the base class of their modes."""
+"""Helpers that recognize BatchNorm and RobustNorm layers, and the base class of BatchNorm modes."""
 from typing import Any, Dict, Tuple, Type
 
 import torch
@@ -22,13 +22,13 @@ __all__ = [
 # a BatchNorm or RobustNorm layer; torch types its attributes as Tensor | Module
 Norm = Any
 
-# each mode has a subclass of each of these
+# each BatchNorm mode defines a subclass of each of these classes
 PLAIN_BATCH_NORMS: Tuple[Type[nn.Module], ...] = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)
 
 
 class BatchNormMode(nn.Module):
-    """Base of the mode mixins: a mode's class derives from its mixin first and one of `PLAIN_BATCH_NORMS` second."""
+    """Base of the mode mixins: a class in a mode has the bases (mixin, one of `PLAIN_BATCH_NORMS`)."""
     weight: Any
     bias: Any
     running_mean: Any
@@ -38,14 +38,14 @@ class BatchNormMode(nn.Module):
 
     @property
     def qconfig(self) -> Any:
-        """Read by the converters of torch and timm, which would silently turn this layer into a plain one."""
+        """Always raises: the converters of torch and timm read it, and would silently make this layer a plain one."""
         raise InputError(
             f'{type(self).__name__} would lose its mode in a conversion',
             'synchronize it with sync_norm_statistics, or make it plain first with set_bn_mode or plain_branch')
 
 
 def plain_class(norm: BatchNormMode) -> Type[nn.Module]:
-    """The class without its mode."""
+    """The plain BatchNorm class of a layer in a mode."""
     return type(norm).__bases__[1]
 
 

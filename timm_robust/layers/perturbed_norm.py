@@ -29,11 +29,11 @@ def _forward_by_groups(
         first: bool,
         x: torch.Tensor,
 ) -> torch.Tensor:
-    """BatchNorm with a scale and shift per group, (groups, C); in the second pass also with statistics per group."""
+    """BatchNorm with scale and shift per group, (groups, C); in the second training pass also statistics per group."""
     groups, channels = scale.shape
     if len(x) % groups:
         raise InputError(f'must divide the {len(x)} images of a pass', argument='groups', value=groups)
-    # one image of each group becomes channels of one image, so that a channel belongs to one group
+    # merge one image of each group into one image, along channels, so that each channel belongs to one group
     grouped = (len(x) // groups, groups * channels, *x.shape[2:])
     scale, shift = scale.flatten().to(x.dtype), shift.flatten().to(x.dtype)
     if norm.training and not first:
@@ -58,7 +58,7 @@ class NormPerturbation:
     d has one value per channel and group: image i belongs to group i modulo the number of groups, and in the
     adversarial pass each group has its own batch statistics.
 
-    The model keeps its layers and its state dict keys. What the layers compute changes only inside `clean_pass` and
+    The model keeps its layers and its state dict keys. The perturbation applies only inside `clean_pass` and
     `adversarial_pass`.
 
     Args:
@@ -66,8 +66,8 @@ class NormPerturbation:
         groups: Number of groups; more than one only for BatchNorm that is not synchronized.
 
     Raises:
-        InputError: If there is no layer to perturb, or one that cannot be split into groups; also in `clean_pass`, if
-            layers have been replaced.
+        InputError: If there is no layer to perturb, or a layer cannot be split into groups. `clean_pass` raises it too,
+            since layers may have been replaced.
     """
 
     def __init__(self, model: nn.Module, groups: int = 1):
@@ -78,7 +78,7 @@ class NormPerturbation:
         self._find()
 
     def _find(self) -> None:
-        """Look up the layers, which conversions of the model may have replaced."""
+        """Look up the layers again, since conversions of the model may have replaced them."""
         self.tracking = list(tracking_norms(self.model).values())
         self.norms = [m for m in self.tracking if m.weight is not None]
         if not self.norms:
@@ -96,7 +96,7 @@ class NormPerturbation:
         return [t for pair in self.d.values() for t in pair]
 
     def ascend(self, gradients: List[torch.Tensor], epsilon: float) -> None:
-        """Set d = epsilon · sign(gradient), 0 where the loss overflowed and the gradient is NaN.
+        """Set d = epsilon · sign(gradient), or 0 where the gradient is NaN because the loss overflowed.
 
         Args:
             gradients: In the order of `tensors`; None for a layer that was not used.

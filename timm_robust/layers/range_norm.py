@@ -1,4 +1,4 @@
-"""The arithmetic of RobustNorm, with autograd and with a closed-form backward pass."""
+"""The computation of RobustNorm, with autograd and with a closed-form backward pass."""
 import math
 from typing import Any, Optional, Tuple
 
@@ -42,7 +42,7 @@ def _inverse_and_slope(value_range: torch.Tensor, power: float, eps: float) -> T
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func may differentiate a mean, which `requires_grad` would not show."""
+    """Whether a torch.func transform is active, which may differentiate tensors without `requires_grad`."""
     if torch.jit.is_scripting():
         return False
     else:
@@ -206,12 +206,12 @@ def normalize_by_batch(
         power: float,
         eps: float,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalize by the range of the batch and its mean, or a tracked one.
+    """Normalize by the range of the batch, and by its mean or a tracked one.
 
     Args:
         x: Input (N, C, H, W).
         weight, bias: Scale and shift (C,), or None.
-        tracked_mean: Mean (C,) to use instead of the batch's, without a gradient.
+        tracked_mean: Mean (C,) to use instead of the batch mean, without a gradient.
         power, eps: See `RobustNorm2d`.
 
     Returns:

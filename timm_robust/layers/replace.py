@@ -30,7 +30,7 @@ def _check(module: nn.Module, norm_layer: Callable[..., nn.Module]) -> None:
 
 
 def _carry_modes(old: Norm, new: nn.Module, norm_kwargs: Dict[str, Any]) -> nn.Module:
-    """The new layer, with the mode and synchronization of the old one."""
+    """The new layer, or its equivalent with the mode and synchronization of the old one."""
     if not is_norm(new):
         return new
     if is_norm(old) and 'bn_mode' not in norm_kwargs:
@@ -77,10 +77,10 @@ def replace_norm(
         source: Tuple[Type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,),
         **norm_kwargs: Any,
 ) -> nn.Module:
-    """Replace every BatchNorm of a model by RobustNorm (or the reverse), keeping its weights.
+    """Replace every BatchNorm of a model with RobustNorm (or the reverse), keeping its weights.
 
-    Scale, shift and running mean are carried over; so are the mode of `set_bn_mode` and synchronization, if the new
-    layer has them. The running range has no counterpart in BatchNorm: it starts at 1 and is tracked in training, so
+    Scale, shift and running mean are copied. The mode of `set_bn_mode` and synchronization are kept if the new layer
+    supports them. The running range has no counterpart in BatchNorm: it starts at 1 and is tracked in training, so
     train or recalibrate before inference with population statistics. Parameter names, activations fused into timm's
     BatchNormAct2d, device, dtype, mode and `requires_grad` are kept.
 
@@ -94,9 +94,9 @@ def replace_norm(
         The converted model.
 
     Raises:
-        InputError: If the model has no layer of the `source` classes, or one that `norm_layer` cannot replace: with
-            auxiliary BatchNorm, with an activation that would be lost, not for images, or in a mode that the new
-            layer does not have; if `norm_layer` is not a class. The model is then unchanged.
+        InputError: If `norm_layer` is not a class, the model has no layer of the `source` classes, or `norm_layer`
+            cannot replace one of them: it has an auxiliary BatchNorm, an activation that would be lost, an input that
+            is not (N, C, H, W), or a mode that the new layer does not support. The model is then unchanged.
 
     Examples:
 

@@ -30,7 +30,7 @@ def _warn_single_image(bn_mode: str) -> None:
         )
 
 
-@torch.fx.wrap  # a plain tracer keeps it as one call, as it does with batch_norm
+@torch.fx.wrap  # torch.fx traces it as a single call, like batch_norm
 def robust_norm(
         x: torch.Tensor,
         running_mean: torch.Tensor,
@@ -46,7 +46,7 @@ def robust_norm(
     """The function behind `RobustNorm2d`, as `torch.nn.functional.batch_norm` is behind BatchNorm.
 
     Args:
-        x: Input (N, C, H, W). An empty one gives an empty output and leaves the running averages alone.
+        x: Input (N, C, H, W). An empty input gives an empty output and leaves the running averages unchanged.
         running_mean, running_range: Tracked statistics (C,), updated in place in training.
         weight, bias: Scale and shift (C,), or None.
         training: Normalize by the batch and update the running averages.
@@ -56,7 +56,7 @@ def robust_norm(
         The normalized input, in the input's dtype.
 
     Raises:
-        InputError: On an input that is not (N, C, H, W), and in training on one value per channel.
+        InputError: On an input that is not (N, C, H, W), and in training on a single value per channel.
     """
     if x.dim() != 4:
         raise InputError(f'Expected an input of shape (N, C, H, W), got {list(x.shape)}')
@@ -111,8 +111,8 @@ class RobustNorm2d(nn.Module):
 
     .. math:: y = \gamma \frac{x - \mu}{r^p + \epsilon} + \beta, \qquad r = \max x - \min x
 
-    Running averages of :math:`\mu` and :math:`r` are kept in training. At inference `bn_mode` chooses what
-    normalizes: ``'batch'`` (the paper's RN: both of the current batch), ``'mean'`` (RN with tracked mean: tracked
+    Running averages of :math:`\mu` and :math:`r` are updated in training. At inference `bn_mode` chooses the
+    statistics: ``'batch'`` (the paper's RN: both of the current batch), ``'mean'`` (RN with tracked mean: tracked
     mean, range of the batch) or ``'population'`` (both tracked). With the first two the prediction for an image depends
     on the other images of the batch, so ``'population'`` is the default; see `set_bn_mode` to switch a model.
 
@@ -130,11 +130,11 @@ class RobustNorm2d(nn.Module):
         momentum: Weight of the newest batch in the running averages.
         affine: Learn a scale and a shift per channel.
         power: Exponent p of the range, in [0, 1]; 0.2 in the paper.
-        bn_mode: What normalizes at inference, one of 'batch', 'mean', 'population'.
+        bn_mode: Statistics used at inference: 'batch', 'mean' or 'population'.
 
     Raises:
-        InputError: On an unknown `bn_mode`, a `power` outside [0, 1], an input of another shape, and in training on one
-            value per channel.
+        InputError: On an unknown `bn_mode` or a `power` outside [0, 1]; in `forward`, on an input of another shape, and
+            in training on a single value per channel.
     """
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -196,7 +196,7 @@ class RobustNorm2d(nn.Module):
         dtype = statistics_dtype(x.dtype)
         if x.numel():
             mean, high, low = batch_mean_and_extrema(x)
-        else:  # an empty batch still takes part, in the backward pass too
+        else:  # a process with an empty batch must still take part, in the backward pass too
             mean = x.sum(dtype=dtype).expand(x.shape[1])
             high, low = mean - float('inf'), mean + float('inf')
         count = x.numel() // x.shape[1]

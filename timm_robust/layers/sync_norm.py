@@ -39,7 +39,7 @@ def sync_norm_statistics(model: nn.Module, process_group: Any = None) -> nn.Modu
 
     Args:
         model: A built model, changed in place (a bare BatchNorm is not: use the return value).
-        process_group: The processes to share with, all by default.
+        process_group: Processes that share their statistics, all by default.
 
     Returns:
         The converted model.

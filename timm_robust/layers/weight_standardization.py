@@ -1,4 +1,4 @@
-"""Cached standardized weights of normalizer-free networks, while their parameters are unchanged."""
+"""Cache the standardized weights of normalizer-free networks while their parameters are unchanged."""
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Iterator, List, Tuple
@@ -23,10 +23,10 @@ def standardized_weight(conv: Any) -> torch.Tensor:
 
 
 class _Cache:
-    """The standardized weight of a layer and what it was computed from.
+    """The standardized weight of a layer, and its sources: the tensors it was computed from.
 
-    A source is identified by its address and by its version, which counts in-place changes. A view of it is kept, so
-    that the address is not reused.
+    A source is identified by its address and its version counter, which counts in-place changes. The cache keeps a view
+    of each source, so that its address is not reused.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class _Cache:
 
     def holds(self, sources: List[torch.Tensor]) -> bool:
         """Whether the weight was computed from these sources in their current state."""
-        # a tensor of inference mode cannot be used outside of it
+        # an inference tensor cannot be used outside inference mode
         return self.weight is not None and self.in_inference_mode == torch.is_inference_mode_enabled() and all(
             t.data_ptr() == view.data_ptr() and t._version == version
             for t, (view, version) in zip(sources, self.sources))
@@ -51,7 +51,7 @@ class _Cache:
         self.copies = [t.detach().clone() for t in sources]
 
     def check(self, sources: List[torch.Tensor]) -> None:
-        """Compare values, once: code that changes `.data` in place (weight-noise defences) does so in each pass."""
+        """Detect in-place changes of `.data`, once: code that makes them (weight-noise defences) does so every pass."""
         self.steady = all(torch.equal(t, copy) for t, copy in zip(sources, self.copies))
         self.copies = []
 
@@ -61,7 +61,7 @@ def _forward(conv: Any, cache: _Cache, x: torch.Tensor) -> torch.Tensor:
     if (
             not cache.steady
             or torch.compiler.is_compiling() or are_functorch_transforms_active()
-            or any(t.is_inference() for t in sources)  # they have no version
+            or any(t.is_inference() for t in sources)  # inference tensors have no version counter
             or (torch.is_grad_enabled() and any(t.requires_grad for t in sources))):
         return type(conv).forward(conv, x)
     if cache.holds(sources):
@@ -80,13 +80,14 @@ def _forward(conv: Any, cache: _Cache, x: torch.Tensor) -> torch.Tensor:
 def cached_weights(model: nn.Module) -> Iterator[None]:
     """Compute the standardized weights of a network once instead of in every forward pass.
 
-    For passes without weight gradients: attack steps, evaluation. Results are bit-identical. A weight changed by an
-    optimizer, a load, a swap, a move or `functional_call` is computed again. An in-place change of `weight.data` cannot
-    be tracked: it is detected in the second pass, from which on the layer is not cached, but not later. Passes with
-    weight gradients are not cached either. The attacks of this package use this automatically.
+    For passes without weight gradients, such as attack steps and evaluation; passes with weight gradients bypass the
+    cache. Results are bit-identical. A weight is recomputed after an optimizer step, a loaded state dict, a swapped
+    tensor, a move to another device or `functional_call`. An in-place change of `weight.data` is detected only if it
+    happens before the second pass; the layer is then no longer cached. The attacks of this package use this cache
+    automatically.
 
     Args:
-        model: Any network, also inside wrappers. Networks without standardized weights are left alone, and so are
+        model: Any network, also inside wrappers. Networks without standardized weights are unaffected, and so are
             compiled ones, which would be recompiled.
     """
     # replicas of DataParallel would share the cache of the first device

@@ -91,7 +91,7 @@ def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
 
 
 def classes_of(name: str) -> Optional[Tuple[str, ...]]:
-    """Class names of weights whose tag ends in their training data, or None."""
+    """Class names of the training data that a tag ends in, or None if it is not known."""
     return next((names for data, names in _CLASSES.items() if name.endswith(data)), None)
 
 
@@ -121,10 +121,10 @@ def _resolve_norm(norm_layer: Any, norm_kwargs: Optional[Dict[str, Any]]) -> Any
 
 
 def _packaged_tags(variant: str) -> str:
-    """Weights to suggest instead of those that are unavailable."""
+    """Text that lists the weights of a model in this package, to suggest instead of unavailable ones."""
     found = ', '.join(sorted(p.stem for p in WEIGHTS_DIR.glob(f'{variant}.*.safetensors')))
-    return f'this package has those of {found}' if found else (
-        'this package has none of this network: train it (train_scripts/recipes), or see timm-robust models')
+    return f'this package has weights of {found}' if found else (
+        'this package has no weights of this network: train it (train_scripts/recipes), or see timm-robust models')
 
 
 def _cfg(variant: str, kwargs: Dict[str, Any]) -> PretrainedCfg:
@@ -132,13 +132,13 @@ def _cfg(variant: str, kwargs: Dict[str, Any]) -> PretrainedCfg:
 
 
 def _own_tag(cfg: PretrainedCfg) -> str:
-    """The tag whose weights are requested, '' if the caller provides other weights."""
+    """The tag whose weights are requested, or '' if the caller provides other weights."""
     named = cfg.source in ('hf-hub', 'local-dir') or cfg.file or cfg.state_dict
     return '' if named else cfg.tag or ''
 
 
 def check_reachable(variant: str, cfg: PretrainedCfg) -> None:
-    """If only the Hub has the weights, fail at once when it is unreachable, not after a minute of retries."""
+    """Fail immediately, not after a minute of retries, if only the Hub has the weights and it is unreachable."""
     elsewhere = cfg.file or cfg.state_dict or stored_weights(f'{variant}.{_own_tag(cfg)}')
     if not cfg.hf_hub_id or elsewhere:
         return
@@ -149,7 +149,7 @@ def check_reachable(variant: str, cfg: PretrainedCfg) -> None:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether weights are unavailable, rather than incompatible, which timm reports well."""
+    """Whether weights are unavailable. Incompatible weights do not count: timm's own errors explain them."""
     if isinstance(error, RuntimeError):
         return str(error).startswith(_NO_WEIGHTS)
     return isinstance(error, OSError) or type(error).__module__.startswith(('httpx', 'httpcore', 'requests'))
@@ -162,7 +162,7 @@ def build_robust_model(
         authors_checkpoint: str = '',
         **kwargs: Any,
 ) -> _Model:
-    """`timm.models.build_model_with_cfg` that explains missing weights in one line.
+    """`timm.models.build_model_with_cfg` with a one-line error for missing weights.
 
     Args:
         model_cls: Model class.
@@ -189,7 +189,7 @@ def build_robust_model(
         tag = f"{variant}.{cfg['tag']}" if cfg.get('tag') else variant
         looked = cfg.get('file') or cfg.get('hf_hub_id') and f"the Hugging Face Hub at {cfg['hf_hub_id']}"
         message = (
-            f'pretrained weights of {tag!r} cannot be fetched: looked in {looked or "no place, the tag names none"} '
+            f'pretrained weights of {tag!r} cannot be fetched: looked in {looked or "no location: the tag has none"} '
             f'({type(error).__name__}); {_packaged_tags(variant)}')
         raise PretrainedWeightsError(f'{message}; {authors_checkpoint}' if authors_checkpoint else message) from error
 
@@ -201,7 +201,7 @@ def build_normed_model(
         norm_kwargs: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
 ) -> _Model:
-    """`build_robust_model` for a network with RobustNorm if its name begins with 'robustnorm', else with BatchNorm.
+    """`build_robust_model` with RobustNorm if the model name begins with 'robustnorm', else with BatchNorm.
 
     Args:
         model_cls: Model class.
@@ -213,13 +213,13 @@ def build_normed_model(
 
     Raises:
         PretrainedWeightsError: If the weights of the tag cannot be fetched.
-        ValueError: If no norm has that name, or the weights of a tag are requested with a different norm.
+        ValueError: If the norm is unknown, or the weights of a tag are requested with a different norm.
     """
     own_norm = 'robustnorm2d' if variant.startswith('robustnorm') else 'batchnorm2d'
     norm_layer = _resolve_norm(kwargs.pop('norm_layer', own_norm), norm_kwargs)
     tag = _own_tag(_cfg(variant, kwargs)) if pretrained else ''
     if tag and norm_layer is not _resolve_norm(own_norm, None):
         raise ValueError(
-            f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {own_norm} and its defaults: '
-            'leave both out, or use a network of that norm (timm-robust models)')
+            f'norm_layer, norm_kwargs: weights of {variant}.{tag} were trained with {own_norm} and its defaults; '
+            'leave both out, or choose weights trained with your norm (see timm-robust models)')
     return build_robust_model(model_cls, variant, pretrained, norm_layer=norm_layer, **kwargs)

@@ -31,7 +31,7 @@ class CifarResNet(ResNet):
         layers: Number of blocks of each of the three stages.
         in_chans: Number of input channels.
         channels: Channels of each of the three stages, before the expansion of the block.
-        stem_chs: Channels of the stem, an even number; by default those of the first stage.
+        stem_chs: Channels of the stem, an even number; by default as many as in the first stage.
         stem_stride: Stride of the stem, 1 or 2.
         **kwargs: Arguments of timm's `ResNet`.
 
@@ -103,7 +103,7 @@ class CifarResNet(ResNet):
 
 
 def _cifar_layers(depth: int) -> dict:
-    # 6n + 2 layers; bottlenecks from depth 44 up, with n as for basic blocks, as in the paper
+    # 6n + 2 layers; from depth 44 on, bottlenecks with the n of basic blocks, as in the paper
     return dict(block=Bottleneck if depth >= 44 else BasicBlock, layers=((depth - 2) // 6,) * 3)
 
 

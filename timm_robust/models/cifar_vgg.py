@@ -42,12 +42,12 @@ class CifarVGG(VGG):
             **kwargs: Any,
     ):
         dd: Dict[str, Any] = {'device': device, 'dtype': dtype}
-        # one hidden unit: the two layers are dropped right away and need not be built at full size
+        # one hidden unit: VGG's two hidden layers are replaced below, so they are not built at full size
         super().__init__(
             cfg, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, mlp_ratio=1 / 4096,
             **dd, **kwargs)
         self.head_hidden_size = hidden_size or self.num_features
-        self.pre_logits = nn.Identity()  # type: ignore[assignment]  # VGG's own is never empty
+        self.pre_logits = nn.Identity()  # type: ignore[assignment]  # annotated for VGG's own layers
         if hidden_size:
             self.pre_logits = ConvMlp(self.num_features, hidden_size, kernel_size=1, drop_rate=drop_rate, **dd)
         self.head = ClassifierHead(

@@ -6,7 +6,7 @@ Papers:
     https://arxiv.org/abs/2101.08692
 
 The ImageNet networks are timm's NF-ResNets: state dicts of `nofrost_resnet50` and `nf_resnet50` are interchangeable.
-The CIFAR networks are the same blocks behind a stem that keeps the resolution.
+The small networks use the same blocks behind a stem of stride 1 (`nofrost_resnet11_mnist`, `nofrost_nfnet18_cifar`: 2).
 """
 from typing import Any, Dict, Tuple
 
@@ -22,11 +22,11 @@ _STEM_REDUCTION = 4  # downsampling by timm's '3x3_pool' stem, which CifarNormFr
 
 
 class CifarNormFreeNet(NormFreeNet):
-    """timm's normalizer-free network with a stem of stride 1 for small images.
+    """timm's normalizer-free network for small images, with a stem of stride 1 or 2 without pooling.
 
     Args:
         cfg: Architecture of the network; its `stem_type` must be '3x3_pool'.
-        output_stride: Output stride relative to the network's own stem, as in timm.
+        output_stride: Output stride as in timm, but not counting the stem.
         stem_stride: Stride of the stem, 1 or 2.
         **kwargs: Arguments of timm's `NormFreeNet`.
     """
@@ -153,7 +153,7 @@ def nofrost_resnet11_mnist(pretrained: bool = False, **kwargs: Any) -> CifarNorm
 
 @register_model
 def nofrost_resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarNormFreeNet:
-    """Normalizer-free ResNet-20 for 32x32: three stages of two bottlenecks, 16, 32 and 64 channels wide inside."""
+    """Normalizer-free ResNet-20 for 32x32: three stages of two bottlenecks with inner widths 16, 32 and 64."""
     return _create_nofrost_cifar('nofrost_resnet20_cifar', pretrained, **kwargs)
 
 
@@ -167,7 +167,7 @@ def nofrost_resnet26_cifar(pretrained: bool = False, **kwargs: Any) -> CifarNorm
 def nofrost_nfnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarNormFreeNet:
     """Normalizer-free network for adversarial training at 32x32 on a CPU: four NFNet blocks of four convolutions, SiLU.
 
-    The stem has stride 2, feature maps are 16x16, 8x8 and 4x4, and the blocks are 64, 128 and 256 channels wide inside:
-    a CPU multiplies matrices faster than it moves the large feature maps of `nofrost_resnet20_cifar`.
+    The stem has stride 2, feature maps are 16x16, 8x8 and 4x4, and the blocks have inner widths 64, 128 and 256. This
+    suits a CPU, which multiplies matrices faster than it moves the large feature maps of `nofrost_resnet20_cifar`.
     """
     return _create_nofrost_cifar('nofrost_nfnet18_cifar', pretrained, **dict(dict(stem_stride=2), **kwargs))

@@ -1,4 +1,4 @@
-"""A network that takes pixels in [0, 1]."""
+"""A wrapper that makes a timm model take pixels in [0, 1]."""
 from typing import Any, Sequence, Union
 
 import torch
@@ -17,16 +17,16 @@ def holds_normalized(model: Any) -> bool:
 class NormalizedModel(nn.Module):
     """A timm model with its normalization in front: maps pixels in [0, 1] to logits.
 
-    In the state dict, keys only gain the prefix `model.`.
+    The state dict has the keys of the model, with the prefix `model.`.
 
     Args:
         model: A timm model.
         mean: Mean of each channel, by default from the model's `pretrained_cfg`.
-        std: Standard deviation of each channel, likewise.
+        std: Standard deviation of each channel, with the same default.
 
     Raises:
-        InputError: On a model without mean and std or one that already normalizes, on invalid values, and in
-            `forward` on images with another number of channels.
+        InputError: If mean and std are neither given nor in `pretrained_cfg`, are invalid, or the model already
+            contains a `NormalizedModel`; in `forward`, on images with another number of channels.
 
     Examples:
 

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 def check_weight(weight: float) -> None:
-    """Refuse a λ outside [0, 1]."""
+    """Reject a λ outside [0, 1]."""
     check_range('weight', weight, 0, 1, note='0.5 is NoFrost, 1 is Madry')
 
 
@@ -97,7 +97,7 @@ class SatTask(RobustTask):
         self.weight = weight
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Adversarial images for a batch, in the network's input space; the images themselves if λ = 0."""
+        """Adversarial images for a batch, in the network's input space; the clean images if λ = 0."""
         return self.run_attack(input, target) if self.weight else input
 
     def _outputs(
@@ -120,8 +120,8 @@ class SatTask(RobustTask):
             target: Class indices (N,) or soft targets (N, K).
 
         Returns:
-            'loss'; 'output', the clean logits (adversarial ones if λ = 1); 'adv_loss' and 'adv_top1' (percent) unless
-            λ = 0, 'clean_loss' and 'clean_top1' unless λ = 1, detached.
+            'loss'; 'output', the clean logits (adversarial logits if λ = 1); 'adv_loss' and 'adv_top1' (percent) unless
+            λ = 0, and 'clean_loss' and 'clean_top1' (percent) unless λ = 1, all detached.
         """
         result: Dict[str, torch.Tensor] = {}
         terms = []
@@ -139,11 +139,11 @@ class SatTask(RobustTask):
 
 
 def warn_of_batch_statistics(task: RobustTask) -> None:
-    """Warn if a network normalizes by the batch, since NoFrost is for normalizer-free networks."""
+    """Warn if a network uses batch statistics, since NoFrost is for normalizer-free networks."""
     if task.mixes_batch:
         _logger.warning(
-            f'{type(task.bare_model).__name__} normalizes by the batch: NoFrost is for normalizer-free networks, on '
-            'this one it is SAT')
+            f'{type(task.bare_model).__name__} uses batch statistics, but NoFrost is for normalizer-free networks; on '
+            'others it is the same as SAT')
 
 
 class NoFrostTask(SatTask):

@@ -27,7 +27,7 @@ class APART(Objective):
     crafts: ClassVar[bool] = False
 
     epsilon: float = setting(.1, "size of apart's perturbation of normalization", metavar='EPS')
-    groups: int = setting(1, 'groups of images in apart, each with its own perturbation', metavar='N')
+    groups: int = setting(1, 'number of groups of images in apart, each with its own perturbation', metavar='N')
     ratio: float = setting(1., 'share of a batch in the second pass of apart, in (0, 1]', metavar='R')
 
     def __post_init__(self) -> None:
@@ -68,12 +68,12 @@ def _autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
 
 
 def second_pass_size(count: int, ratio: float, groups: int) -> int:
-    """Images of a batch of `count` in the second pass: the largest multiple of `groups` in count · ratio."""
+    """Number of images in the second pass: the largest multiple of `groups` that is at most count · ratio."""
     return int(count * ratio + 1e-9) // groups * groups  # a product such as .29 · 100 is a little below 29
 
 
 class _AddGradients(torch.autograd.Function):
-    """A loss whose gradients have been computed already; its backward pass returns them."""
+    """A loss whose gradients are already computed; the backward pass returns them, times the outer gradient."""
 
     @staticmethod
     def forward(
@@ -90,8 +90,8 @@ class _AddGradients(torch.autograd.Function):
     def backward(ctx: Any, outer: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'create_graph=True: APART keeps no graph of its first pass, whose curvature would be missing; use a '
-                'first-order optimizer')
+                'create_graph=True: second derivatives would be incomplete, since APART keeps no graph of its first '
+                'pass; use a first-order optimizer')
         ctx.task.loss_scale = outer.detach()
         return (None, None, None, *(g * outer for g in ctx.gradients))
 
@@ -102,8 +102,8 @@ class ApartTask(TwoPassTask):
     d perturbs every normalization layer, see `NormPerturbation`; only the first pass updates running statistics. The
     first pass is differentiated inside `forward`, and its gradients are added in the training loop's backward pass.
 
-    N is the largest multiple of `groups` in M · `ratio`, and M must be a multiple of `groups` (timm's loader drops an
-    incomplete last batch).
+    N is the largest multiple of `groups` that is at most M · `ratio`. M must be a multiple of `groups` (timm's loader
+    drops an incomplete last batch).
 
     Args:
         model: A network with BatchNorm or RobustNorm layers. Gradient checkpointing must be off: it would recompute the
@@ -115,8 +115,8 @@ class ApartTask(TwoPassTask):
         **kwargs: Further arguments of `ClassificationTask`.
 
     Raises:
-        InputError: On bad arguments and a network without such layers; in `forward` on gradient checkpointing, a batch
-            not divisible by `groups`, and fewer than two images per group in the second pass.
+        InputError: On bad arguments, or a network without such layers; in `forward`, on gradient checkpointing, a batch
+            not divisible by `groups`, or fewer than two images per group in the second pass.
     """
     state_names = ('loss_scale',)
 
@@ -138,7 +138,7 @@ class ApartTask(TwoPassTask):
         self.loss_scale = 1.  # until the loss scale of the training loop is known
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'ApartTask':
-        """See `TwoPassTask`; a static graph would not reduce the gradients of the first pass."""
+        """See `TwoPassTask`. Rejects `static_graph`, which would not reduce the gradients of the first pass."""
         if ddp_kwargs.get('static_graph'):
             raise InputError('static_graph=True: would leave gradients of APART unreduced; leave it out')
         super().prepare_distributed(device_ids, **ddp_kwargs)
@@ -165,7 +165,7 @@ class ApartTask(TwoPassTask):
             target: torch.Tensor,
             share: float,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Output and loss, whose backward pass adds the gradients computed here; updates d."""
+        """Output, and a loss whose backward pass adds the gradients computed here; updates d."""
         model, perturbation = self.bare_model, self.perturbation
         with perturbation.clean_pass():
             output = model(input)
@@ -176,7 +176,7 @@ class ApartTask(TwoPassTask):
         scale = self.loss_scale if half else 1.
         with torch.autocast(input.device.type, enabled=False):
             gradients = torch.autograd.grad(loss * scale, [*parameters, *perturbation.tensors], allow_unused=True)
-        torch.clear_autocast_cache()  # its casts belong to a freed graph
+        torch.clear_autocast_cache()  # cached casts belong to the freed graph
         used = [(p, g / scale if half else g) for p, g in zip(parameters, gradients) if g is not None]
         perturbation.ascend(list(gradients[len(parameters):]), self.epsilon)
         own = [g for _, g in used]
@@ -190,8 +190,8 @@ class ApartTask(TwoPassTask):
             target: Class indices (M,) or soft targets (M, K).
 
         Returns:
-            'loss'; 'output', the logits of the first pass, without a graph; 'clean_loss', 'adv_loss', 'clean_top1' and
-            'adv_top1' (percent) of the two passes, detached.
+            'loss'; 'output', the logits of the first pass; 'clean_loss' and 'clean_top1' (percent) of the first pass,
+            'adv_loss' and 'adv_top1' (percent) of the second; all but 'loss' detached.
         """
         self.refuse_checkpointing()
         target = self.checked_target(input, target)

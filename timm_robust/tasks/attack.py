@@ -33,7 +33,7 @@ def training_attacks() -> Dict[str, Type[GradientAttack]]:
 
 
 def _as_written(size: float) -> Union[float, str]:
-    """A size in the usual notation, 8/255 or 0.2, so that equal settings compare equal."""
+    """A size in canonical notation, such as '8/255' or 0.2, so that equal settings compare equal."""
     in_255 = round(size * 255)
     return f'{in_255}/255' if 1 <= in_255 <= 32 and size == in_255 / 255 else size
 
@@ -42,7 +42,7 @@ def _as_written(size: float) -> Union[float, str]:
 class TrainingAttack:
     """Threat model and attack used in training, with NoFrost's defaults.
 
-    eps and step size are numbers or strings such as '8/255', in pixel units on [0, 1].
+    `eps` and `step_size` are numbers or strings such as '8/255', in pixel units on [0, 1].
 
     Raises:
         InputError: On bad values, and on settings that the attack does not have.
@@ -127,18 +127,18 @@ class TrainingAttack:
             tau: Optional[int] = None,
             reference: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """Adversarial images for a batch, the last iterate.
+        """Adversarial images for a batch: the last iterate of the attack.
 
         Args:
-            model: The network, restored afterwards.
+            model: The network; its mode and flags are restored afterwards.
             images: Clean images in `space`, shape (N, C, H, W).
             target: Class indices (N,) or soft targets (N, K).
             threat: Threat model of this step.
             space: Input space of the network.
             seed: Seed of the noise.
             start_std: Start from the images plus Gaussian noise of this standard deviation, in pixel units.
-            tau: Stop each image when it is misclassified a (tau + 1)-th time.
-            reference: Soft targets (N, K) for the cross-entropy to maximize, while `target` decides what fools.
+            tau: Stop perturbing an image once it has been misclassified `tau` + 1 times.
+            reference: Soft targets (N, K) for the cross-entropy to maximize; `target` decides what is misclassified.
         """
         return self.built(threat).craft(
             model, images, target, threat, space=space, seed=seed, bn_mode=self.bn_mode, start_std=start_std, tau=tau,

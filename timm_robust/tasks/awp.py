@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: computes the loss at weights perturbed to increase it.
+"""Adversarial weight perturbation: computes the loss at weights that are perturbed to increase the loss.
 
 Wu et al. 2020, `Adversarial Weight Perturbation Helps Robust Generalization` - https://arxiv.org/abs/2004.05884
 """
@@ -38,7 +38,7 @@ class AWP:
         check_range('gamma', self.gamma, 0, note='0 is off; the paper uses 0.005')
         check_range('start_epoch', self.start_epoch, 0)
         if self.start_epoch and not self.gamma:
-            raise InputError('has no effect without a perturbation', 'pass `gamma=0.005` or leave it out',
+            raise InputError('has no effect without a perturbation', 'pass `gamma=0.005`, or leave it out',
                              argument='start_epoch', value=self.start_epoch)
 
 
@@ -48,10 +48,10 @@ def worst_direction(weights: Sequence[torch.Tensor], gradients: Sequence[torch.T
     Args:
         weights: Tensors of any shape.
         gradients: Gradients of the loss to ascend, of the same shapes.
-        gamma: γ, the norm of the perturbation relative to that of the weight.
+        gamma: γ, the norm of the perturbation relative to the norm of the weight.
 
     Returns:
-        Perturbations; 0 where a gradient is 0 or overflowed.
+        Perturbations with the shapes of the weights; 0 for a gradient that is 0 or not finite.
     """
     moves = []
     for weight, gradient in zip(weights, gradients):
@@ -62,7 +62,7 @@ def worst_direction(weights: Sequence[torch.Tensor], gradients: Sequence[torch.T
 
 
 class _Call(nn.Module):
-    """Wraps a function of a module as the forward pass of a module, as `functional_call` requires."""
+    """Wraps a function that uses a module as the forward pass of another module, as `functional_call` requires."""
 
     def __init__(self, module: nn.Module, function: Callable):
         super().__init__()
@@ -79,12 +79,12 @@ def perturbed(
         gamma: float,
         no_sync: Callable,
 ) -> Dict[str, torch.Tensor]:
-    """Evaluate an objective at w + v; its gradient flows to w.
+    """Evaluate an objective at perturbed weights w + v; its gradient flows to w.
 
     v is the step of `worst_direction` along the gradient at w of the same objective on the same images. Only kernels
-    and matrices are perturbed, not biases, gains and affine parameters of normalization. Weights, optimizer, averages
-    and checkpoints never contain v, and only the second of the two passes updates running statistics. In distributed
-    training gradients are summed over processes, so that v is the same on each.
+    and matrices are perturbed, not biases, gains or affine parameters of normalization. Weights, optimizer, averages
+    and checkpoints never contain v, and only the pass at w + v updates running statistics. In distributed training
+    gradients are summed over processes, so that v is the same in all of them.
 
     Args:
         module: The module with the weights, possibly inside DistributedDataParallel.
@@ -98,7 +98,7 @@ def perturbed(
     """
     named = {
         name: p for name, p in module.named_parameters()
-        if p.requires_grad and p.ndim > 1 and p.numel() > len(p)}  # a gain has as many entries as channels
+        if p.requires_grad and p.ndim > 1 and p.numel() > len(p)}  # gains have one entry per channel
     weights = list(named.values())
     buffers = [(b, b.clone()) for b in module.buffers()]
     with no_sync():

@@ -36,7 +36,7 @@ class TwoPassTask(ClassificationTask):
     """A task that may run two forward passes before a backward pass.
 
     Attributes:
-        state_names: Attributes saved in checkpoints, so that a resumed run repeats an uninterrupted one.
+        state_names: Attributes saved in checkpoints, so that a resumed run matches an uninterrupted one.
     """
     state_names: Tuple[str, ...] = ()
 
@@ -47,20 +47,21 @@ class TwoPassTask(ClassificationTask):
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'TwoPassTask':
         """Wrap the network in DistributedDataParallel, without broadcasting buffers.
 
-        Two forward passes precede each backward pass, and a broadcast before the second would overwrite buffers the
-        first one saved. Running statistics are averaged once an epoch by timm's `distribute_bn` instead.
+        Two forward passes precede each backward pass, and a broadcast before the second would overwrite buffers that
+        the first saved for the backward pass. Instead, timm's `distribute_bn` averages running statistics once per
+        epoch.
         """
         if ddp_kwargs.get('broadcast_buffers') and self.mixes_batch:
-            _logger.info('Buffers are averaged once an epoch (dist_bn) and not broadcast in every step.')
+            _logger.info('Buffers are averaged once per epoch (dist_bn) instead of being broadcast in every step.')
         super().prepare_distributed(device_ids, **{**ddp_kwargs, 'broadcast_buffers': False})
         return self
 
     def refuse_checkpointing(self) -> None:
-        """Refuse gradient checkpointing, which recomputes a pass after its weights or normalization have changed."""
+        """Reject gradient checkpointing, which recomputes a pass after its weights or normalization have changed."""
         if any(getattr(m, 'grad_checkpointing', False) is True for m in self.bare_model.modules()):
             raise InputError(
-                f'{type(self).__name__}: gradient checkpointing would recompute a pass with the weights or the '
-                'normalization of another', 'call model.set_grad_checkpointing(False)')
+                f'{type(self).__name__}: gradient checkpointing would recompute a pass with the weights or '
+                'normalization of another pass', 'call model.set_grad_checkpointing(False)')
 
     @property
     def bare_model(self) -> nn.Module:
@@ -71,15 +72,15 @@ class TwoPassTask(ClassificationTask):
         """The target of a batch: class indices (N,) as int64, or soft targets (N, K).
 
         Raises:
-            InputError: If `input` is not a batch of images or is empty, or `target` does not fit it or the network.
+            InputError: If `input` is empty or not a batch of images, or `target` does not fit `input` or the network.
         """
         check_tensor(input, 'input')
         if not len(input):
-            raise InputError('holds no image', argument='input')
+            raise InputError('contains no image', argument='input')
         checked = check_batch(input, target, look=False)
         known = getattr(self.bare_model, 'num_classes', None)
         if isinstance(known, int) and known:
-            check_classes(checked, max(known, 2))  # one output is two classes
+            check_classes(checked, max(known, 2))  # a single output stands for two classes
         return checked.labels if checked.soft is None else checked.soft
 
     def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
@@ -93,7 +94,7 @@ class TwoPassTask(ClassificationTask):
             module: Optional[nn.Module] = None,
             ema: bool = False,
     ) -> None:
-        """Restore the attributes of `state_names`; a checkpoint of another objective may lack some."""
+        """Restore the attributes of `state_names`; those missing from the checkpoint keep their values."""
         if state and not ema:
             for name in self.state_names:
                 setattr(self, name, state.get(name, getattr(self, name)))
@@ -110,15 +111,15 @@ class RobustTask(TwoPassTask):
         criterion: As in timm's `ClassificationTask`.
         attack: Threat model and attack; by default ten steps of PGD within Linf 8/255.
         awp: Adversarial weight perturbation; none by default.
-        teacher: Its targets replace those of the data; none by default. Accuracies in the log are those of the data.
-        space: Input space of the network, mean and std of the loader; by default from the model's `pretrained_cfg`.
+        teacher: Its targets replace the labels in the loss, but not in logged accuracies; none by default.
+        space: Input space of the network (mean and std of the loader); by default from the model's `pretrained_cfg`.
         steps_per_epoch: Batches in an epoch, the unit of warm-up and schedules.
         seed: Seed of the attack's noise.
         **kwargs: Further arguments of `ClassificationTask`.
 
     Raises:
         InputError: If the objective cannot use the attack; in `forward`, if the first images are not in `space`, or
-            weights are perturbed under gradient checkpointing.
+            AWP is used with gradient checkpointing.
     """
     state_names: Tuple[str, ...] = ('step',)  # determines warm-up, noise and schedules
 
@@ -141,7 +142,7 @@ class RobustTask(TwoPassTask):
         self.awp = awp or AWP()
         self.teacher = teacher
         self.smoothing = 0.
-        if teacher and isinstance(self.criterion, LabelSmoothingCrossEntropy):  # which takes no soft targets
+        if teacher and isinstance(self.criterion, LabelSmoothingCrossEntropy):  # takes no soft targets
             self.smoothing, self.criterion = self.criterion.smoothing, SoftTargetCrossEntropy()
         self._labels: Optional[torch.Tensor] = None
         self.space = space or InputSpace.of(model)
@@ -154,14 +155,14 @@ class RobustTask(TwoPassTask):
 
     @classmethod
     def check_attack(cls, attack: TrainingAttack) -> None:
-        """Refuse an attack the objective cannot use.
+        """Reject an attack that the objective cannot use.
 
         Raises:
-            InputError: Naming the setting as `attack.field`.
+            InputError: On an unsuitable setting; the argument is `attack.FIELD`.
         """
 
     def _check_space(self, input: torch.Tensor) -> None:
-        """Refuse images in another space, where eps would have another size. Checks only the first batch."""
+        """Reject images in another input space, where eps would mean another size. Checks only the first batch."""
         self._looked = True
         low, high = torch.stack(torch.aminmax(input.detach().float())).tolist()
         if not self.space.is_pixels and 0 <= low < high - .5 and high <= 1:
@@ -175,7 +176,7 @@ class RobustTask(TwoPassTask):
                 'pass `space=InputSpace(mean, std)`', argument='input')
 
     def current_threat(self) -> ThreatModel:
-        """The threat model of this step, with a smaller eps during warm-up."""
+        """The threat model of this step; eps is smaller during warm-up."""
         if self.step >= self.eps_warmup_steps:
             return self.attack.threat
         return self.attack.threat.scaled((self.step + 1) / (self.eps_warmup_steps + 1))
@@ -197,7 +198,7 @@ class RobustTask(TwoPassTask):
         return self.run_attack(input, target)
 
     def loss(self, input: torch.Tensor, adv: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """The objective on a batch and the images crafted from it.
+        """The objective for a batch and the adversarial images crafted from it.
 
         Args:
             input: Clean images in `space`, shape (N, C, H, W).
@@ -205,7 +206,7 @@ class RobustTask(TwoPassTask):
             target: Class indices (N,) or soft targets (N, K).
 
         Returns:
-            'loss'; 'output', logits (N, K) with their graph; and scalars to log, detached.
+            'loss'; 'output', logits (N, K), not detached; and scalars to log, detached.
         """
         raise NotImplementedError
 
@@ -236,11 +237,11 @@ class RobustTask(TwoPassTask):
         return result
 
     def top1(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Accuracy in percent, detached; with a teacher that of the labels it replaced."""
+        """Accuracy in percent, detached; with a teacher, on the labels that its targets replaced."""
         return top1(output, target if self._labels is None else self._labels[:len(output)])
 
     def forward_together(self, *batches: torch.Tensor) -> Tuple[torch.Tensor, ...]:
-        """Logits of several batches of one size; in one pass unless a layer mixes the images of a batch."""
+        """Logits of several batches of equal size, in one pass unless a layer uses batch statistics."""
         if self.mixes_batch:
             return tuple(self.trainable_module(batch) for batch in batches)
         return self.trainable_module(torch.cat(batches)).chunk(len(batches))

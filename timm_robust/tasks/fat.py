@@ -25,8 +25,9 @@ _logger = logging.getLogger(__name__)
 
 def _tau_setting() -> Any:
     return setting(
-        (), 'epochs from which an attack runs one step longer after it first fools the network; 50 90 of 120 in the '
-        'paper (default: never)', metavar='EPOCH', flat='fat_tau_epochs')
+        (), 'epochs at which tau, 0 at first, rises by one; an attack stops once its image has been '
+        'misclassified tau + 1 times; 50 90 of 120 in the paper (default: never)',
+        metavar='EPOCH', flat='fat_tau_epochs')
 
 
 def _check_tau(epochs: Tuple[float, ...]) -> None:
@@ -37,7 +38,7 @@ def _check_tau(epochs: Tuple[float, ...]) -> None:
 @register_objective
 @dataclass(frozen=True, kw_only=True)
 class FAT(Objective):
-    """FAT: L(x*) on images that stop when they are misclassified a (τ + 1)-th time."""
+    """FAT: L(x*), where the attack on an image stops once it has been misclassified τ + 1 times."""
     name: ClassVar[str] = 'fat'
     prefix: ClassVar[str] = 'adv'
     compares_labels: ClassVar[bool] = True
@@ -59,7 +60,7 @@ class FAT(Objective):
 @register_objective
 @dataclass(frozen=True, kw_only=True)
 class TradesFAT(TRADES):
-    """TRADES-FAT: TRADES on images that stop when they are misclassified a (τ + 1)-th time."""
+    """TRADES-FAT: TRADES, where the attack on an image stops once it has been misclassified τ + 1 times."""
     name: ClassVar[str] = 'trades_fat'
     prefix: ClassVar[str] = 'trades'
     compares_labels: ClassVar[bool] = True
@@ -76,7 +77,7 @@ class TradesFAT(TRADES):
 
 
 class _Friendly(RobustTask):
-    """Images stop when they are misclassified a (τ + 1)-th time; τ rises during training."""
+    """The attack on an image stops once it has been misclassified τ + 1 times; τ rises during training."""
     state_names = ('step', 'tau_steps')
 
     def __init__(self, *args: Any, tau_epochs: Sequence[float] = (), **kwargs: Any):
@@ -92,11 +93,11 @@ class _Friendly(RobustTask):
 
     @property
     def tau(self) -> int:
-        """τ at this training step: how often an image may be misclassified before it stops."""
+        """τ at this training step: how often an image may be misclassified before its attack stops."""
         return bisect_right(self.tau_steps, self.step)
 
     def run_attack(self, input: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Adversarial images of this step with its τ."""
+        """Adversarial images of this step, with the τ of this step."""
         return super().run_attack(input, target, tau=self.tau, **kwargs)
 
     def load_task_state(self, state: Optional[Dict[str, Any]], *args: Any, **kwargs: Any) -> None:
@@ -108,14 +109,14 @@ class _Friendly(RobustTask):
 
 
 class FatTask(_Friendly, SatTask):
-    """FAT: L(x*) on images that stop when they are misclassified a (τ + 1)-th time.
+    """FAT: L(x*), where the attack on an image stops once it has been misclassified τ + 1 times.
 
     The paper uses λ = 1, the default here; below 1 the clean loss is included, as in `SatTask`.
 
     Args:
         *args: The timm model and its criterion.
         weight: λ, the weight of the adversarial loss, in [0, 1].
-        **kwargs: Further arguments of `RobustTask`; the attack is PGD in eval mode. `tau_epochs` are the epochs
+        **kwargs: Further arguments of `RobustTask`; the attack must be PGD in eval mode. `tau_epochs` are the epochs
             at which τ, 0 at first, rises by one.
     """
 
@@ -124,12 +125,12 @@ class FatTask(_Friendly, SatTask):
 
 
 class TradesFatTask(_Friendly, TradesTask):
-    """TRADES-FAT: TRADES on images that stop when they are misclassified a (τ + 1)-th time.
+    """TRADES-FAT: TRADES, where the attack on an image stops once it has been misclassified τ + 1 times.
 
     Args:
         *args: The timm model and its criterion.
         tau_epochs: Epochs at which τ, 0 at first, rises by one.
-        **kwargs: Further arguments of `TradesTask`; the attack is PGD in eval mode.
+        **kwargs: Further arguments of `TradesTask`; the attack must be PGD in eval mode.
     """
 
     def attack_divergence(
@@ -139,5 +140,5 @@ class TradesFatTask(_Friendly, TradesTask):
             clean: torch.Tensor,
             start_std: Optional[float],
     ) -> torch.Tensor:
-        """Adversarial images from clean probabilities (N, K); labels decide when an image fools."""
+        """Maximize the cross-entropy with clean probabilities (N, K); labels decide what is misclassified."""
         return self.run_attack(input, target, reference=clean, start_std=start_std)

@@ -31,7 +31,7 @@ class MBNAT(Objective):
     weight: float = setting(
         .5, 'weight of the adversarial loss, in (0, 1)', metavar='LAMBDA', flat='adv_weight')
     gamma: Optional[float] = setting(
-        None, 'weight of the adversarial BatchNorm when mbnat validates, in [0, 1] (default: 0)',
+        None, 'weight of the adversarial BatchNorm in validation with mbnat, in [0, 1] (default: 0)',
         metavar='GAMMA')
 
     def __post_init__(self) -> None:
@@ -39,14 +39,14 @@ class MBNAT(Objective):
         _check_weight(self.weight)
         if self.gamma is not None:
             check_range('gamma', self.gamma, 0, 1,
-                        note='0 is the BatchNorm of clean images, 1 that of adversarial ones')
+                        note='0 is the BatchNorm for clean images, 1 the one for adversarial images')
 
     def task_class(self) -> Type[RobustTask]:
         """`MbnatTask`."""
         return MbnatTask
 
     def task_kwargs(self) -> Dict[str, Any]:
-        """Only the weight: gamma is set on the network."""
+        """Only the weight, since `prepare_model` sets gamma on the network."""
         return {'weight': self.weight}
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
@@ -55,21 +55,21 @@ class MBNAT(Objective):
             return set_gamma(convert_aux_norm(model), self.gamma or 0.)
 
     def check_run(self, run: RunSettings) -> None:
-        """Refuse gradient checkpointing, and robust validation without a choice of BatchNorm."""
+        """Reject gradient checkpointing, and robust validation without a choice of BatchNorm."""
         super().check_run(run)
         check_checkpointing(self, run)
         if run.eval_metric == 'robust_top1' and self.gamma is None:
             raise InputError(
-                'attacks the BatchNorm of clean images in mbnat',
-                'choose the BatchNorm with `objective.gamma`; 1 is that of adversarial images',
+                'by default attacks mbnat through its BatchNorm for clean images',
+                'choose a BatchNorm with `objective.gamma`; 1 is the one for adversarial images',
                 argument='eval_metric', value='robust_top1')
 
 
 def check_checkpointing(objective: Objective, run: RunSettings) -> None:
-    """Refuse gradient checkpointing for an objective whose passes normalize differently."""
+    """Reject gradient checkpointing for an objective whose passes normalize differently."""
     if run.grad_checkpointing:
         raise InputError(
-            f'recomputes in the backward pass, after the normalization of {objective.name} has changed',
+            f'recomputes activations in the backward pass, after {objective.name} has changed the normalization',
             'leave it out', argument='grad_checkpointing', value=True)
 
 
@@ -80,10 +80,10 @@ def _check_weight(weight: float) -> None:
 
 
 class MbnatTask(SatTask):
-    """(1 - λ) L(x) + λ L(x*), clean images through the main BatchNorm, adversarial ones through the auxiliary.
+    """(1 - λ) L(x) + λ L(x*), with clean images through the main BatchNorm, adversarial images through the auxiliary.
 
-    Images are crafted through the auxiliary one too. Outside of training steps, for example in validation, `set_gamma`
-    decides.
+    Adversarial images are also crafted through the auxiliary BatchNorm. Outside training steps, for example in
+    validation, `set_gamma` chooses the BatchNorm.
 
     Args:
         model: A model from `convert_aux_norm`, without gradient checkpointing.
@@ -92,8 +92,8 @@ class MbnatTask(SatTask):
         **kwargs: Further arguments of `RobustTask`.
 
     Raises:
-        InputError: If the model has no auxiliary BatchNorm, or λ is 0 or 1, which would leave one of them untrained;
-            in `forward` if it has gradient checkpointing.
+        InputError: If the model has no auxiliary BatchNorm, or λ is not in (0, 1), which would leave one BatchNorm
+            untrained; in `forward`, if the model uses gradient checkpointing.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class MbnatTask(SatTask):
             raise InputError('model has no auxiliary BatchNorm', 'call convert_aux_norm(model) first')
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'MbnatTask':
-        """See `TwoPassTask`; `find_unused_parameters` would fail, since each pass leaves one BatchNorm unused."""
+        """See `TwoPassTask`. Ignores `find_unused_parameters`, since each pass leaves one BatchNorm unused."""
         if ddp_kwargs.pop('find_unused_parameters', False):
             _logger.info('find_unused_parameters is ignored: the two passes of mbnat together use all parameters.')
         super().prepare_distributed(device_ids, **ddp_kwargs)
@@ -122,7 +122,7 @@ class MbnatTask(SatTask):
             return super().craft(input, target)
 
     def forward_both(self, input: torch.Tensor, adv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Clean logits through the main BatchNorm, adversarial ones through the auxiliary."""
+        """Clean logits through the main BatchNorm, adversarial logits through the auxiliary one."""
         self.refuse_checkpointing()
         with at_gamma(self.bare_model, 0.):
             output = self.trainable_module(input)

@@ -29,11 +29,11 @@ class NoFrostStar(Objective):
 
     terms: Optional[int] = setting(
         None, "terms of nofrost_star: 3 (the paper's: clean, augmented, adversarial) or 4 (the authors' code: clean, "
-        'deeply augmented, texture-debiased, adversarial) (default: 4 with deeply augmented images)', metavar='N',
-        flat='star_terms')
+        'deeply augmented, texture-debiased, adversarial) (default: 4 with deeply augmented images, else 3)',
+        metavar='N', flat='star_terms')
     deepaug_dirs: List[str] = setting(
-        [], 'precomputed deeply augmented images of nofrost_star: folders with the classes and file names of the '
-        'training data; one folder is drawn for each image', metavar='DIR', flat='deepaug_dirs')
+        [], 'precomputed deeply augmented images of nofrost_star: folders with the same classes and file names as the '
+        'training data; one folder is chosen at random for each image', metavar='DIR', flat='deepaug_dirs')
     noise2net: bool = setting(
         False, 'deeply augment images of nofrost_star on the fly, with random networks', flat='noise2net')
 
@@ -53,15 +53,15 @@ class NoFrostStar(Objective):
         return NoFrostStarTask
 
     def task_kwargs(self) -> Dict[str, Any]:
-        """Without the folders, which belong to the data set."""
+        """All settings except the folders, which the data set uses."""
         return {'terms': self.terms, 'noise2net': self.noise2net}
 
     def prepare_dataset(self, dataset: Any, img_size: Sequence[int], hflip: float) -> Any:
-        """Views of each image."""
+        """A data set that returns several views of each image."""
         return ViewsDataset(dataset, img_size, self.deepaug_dirs, one_view=self.terms == 3, hflip=hflip)
 
     def check_run(self, run: RunSettings) -> None:
-        """Refuse settings that replace timm's own collate function."""
+        """Reject settings that replace timm's own collate function."""
         super().check_run(run)
         argument = 'mixup' if mixes_images(run) else 'no_prefetcher' if run.no_prefetcher else ''
         if argument:
@@ -77,14 +77,14 @@ def _check_terms(terms: Optional[int]) -> None:
 class NoFrostStarTask(RobustTask):
     r"""(L(x) + L(x̂) + L(x*)) / 3 on clean images x, augmented images x̂ and adversarial images x* crafted from x.
 
-    With two kinds of augmented images it is the mean of four terms, as in the authors' code. With `noise2net` one kind
-    is generated here; with three terms it randomly replaces the other kind for half of the images.
+    With two kinds of augmented images the loss is the mean of four terms, as in the authors' code. With `noise2net` the
+    task generates one kind itself; with three terms it replaces the other kind with probability 1/2 for each image.
 
     Args:
         model: The timm model.
         criterion: Any timm criterion.
         terms: Terms of the loss, 3 or 4.
-        noise2net: Whether to augment clean images with random networks.
+        noise2net: Deeply augment clean images with random networks.
         **kwargs: Further arguments of `RobustTask`.
 
     Attributes:
@@ -122,14 +122,15 @@ class NoFrostStarTask(RobustTask):
         return [torch.where(chosen, deep, given[0])]
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Adversarial images for the clean ones of a batch of views."""
+        """Adversarial images for the clean images in a batch of views."""
         if len(input) % self.views:
-            raise InputError(f'views={self.views} does not divide a batch of {len(input)}', 'deliver whole views')
+            raise InputError(f'views={self.views} does not divide a batch of {len(input)}',
+                             'pass all views of each image')
         count = len(input) // self.views
         return self.run_attack(input[:count], target[:count])
 
     def loss(self, input: torch.Tensor, adv: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """The mean of the losses.
+        """The mean loss of clean, augmented and adversarial images.
 
         Args:
             input: Views in `space`, shape (views · N, C, H, W), the clean images first.
@@ -137,8 +138,8 @@ class NoFrostStarTask(RobustTask):
             target: Class indices (views · N,) or soft targets (views · N, K), the same for every view.
 
         Returns:
-            'loss'; 'output', the N clean logits; 'clean_loss', 'augmented_loss' (mean over the kinds) and 'adv_loss',
-            'clean_top1' and 'adv_top1' (percent), detached.
+            'loss'; 'output', the logits of the N clean images; 'clean_loss', 'augmented_loss' (mean over the kinds of
+            augmentation), 'adv_loss', 'clean_top1' and 'adv_top1' (percent), detached.
         """
         clean, *given = input.chunk(self.views)
         target = target[:len(clean)]

@@ -1,6 +1,7 @@
 """Base class and registry of objectives: settings that prepare network and data and create the training task.
 
-A new objective is one file with its settings and its task, as in `trades.py`. Once registered, its fields are flags.
+A new objective is one file with its settings and its task, such as trades.py. Once registered, its fields become
+command-line flags.
 """
 import dataclasses
 from contextlib import contextmanager
@@ -72,14 +73,14 @@ def mixes_images(run: RunSettings) -> bool:
 class Objective:
     """Base class of the settings of training objectives.
 
-    A subclass is a frozen keyword-only dataclass. Its fields are made by `setting`; they are the keyword arguments of
-    its task, unless `task_kwargs` says otherwise, and the flags `--PREFIX-FIELD` of the command line.
+    A subclass is a frozen keyword-only dataclass whose fields are made by `setting`. Each field is a keyword argument
+    of the task, unless `task_kwargs` is overridden, and a flag `--PREFIX-FIELD` of the command line.
 
     Attributes:
         name: Name in `--objective` and in the registry.
         prefix: Prefix of the flags; the name if empty.
-        crafts: Whether the task attacks images, so that it takes an attack, an input space and AWP.
-        compares_labels: Whether each image needs one label, not a mixture.
+        crafts: Whether the task crafts adversarial images, and so takes an attack, AWP, a teacher and an input space.
+        compares_labels: Whether the task needs a single label per image, and so excludes mixup and CutMix.
     """
     name: ClassVar[str]
     prefix: ClassVar[str] = ''
@@ -115,14 +116,14 @@ class Objective:
             seed: int = 0,
             **kwargs: Any,
     ) -> TrainingTask:
-        """The training task.
+        """Create the training task.
 
         Args:
             model: The network, after `prepare_model`.
             criterion: Any timm criterion.
-            attack: The training attack; it and the following arguments are for objectives that craft images.
+            attack: The training attack. This and the following arguments apply only to objectives that craft images.
             awp: Adversarial weight perturbation.
-            teacher: Robust distillation.
+            teacher: Teacher for robust distillation.
             space: Input space of the images.
             steps_per_epoch: Batches per epoch.
             seed: Seed of the noise.
@@ -135,7 +136,7 @@ class Objective:
         return task(model, criterion, **self.task_kwargs(), **kwargs)
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Prepare a network for the objective, before an optimizer or a wrapper holds it.
+        """Prepare a network for the objective, before it is wrapped or passed to an optimizer.
 
         Raises:
             InputError: If the network lacks what the objective needs.
@@ -164,21 +165,21 @@ class Objective:
         return dataset
 
     def check_run(self, run: RunSettings) -> None:
-        """Refuse run settings that the objective does not support.
+        """Reject run settings that the objective does not support.
 
         Raises:
-            InputError: Naming the argument; a field of the objective as `objective.field`.
+            InputError: On an unsupported setting; the argument is `objective.FIELD` for a field of the objective.
         """
         if self.compares_labels and mixes_images(run):
             raise InputError(
-                f'`objective={self.name!r}` stops once the label of an image is missed, but mixed images have two',
+                f'`objective={self.name!r}` stops attacks at misclassified images, but mixed images have two labels',
                 'leave out `mixup` and `cutmix`', argument='mixup')
 
     def check_attack(self, attack: TrainingAttack) -> None:
-        """Refuse an attack the objective cannot use.
+        """Reject an attack that the objective cannot use.
 
         Raises:
-            InputError: Naming the setting as `attack.field`.
+            InputError: On an unsuitable setting; the argument is `attack.FIELD`.
         """
         task = self.task_class()
         if self.crafts and issubclass(task, RobustTask):
@@ -195,7 +196,7 @@ T = TypeVar('T', bound=Type[Objective])
 
 
 def register_objective(cls: T) -> T:
-    """Class decorator: register an objective by its name, also for the command line.
+    """Class decorator: register an objective by its name, which also makes it available on the command line.
 
     Raises:
         InputError: If the class has no name, or the name is taken.
@@ -227,7 +228,7 @@ def objective_from_flat(values: Mapping[str, Any]) -> Objective:
     """Build an objective from flags or a flat YAML file: `{'objective': 'trades', 'trades_beta': 3.}`.
 
     Args:
-        values: Values by flat name; other names are ignored. Settings of other objectives must have their defaults.
+        values: Values by flat name. Settings of other objectives must have their defaults; other names are ignored.
 
     Raises:
         InputError: On an unknown objective, a setting of another objective, and bad values.
@@ -248,7 +249,7 @@ def objective_to_flat(objective: Objective) -> Dict[str, Any]:
 
 
 def flat_names_of_objectives() -> Dict[str, Dict[str, Any]]:
-    """Flat names of all objectives' settings; maps each to the objectives that have it and its default there."""
+    """Map the flat name of each setting to the objectives that have it, with its default in each of them."""
     found: Dict[str, Dict[str, Any]] = {}
     for cls in OBJECTIVES.values():
         names = flat_names(cls, cls.flat_prefix())

@@ -1,6 +1,6 @@
-"""Robust distillation: a robust network's probabilities on clean images in the place of labels.
+"""Robust distillation: a robust network's probabilities on clean images replace the labels.
 
-With all weight on the teacher, `SAT(weight=5 / 6)` is RSLAD, whose loss and attack are divergences from the teacher:
+With all weight on the teacher, `SAT(weight=5 / 6)` is RSLAD, whose loss and attack use divergences from the teacher:
 Zi et al. 2021, `Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better` -
 https://arxiv.org/abs/2108.07969, equations 4 to 6.
 """
@@ -28,27 +28,27 @@ class RobustTeacher:
     prefix: ClassVar[str] = 'robust_teacher'
 
     model: str = setting(
-        '', 'robust distillation: learn the probabilities of this network on clean images, a timm model with '
-        'pretrained weights or an exported folder', metavar='MODEL', flat='robust_teacher')
+        '', 'robust distillation: train on the probabilities of this network for clean images; a timm model with '
+        'pretrained weights, or an exported folder', metavar='MODEL', flat='robust_teacher')
     checkpoint: str = setting('', 'weights of the teacher', metavar='PATH')
     weight: float = setting(
-        1., "weight of the teacher's probabilities in the targets, in (0, 1]; labels have the rest", metavar='WEIGHT')
+        1., "weight of the teacher's probabilities in the targets, in (0, 1]; labels get the rest", metavar='WEIGHT')
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range('weight', self.weight, 0, 1, open_low=True)
         for field, given in (('checkpoint', self.checkpoint), ('weight', self.weight != 1)):
             if given and not self.model:
-                raise InputError('needs a teacher', 'name it in `model`, or leave it out', argument=field,
+                raise InputError('needs a teacher', 'pass `model`, or leave it out', argument=field,
                                  value=getattr(self, field))
 
 
 class Teacher:
-    """Targets from another network.
+    """Soft targets from another network.
 
     Args:
-        model: Takes pixels in [0, 1], shape (N, C, H, W), and returns logits (N, K). It answers in eval mode.
-        weight: Weight of its probabilities, in (0, 1]; the labels have the rest.
+        model: Maps pixels in [0, 1], shape (N, C, H, W), to logits (N, K). It is run in eval mode.
+        weight: Weight of its probabilities, in (0, 1]; the labels get the rest.
 
     Raises:
         InputError: If `weight` is out of range.

@@ -45,7 +45,7 @@ def kl_divergence(output: torch.Tensor, adv_output: torch.Tensor) -> torch.Tenso
     Args:
         output, adv_output: Logits, shape (N, K).
     """
-    # from log-probabilities on both sides: a probability of 0 contributes nothing, however large the logits are
+    # with log-probabilities on both sides, a probability of 0 contributes nothing, however large the logits are
     clean, adv = (F.log_softmax(z if z.dtype == torch.float64 else z.float(), dim=1) for z in (output, adv_output))
     return F.kl_div(adv, clean, reduction='batchmean', log_target=True)
 
@@ -53,9 +53,9 @@ def kl_divergence(output: torch.Tensor, adv_output: torch.Tensor) -> torch.Tenso
 class TradesTask(RobustTask):
     r"""L(x) + β KL(p(x) || p(x*)), where x* maximizes the divergence.
 
-    Equation 5 of the paper, with the details of the authors' code: x* starts from the image plus a little Gaussian
-    noise (at the image itself the gradient is zero), p(x) is constant while x* is crafted, and the gradient of the
-    divergence flows through both sides. L is any timm criterion; label smoothing and soft targets apply to it only.
+    Equation 5 of the paper, with the details of the authors' code: x* starts from x plus slight Gaussian noise (at x
+    itself the gradient is zero), p(x) is constant while x* is crafted, and in training the gradient of the divergence
+    flows through both p(x) and p(x*). L is any timm criterion; label smoothing and soft targets apply to L only.
 
     Args:
         model: The timm model.
@@ -65,7 +65,7 @@ class TradesTask(RobustTask):
             random point of the ball instead.
 
     Raises:
-        InputError: If `beta` is negative, or on another attack.
+        InputError: If `beta` is negative, or the attack is not PGD in eval mode.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class TradesTask(RobustTask):
 
     @classmethod
     def check_attack(cls, attack: TrainingAttack) -> None:
-        """Require PGD in eval mode that does not start at the clean image."""
+        """Require PGD in eval mode, not started at the clean image."""
         check_is_pgd(cls, attack)
         if attack.random_start is False:
-            raise InputError('the divergence of TRADES has no gradient at the clean image', 'leave it out',
+            raise InputError('the divergence of TRADES has a zero gradient at the clean image', 'leave it out',
                              argument='attack.random_start', value=False)
 
     def craft(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Images within eps whose predictions differ most from the clean ones."""
+        """Images within eps whose predictions differ most from those on the clean images."""
         model = crafting_model(self)
         with attack_mode(model), torch.no_grad():
             clean = model(input).float().softmax(dim=1)
@@ -101,7 +101,7 @@ class TradesTask(RobustTask):
             clean: torch.Tensor,
             start_std: Optional[float],
     ) -> torch.Tensor:
-        """Adversarial images from clean probabilities (N, K): their cross-entropy is the divergence plus a constant."""
+        """Maximize the cross-entropy with clean probabilities (N, K), which is the divergence plus a constant."""
         return self.run_attack(input, clean, start_std=start_std)
 
     def loss(self, input: torch.Tensor, adv: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
@@ -129,7 +129,7 @@ class TradesTask(RobustTask):
 
 
 def check_is_pgd(task: type, attack: TrainingAttack) -> None:
-    """Refuse an attack that is not PGD in eval mode."""
+    """Reject an attack that is not PGD in eval mode."""
     if attack.attack != 'pgd':
         raise InputError(
             f'{task.__name__} crafts with PGD', 'leave it out', argument='attack.attack', value=attack.attack)
