@@ -1,14 +1,36 @@
-"""Python in README.md and docs/ runs as it is printed, and links of the site lead somewhere."""
+"""Python in README.md and docs/ runs as printed, commands have existing flags, and links of the site lead somewhere."""
+import importlib
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from timm_robust.cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')))
 SNIPPETS = [
-    pytest.param(code, id=f'{path.stem}-{i}') for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+    pytest.param(code, id=f'{path.stem}-{i}') for path in PAGES
     for i, code in enumerate(re.findall(r'^```python\n(.*?)^```', path.read_text(), re.M | re.S))]
+
+
+def module_of(command):
+    return importlib.import_module(f"timm_robust.cli.{command.replace('-', '_')}")
+
+
+def printed_commands():
+    """The words after `timm-robust` of every command in the pages and in the help texts."""
+    lines = [line for path in PAGES
+             for block in re.findall(r'^ *```bash\n(.*?)^ *```', path.read_text(), re.M | re.S)
+             for line in block.replace('\\\n', ' ').split('\n')]
+    for name in COMMANDS:
+        lines += getattr(getattr(module_of(name), 'build_parser', object)(), 'examples', ())
+    for line in lines:
+        words = shlex.split(line.replace('-m timm_robust ', ' timm-robust ').split(' > ')[0], comments=True)
+        if 'timm-robust' in words:
+            yield words[words.index('timm-robust') + 1:]
 
 
 @pytest.mark.parametrize('code', SNIPPETS)
@@ -19,6 +41,14 @@ def test_snippet(code, tmp_path, monkeypatch, capsys):
 
 def test_there_are_snippets():
     assert len(SNIPPETS) >= 4
+
+
+@pytest.mark.parametrize('words', [pytest.param(words, id=' '.join(words[:3])) for words in printed_commands()])
+def test_flags_of_a_printed_command(words):
+    if words[-1] == '...' and not words[-2].startswith('--'):
+        words.pop()
+    if hasattr(module_of(words[0]), 'build_parser'):
+        module_of(words[0]).build_parser().parse_args(words[1:])  # an unknown flag or a wrong value is an InputError
 
 
 def _script(name):
