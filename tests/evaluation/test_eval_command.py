@@ -274,7 +274,7 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('more, checkpoint, message', [
-    ([], 'two', 'two.pth: has a second BatchNorm (objective mbnat); choose between them with --gamma'),
+    ([], 'two', 'two.pth: has a second BatchNorm (objective mbnat); choose between the two with --gamma'),
     (['--gamma', '.5'], 'plain', 'has no second BatchNorm (objective mbnat); remove --gamma'),
     (['--gamma', '1.5'], 'two', '--gamma 1.5: must be a number in [0, 1]'),
     (['--gamma', '.5', '--bn-mode', 'batch'], 'two', '--bn-mode batch: is incompatible with --gamma'),

@@ -152,7 +152,7 @@ def test_classes_of_a_data_set_object_are_those_of_the_network(tmp_path, transfo
         for kind, classes in (('right', names), ('missing', names[1:]), ('renamed', ['a', *names[1:]])))
     report = evaluate(model, ImageFolder(right, transform), attacks='clean', workers=0, progress=False)
     assert report.data.class_names == tuple(names) and report.data.mismatch == ''
-    for folder, problem in ((missing, 'has 9 classes, the network 10'), (renamed, "class 0 of the data is 'a'")):
+    for folder, problem in ((missing, 'has 9 classes, but the network'), (renamed, "class 0 of the data is 'a'")):
         data = ImageFolder(folder, transform)
         for dataset in (data, Subset(data, [3, 1]), ConcatDataset([ImageFolder(right, transform), data])):
             with pytest.raises(InputError, match=problem):
@@ -264,7 +264,7 @@ def test_a_surrogate_has_the_classes_of_the_network():
             measured(model, x, y % 3, 'clean,pgd2', surrogate=TinyNet(num_classes=count))
     model, x = timm.create_model('nofrost_resnet20_cifar', pretrained=True), torch.rand(4, 3, 32, 32)
     other = timm.create_model('nofrost_resnet20_cifar', num_classes=12)
-    with pytest.raises(InputError, match='has 12 classes, the model 10'):
+    with pytest.raises(InputError, match='has 12 classes, but the model has 10'):
         measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
     other = timm.create_model('nofrost_resnet20_cifar', pretrained=True)
     other.pretrained_cfg['label_names'] = model.pretrained_cfg['label_names'][::-1]
