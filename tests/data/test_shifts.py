@@ -200,9 +200,9 @@ def test_each_benchmark_takes_its_own_corruptions():
     assert chosen() == {'c': list(COMMON_CORRUPTIONS), '3dcc': list(CORRUPTIONS_3D)}
     assert chosen('flash', 'fog') == {'c': ['fog'], '3dcc': ['flash']}
     assert chosen('all', of=('clean', 'cifar10-c')) == {'cifar10-c': list(CORRUPTIONS)}
-    with pytest.raises(InputError, match="corruptions='near_focus flash': names none of c; choose of gaussian_noise, "):
+    with pytest.raises(InputError, match="corruptions='near_focus flash': names no corruption of c; choose from gauss"):
         chosen('near_focus', 'flash')
-    with pytest.raises(InputError, match="corruptions='flash': is no corruption of any requested benchmark"):
+    with pytest.raises(InputError, match="corruptions='flash': is not a corruption of any requested benchmark"):
         chosen('fog', 'flash', of=('c',))
 
 

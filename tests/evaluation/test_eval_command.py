@@ -171,7 +171,7 @@ def test_transfer_from_a_surrogate(world, uninterrupted, tmp_path, capsys):
     white, transfer = (outcome(tmp_path / n)[0].accuracy('pgd5') for n in ('same', 'other'))
     assert abs(white - uninterrupted[0].accuracy('pgd5')) <= 5 and transfer > white + 5
     assert main(command(world, tmp_path / 'c', *same, '--attacks', 'apgd-ce')) == 2
-    assert 'transfers badly' in capsys.readouterr().err
+    assert 'transfers poorly' in capsys.readouterr().err
 
 
 def test_a_list_of_images(world, tmp_path, capsys):
