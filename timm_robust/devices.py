@@ -46,7 +46,7 @@ def halving(work: Callable[[int], T], batch_size: int, fixed: bool = False) -> T
     Args:
         work: Takes the batch size. Its result must not depend on it, unless `fixed`.
         batch_size: Initial batch size.
-        fixed: The result depends on the batch size, so it is not halved.
+        fixed: Whether the result depends on the batch size, which is then not halved.
 
     Returns:
         The result, and the batch size that fitted.

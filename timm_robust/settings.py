@@ -50,7 +50,7 @@ def setting(
 
     Args:
         default: Default value; a list or dict is copied for each object.
-        help: What it does, in one sentence; the help text of its flag. A function if it lists registered names.
+        help: What the setting does, as the help text of its flag. A function if the text lists registered names.
         short: Short flag, such as '-b'.
         metavar: Name of the value in help texts.
         group: Heading of the flag in help texts; by default that of the previous field.

@@ -197,7 +197,7 @@ def test_checkpoints_that_do_not_load(fails, folder, tmp_path_factory, command):
     fails(command, *common, files / 'cut.safetensors', mentions=['cut.safetensors', 'truncated'])
     other = timm.create_model('nofrost_resnet20_cifar', num_classes=2)
     torch.save(other.state_dict(), files / 'other.pth')
-    fails(command, *common, files / 'other.pth', mentions=['other.pth', 'another architecture', '--model'])
+    fails(command, *common, files / 'other.pth', mentions=['other.pth', 'a different architecture', '--model'])
 
 
 def test_empty_folder_and_missing_split(fails, weights, tmp_path_factory):

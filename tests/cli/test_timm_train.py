@@ -189,7 +189,7 @@ def test_scripts_it_cannot_drive(tmp_path, capsys):
     old = tmp_path / 'train.py'
     old.write_text('parser = main = validate = _parse_args = create_model = create_loader = None\n')
     assert main(['timm-train', str(old)]) == 2
-    assert "it has no ClassificationTask; timm's train.py uses tasks since 1.0.23" in capsys.readouterr().err
+    assert "it has no ClassificationTask; timm's train.py has used tasks since 1.0.23" in capsys.readouterr().err
     assert main(['timm-train', str(tmp_path / 'nowhere.py')]) == 2
     assert 'no such file' in capsys.readouterr().err
     assert main(['timm-train']) == 2

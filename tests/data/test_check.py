@@ -68,7 +68,7 @@ def test_torch_data_set():
         check_labels(dataset, None, num_classes=5)
     with pytest.raises(InputError, match='num_classes=10: the training data has 8 classes; pass `num_classes=8`'):
         check_labels(dataset, None, num_classes=10)
-    with pytest.raises(InputError, match='the data has no image of class 3 and 3 more'):
+    with pytest.raises(InputError, match='the data has no images of class 3 and 3 more'):
         check_labels(dataset, None, num_classes=8)
     assert len(set(check_images(dataset))) == 4
 
@@ -161,13 +161,13 @@ def only_webp(root):
 
 
 @pytest.mark.parametrize('spoil, words', [
-    (lambda root: shutil.rmtree(root / 'cat'), 'the data has 9 classes, the network 10'),
+    (lambda root: shutil.rmtree(root / 'cat'), 'the data has 9 classes, but the network has 10'),
     (lambda root: emptied(root, 'cat'), 'cat has no readable images (.png, .jpg, .jpeg)'),
     (lambda root: only_webp(root), 'cat has no readable images'),
     (lambda root: (root / 'extra').mkdir(), 'extra has no readable images'),
-    (lambda root: (root / 'airplane').rename(root / 'plane'), "class 0 of the data is 'automobile', of the network"),
+    (lambda root: (root / 'airplane').rename(root / 'plane'), "class 0 of the data is 'automobile', but 'airplane'"),
     (lambda root: [p.rename(p.with_name(str(i + 1))) for i, p in enumerate(sorted(root.iterdir()))],
-     "class 0 of the data is '1', of the network 'airplane'"),
+     "class 0 of the data is '1', but 'airplane' in the network"),
 ])
 def test_classes_that_are_not_those_of_the_network(ten, spoil, words):
     assert check_classes(folder(ten, 'test'), 10, CLASSES, allow_mismatch=False) == ''
@@ -183,15 +183,15 @@ def test_classes_that_are_not_those_of_the_network(ten, spoil, words):
 
 
 def test_a_class_folder_is_no_data_set(ten):
-    with pytest.raises(InputError, match='holds images itself; give its parent'):
+    with pytest.raises(InputError, match='holds images directly; give its parent'):
         check_classes(folder(ten / 'test' / 'cat', 'test'), 10)
     (ten / 'test' / 'cat' / '0.png').rename(ten / 'test' / '0.png')
-    with pytest.raises(InputError, match='holds images itself; give its parent'):
+    with pytest.raises(InputError, match='holds images directly; give its parent'):
         check_classes(folder(ten, 'test'), 10, allow_mismatch=True)
 
 
 def test_more_classes_than_the_network_has_are_never_allowed(ten):
-    with pytest.raises(InputError, match='the data has 10 classes, the network 9'):
+    with pytest.raises(InputError, match='the data has 10 classes, but the network has 9'):
         check_classes(folder(ten, 'test'), 9, allow_mismatch=True)
 
 
@@ -200,9 +200,9 @@ def test_a_class_map_gives_classes_their_index(ten, tmp_path):
     (tmp_path / 'map.txt').write_text('\n'.join(CLASSES))
     dataset = folder(ten, 'test', class_map=str(tmp_path / 'map.txt'))
     assert class_names(dataset) == list(CLASSES) and dataset_labels(dataset)[6] == 4
-    with pytest.raises(InputError, match="the data has no image of class 'cat'"):
+    with pytest.raises(InputError, match="the data has no images of class 'cat'"):
         check_classes(dataset, 10, CLASSES)
-    assert check_classes(dataset, 10, CLASSES, allow_mismatch=True) == "the data has no image of class 'cat'"
+    assert check_classes(dataset, 10, CLASSES, allow_mismatch=True) == "the data has no images of class 'cat'"
 
 
 def test_empty_folders_that_are_no_classes(ten):

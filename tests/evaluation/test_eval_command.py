@@ -171,7 +171,7 @@ def test_transfer_from_a_surrogate(world, uninterrupted, tmp_path, capsys):
     white, transfer = (outcome(tmp_path / n)[0].accuracy('pgd5') for n in ('same', 'other'))
     assert abs(white - uninterrupted[0].accuracy('pgd5')) <= 5 and transfer > white + 5
     assert main(command(world, tmp_path / 'c', *same, '--attacks', 'apgd-ce')) == 2
-    assert 'transfers badly' in capsys.readouterr().err
+    assert 'transfers poorly' in capsys.readouterr().err
 
 
 def test_a_list_of_images(world, tmp_path, capsys):
@@ -274,7 +274,7 @@ def test_the_trade_off_of_two_batchnorms(world, two_norms, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('more, checkpoint, message', [
-    ([], 'two', 'two.pth: has a second BatchNorm (objective mbnat); choose between them with --gamma'),
+    ([], 'two', 'two.pth: has a second BatchNorm (objective mbnat); choose between the two with --gamma'),
     (['--gamma', '.5'], 'plain', 'has no second BatchNorm (objective mbnat); remove --gamma'),
     (['--gamma', '1.5'], 'two', '--gamma 1.5: must be a number in [0, 1]'),
     (['--gamma', '.5', '--bn-mode', 'batch'], 'two', '--bn-mode batch: is incompatible with --gamma'),

@@ -121,7 +121,7 @@ def test_batch_dependent_networks_are_attacked_in_whole_batches():
     report = measured(on_pixels, x, y, 'clean,fgsm,pgd3')
     sizes = [size for size in sizes if size > 2]  # two images tell the number of classes
     assert report.settings.batch_dependent and set(sizes) == {8}
-    with pytest.raises(InputError, match='pgd-targeted5.*attacks each image by itself'):
+    with pytest.raises(InputError, match='pgd-targeted5.*attacks each image separately'):
         measured(on_pixels, x, y, 'pgd_targeted5')
     with pytest.raises(InputError, match='batch_size=1: this network uses batch statistics'):
         measured(on_pixels, x, y, batch_size=1)
@@ -152,7 +152,7 @@ def test_classes_of_a_data_set_object_are_those_of_the_network(tmp_path, transfo
         for kind, classes in (('right', names), ('missing', names[1:]), ('renamed', ['a', *names[1:]])))
     report = evaluate(model, ImageFolder(right, transform), attacks='clean', workers=0, progress=False)
     assert report.data.class_names == tuple(names) and report.data.mismatch == ''
-    for folder, problem in ((missing, 'has 9 classes, the network 10'), (renamed, "class 0 of the data is 'a'")):
+    for folder, problem in ((missing, 'has 9 classes, but the network'), (renamed, "class 0 of the data is 'a'")):
         data = ImageFolder(folder, transform)
         for dataset in (data, Subset(data, [3, 1]), ConcatDataset([ImageFolder(right, transform), data])):
             with pytest.raises(InputError, match=problem):
@@ -249,9 +249,9 @@ def test_settings_that_would_have_no_effect():
     for network, name, settings in (
             (model, 'checkpoint', {}), (config, 'checkpoint', {}), (config, 'device', {}), (model, 'split', {}),
             (model, 'subset', {}), (model, 'surrogate_checkpoint', {'surrogate': model})):
-        with pytest.raises(InputError, match=f"{name}='cpu': (is|needs) "):
+        with pytest.raises(InputError, match=f"{name}='cpu': (is|needs|applies) "):
             evaluate(network, x, list(y), attacks='pgd2', **settings, **{name: 'cpu'})
-    with pytest.raises(InputError, match="split='test': is for data given by name"):
+    with pytest.raises(InputError, match="split='test': applies only to data given by name"):
         evaluate(model, TensorDataset(x, torch.tensor(y)), attacks='clean', split='test')
 
 
@@ -260,11 +260,11 @@ def test_a_surrogate_has_the_classes_of_the_network():
     model = undecided_net(x)
     y = labels_of(model, x)
     for count in (3, 5):  # with more classes its gradients would be of others, and the accuracy too high
-        with pytest.raises(InputError, match="surrogate='TinyNet': has another number of classes"):
+        with pytest.raises(InputError, match="surrogate='TinyNet': has a different number of classes"):
             measured(model, x, y % 3, 'clean,pgd2', surrogate=TinyNet(num_classes=count))
     model, x = timm.create_model('nofrost_resnet20_cifar', pretrained=True), torch.rand(4, 3, 32, 32)
     other = timm.create_model('nofrost_resnet20_cifar', num_classes=12)
-    with pytest.raises(InputError, match='has 12 classes, the model 10'):
+    with pytest.raises(InputError, match='has 12 classes, but the model has 10'):
         measured(model, x, torch.arange(4), 'clean,pgd2', surrogate=other)
     other = timm.create_model('nofrost_resnet20_cifar', pretrained=True)
     other.pretrained_cfg['label_names'] = model.pretrained_cfg['label_names'][::-1]
@@ -320,7 +320,7 @@ def test_refusals():
     (dict(gamma_sweep=True, attacks='clean'), 'gamma_sweep=True: needs an attack'),
     (dict(resume=True, output=''), 'resume: needs the folder'),
     (dict(surrogate_checkpoint='x.pth'), "surrogate_checkpoint='x.pth': needs a model name"),
-    (dict(checkpoint='x.pth'), "checkpoint='x.pth': is for a model given by name"),
+    (dict(checkpoint='x.pth'), "checkpoint='x.pth': applies only to a model given by name"),
     (dict(benchmarks='clean'), "benchmarks='clean': need a timm model"),
     (dict(attacks=None, benchmarks='clean', worst_case=True), 'worst_case=True: has no effect with `benchmarks`'),
     (dict(severities=(1,)), 'severities=(1,): has no effect without `benchmarks`'),
@@ -381,7 +381,7 @@ def test_data_that_is_none_is_refused():
                             ([(x[0], 'cat')], 'data: does not return'), (TensorDataset(x, y[:, None]), 'as a label'),
                             ([(x[0], .5)], 'data: returns 0.5 as a label'), (x, 'labels: are missing'),
                             ((x,), 'data: is tuple'),
-                            ('nowhere', 'the model is not a timm model'), ((x[:0], y[:0]), 'data: holds no image')):
+                            ('nowhere', 'the model is not a timm model'), ((x[:0], y[:0]), 'data: holds no images')):
         with pytest.raises(InputError, match=message):
             evaluate(model, images, attacks='clean')
     with pytest.raises(InputError, match='data: holds pictures, but the model is not a timm model'):
@@ -390,7 +390,7 @@ def test_data_that_is_none_is_refused():
         evaluate(timm.create_model('nofrost_resnet20_cifar'), ImagesConfig(), split='test')
     with pytest.raises(InputError, match='model: is int'):
         evaluate(3, x, y)
-    with pytest.raises(InputError, match='model: has no weights, it is on the device meta'):
+    with pytest.raises(InputError, match='model: has no weights: it is on the meta device'):
         evaluate(TinyNet().to('meta').eval(), x, y)
     with pytest.raises(InputError, match='output=3: must be text'):
         evaluate(model, x, y, output=3)
@@ -424,7 +424,7 @@ def test_a_surrogate_gets_no_more_than_a_batch_at_once():
     report = measured(model, x, labels_of(model, x), 'clean,pgd3', batch_size=3, surrogate=surrogate)
     assert max(sizes) == 3 and report.settings.surrogate == 'TinyNet'
     assert report.settings.surrogate_sha256 == weights_sha256(surrogate)
-    with pytest.raises(InputError, match='attacks=.apgd-ce.*transfers badly'):
+    with pytest.raises(InputError, match='attacks=.apgd-ce.*transfers poorly'):
         measured(model, x, labels_of(model, x), 'apgd-ce', surrogate=surrogate)
 
 

@@ -110,7 +110,7 @@ def test_a_network_in_train_mode_is_measured_at_rest_and_left_as_it_was(measure)
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match='alpha=0.8: with `beta=0.5` they must be ascending'):
+    with pytest.raises(InputError, match='alpha=0.8: must satisfy -1 <= alpha < beta <= 1 with `beta=0.5`'):
         boundary_thickness(Linear(), images(), L2(.1), alpha=.8, beta=.5)
 
 

@@ -60,7 +60,7 @@ def test_refusals(case):
         with pytest.raises(InputError, match='^attack='):
             transfer(models, (x, y), attack=attack)
     ten, other = (timm.create_model('nofrost_resnet20_cifar', num_classes=n) for n in (10, 4))
-    with pytest.raises(InputError, match='has 4 classes, the model 10'):
+    with pytest.raises(InputError, match='has 4 classes, but the model has 10'):
         transfer([ten, other], (torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)))
 
 

@@ -129,18 +129,18 @@ def test_classes_are_compared_with_those_of_packaged_weights(tmp_path):
     good = make_image_folder(tmp_path / 'good', splits=('test',), classes=CIFAR10, per_class=2)
     assert len(open_images(config(good), network)) == 20
     numbers = make_image_folder(tmp_path / 'n', splits=('test',), classes=[str(i) for i in range(1, 11)], per_class=2)
-    with pytest.raises(InputError, match="class 0 of the data is '1', of the network 'airplane'"):
+    with pytest.raises(InputError, match="class 0 of the data is '1', but 'airplane' in the network"):
         open_images(config(numbers), network)
     images = open_images(config(numbers, allow_class_mismatch=True), network)
-    assert images.mismatch == "class 0 of the data is '1', of the network 'airplane'"
-    with pytest.raises(InputError, match='holds images itself'):
+    assert images.mismatch == "class 0 of the data is '1', but 'airplane' in the network"
+    with pytest.raises(InputError, match='holds images directly'):
         open_images(config(good / 'test' / 'cat'), network)
 
 
 def test_synsets_are_those_of_imagenet(tmp_path, network):
     wide = dataclasses.replace(network, model=timm.create_model('resnet10t'), checkpoint=None)
     few = make_image_folder(tmp_path, splits=('test',), classes=[f'n0{i}' + '0' * 6 for i in range(4)], per_class=2)
-    with pytest.raises(InputError, match='the data has 4 classes, the network 1000'):
+    with pytest.raises(InputError, match='the data has 4 classes, but the network has 1000'):
         open_images(config(few), wide)
 
 

@@ -154,11 +154,11 @@ def test_a_surrogate_goes_through_the_same_checks(export, model):
 
     fails('^surrogate=.*its weights do not match its config', str(other))
     fails('^surrogate_checkpoint=.nowhere.*no such file', 'nofrost_resnet11_mnist', 'nowhere')
-    fails('has 10 classes, the model 4', PACKAGED)
+    fails('has 10 classes, but the model has 4', PACKAGED)
     torch.save(timm.create_model('resnet10t', num_classes=4).state_dict(), export.parent / 's.pth')
     fails('surrogate_checkpoint=.*check `surrogate`, `num_classes`', 'nofrost_resnet11_mnist',
           str(export.parent / 's.pth'))
-    fails(r'takes .3, 48, 48. images, the model .3, 32, 32.; give both `input_size`', 'nofrost_resnet11_mnist',
+    fails(r'takes .3, 48, 48. images, but the model takes .3, 32, 32.; give both the same', 'nofrost_resnet11_mnist',
           checkpoint(export.parent, model, class_names=None))
     edited(export, label_names=list('abdc'))
     shutil.rmtree(other)

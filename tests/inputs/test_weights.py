@@ -144,9 +144,9 @@ def spoilt(kind, state, path):
     ('sparse', 'of layout sparse_coo under conv.weight'), ('meta', 'a tensor without values under conv.weight'),
     ('complex', 'a complex64 tensor'), ('integers', 'a int8 tensor'), ('array', 'holds a list under conv.weight'),
     ('shape', 'has (2, 3, 3, 3) under conv.weight where conv.weight is (8, 3, 3, 3)'),
-    ('missing', 'does not fit TinyNet: it has another architecture or number of classes (missing conv.weight)'),
+    ('missing', 'does not fit TinyNet: it has a different architecture or number of classes (missing conv.weight)'),
     ('left over', '(left over extra); check `model`'), ('twice', 'holds conv.weight more than once'),
-    ('aux', 'has a second BatchNorm (objective mbnat); choose between them with `gamma`'),
+    ('aux', 'has a second BatchNorm (objective mbnat); choose between the two with `gamma`'),
 ])
 def test_files_that_do_not_load(tmp_path, net, kind, words):
     path = tmp_path / 'given.pth'

@@ -113,10 +113,11 @@ def test_training_with_a_teacher(tmp_path, capsys):
     assert hashes[0] != hashes[1]
     capsys.readouterr()
     assert main([*distil, '--input-size', '3', '16', '16', '--experiment', 'large']) == 2
-    assert f'--robust-teacher {told}: takes (3, 8, 8) images, the model (3, 16, 16)' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f'--robust-teacher {told}: takes (3, 8, 8) images, but the model takes (3, 16, 16)' in error
     other = make_image_folder(tmp_path / 'other', classes='abc', size=8)
     assert main(['train', str(other), *distil[2:], '--experiment', 'other']) == 2
-    assert '--robust-teacher: the data has 3 classes, the network 4' in capsys.readouterr().err
+    assert '--robust-teacher: the data has 3 classes, but the network has 4' in capsys.readouterr().err
     assert main([*distil[:-1], 'resnet18', '--experiment', 'unknown']) == 2
     # other weights at the same path
     shutil.rmtree(told)

@@ -74,7 +74,7 @@ def test_a_run_goes_on_with_the_images_it_held_out_alone(folder, tmp_path, capsy
     last = str(tmp_path / 'run' / 'last.pth.tar')
     for other in (['--seed', '3'], ['--val-fraction', '0.3'], ['--val-fraction', '0']):
         assert main([*run, '--epochs', '2', '--resume', last, *other]) == 2
-        assert 'that run had other training data' in capsys.readouterr().err
+        assert 'the resumed run had other training data' in capsys.readouterr().err
     assert main([*run, '--epochs', '2', '--resume', last]) == 0
     assert main(['train', '-c', str(tmp_path / 'run' / 'args.yaml'), '--resume', '', '--output',
                  str(tmp_path / 'again')]) == 0

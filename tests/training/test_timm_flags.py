@@ -107,7 +107,7 @@ def test_the_first_epoch_can_be_given(folder, whole, tmp_path, resumes):
     run = _train(folder, tmp_path, epochs=3, start_epoch=1, **resume)
     assert [(row['epoch'], row['lr']) for row in _rows(run)] == [(row['epoch'], row['lr']) for row in _rows(whole)[1:]]
     assert _last(run)['task_state']['step'] == _last(whole)['task_state']['step'] == 3 * BATCHES
-    with pytest.raises(InputError, match='epochs=3: 4 is the first'):
+    with pytest.raises(InputError, match='epochs=3: training would start at epoch 4'):
         _train(folder, tmp_path / 'late', epochs=3, start_epoch=4)
 
 

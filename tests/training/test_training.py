@@ -101,7 +101,7 @@ def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
     run = tmp_path / 'run'
     files = {name: (run / 'export' / name).read_bytes() for name in ('config.json', 'model.safetensors')}
     resumed = [*flags, '--resume', str(run / 'last.pth.tar')]
-    assert train(folder, tmp_path, *resumed) == 2 and 'already has 1; give more' in capsys.readouterr().err
+    assert train(folder, tmp_path, *resumed) == 2 and 'has already trained 1; choose more' in capsys.readouterr().err
     (run / 'export' / 'config.json').unlink()
     assert train(folder, tmp_path, *resumed) == 0
     assert {name: (run / 'export' / name).read_bytes() for name in files} == files
@@ -152,7 +152,7 @@ def test_a_classifier_of_other_classes_is_trained_anew(folder, tmp_path, caplog,
     pairs = zip(first.named_parameters(), second.parameters())
     changed = {name for (name, a), b in pairs if not torch.allclose(a, b, atol=1e-6)}
     assert changed == ({'head.fc.weight', 'head.fc.bias'} if classes != ('a', 'b') else set())
-    assert ('is trained anew' in caplog.text) == bool(changed)
+    assert ('is reinitialized' in caplog.text) == bool(changed)
     assert list(second.pretrained_cfg['label_names']) == list(classes)
 
 

@@ -87,15 +87,15 @@ class _DeepFolders:
 
 
 class ViewsDataset(Dataset):
-    """Each image as a tuple: transformed by timm's loader, and augmented. It is decoded once.
+    """Returns each image as a tuple of views: with timm's transform, and augmented. The image is decoded once.
 
     timm's collate function concatenates the views of a batch: N clean images, then N of the next view.
 
     Args:
         dataset: A timm data set; its own transform is removed.
         img_size: Height and width of the views.
-        deepaug_dirs: Folders of images augmented offline, each with the classes and names of the data set. One is drawn
-            for each image, and the image gets the same transform as clean images.
+        deepaug_dirs: Folders of images augmented offline, each with the classes and names of the data set. For each
+            image, one folder is drawn; the image from it gets the same transform as clean images.
         one_view: One augmented view for each image, drawn from the two kinds, instead of both.
         hflip: Probability of a flip of the texture-debiased view.
 

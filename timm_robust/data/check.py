@@ -89,7 +89,7 @@ def class_names(dataset: Any) -> Optional[List[str]]:
 
 
 def image_channels(dataset: Any) -> Optional[int]:
-    """Channels the data set delivers, or None if it converts images to the requested mode."""
+    """Channels of the images, or None if the data set converts them to the requested mode."""
     if getattr(dataset, 'input_img_mode', None):
         return None
     image = dataset[0][0]
@@ -113,7 +113,7 @@ def is_grey(dataset: Any, num_looked_at: int = 16) -> bool:
 
 
 def check_split(dataset: Any, split: str) -> None:
-    """Refuse a missing split; for one, timm would read all the other splits together.
+    """Refuse a missing split, for which timm would read all the other splits together.
 
     Args:
         dataset: A timm data set.
@@ -150,7 +150,7 @@ def _empty_class(dataset: Any, names: Sequence[str]) -> str:
 
 
 def _compare(dataset: Any, num_classes: int, names: Optional[Sequence[str]]) -> Tuple[str, str]:
-    """How the classes of a data set differ from those of a network, and what to do; '' if they do not."""
+    """How the classes of a data set and a network differ, and the remedy; two empty texts if they match."""
     own, labels, samples = class_names(dataset), dataset_labels(dataset), _samples(dataset)
     mapping = 'give the same class folders, or the index of each class in `class_map`'
     if samples and own is not None:
@@ -159,16 +159,16 @@ def _compare(dataset: Any, num_classes: int, names: Optional[Sequence[str]]) -> 
             kinds = ', '.join(get_img_extensions())
             return f'the class folder {empty} has no readable images ({kinds})', 'fill it or remove it'
     if own is not None and len(own) != num_classes:
-        return f'the data has {len(own)} classes, the network {num_classes}', mapping
+        return f'the data has {len(own)} classes, but the network has {num_classes}', mapping
     if own is not None and names is not None:
         differ = next((i for i, (a, b) in enumerate(zip(own, names)) if a != b), None)
         if differ is not None:
-            return f'class {differ} of the data is {own[differ]!r}, of the network {names[differ]!r}', mapping
+            return f'class {differ} of the data is {own[differ]!r}, but {names[differ]!r} in the network', mapping
     missing = np.setdiff1d(np.arange(num_classes), labels) if labels is not None else np.empty(0, int)
     if len(missing):
         name = repr(own[missing[0]]) if own else missing[0]
         more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
-        return f'the data has no image of class {name}{more}', 'complete it'
+        return f'the data has no images of class {name}{more}', 'add them'
     return '', ''
 
 
@@ -199,14 +199,14 @@ def check_classes(
     labels, samples = dataset_labels(dataset), _samples(dataset)
     if samples and any(os.path.dirname(path) == _root(dataset) for path, _ in samples):
         raise InputError(
-            f'{_root(dataset)} holds images itself', 'give its parent, with one folder for each class',
+            f'{_root(dataset)} holds images directly', 'give its parent, with one folder for each class',
             argument=argument)
     if labels is not None and len(labels) and labels.min() < 0:
         raise InputError(f'the data has the label {labels.min()}', 'give each image the index of a class',
                          argument=argument)
     problem, remedy = _compare(dataset, num_classes, names)
     if labels is not None and len(labels) and labels.max() >= num_classes:
-        raise InputError(problem or f'the data has {labels.max() + 1} classes, the network {num_classes}',
+        raise InputError(problem or f'the data has {labels.max() + 1} classes, but the network has {num_classes}',
                          remedy or 'choose a network with that many', argument=argument)
     if problem and not allow_mismatch:
         choice = ', or pass `allow_class_mismatch`' if allow_mismatch is False else ''
@@ -215,7 +215,7 @@ def check_classes(
 
 
 def check_labels(train: Any, validation: Any, num_classes: int) -> None:
-    """Refuse training data whose classes do not match the network, and validation data that does not match either.
+    """Check that training and validation data have the same classes, as many as the network, in separate folders.
 
     Args:
         train: Training data set.
@@ -298,7 +298,7 @@ def check_distinct(dataset: Any, indices: Sequence[int]) -> None:
 
 
 def conflicting_labels(dataset: Any, indices: Sequence[int], hashes: Sequence[str]) -> str:
-    """A note that images occur under two labels, one of which is counted as wrong; '' if none does.
+    """Describe images that occur under two labels, one of which is counted as wrong; '' if there are none.
 
     Args:
         dataset: A data set.

@@ -28,7 +28,7 @@ _NOISES = ('gaussian_noise', 'shot_noise', 'impulse_noise', 'speckle_noise')
 
 
 def check_library() -> None:
-    """Refuse if the library is not installed; its predecessor `imagecorruptions` fails on current NumPy."""
+    """Raise `InputError` if the library is not installed; its predecessor `imagecorruptions` fails on current NumPy."""
     try:
         version('imagecorruptions-imaug')
     except PackageNotFoundError as error:
@@ -80,7 +80,7 @@ class CorruptedDataset(Dataset):
     An image's noise depends only on `seed` and its index, not on subsets, batches or processes.
 
     Args:
-        dataset: Delivers (PIL image, label).
+        dataset: Returns (PIL image, label) by index.
         data_config: timm's data configuration, which says how images are resized and cropped first.
         corruption: One of `CORRUPTIONS`.
         severity: From 1 to 5.

@@ -57,7 +57,7 @@ FOLDERS = {
 
 @dataclass
 class Part:
-    """One set of images with its accuracy.
+    """One set of images whose accuracy is measured separately.
 
     Attributes:
         key: Name of the benchmark; for corruptions 'NAME/CORRUPTION/SEVERITY'.
@@ -94,7 +94,7 @@ def _check_classes(name: str, title: str, folder: Path, wanted: Sequence[str]) -
         what = 'is not one of its classes' if odd[0] in found else 'is missing'
         raise _wrong(
             name,
-            f'{folder} has {len(found)} folders, {title} has one for each of {len(wanted)} classes: {odd[0]} {what}')
+            f'{folder} has {len(found)} folders, but {title} has {len(wanted)}, one for each class: {odd[0]} {what}')
 
 
 def _image_folder(folder: Path, mode: str, classes: Sequence[str] = ()) -> Any:

@@ -26,7 +26,7 @@ from .plan import Plan, effort, threat_facts
 
 __all__ = ['Batches', 'Runner', 'assemble', 'index_seeds']
 
-# float32 cannot hold clean + eps exactly: near 1 a pixel is off by half an ulp (6e-8), and the comparison by another
+# float32 cannot hold clean + eps exactly: near 1 a pixel is off by 6e-8, and the comparison adds as much
 _FLOAT32_SLACK = 1.2e-7
 _MIN_FOR_CHANCE = 50
 _BATCHES_IN_POOL = 8
@@ -85,7 +85,7 @@ def _assert_allowed(adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel, nam
 
 
 def _joined(batches: Batches, device: torch.device) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Join batches on a device; a function, so that no reference to them remains."""
+    """Join batches on a device; a separate function, so that no reference to the single batches remains."""
     images, labels = zip(*batches)
     return torch.cat(images).to(device), torch.cat(labels).to(device)
 
@@ -97,7 +97,7 @@ def _refuse_chance(correct: int, count: int, num_classes: int) -> None:
     if count >= _MIN_FOR_CHANCE and correct <= limit:
         raise InputError(
             f'classifies {100 * correct / count:.1f} % of the first {count} clean images correctly, no better '
-            f'than guessing among {num_classes} classes: its classes are not those of the data, or its weights are '
+            f'than guessing among {num_classes} classes: its classes do not match the data, or its weights are '
             'untrained', 'pass `allow_chance=True` to evaluate it anyway', argument='model')
 
 
@@ -112,16 +112,16 @@ class _Pool:
 
 @dataclass
 class Runner:
-    """Attacks a network and records which images withstand.
+    """Attacks a network and records which images withstand the attacks.
 
-    Images are attacked in pools of several batches, so that batches stay full while fooled images leave them. Noise is
+    Images are attacked in pools of several batches, so that batches stay full as fooled images drop out. Noise is
     seeded by image, so that neither batch size nor number of processes changes it. For a network with batch statistics,
     each batch of the loader is attacked as a whole, since a prediction holds only within its batch.
 
     Attributes:
         model: Maps pixels in [0, 1], shape (N, C, H, W), to logits; in eval mode.
         plan: The attacks.
-        journal: Where outcomes are kept; those it already holds are not computed again.
+        journal: Stores outcomes; those it already holds are not computed again.
         num_classes: Classes of the network.
         batch_size: Batch size; halved when memory runs out.
         device: Device of the network.
@@ -129,7 +129,8 @@ class Runner:
         fast_model: Faster copy of the network to attack, see `Attack.run`.
         surrogate: Network to craft on instead of the model, for a black-box transfer attack.
         allow_chance: Attack a network even if it is no better than chance on the first pool.
-        progress: Show a progress bar; by default on a terminal, while a log gets a line for each pool.
+        progress: Show a progress bar; by default only on a terminal. Without a terminal, a log line is written for each
+            pool.
     """
     model: nn.Module
     plan: Plan
@@ -197,7 +198,7 @@ class Runner:
             _logger.info(f'{len(indices)} of {total} images: {accuracies}, {tqdm.format_interval(left)} left')
 
     def logits(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The logits behind verdicts; labels must be classes of the network."""
+        """Full float32 logits, which decide whether images are classified correctly; checks the labels too."""
         with float32_proper():
             logits = self._fitting(lambda size: logits_of(self.model, x, len(x) if self.batch_dependent else size))
         if labels.max() >= logits.shape[1]:
@@ -295,7 +296,7 @@ class Runner:
             indices: Sequence[int],
             threat: Optional[ThreatModel] = None,
     ) -> torch.Tensor:
-        """Adversarial images for images with these data set indices, by default within the plan's threat model."""
+        """Craft adversarial images with noise seeded by data set index, by default within the plan's threat model."""
         seeds = index_seeds(self.seed, indices)
         return self._fitting(lambda size: self._craft(attack, x, labels, seeds, size, threat or self.plan.threat))
 
@@ -315,7 +316,7 @@ class Runner:
                 return attack(
                     self.model, x, labels, threat, seed=seeds, batch_size=batch_size,
                     fast_model=self.fast_model, progress=progress, all_correct=True)
-        # With batch statistics, the best iterates of several images were never in one batch together. With a
+        # With batch statistics, the best iterates of several images were never evaluated together in one batch. With a
         # surrogate, an attack that stops once the surrogate is fooled is weak against the network itself.
         with float32_proper():
             parts = torch.arange(len(x), device=x.device).split(batch_size)

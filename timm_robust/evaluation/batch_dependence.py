@@ -28,7 +28,7 @@ __all__ = [
     'judge_batches',
 ]
 
-# Kernels for other batch sizes round differently: under TF32, logits differ by this share of the largest.
+# Kernels for different batch sizes round differently: under TF32, logits differ by up to this share of the largest.
 ROUNDING = 1e-3
 POINT = 1.  # a larger difference of accuracies, in percentage points, is meaningful
 
@@ -50,7 +50,7 @@ class AdaptiveAccuracy(TypedDict):
 
 
 def even_batch_size(num_examples: int, batch_size: int) -> int:
-    """The largest batch size up to `batch_size` that leaves no small last batch."""
+    """The batch size that splits images evenly into as few batches of at most `batch_size` as possible."""
     return math.ceil(num_examples / math.ceil(num_examples / batch_size))
 
 
@@ -72,9 +72,9 @@ def compare_batches(
         seed: Seed of the shuffled batches.
 
     Returns:
-        For 'own' (batches in the order given), 'alone', 'shuffled' and 'one_class': the `accuracy` and the number of
-        images `changed` to another class than in their own batch by more than rounding, or None where the network
-        cannot take such a batch (BatchNorm refuses a single value per channel).
+        For 'own' (batches in the order given), 'alone', 'shuffled' and 'one_class': the `accuracy`, and the number of
+        images `changed`, whose predicted class differs from that in their own batch by more than rounding. None where
+        the network cannot take such a batch (BatchNorm refuses a single value per channel).
     """
     groups = {
         'own': torch.arange(len(x), device='cpu').split(batch_size),
@@ -88,7 +88,7 @@ def compare_batches(
     for name, batches in groups.items():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # RobustNorm's about a batch of one image, which is intended here
+                warnings.simplefilter('ignore')  # RobustNorm warns about a batch of one image, intended here
                 logits = torch.cat([logits_of(model, x[batch]) for batch in batches])
         except ValueError:
             outcome[name] = None
@@ -204,7 +204,7 @@ def judge_adaptive(
             f'PGD-{steps} that treats the statistics as constants gives {standing:.1f} %, {standing - worst:.1f} '
             'points above the lowest, because it ignores that they change. ')
     text += f'The lowest, {worst:.1f} %, holds for these batches and guarantees nothing for others. '
-    text += 'It tracks no statistics that it could be deployed with.' if measured['population_clean'] is None else (
+    text += 'The network tracks no statistics to deploy it with.' if measured['population_clean'] is None else (
         'Deploy the network with population statistics, for which the comparable accuracies are clean '
         f'{measured["population_clean"]:.1f} %, APGD-CE ({steps} steps) {measured["population_apgd_ce"]:.1f} %.')
     return 'alarm' if max(simple) - worst > POINT else 'warning', text

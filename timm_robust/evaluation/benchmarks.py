@@ -23,7 +23,7 @@ _CORRUPTED = ('corruptions', 'c', '3dcc', *CIFAR_C)
 
 
 def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
-    """Folder by benchmark; '' for the data set itself."""
+    """Folder by benchmark; '' for benchmarks computed from the data set itself."""
     listed = config.benchmarks.split(',') if isinstance(config.benchmarks, str) else config.benchmarks
     found: Dict[str, str] = {}
     for text in filter(None, listed):
@@ -45,7 +45,7 @@ def _read_names(config: EvalConfig, data_dir: Optional[str]) -> Dict[str, str]:
 
 
 def _read_corruptions(config: EvalConfig, benchmarks: Iterable[str]) -> Dict[str, List[str]]:
-    """Corruptions by benchmark, of those benchmarks that have any."""
+    """Corruptions by benchmark, for benchmarks that have any."""
     known = {name: CORRUPTIONS_3D if name == '3dcc' else CORRUPTIONS for name in benchmarks if name in _CORRUPTED}
     names = config.corruptions or (*COMMON_CORRUPTIONS, *CORRUPTIONS_3D)
     if tuple(names) == ('all',):
@@ -54,7 +54,7 @@ def _read_corruptions(config: EvalConfig, benchmarks: Iterable[str]) -> Dict[str
         for name in names:
             check_choice('corruptions', name, (*CORRUPTIONS, *CORRUPTIONS_3D, 'all'))
             if not any(name in own for own in known.values()):
-                raise InputError('is no corruption of any requested benchmark', argument='corruptions', value=name)
+                raise InputError('is not a corruption of any requested benchmark', argument='corruptions', value=name)
     for severity in config.severities:
         if severity not in SEVERITIES:
             raise InputError('must be from 1 to 5', argument='severities', value=severity)
@@ -63,13 +63,13 @@ def _read_corruptions(config: EvalConfig, benchmarks: Iterable[str]) -> Dict[str
             raise InputError('has duplicates', argument=argument, value=' '.join(map(str, values)))
     chosen = {benchmark: [name for name in names if name in own] for benchmark, own in known.items()}
     for benchmark in (b for b, own in chosen.items() if not own):
-        raise InputError(f'names none of {benchmark}', f"choose of {', '.join(known[benchmark])}",
+        raise InputError(f'names no corruption of {benchmark}', f"choose from {', '.join(known[benchmark])}",
                          argument='corruptions', value=' '.join(names))
     return chosen
 
 
 def _refuse_union(dataset: Any, folders: Mapping[str, str], images: ImagesConfig) -> None:
-    """Refuse a folder without the split, since timm would then read all of it, benchmarks included."""
+    """Refuse a data folder without a folder for the split: timm would read all of it, benchmarks included."""
     root = getattr(getattr(dataset, 'reader', None), 'root', None)
     inside = [f for f in filter(None, folders.values()) if root and Path(root).resolve() in Path(f).resolve().parents]
     if inside:
@@ -164,7 +164,7 @@ class Benchmarks:
         return balanced_indices(dataset_labels(dataset), part.size, count, self.config.seed)
 
     def contexts(self, common: Mapping[str, Any]) -> Dict[str, Mapping[str, Any]]:
-        """By part, everything that determines its outcomes, including what is common to all."""
+        """By outcome key, everything that determines the outcomes, including the entries of `common`."""
         return {key: {
             **common,
             'preprocessing': self._preprocessing(part),

@@ -41,7 +41,7 @@ def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
 
 
 def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]]:
-    """Accuracy in percent by network and by benchmark or attack, for those that all networks have.
+    """Accuracy in percent by network and by benchmark or attack, for those that all networks were evaluated with.
 
     Names of attacks include the threat model; all names include the number of images and the seed.
 

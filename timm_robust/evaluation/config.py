@@ -41,13 +41,15 @@ class ThreatConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How to evaluate; network and images have settings of their own.
+    """How to evaluate; the network and the images have separate settings.
 
     Attributes:
-        threat: Threat model of the attacks, also as text: 'Linf 8/255'; or several, with commas or as a tuple.
-        attack_settings: Settings for every chosen attack that has such a field.
-        progress: Show a progress bar; by default on a terminal, while a log gets a line for each pool of images.
-        command: Command line of the evaluation.
+        threat: Threat model of the attacks, as an object or as text ('Linf 8/255'); several in a tuple, or in text
+            with commas.
+        attack_settings: Settings for every chosen attack that has a field of that name.
+        progress: Show a progress bar; by default only on a terminal. Without a terminal, a log line is written for each
+            pool of images.
+        command: Command line to record in the report.
 
     Raises:
         InputError: On values of a wrong type or out of range, and on settings that would have no effect.
@@ -57,11 +59,12 @@ class EvalConfig:
         f'{_DEFAULT_ATTACKS}; none with benchmarks). Attacks: {attack_names()}',
         metavar='NAMES', group='Evaluation parameters')
     threat: Union[str, ThreatModel, Tuple[Any, ...]] = setting(
-        'Linf 8/255', "instead of norm and eps: one or several threat models; every attack runs under each, as in "
-        "'Linf 8/255, L2 0.5, L1 12'", metavar='TEXT')
+        'Linf 8/255', "one or several threat models, instead of norm and eps, e.g. 'Linf 8/255, L2 0.5, L1 12'; every "
+        'attack runs under each of them', metavar='TEXT')
     attack_settings: Dict[str, Any] = field(default_factory=dict)
     worst_case: bool = setting(
-        False, 'run each attack only on images that withstood those before it (default: on all images)')
+        False, 'run each attack only on images that withstood all earlier attacks (default: on all correctly '
+        'classified images)')
     eps_sweep: Union[str, Tuple[Any, ...]] = setting(
         '', 'also measure accuracy over these eps under the last attack, e.g. 0,2/255,4/255,8/255', metavar='LIST')
     gamma_sweep: bool = setting(
@@ -75,7 +78,7 @@ class EvalConfig:
         False, 'attack the network itself in plain float32 (default: a faster copy with folded normalization; every '
         'result is verified on the original)')
     fast_dtype: str = setting(
-        'float32', 'precision of that copy, float32 or bfloat16; fab, square and rays always use float32',
+        'float32', 'precision of the faster copy, float32 or bfloat16; fab, square and rays always use float32',
         metavar='DTYPE')
     seed: int = setting(0, 'random seed for the image subset and the noise', metavar='S')
     allow_chance: bool = setting(False, 'evaluate a network even if its clean accuracy is no better than chance')
@@ -83,11 +86,12 @@ class EvalConfig:
     save_images: int = setting(8, 'number of clean and adversarial images in the report', metavar='N')
     benchmarks: Union[str, Tuple[str, ...]] = setting(
         '', 'comma-separated: clean and corruptions (computed on the fly) of the data set; c, 3dcc, r, a, sketch, '
-        'stylized, v2 (ImageNet), cifar10-c, cifar100-c, cifar10.1, as NAME=FOLDER or by their names in data-dir',
+        'stylized, v2 (ImageNet), cifar10-c, cifar100-c, cifar10.1, each as NAME=FOLDER, or NAME for its usual folder '
+        'in data-dir',
         metavar='NAMES', group='Benchmark parameters')
     corruptions: Optional[Tuple[str, ...]] = setting(
-        None, 'corruptions of c, cifar10-c, cifar100-c, corruptions and 3dcc: names, or all to add the four for '
-        'validation (default: the 15 common ones, and the 12 of 3dcc)', metavar='NAME')
+        None, 'names of the corruptions in c, cifar10-c, cifar100-c, corruptions and 3dcc, or all to include the four '
+        'validation corruptions (default: the 15 common ones, and the 12 of 3dcc)', metavar='NAME')
     severities: Tuple[int, ...] = setting(SEVERITIES, 'severities of corruptions', metavar='S')
     output: str = setting('', 'folder for results', metavar='DIR', group='Output parameters')
     resume: bool = setting(False, 'continue an interrupted evaluation in the output folder')

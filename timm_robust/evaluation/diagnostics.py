@@ -1,7 +1,7 @@
 """Checks that distinguish real from false robustness.
 
 Accuracy under attack is an upper bound on robust accuracy, and a loose one if gradients mislead the attack. Each check
-measures one sign of that.
+measures one symptom of false robustness.
 
 Athalye et al. 2018, `Obfuscated Gradients Give a False Sense of Security` - https://arxiv.org/abs/1802.00420,
 section 3.1; Carlini et al. 2019, `On Evaluating Adversarial Robustness` - https://arxiv.org/abs/1902.06705, section 5.
@@ -57,7 +57,7 @@ _UNBOUNDED_STEPS = 50
 
 @dataclass(eq=False)
 class _Case:
-    """What all checks share; the fields are arguments of `diagnose`."""
+    """State shared by all checks; the fields are arguments of `diagnose`."""
     model: nn.Module
     x: torch.Tensor
     y: torch.Tensor
@@ -93,7 +93,7 @@ class _Case:
         return 100. * int(held.sum()) / len(self.x)
 
     def holds(self, adv: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-        """Which images of the mask `among` are still classified correctly, given adversarial images of those."""
+        """Mask of the images in `among` that are still classified correctly, given their adversarial images."""
         held = logits_of(self.model, adv, self.batch_size).argmax(1) == self.y[among]
         return among.masked_scatter(among, held)
 
@@ -103,7 +103,7 @@ class _Case:
             among: torch.Tensor,
             threat: Optional[ThreatModel] = None,
     ) -> torch.Tensor:
-        """Which images of the mask `among` withstand an attack; with batch statistics, whole batches are attacked."""
+        """Mask of the images in `among` that withstand an attack; with batch statistics, whole batches are attacked."""
         threat = threat or self.threat
         if self.joint:
             batches = zip(*(t.split(self.batch_size) for t in (self.x, self.y, self.seeds)))
@@ -122,7 +122,7 @@ class _Case:
 
 
 def _grade(count: int, total: int, alarm_above: float = .01) -> str:
-    """'ok' for no image, 'warning' for a few, 'alarm' for more."""
+    """'ok' for no image, 'alarm' for more than the share `alarm_above` of the images, else 'warning'."""
     return 'ok' if count == 0 else 'alarm' if count > alarm_above * total else 'warning'
 
 
@@ -135,7 +135,7 @@ def _randomness(case: _Case) -> Finding:
     verdict = 'alarm' if case.random else 'warning' if largest else 'ok'
     text += {
         'ok': 'The network is deterministic.',
-        'warning': 'This is rounding error.',
+        'warning': 'A difference this small is rounding error.',
         'alarm': 'The network is randomized, so the gradient of a single pass is noisy: average over passes (eot_iter, '
                  "AutoAttack 'rand') before trusting any accuracy under attack.",
     }[verdict]
@@ -155,8 +155,8 @@ def _zero_gradients(case: _Case) -> Finding:
         f'classified images in float32 and {images["float64"]} in float64 (share of zero entries: '
         f'{entries["float32"]:.1%} and {entries["float64"]:.1%}). ')
     if images['float32'] > images['float64']:
-        text += ('The cross-entropy saturates in float32: attacks on it get no gradient although there is one. Attack '
-                 'in float64, or with a loss on the logits (DLR, logit gap).')
+        text += ('The cross-entropy saturates in float32: attacks on it get a zero gradient, although the true one is '
+                 'not zero. Attack in float64, or with a loss on the logits (DLR, logit gap).')
     elif images['float32']:
         text += ('The network is not differentiable, masks its gradients or saturates even in float64: accuracy '
                  'under gradient attacks is meaningless here.')
@@ -216,7 +216,7 @@ def _black_box(case: _Case) -> Finding:
     text = (
         f'Square with {case.black_box_queries} queries at {case.threat} breaks {broken} of {before} images that '
         f'withstand {gradient_attacks} ({case.usual_steps} steps or more). ')
-    text += 'Gradient attacks find all that it finds.' if verdict == 'ok' else (
+    text += 'Gradient attacks break every image that Square breaks.' if verdict == 'ok' else (
         'A gradient-free attack succeeds where gradient attacks fail: the gradients are misleading, and accuracy under '
         'gradient attacks overstates robustness.')
     return case.finding(
@@ -240,8 +240,8 @@ def _transfer(case: _Case) -> Finding:
     text = (
         f'Images crafted on the surrogate (PGD, {case.usual_steps} steps, {case.threat}) break {broken} of {before} '
         'images that withstand gradient attacks on the network itself. ')
-    text += 'Its own gradients work better, as they should.' if verdict == 'ok' else (
-        'Gradients of another network work better than its own: its gradients are masked.')
+    text += 'The gradients of the network itself work better, as expected.' if verdict == 'ok' else (
+        "Gradients of the surrogate succeed where the network's own gradients fail: these are masked.")
     return case.finding(
         'transfer', verdict, text, steps=case.usual_steps, left_by_gradients=before, broken=broken)
 
@@ -262,8 +262,8 @@ def _unbounded(case: _Case) -> Finding:
     total = int(case.correct.sum())
     text = f'Unbounded PGD ({threat}, {_UNBOUNDED_STEPS} steps) fails to break {survivors} of {total} images. '
     text += (
-        'It may change any image into any other, so what it lacks is a usable gradient: bounded attacks fail for the '
-        'same reason.' if survivors else 'Accuracy falls to 0 %, as it must.')
+        'It can turn any image into any other, so it can only fail for lack of a usable gradient. Bounded attacks fail '
+        'for the same reason.' if survivors else 'Accuracy falls to 0 %, as it must.')
     return case.finding(
         'unbounded', 'alarm' if survivors else 'ok', text, unbounded_eps=threat.eps, steps=_UNBOUNDED_STEPS,
         survivors=survivors)
@@ -306,8 +306,8 @@ def _rugged_loss(case: _Case) -> Finding:
     ratio = rise / random_rise if random_rise > 0 else None
     verdict = 'ok' if rise > max(random_rise, 0) else 'warning'
     text = (
-        f'At {case.threat} the mean cross-entropy, {clean:.3g} when clean, rises by {rise:.3g} along the gradient and '
-        f'by {random_rise:.3g} along random signs. ')
+        f'At {case.threat} the mean cross-entropy ({clean:.3g} on clean images) rises by {rise:.3g} along the gradient '
+        f'and by {random_rise:.3g} along random signs. ')
     text += 'The gradient increases the loss more than a random direction.' if verdict == 'ok' else (
         'A random direction is as good as the gradient: the loss surface is rugged or flat.')
     return case.finding(
@@ -355,7 +355,7 @@ def diagnose(
         x: Clean images, shape (N, C, H, W), pixels in [0, 1]; 100 to 200 are enough.
         y: True class indices, shape (N,).
         threat: Norm and eps.
-        batch_size: Largest batch.
+        batch_size: Largest batch size.
         seed: Seed of the batches, of every attack and of the network's own noise; the same seed gives the same
             findings on a CPU.
         surrogate: Another network to craft images on.
@@ -368,8 +368,8 @@ def diagnose(
         Findings, always in the same order.
 
     Raises:
-        InputError: If the network does not return finite logits (N, K), pixels are not in [0, 1], labels do not fit, or
-            no image is classified correctly.
+        InputError: If the network does not return finite logits (N, K), pixels are not in [0, 1], a label is not a
+            class of the network, or no image is classified correctly.
     """
     check_images(x, None, model)
     y = check_batch(x, y).labels

@@ -34,7 +34,7 @@ def example_images(
         x: The first images of the evaluation; for a network with batch statistics, its first batch.
         labels: Their labels, shape (N,).
         indices: Their indices in the data set.
-        outcomes: Outcomes of the attacks of `runner.plan`, beginning with these images.
+        outcomes: Outcomes of the attacks in `runner.plan`; the first entries belong to the images `x`.
         count: Number of images, chosen among those classified correctly when clean.
     """
     attacks = [(a, o) for a, o in zip(runner.plan.attacks, outcomes, strict=True) if not isinstance(a, Clean)]
@@ -84,14 +84,14 @@ def attack_picture(subject: Subject, picture: Image.Image, threat: ThreatModel, 
     """Attack a network's prediction for a picture whose true class is unknown.
 
     Args:
-        subject: A network that takes images one by one and whose preprocessing is known.
+        subject: A network that classifies each image independently and whose preprocessing is known.
         picture: A picture of any size and mode; preprocessed like the images of an evaluation.
         threat: Threat model; eps 0 leaves the picture unchanged.
         attack: Name of the attack, for example 'pgd20'.
-        seed: Seed of its noise.
+        seed: Seed of the attack's noise.
 
     Returns:
-        What the network sees before and after the attack; `label` is its own prediction.
+        The preprocessed picture before and after the attack; `label` is the network's prediction before it.
 
     Raises:
         InputError: On an attack that is not defined for the threat model or the network.

@@ -13,7 +13,7 @@ __all__ = ['DataFacts', 'Example', 'Finding', 'ModelFacts', 'RunFacts', 'ThreatF
 
 
 def versions() -> Dict[str, str]:
-    """Versions of what an evaluation depends on."""
+    """Versions of the software that an evaluation depends on."""
     import timm
     import torchvision
     return {
@@ -106,7 +106,7 @@ class DataFacts:
         indices: Data set index of each chosen image.
         labels: Their labels.
         sha256: Hash of these images and labels.
-        class_names: Names of the classes, where the data set knows them.
+        class_names: Names of the classes, if the data set knows them.
         mismatch: Class differences from the network, and images with two labels; '' if none.
     """
     dataset: str = ''
@@ -146,12 +146,12 @@ class RunFacts:
     Attributes:
         seed: Seed of the image subset and the noise.
         batch_size: Batch size.
-        batch_dependent: A prediction depends on the other images of the batch.
-        worst_case: Each attack ran only on images that withstood those before it.
-        exact: Attacks ran on the network itself, not on a faster copy.
+        batch_dependent: Whether a prediction depends on the other images in the batch.
+        worst_case: Whether each attack ran only on images that withstood all earlier attacks.
+        exact: Whether attacks ran on the network itself, not on a faster copy.
         fast_dtype: Precision of the faster copy.
         device: Device.
-        dtype: Precision of verdicts.
+        dtype: Precision of the passes that decide whether an image is classified correctly.
         surrogate: Network the attacks were crafted on, '' if it is the evaluated network.
         surrogate_sha256: Hash of its weights.
         command: Command line, '' for a call from Python.
@@ -182,7 +182,7 @@ class Finding:
         name: The check, for example 'zero_gradients'.
         verdict: 'ok', 'warning', 'alarm' or 'skipped'.
         text: What was measured, and what to conclude.
-        measured: The numbers behind the text, for JSON.
+        measured: The numbers in the text, for JSON.
     """
     name: str
     verdict: str

@@ -57,7 +57,7 @@ def join_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
 
     Noise is seeded by image index, so parts evaluated separately, for example on several machines, give the same
     outcomes as one evaluation of all images, up to rounding in different batches. Times are summed; subset, command,
-    date and diagnosis are those of the first part.
+    date and diagnosis are taken from the first part.
 
     Args:
         reports: Reports with the same weights, attacks, settings and versions; no image may occur twice.

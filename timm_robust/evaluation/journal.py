@@ -24,7 +24,7 @@ __all__ = ['FolderLock', 'Journal', 'Measured', 'batch_hashes', 'image_hashes']
 
 _NAME = 'progress-{rank}.jsonl'
 _LOCK = '.lock'
-_DIGITS = 16  # of a hash: two of a million images agree with a probability of 3e-8
+_DIGITS = 16  # of a hash: two of a million images collide with probability 3e-8
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Measured:
     """Measurements of an outcome besides the verdict.
 
     Attributes:
-        error_rate: Share of passes that misclassify the image, where several decide.
+        error_rate: Share of passes that misclassify the image, if several passes decide.
         distance: Distance of the nearest adversarial image, if an attack minimizes it and found one.
     """
     error_rate: Optional[float] = None
@@ -169,7 +169,7 @@ class Journal:
             _logger.warning(f'{broken} damaged lines of the journal are not used')
 
     def take(self, key: str, indices: Sequence[int], hashes: Sequence[str]) -> None:
-        """Use the outcomes of an earlier run for some images, if the images are unchanged."""
+        """Reuse the outcomes of an earlier run for some images, if the images are unchanged."""
         for index, digest in zip(indices, hashes):
             found = self._found[key].pop(index, None)
             if found is None:
@@ -182,7 +182,7 @@ class Journal:
                 self._changed[key] += 1
 
     def say_changed(self) -> None:
-        """Log how many outcomes were of images that have changed since."""
+        """Log how many outcomes are not used because their images have changed."""
         for key, count in self._changed.items():
             _logger.warning(f'{count} outcomes of {key} are not used: the images have changed since')
         self._changed.clear()

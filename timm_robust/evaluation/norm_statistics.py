@@ -69,7 +69,7 @@ def _of_batch(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @float32_proper()
 @torch.no_grad()
 def layer_statistics(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -> Dict[str, LayerStatistics]:
-    """Tracked statistics of each normalization layer, and those of the batches that pass through it.
+    """Tracked statistics of each normalization layer, and the statistics of the batches that pass through it.
 
     Args:
         model: Maps pixels to logits.
@@ -163,7 +163,7 @@ def compare_bn_modes(
         batch_size: int = 128,
         seed: int = 0,
 ) -> NormStatistics:
-    """Attack a network with each kind of statistics, and measure those of its layers under attack.
+    """Measure accuracy under attack with each kind of normalization statistics, and how an attack shifts them.
 
     Args:
         model: Maps pixels in [0, 1] to logits, in eval mode; a copy is used.
@@ -174,8 +174,8 @@ def compare_bn_modes(
         seed: Seed of the noise.
 
     Raises:
-        InputError: If the network has no such choice, an attack is not defined for batch statistics, or the batch size
-            is 1.
+        InputError: If the network's statistics cannot be switched, an attack is not defined for batch statistics, or
+            the batch size is 1.
     """
     if batch_size < 2:
         raise InputError(

@@ -21,9 +21,9 @@ def wilson_interval(correct: float, total: int) -> Tuple[float, float]:
     """95 % confidence interval of a share, in percent (Wilson 1927, https://doi.org/10.2307/2276774).
 
     Args:
-        correct: Number of correct images, or the sum of a share for each image. Shares vary less than 0 or 1, so the
-            interval holds for their mean too.
-        total: All images.
+        correct: Number of correct images, or the sum of a share in [0, 1] for each image. Shares vary less than
+            outcomes of 0 or 1, so the interval also holds for their mean.
+        total: Number of images.
     """
     if not total:
         return 0., 100.
@@ -40,16 +40,17 @@ class AttackOutcome:
 
     Attributes:
         name: Name of the attack, 'pgd20'; in a report with several threat models 'pgd20 L2 0.5'.
-        attack: All its settings, as `Attack.to_dict` gives them.
+        attack: All settings of the attack, from `Attack.to_dict`.
         threat: Threat model, None for clean images.
         effort: Budget per image: '20', '20 x 5' with restarts, '5000 queries', '4 attacks'.
         correct: By image, whether it is classified correctly both clean and after this attack; None where the attack
             was not run because an earlier one had succeeded.
-        attacked: Images it was run on.
-        seconds: Time spent.
+        attacked: Number of images it was run on.
+        seconds: Run time in seconds.
         members: For an ensemble, the settings of its attacks.
         passes: Forward passes behind each verdict; an image is correct if fewer than half of them misclassify it.
-        error_rates: With several passes, by image, the share of them that misclassify its worst version.
+        error_rates: With several passes, by image, the share of them that misclassify its worst version, clean or
+            adversarial.
         distances: For an attack that minimizes the norm, by image, the distance of the nearest adversarial image; 0
             where the clean image is misclassified, None where none was found or searched for.
     """
@@ -85,7 +86,7 @@ class AttackOutcome:
 
     @property
     def includes_autoattack(self) -> bool:
-        """Whether its accuracy is at most AutoAttack's."""
+        """Whether it includes AutoAttack, so that its accuracy is at most AutoAttack's."""
         return self.is_autoattack or self.is_best
 
     @property
@@ -120,7 +121,7 @@ class AttackOutcome:
 
     @property
     def verdict_interval(self) -> Tuple[float, float]:
-        """Lowest and highest accuracy in percent, given images whose error rate may be above or below one half."""
+        """Lowest and highest accuracy in percent, counting images with an error rate near one half either way."""
         low = high = 0
         for rate in self.error_rates:
             least, most = wilson_interval((rate or 0.) * self.passes, self.passes)
@@ -137,7 +138,7 @@ class EpsPoint:
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
+        """Accuracy in percent."""
         return 100. * self.num_correct / self.num_examples
 
 

@@ -23,8 +23,8 @@ class Plan:
     Attributes:
         attacks: In order; `Clean` means clean images.
         threat: Threat model of all of them.
-        worst_case: Run each attack only on images that withstood those before it; otherwise each runs on all images
-            classified correctly.
+        worst_case: Run each attack only on images that withstood all earlier attacks; otherwise each runs on all
+            images classified correctly.
         prefix: Prefix of outcome keys.
     """
     attacks: Tuple[Attack, ...]
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def real_attacks(self) -> Tuple[Attack, ...]:
-        """Those that change images."""
+        """The attacks that change images."""
         return tuple(a for a in self.attacks if not isinstance(a, Clean))
 
     def members(self, attack: Attack, num_classes: int) -> List[Tuple[str, Attack]]:
@@ -57,7 +57,7 @@ class Plan:
         return max(attack.passes for attack in self.attacks)
 
     def at(self, eps: float) -> 'Plan':
-        """The last attack at another eps, without its step size, which was chosen for one eps."""
+        """A plan of the last attack at another eps; a step size chosen for one eps is reset to the default."""
         last: Attack = Clean() if eps == 0 else self.real_attacks[-1]
         if getattr(last, 'step_size', None) is not None:
             last = replace(last, step_size=None)  # type: ignore[call-arg]
@@ -95,11 +95,11 @@ def _check_compatible(attack: Attack, batch_dependent: bool, surrogate: bool) ->
 
     if surrogate and not attack.transfers:
         raise wrong(
-            'stops once the surrogate is fooled, so it transfers badly', 'choose fgsm, pgd, bim, mim or cw with '
+            'stops once the surrogate is fooled, so it transfers poorly', 'choose fgsm, pgd, bim, mim or cw with '
             '`surrogate`')
     if surrogate and restarts > 1:
         raise InputError(
-            'restarts are compared on the network itself, not on a surrogate', 'leave it out with `surrogate`',
+            'restarts are compared on the network itself, not on a surrogate', 'remove it or `surrogate`',
             argument='restarts', value=restarts)
     if not batch_dependent and not attack.image_by_image:
         raise wrong(
@@ -107,7 +107,7 @@ def _check_compatible(attack: Attack, batch_dependent: bool, surrogate: bool) ->
             'choose apgd-ce or autoattack')
     if batch_dependent and (not attack.whole_batch or (restarts > 1 and not isinstance(attack, Adaptive))):
         raise wrong(
-            'attacks each image by itself, which is not defined for a network that normalizes by the batch',
+            'attacks each image separately, which is not defined for a network that normalizes by the batch',
             "choose adaptive, or `bn_mode='population'`")
 
 
@@ -135,7 +135,7 @@ def make_plan(
         attacks: See `parse_attacks`.
         threat: See `parse_threat`.
         worst_case: See `Plan`.
-        **settings: Settings for every chosen attack that has such a field.
+        **settings: Settings for every chosen attack that has a field of that name.
 
     Raises:
         InputError: On unknown names, a name given twice, an attack for another norm, and eps 0.
@@ -152,5 +152,5 @@ def make_plan(
             raise error.about('attacks', str(attack)) from error
         if plan.threat.eps == 0:
             raise InputError(
-                'allows no perturbation', 'pass an eps above 0, or only clean', argument='eps', value=0)
+                'allows no perturbation', 'pass an eps above 0, or only the attack clean', argument='eps', value=0)
     return plan

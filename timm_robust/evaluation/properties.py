@@ -25,7 +25,7 @@ _BISECTIONS = 22
 
 
 def _frozen(measure: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Run a measure with the network in eval mode and in float32; its state is restored."""
+    """Decorate a measure to run with the network in eval mode and in full float32, then restore its state."""
     @wraps(measure)
     def measure_frozen(model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         with attack_mode(model), float32_proper():
@@ -121,7 +121,7 @@ def boundary_thickness(
         steps: int = 20,
         seed: int = 0,
 ) -> torch.Tensor:
-    r"""Length over which neither class clearly wins, up to a targeted adversarial image (Yang et al. 2020, eq. 1).
+    r"""Length over which neither class clearly wins, on the way to a targeted adversarial image (Yang et al., eq. 1).
 
     .. math:: T(x) = \| x - x_s \|_2 \int_0^1 1 \{ \alpha < g_{ij}(x(t)) < \beta \} dt,\quad g_{ij} = p_i - p_j
 
@@ -131,7 +131,7 @@ def boundary_thickness(
     Args:
         model, x, threat, steps: See `decision_margin`.
         alpha, beta: Bounds of the difference in probability; 0 and 0.75 in the paper.
-        points: Points on the segment.
+        points: Number of points on the segment.
         seed: Seed of the target classes.
 
     Returns:
@@ -142,7 +142,7 @@ def boundary_thickness(
     """
     if not -1 <= alpha < beta <= 1:
         raise InputError(
-            f'with `beta={beta}` they must be ascending and in [-1, 1]', argument='alpha', value=alpha)
+            f'must satisfy -1 <= alpha < beta <= 1 with `beta={beta}`', argument='alpha', value=alpha)
     check_images(x)
     with torch.no_grad():
         logits = model(x)
@@ -211,7 +211,7 @@ class Property:
 
     @property
     def finite(self) -> List[float]:
-        """Values behind the mean."""
+        """The finite values of counted images, which the mean is computed from."""
         return [v for v, counts in zip(self.values, self.counted) if counts and math.isfinite(v)]
 
     @property

@@ -30,13 +30,13 @@ _TOLERANCE = 1e-6  # between stored percentages and the stored outcomes
 class EvaluationReport:
     """Result of `timm_robust.evaluate`.
 
-    `report['pgd20']` is the outcome of one attack. Two reports are equal if everything except the example images is.
+    `report['pgd20']` is the outcome of one attack. Two reports are equal if all fields except the example images are.
 
     Attributes:
         model: The network.
         data: The images.
         threat: Threat model of the attacks, or a summary of several.
-        settings: How they were run.
+        settings: How the attacks were run.
         attacks: Outcomes, in the order of the attacks.
         eps_sweep: Accuracy over eps under the last attack, ascending.
         gamma_sweep: Trade-off of a network with two BatchNorms under the last attack, ascending.
@@ -47,7 +47,7 @@ class EvaluationReport:
         examples: Example images; not part of the JSON.
 
     Raises:
-        InputError: On fields of a wrong type, outcomes for another number of images, and names that occur twice.
+        InputError: On fields of a wrong type, a wrong number of outcomes or labels, and duplicate attack names.
 
     Examples:
 
@@ -99,7 +99,7 @@ class EvaluationReport:
         return tuple(all(c is not False for c in image) for image in zip(*(a.correct for a in attacks)))
 
     def standing(self, name: str) -> Tuple[bool, ...]:
-        """By image, whether it is classified correctly under an attack and all before it in its threat model."""
+        """By image, whether it is classified correctly under an attack and all earlier ones with its threat model."""
         own = self[name]
         until = self.attacks[:self.attacks.index(own) + 1]
         return self._withstood([a for a in until if a.is_clean or a.threat == own.threat])
@@ -147,8 +147,8 @@ class EvaluationReport:
     def robust_accuracy(self) -> Optional[RobustAccuracy]:
         """The robust accuracy to quote; None if no attack was run.
 
-        AutoAttack's, cumulative if it ran only on the remaining images; without AutoAttack, that of `best`. Without
-        both, and with several threat models, the worst case over all attacks.
+        It is the accuracy under AutoAttack, cumulative if that ran only on the remaining images; without AutoAttack,
+        the accuracy under `best`. Without either, or with several threat models, it is the worst case over all attacks.
         """
         names = dict.fromkeys(a.attack_name for a in self.real_attacks)
         quoted = [self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_autoattack]
@@ -163,8 +163,9 @@ class EvaluationReport:
 
     @property
     def best_known(self) -> Optional[RobustAccuracy]:
-        """Accuracy under the ensemble `best`, shown next to AutoAttack's (RobustBench's `external`); None without it,
-        and with several threat models.
+        """Accuracy under the ensemble `best`; None without `best`, or with several threat models.
+
+        It is shown next to AutoAttack's accuracy, like `external` in RobustBench.
         """
         if len(self.threats) > 1:
             return None
@@ -178,7 +179,7 @@ class EvaluationReport:
             (outcome.name,) if outcome.complete else tuple(names[:place + 1]))
 
     def to_dict(self) -> Dict[str, Any]:
-        """The content of results.json, with computed accuracies for other readers, and a hash of everything."""
+        """The content of results.json, including accuracies computed for other tools, and a hash of it."""
         content = {'format': FORMAT, **to_mapping(self)}
         del content['examples']
         for outcome, entry in zip(self.attacks, content['attacks']):
@@ -239,7 +240,7 @@ class EvaluationReport:
         """The report that `to_json` wrote.
 
         Raises:
-            InputError: If the text is not such JSON; see `from_dict`.
+            InputError: If the text is not JSON or not a report; see `from_dict`.
         """
         try:
             content = json.loads(text)
@@ -301,13 +302,13 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_reports(path: Union[str, Path]) -> List[Tuple[str, EvaluationReport]]:
-    """The evaluations in a results.json, each with the name of its data, '' if the file gives none.
+    """Read the evaluations in a results.json, each with the name of its data, '' if the file gives none.
 
     Args:
-        path: A file of `EvaluationReport.save`, or of a model card, which holds several.
+        path: A results.json of `EvaluationReport.save`, or of a model card, which holds several evaluations.
 
     Raises:
-        InputError: If it is neither kind of file.
+        InputError: If the file is neither of these.
     """
     path = Path(path)
     content = read_json(path)

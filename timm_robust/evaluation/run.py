@@ -66,52 +66,56 @@ def evaluate(
     share the images, and all get the same report.
 
     Args:
-        model: A timm model (normalized by its `pretrained_cfg`) or any other module that takes pixels, switched to
-            eval mode meanwhile; a model name, the folder of an exported model or hf-hub:ORG/NAME; or a `NetworkConfig`.
+        model: A timm model (its input is normalized by its `pretrained_cfg`) or any other module that takes pixels,
+            switched to eval mode for the evaluation; a model name, the folder of an exported model or hf-hub:ORG/NAME;
+            or a `NetworkConfig`.
         data: Images (N, C, H, W) with pixels in [0, 1] if `labels` are given, or a pair of both; a data set of pictures
             or of such tensors; a folder or the name of a timm data set; or an `ImagesConfig`.
         labels: Class indices (N,), if `data` is a tensor.
         attacks: 'clean,pgd20,autoattack', or a list of names and attacks; by default 'clean,fgsm,pgd20', or none with
             `benchmarks`.
-        threat: Threat model: `Linf('8/255')` or 'Linf 8/255'; or several, 'Linf 8/255, L2 0.5', and every attack runs
-            under each.
-        attack_settings: Settings for every chosen attack that has such a field.
-        worst_case: Run each attack only on images that withstood those before it; by default on all images classified
-            correctly.
+        threat: Threat model: `Linf('8/255')` or 'Linf 8/255'; with several, such as 'Linf 8/255, L2 0.5', every attack
+            runs under each of them.
+        attack_settings: Settings for every chosen attack that has a field of that name.
+        worst_case: Run each attack only on images that withstood all earlier attacks; by default on all images
+            classified correctly.
         eps_sweep: Also measure accuracy over these eps under the last attack.
         gamma_sweep: Also measure the trade-off of a network with two BatchNorms (`convert_aux_norm`).
         surrogate: Another network with the same classes, by name or as a module, to craft attacks on.
         surrogate_checkpoint: Weights of a surrogate given by name.
-        exact: Attack the network itself, not a faster copy; results on the copy are verified on the network.
-        fast_dtype: Precision of that copy, 'float32' or 'bfloat16'.
+        exact: Attack the network itself. By default the attack runs on a faster copy, and every result is verified on
+            the network.
+        fast_dtype: Precision of the faster copy, 'float32' or 'bfloat16'.
         seed: Seed of the image subset and the noise.
         allow_chance: Evaluate a network even if its clean accuracy is no better than chance.
         diagnose: Check whether the robustness is real; by default after AutoAttack.
         save_images: Number of clean and adversarial images in the report.
         benchmarks: 'clean', 'corruptions', 'c', '3dcc', 'r', 'a', 'sketch', 'stylized', 'v2', 'cifar10-c',
-            'cifar100-c', 'cifar10.1', as NAME=FOLDER or by their names in the data folder.
+            'cifar100-c', 'cifar10.1', each as NAME=FOLDER, or NAME for its usual folder in the data folder.
         corruptions: Corruptions in these benchmarks; by default the 15 of ImageNet-C and the 12 of 3dcc.
         severities: Severities of the corruptions.
         output: Folder for results.json, report.html, report.md and figures; nothing is written by default.
-        resume: Continue an interrupted evaluation there. Outcomes for other weights, images or settings are not used.
-        progress: Show a progress bar; by default on a terminal, while a log gets a line for each pool.
+        resume: Continue the interrupted evaluation in `output`. Outcomes for other weights, images or settings are not
+            used.
+        progress: Show a progress bar; by default only on a terminal. Without a terminal, a log line is written for each
+            pool.
         command: Command line to record.
         checkpoint: Weights of a model given by name.
-        device: Device; by default that of a module, or the best available for a model given by name.
+        device: Device; by default the module's own, or CUDA if available for a model given by name.
         split: Split of a folder or named data set. This and the following arguments are as in `ImagesConfig`; if `data`
             is one, set them there.
         num_examples: Number of images. Without it, images in memory and data set objects keep their order.
         subset: How images are chosen: 'balanced', 'robustbench', or a file of image names.
         batch_size: Batch size.
         workers: Processes that load images.
-        allow_class_mismatch: Evaluate even if the classes of the data are not those of the network.
+        allow_class_mismatch: Evaluate even if the classes of the data and the network differ.
 
     Returns:
         The report. It is saved before the optional stages (sweeps, images, diagnosis, figures) begin, so that a failure
         there loses nothing.
 
     Raises:
-        InputError: On bad arguments, and on arguments that do not fit together.
+        InputError: On invalid or incompatible arguments.
         OSError: If `output` cannot be written.
 
     Examples:

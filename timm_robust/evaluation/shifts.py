@@ -51,11 +51,11 @@ def evaluate_shift(
 
     Args:
         model: Maps pixels in [0, 1] to logits; in eval mode.
-        loader: Delivers (pixels, labels), in the order of `indices`.
+        loader: Yields (pixels, labels), in the order of `indices`.
         indices: Index of each image.
         hashes: Hash of each image.
-        key: Key of the outcomes; with `classes`, those among all classes are kept under KEY/all.
-        journal: Where outcomes are kept.
+        key: Key of the outcomes. With `classes`, outcomes of predictions among all classes are kept under KEY/all.
+        journal: Stores the outcomes.
         device: Device of the network.
         classes: Classes to predict; the logits of others are ignored. None for all.
     """
@@ -84,7 +84,7 @@ class PartResult:
 
     @property
     def error(self) -> float:
-        """In percent."""
+        """Error in percent."""
         return 100. - 100. * self.num_correct / self.num_images
 
 
@@ -95,10 +95,10 @@ class BenchmarkResult:
     Attributes:
         name: The benchmark.
         parts: Its parts: a single one, or one for each corruption and severity.
-        available: Number of available images, from which those of the parts were chosen.
+        available: Number of available images, from which the evaluated images were chosen.
         expected: Number of published images; None for images computed on the fly.
         num_classes: Number of classes to predict; None for all.
-        num_correct_all: Number of correct images among all classes, if `num_classes` is set.
+        num_correct_all: Number of images that are correct when predicted among all classes, if `num_classes` is set.
         resized_to: Height and width that images of another size were resized to.
     """
     name: str
@@ -119,7 +119,7 @@ class BenchmarkResult:
 
     @property
     def accuracy(self) -> float:
-        """In percent; for corruptions, 100 minus the mean error."""
+        """Accuracy in percent; for corruptions, 100 minus the mean error."""
         return 100. - self.mean_error
 
     @property
@@ -175,8 +175,8 @@ def corruption_errors(
         clean_error: Error on clean images in percent.
 
     Returns:
-        Both in percent; None unless all 15 corruptions and five severities are there, the second also without
-        `clean_error`.
+        mCE and relative mCE in percent. Both are None unless all 15 corruptions and five severities are present; the
+        relative mCE is also None without `clean_error`.
     """
     means = _means(errors)
     if set(means) != set(COMMON_CORRUPTIONS) or any(set(errors[c]) != set(SEVERITIES) for c in means):

@@ -1,4 +1,4 @@
-"""The images of an evaluation, in any form a caller may pass."""
+"""Opens the images to evaluate on: a folder, a named data set, a data set object or tensors."""
 import logging
 import re
 from pathlib import Path
@@ -44,7 +44,7 @@ class Source:
 
     Attributes:
         indices: Data set indices of the chosen images.
-        facts: What a report says about the data, except indices and labels.
+        facts: Facts about the data, for the report; without indices and labels.
         batch_size: Batch size.
     """
     indices: List[int]
@@ -52,7 +52,7 @@ class Source:
     batch_size: int
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
-        """Batches of pixels in [0, 1] and labels, of all chosen images or those at some positions."""
+        """Batches of pixels in [0, 1] and labels, for all chosen images or those at `positions`."""
         raise NotImplementedError
 
     def first(self, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ class _TensorSource(Source):
     def __init__(self, x: torch.Tensor, y: Any, config: ImagesConfig, seed: int):
         check_images(x)
         if not len(x):
-            raise InputError('holds no image', argument='data')
+            raise InputError('holds no images', argument='data')
         self.x, self.y = x.detach().float(), check_batch(x, y).labels
         self.indices = _choose(len(x), self.y.cpu().numpy(), config, seed)
         self.batch_size = config.batch_size
@@ -146,7 +146,7 @@ class _DatasetSource(Source):
     def _tensors(self, indices: List[int]) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         for x, y in DataLoader(
                 Subset(self.dataset, indices), batch_size=self.batch_size, num_workers=self.config.workers,
-                generator=torch.Generator('cpu')):  # otherwise worker seeds would be drawn from the caller's
+                generator=torch.Generator('cpu')):  # otherwise worker seeds would come from the caller's generator
             check_images(x)
             yield x.float(), torch.as_tensor(y, device='cpu')
 
@@ -168,7 +168,7 @@ def _subset_name(config: ImagesConfig) -> str:
 
 
 def _choose(size: int, labels: Any, config: ImagesConfig, seed: int) -> List[int]:
-    """All images in their order, or a balanced choice of some."""
+    """Indices of all images in their order, or of a class-balanced subset."""
     if config.num_examples is None:
         return list(range(size))
     return balanced_indices(labels, size, config.num_examples, seed)
@@ -182,14 +182,14 @@ def open_data(
         usual_examples: Optional[int] = None,
         **settings: Any,
 ) -> Source:
-    """The images behind what a caller passed as `data`.
+    """Open the images that a caller passed as `data`.
 
     Args:
         data: A folder or the name of a timm data set, an `ImagesConfig`, a pair of images (N, C, H, W) in [0, 1] and
             labels (N,), or a data set of pictures or of such tensors.
-        subject: The network they are for.
-        seed: Seed of the choice.
-        usual_examples: Default number of images from a folder or named data set that has at least as many.
+        subject: The network to evaluate.
+        seed: Seed of the image subset.
+        usual_examples: Default number of images of a folder or named data set; at most all of them are used.
         **settings: Fields of `ImagesConfig`, unless `data` is one.
 
     Raises:
@@ -210,7 +210,7 @@ def open_data(
     in_memory = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (torch.Tensor, np.ndarray))
     for name in ('split', 'subset', 'allow_class_mismatch') if in_memory else ('split',):
         if name in settings:
-            raise InputError('is for data given by name', 'leave it out', argument=name, value=settings[name])
+            raise InputError('applies only to data given by name', 'remove it', argument=name, value=settings[name])
     config = ImagesConfig(**settings)
     check_batch_size(subject.model, config.batch_size)
     if in_memory:
@@ -218,7 +218,7 @@ def open_data(
         return _TensorSource(images, data[1], config, seed)
     if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, tuple):
         if not len(data):
-            raise InputError('holds no image', argument='data')
+            raise InputError('holds no images', argument='data')
         return _DatasetSource(data, config, seed, subject)
     raise InputError(
         f'is {type(data).__name__}', 'pass (images, labels), an indexable data set (for a loader, its data set), a '

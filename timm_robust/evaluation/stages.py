@@ -1,4 +1,4 @@
-"""The stages of an evaluation: attacks and benchmarks, saved at once, then everything optional."""
+"""The stages of an evaluation: attacks and benchmarks, saved at once, then sweeps, example images and diagnosis."""
 import hashlib
 import logging
 import re
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _network_sha256(subject: Subject) -> str:
-    """Hash of everything in a network that determines outcomes: parameters, buffers, the text of its modules."""
+    """Hash of everything in a network that determines outcomes: parameters, buffers and the printed modules."""
     tensors = {**dict(subject.model.named_parameters()), **dict(subject.model.named_buffers())}
     text = _ADDRESS.sub('', repr(subject.model)) + weights_sha256(tensors)
     return hashlib.sha256(f'{text} {subject.facts.bn_mode} {subject.facts.gamma}'.encode()).hexdigest()[:16]
@@ -53,9 +53,9 @@ class Stages:
     Args:
         config: Settings.
         peers: The processes that share the images.
-        model, data: As a caller passed them.
-        images: Fields of `ImagesConfig` that were passed.
-        checkpoint, device: Of the network.
+        model, data: As passed to `evaluate`.
+        images: Fields of `ImagesConfig` that were passed to `evaluate`.
+        checkpoint, device: Checkpoint and device of the network.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Stages:
         self.surrogate = open_surrogate(config.surrogate, subject, config.surrogate_checkpoint)
         self.num_classes = known or self._count_classes(subject)
         if self.surrogate and self._count_classes(self.surrogate) != self.num_classes:
-            raise InputError(f'has another number of classes than the model, which has {self.num_classes}',
+            raise InputError(f'has a different number of classes from the model, which has {self.num_classes}',
                              argument='surrogate', value=self.surrogate.facts.name)
         self.batch_size = self.source.batch_size if self.source else 0  # halved when memory runs out
         if self.plan:
@@ -130,7 +130,7 @@ class Stages:
                 date=datetime.now(timezone.utc).isoformat(timespec='seconds')))
 
     def _contexts(self, plans: Mapping[str, Plan]) -> Dict[str, Mapping[str, Any]]:
-        """Everything that determines outcomes except the images, by their key."""
+        """By outcome key, everything that determines the outcomes except the images."""
         known = ('timm_robust', 'timm', 'torch')
         common: Dict[str, Any] = {
             'network': _network_sha256(self.subject), 'versions': {k: v for k, v in versions().items() if k in known}}
@@ -151,7 +151,7 @@ class Stages:
         return contexts
 
     def _plans(self) -> Dict[str, Plan]:
-        """The plan of the evaluation and those of its sweeps, by prefix of their keys."""
+        """The plans of the evaluation and of its sweeps, by the prefix of their outcome keys."""
         if not self.plan:
             return {}
         plans = {p.prefix: p for p in (*self.plans, *self.config.swept_plans().values())}
@@ -170,7 +170,7 @@ class Stages:
         with ExitStack() as stack:
             if self.folder is not None and self.peers.primary:
                 stack.enter_context(FolderLock(self.folder))
-                _refuse_unfit(self.folder, self.config.resume)  # another run may have ended meanwhile
+                _refuse_unfit(self.folder, self.config.resume)  # another run may have ended since the first check
             self.peers.meet()  # no process starts before the folder is locked
             return self._run()
 
@@ -286,7 +286,7 @@ class Stages:
             stage: Callable[[EvaluationReport], EvaluationReport],
             report: EvaluationReport,
     ) -> EvaluationReport:
-        """The report with the results of a stage; unchanged, with a warning, if the stage fails."""
+        """Run a stage and return the report with its results; if it fails, warn and return the report unchanged."""
         start = time.perf_counter()
         _logger.info(f'{title} ...')
         try:

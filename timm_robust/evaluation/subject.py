@@ -1,4 +1,4 @@
-"""The network to evaluate, in any form a caller may pass."""
+"""Opens the network to evaluate: a model name, a config or a module."""
 import copy
 import logging
 from contextlib import contextmanager
@@ -38,11 +38,11 @@ class Subject:
     """The network that is evaluated.
 
     Attributes:
-        model: Takes pixels in [0, 1]; in eval mode.
-        device: Where it is.
-        facts: What a report says about it.
-        preprocessing: timm's data config, where it is known.
-        network: The same network as inputs/ takes it; None for a module that is not a timm model.
+        model: Maps pixels in [0, 1], shape (N, C, H, W), to logits; in eval mode.
+        device: Device of the network.
+        facts: Facts about the network, for the report.
+        preprocessing: timm's data config; None if unknown.
+        network: The same network as an `inputs.Network`; None for a module that is not a timm model.
     """
     model: nn.Module
     device: torch.device
@@ -65,10 +65,10 @@ def _from_network(network: Network) -> Subject:
 
 @contextmanager
 def eval_mode(*models: Any) -> Iterator[None]:
-    """Switch networks in training mode, as `timm.create_model` returns them, to eval mode meanwhile.
+    """Switch networks that are in training mode, as `timm.create_model` returns them, to eval mode within the context.
 
-    Parts in training mode inside a network in eval mode, such as dropout, stay as they are: they are deliberate. Modes
-    and the buffers that such parts change (running averages) are restored.
+    In a network in eval mode, parts left in training mode, such as dropout, are assumed deliberate and stay so. On
+    exit, all modes are restored, and so are the buffers (running averages) of parts that were in training mode.
     """
     networks = [model for model in models if isinstance(model, nn.Module)]
     training = [part for model in networks for part in model.modules() if part.training]
@@ -90,9 +90,10 @@ def eval_mode(*models: Any) -> Iterator[None]:
 def _from_module(model: nn.Module, device: Optional[str]) -> Subject:
     low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if low is not None:
-        raise InputError(f'has weights in {low}', 'pass model.float(): verdicts need float32', argument='model')
+        raise InputError(
+            f'has weights in {low}', 'pass model.float(): accuracy is measured in float32', argument='model')
     if any(t.device.type == 'meta' for t in (*model.parameters(), *model.buffers())):
-        raise InputError('has no weights, it is on the device meta', 'load its weights', argument='model')
+        raise InputError('has no weights: it is on the meta device', 'load its weights', argument='model')
     still = next((name for name, part in model.named_modules() if part.training and is_norm(part)), None)
     if still is not None:  # attacks would use its tracked statistics instead
         raise InputError(
@@ -101,7 +102,7 @@ def _from_module(model: nn.Module, device: Optional[str]) -> Subject:
     own = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device('cpu'))
     place = own if device is None else torch.device(resolve_device(device))
     if place != own:
-        model = copy.deepcopy(model).to(place)  # the caller's network stays where it is
+        model = copy.deepcopy(model).to(place)  # leave the caller's network on its device
     space = InputSpace.of(model)
     on_pixels = model
     if not space.is_pixels:
@@ -141,21 +142,22 @@ def open_model(
         device: Optional[str] = None,
         main_branch: bool = False,
 ) -> Subject:
-    """The network behind what a caller passed as `model`.
+    """Open the network that a caller passed as `model`.
 
     Args:
-        model: A model name as in `NetworkConfig`, a `NetworkConfig`, or a module: a timm model, whose images are
-            normalized by its `pretrained_cfg`, or any other that takes pixels.
+        model: A model name as in `NetworkConfig`, a `NetworkConfig`, or a module: a timm model, whose input is
+            normalized with the mean and std of its `pretrained_cfg`, or any other module that takes pixels.
         checkpoint: Weights of a model given by name.
-        device: Device; by default that of a module.
-        main_branch: In a model given by name with two BatchNorms, use the one for clean images unless gamma is set.
+        device: Device; by default the module's own, or CUDA if available for a model given by name.
+        main_branch: Use the BatchNorm for clean images of a checkpoint with two BatchNorms, unless `gamma` is set.
 
     Raises:
-        InputError: If it cannot be built, and on arguments that do not apply to a module or a `NetworkConfig`.
+        InputError: If the network cannot be built, or an argument does not apply to a module or a `NetworkConfig`.
     """
     if checkpoint and isinstance(model, (nn.Module, NetworkConfig)):
-        raise InputError('is for a model given by name', 'load the weights into the module, or name them in the config',
-                         argument='checkpoint', value=checkpoint)
+        raise InputError(
+            'applies only to a model given by name', 'load the weights into the module, or name them in the config',
+            argument='checkpoint', value=checkpoint)
     if isinstance(model, nn.Module):
         return _from_module(model, device)
     if isinstance(model, (str, Path)):
@@ -175,7 +177,7 @@ def open_model(
 
 
 def open_surrogate(surrogate: Union[str, nn.Module, None], subject: Subject, checkpoint: str) -> Optional[Subject]:
-    """The network to craft attacks on; None if it is the evaluated network.
+    """Open the network to craft attacks on; None if attacks are crafted on the evaluated network.
 
     Raises:
         InputError: If its classes or input differ from the network's, or if a checkpoint comes without a model name.

@@ -23,7 +23,7 @@ class LossSurface:
     Attributes:
         norm, eps: Threat model.
         seed: Seed of the random direction.
-        num_examples: Images behind the mean.
+        num_examples: Number of images in the mean.
         coordinates: Points along each direction, in units of eps.
         loss: Rows along the random direction, columns along the gradient.
     """
@@ -47,7 +47,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def input_gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Gradient of the cross-entropy for each image, like x."""
+    """Gradient of the cross-entropy for each image, in the shape of x."""
     return torch.cat([
         input_gradient(model, part, partial(cross_entropy, target=labels))[0]
         for part, labels in zip(x.split(batch_size), y.split(batch_size))])
@@ -61,7 +61,7 @@ def directions(
         batch_size: int,
         seed: int,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Steps of length eps up the cross-entropy and along random signs."""
+    """Steps of length eps along the gradient of the cross-entropy and along random signs."""
     gradient = input_gradients(model, x, y, batch_size)
     random = signs(image_seeds(seed, len(x), x.device), 0, x[0].numel()).view_as(x).to(x.dtype)
     return threat.eps * threat.stride(gradient), threat.eps * threat.stride(random)

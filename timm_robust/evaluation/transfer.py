@@ -1,4 +1,4 @@
-"""Transfer matrix: accuracy of each network on adversarial images crafted on each other."""
+"""Transfer matrix: accuracy of each network on adversarial images crafted on each of the networks."""
 import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -39,11 +39,11 @@ class TransferReport:
         data: The images.
         threat: Threat model.
         attack: All settings of the attack.
-        settings: How it was run.
+        settings: How the attack was run.
         clean: By network and image, whether the clean image is classified correctly.
         correct: By source network, target network and image, whether both the clean and the adversarial image are
             classified correctly.
-        versions: Versions of what the numbers depend on.
+        versions: Versions of the software that the numbers depend on.
     """
     names: Tuple[str, ...]
     models: Tuple[ModelFacts, ...]
@@ -143,7 +143,7 @@ def transfer(
         command: str = '',
         **images: Any,
 ) -> TransferReport:
-    """Measure each network on the last iterates of an attack on each of them.
+    """Craft adversarial images on each network, the last iterates of an attack, and measure all networks on them.
 
     Args:
         models: Two or more networks of the same classes and input, each a name or a module as in `evaluate`.

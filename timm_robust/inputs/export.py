@@ -29,7 +29,7 @@ def export_model(
     which the pipelines of transformers show: descriptions if the classes are ImageNet synsets.
 
     Args:
-        model: A timm model, which knows the arguments that `timm.create_model` built it with.
+        model: A model built by `timm.create_model`, whose arguments are recorded in the config.
         folder: Where to write; created if missing.
         preprocessing: Preprocessing of its images.
         class_names: Names of its classes by index; names from initial pretrained weights are removed.
@@ -60,7 +60,7 @@ def export_model(
 def make_loadable(config: Dict[str, Any], class_names: Optional[Sequence[str]]) -> None:
     """Adapt a config.json of timm for transformers: add class names, and keep `num_classes` in one place.
 
-    timm repeats it in `model_args`, and transformers would pass it to timm twice.
+    timm repeats `num_classes` in `model_args`, and transformers would pass it to timm twice.
     """
     config.get('model_args', {}).pop('num_classes', None)
     names = published_names(class_names) if class_names else None

@@ -51,7 +51,7 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 
 
 def write_text(path: PathLike, content: str) -> None:
-    """Write UTF-8 atomically; what cannot be encoded, such as undecodable bytes of a path, is escaped."""
+    """Write UTF-8 atomically; characters that cannot be encoded, as in some paths, are escaped."""
     write_bytes(path, content.encode('utf-8', 'backslashreplace'))
 
 

@@ -27,7 +27,8 @@ from .network import Network, Preprocessing, check_batch_size
 __all__ = ['DatasetConfig', 'Images', 'ImagesConfig', 'choose_images', 'open_dataset', 'open_images', 'pixel_loader']
 
 _TORCH_SPLITS = (
-    'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing')  # all but two mean test
+    'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test',
+    'testing')  # all but the first two mean test
 _TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
 
 
@@ -42,7 +43,7 @@ class DatasetConfig:
     input_img_mode: Optional[str] = setting(None, 'image conversion mode (default: RGB, L for 1 channel)')
     input_key: Optional[str] = setting(None, 'dataset key for input images')
     target_key: Optional[str] = setting(None, 'dataset key for target labels')
-    dataset_trust_remote_code: bool = setting(False, 'allow a huggingface dataset to run code of its repo')
+    dataset_trust_remote_code: bool = setting(False, 'allow a huggingface dataset to run code from its repo')
     workers: int = setting(4, 'data loading processes', short='-j', metavar='N')
     pin_mem: bool = setting(False, 'pin CPU memory in the loader')
 
@@ -62,7 +63,7 @@ class ImagesConfig(DatasetConfig):
         'is installed) or a file of image names', metavar='NAME')
     batch_size: int = setting(128, 'batch size', short='-b', metavar='N')
     allow_class_mismatch: bool = setting(
-        False, 'evaluate although the classes of data and network differ; the report says so')
+        False, 'evaluate even if the classes of data and network differ; the report says so')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,15 +88,15 @@ def open_dataset(
         seed: int = 0,
         **kwargs: Any,
 ) -> Dataset:
-    """`timm.data.create_dataset`, but refusing mistakes that timm would work around.
+    """Call `timm.data.create_dataset`, but refuse mistakes that timm would silently work around.
 
     Args:
-        config: The data.
+        config: Source of the data.
         split: Name of the split.
         in_chans: Channels of the network.
         is_training: Whether the data is for training.
-        batch_size: For streaming data.
-        seed: For streaming data.
+        batch_size: Batch size, for streaming data.
+        seed: Seed, for streaming data.
         **kwargs: Further arguments of `create_dataset`.
 
     Raises:
@@ -109,7 +110,7 @@ def open_dataset(
 
     _check_torch_split(config.dataset, split)
     if not config.dataset and (Path(split).name != split or split == '..'):
-        raise wrong('leads out of the data', 'give the name of a folder in it', 'split', split)
+        raise wrong('leads out of the data folder', 'give the name of a folder inside it', 'split', split)
     create: Any = create_dataset  # its type hints are narrower than what it accepts
     try:
         dataset = create(
@@ -142,8 +143,8 @@ def open_dataset(
     if in_chans == 3 and not config.input_img_mode and is_grey(dataset):
         raise wrong(
             f'the images of {where} are grey',
-            "pass `in_chans=1`, or `input_img_mode='RGB'` to let an attack change the three copies of a grey image "
-            'apart', 'in_chans', in_chans)
+            "pass `in_chans=1`, or `input_img_mode='RGB'` to let attacks change the three equal channels independently",
+            'in_chans', in_chans)
     return dataset
 
 
@@ -182,7 +183,7 @@ def pixel_loader(
         workers: int = 0,
         pin_mem: bool = False,
 ) -> _CheckedLoader:
-    """Batches of pixels in [0, 1] and labels, for some images of a data set; sets its `transform`."""
+    """Batches of pixels in [0, 1] and labels, for some images of a data set; sets the data set's `transform`."""
     subset: Any = Subset(dataset, list(indices))
     channels = preprocessing['input_size'][0]
     loader = create_loader(
@@ -215,9 +216,9 @@ class Images:
         hashes: Hash of each image as stored.
         preprocessing: timm's data config.
         device: Device of the batches.
-        config: Settings of loading.
+        config: Settings of selection and loading.
         class_names: Names of the classes by index, if the data set knows them.
-        mismatch: How its classes differ from those of the network, and images under two labels; '' if neither.
+        mismatch: How the classes of data and network differ, and images with two labels; '' if neither.
     """
     dataset: Any
     indices: List[int]

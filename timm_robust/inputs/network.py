@@ -56,14 +56,14 @@ class ModelConfig:
         group='Model parameters')
     pretrained: bool = setting(False, 'use pretrained weights')
     num_classes: Optional[int] = setting(
-        None, 'number of classes (default: of the model; in training, of the data)', metavar='N')
-    img_size: Optional[int] = setting(None, 'image size (default: of the model)', metavar='N')
-    in_chans: Optional[int] = setting(None, 'input channels (default: of the model)', metavar='N')
+        None, 'number of classes (default: from the model; in training, from the data)', metavar='N')
+    img_size: Optional[int] = setting(None, 'image size (default: from the model)', metavar='N')
+    in_chans: Optional[int] = setting(None, 'input channels (default: from the model)', metavar='N')
     input_size: Optional[Tuple[int, int, int]] = setting(None, 'input size as C H W', metavar='N')
     crop_pct: Optional[float] = setting(None, 'validation crop percent', metavar='N')
     crop_mode: Optional[str] = setting(None, 'validation crop: center, squash or border', metavar='MODE')
-    mean: Optional[Tuple[float, ...]] = setting(None, 'mean pixel value (default: of the model)', metavar='N')
-    std: Optional[Tuple[float, ...]] = setting(None, 'std deviation (default: of the model)', metavar='N')
+    mean: Optional[Tuple[float, ...]] = setting(None, 'mean pixel value (default: from the model)', metavar='N')
+    std: Optional[Tuple[float, ...]] = setting(None, 'std deviation (default: from the model)', metavar='N')
     interpolation: str = setting('', 'resize interpolation', metavar='NAME')
     gp: Optional[str] = setting(None, 'global pool type', metavar='POOL')
     channels_last: bool = setting(False, 'use channels_last memory layout')
@@ -86,7 +86,8 @@ class NetworkConfig(ModelConfig):
         '', 'weights to load, safetensors or checkpoint (default: pretrained weights)', metavar='PATH')
     use_ema: bool = setting(True, 'prefer the averaged weights of the checkpoint')
     bn_mode: Optional[str] = setting(
-        None, 'normalize by population, batch or (RobustNorm) mean statistics (default: of the model)', metavar='MODE')
+        None, 'normalize by population, batch or (RobustNorm) mean statistics (default: those of the model)',
+        metavar='MODE')
     gamma: Optional[float] = setting(
         None, 'weight of the BatchNorm for adversarial images, in [0, 1], for a checkpoint of objective mbnat',
         metavar='GAMMA')
@@ -109,7 +110,7 @@ class NetworkConfig(ModelConfig):
 
 
 class _TwoClasses(nn.Module):
-    """A network with a single sigmoid output z, as a network of two classes with logits (0, z)."""
+    """Wraps a network with a single sigmoid output z as one of two classes with logits (0, z)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -129,7 +130,7 @@ class Network:
         pixel_model: Takes pixels in [0, 1] and returns logits of two classes or more.
         preprocessing: timm's data config.
         device: Its device.
-        checkpoint: Contents of the file of its weights, None for pretrained weights.
+        checkpoint: Contents of its checkpoint file, None for pretrained weights.
         conversion: What happened to the keys of the checkpoint.
     """
     config: NetworkConfig
@@ -177,7 +178,7 @@ def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False
     kwargs.update(in_chans=in_chans, num_classes=config.num_classes, global_pool=config.gp)
     for key in sorted({*kwargs, 'pretrained'} & config.model_kwargs.keys()):
         raise InputError(
-            f'{key} is a separate setting', 'use that', argument='model_kwargs',
+            f'{key} is a separate setting', 'set that instead', argument='model_kwargs',
             value=f'{key}={config.model_kwargs[key]}')
     name = resolve_name(config.model)
     recorded = read_config(name) if pretrained else None
@@ -197,7 +198,7 @@ def create_network(config: ModelConfig, *, pretrained: bool, adapt: bool = False
 
 
 def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessing:
-    """timm's data config for the channels of the model.
+    """timm's data config, from the settings and the model.
 
     Raises:
         InputError: If the model does not accept such images, or mean or std is invalid.
@@ -282,7 +283,7 @@ def build_network(
         converts: See `fit_weights`.
 
     Raises:
-        InputError: If there is no such network, or its weights are missing, broken, not its own, or not finite.
+        InputError: If there is no such network, or its weights are missing, broken, of another network, or not finite.
     """
     device = device or torch.device(resolve_device(config.device))
     checkpoint = read_checkpoint(config.checkpoint, use_ema=config.use_ema) if config.checkpoint else None
@@ -312,7 +313,7 @@ def pixel_network(
         device: torch.device,
         channels_last: bool = False,
 ) -> nn.Module:
-    """A timm model that takes pixels, in eval mode on a device; with a single output, as two classes."""
+    """Wrap a timm model to take pixels in [0, 1], in eval mode on a device; a single output becomes two classes."""
     pixel_model: nn.Module = NormalizedModel(model, preprocessing['mean'], preprocessing['std'])
     if num_outputs(model) == 1:
         pixel_model = _TwoClasses(pixel_model)
@@ -326,7 +327,7 @@ def build_surrogate(name: str, network: Network, checkpoint: str = '') -> Networ
     Args:
         name: A model as in `NetworkConfig`.
         network: The network that is attacked.
-        checkpoint: Its weights, by default pretrained ones.
+        checkpoint: Weights of the surrogate, by default pretrained ones.
 
     Raises:
         InputError: If it cannot be built, or its classes or input differ from those of the network.
@@ -351,11 +352,11 @@ def check_surrogate(found: Network, network: Network, name: str) -> None:
         return InputError(problem, remedy, argument='surrogate', value=name)
 
     if found.num_classes != network.num_classes:
-        raise wrong(f'has {found.num_classes} classes, the model {network.num_classes}')
+        raise wrong(f'has {found.num_classes} classes, but the model has {network.num_classes}')
     names = network.class_names(found.class_names())
     own = found.class_names(names)
     if names and own and names != own:
         raise wrong('has different classes from the model, or in a different order')
     size, wanted = found.preprocessing['input_size'], network.preprocessing['input_size']
     if size != wanted:
-        raise wrong(f'takes {size} images, the model {wanted}', 'give both `input_size`')
+        raise wrong(f'takes {size} images, but the model takes {wanted}', 'give both the same `input_size`')

@@ -61,7 +61,7 @@ class Peers:
         """The value of each process.
 
         Raises:
-            InputError: If a process has ended; so do `meet` and `broadcast`.
+            InputError: If another process has ended; `meet` and `broadcast` raise it too.
         """
         if self._group is None:
             return [value]

@@ -141,7 +141,7 @@ def create_named(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 def check_adapted(model: nn.Module, name: str, asked: Mapping[str, Optional[int]]) -> None:
-    """Refuse pretrained weights that timm loaded only in part, for another head or other input channels.
+    """Refuse pretrained weights that timm loaded only in part, because classes or input channels differ.
 
     Args:
         model: Built with its pretrained weights.
@@ -160,7 +160,7 @@ def check_adapted(model: nn.Module, name: str, asked: Mapping[str, Optional[int]
             argument, value = (key, asked[key]) if asked.get(key) is not None else ('model', name)
             raise InputError(
                 f'the pretrained weights have {held[key]} {text}, not {built[key]}: the rest would be random',
-                'remove it, or give weights of such a network as `checkpoint`', argument=argument, value=value)
+                'remove it, or give matching weights as `checkpoint`', argument=argument, value=value)
 
 
 def check_recorded(name: str, config: Optional[Mapping[str, Any]], model: nn.Module) -> None:
@@ -218,8 +218,8 @@ def label_names(model: nn.Module, data_names: Optional[Sequence[str]] = None) ->
 
     Args:
         model: A model with a `pretrained_cfg`.
-        data_names: Names to compare with. If they are synsets, timm's ImageNet networks are given synsets as names, and
-            descriptions of the same synsets in a config count as equal.
+        data_names: Class names of the data, to compare with. If they are synsets, the classes of timm's ImageNet
+            networks are named by synset too, and descriptions of the same synsets in a config count as equal.
     """
     names = _pretrained_cfg(model).get('label_names')
     if isinstance(names, Mapping):

@@ -51,7 +51,7 @@ class Checkpoint:
 
     Attributes:
         state_dict: Weights by their names in the file.
-        source: Where in the file they were, for example 'state_dict_ema'.
+        source: Where in the file the weights were, for example 'state_dict_ema'.
         run: Arguments of the training run that wrote it, by name; empty if it holds none.
         keys: Top-level keys of the file, for example 'optimizer'.
     """
@@ -67,7 +67,7 @@ def _read(path: PathLike) -> Any:
     if is_safetensors:
         return safetensors.torch.load_file(path)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch's warnings about what is refused below
+        warnings.simplefilter('ignore')  # torch's warnings about files that are refused below
         return _torch_load(str(path))  # only tensors, plain values, and the arguments of timm's runs
 
 
@@ -153,9 +153,9 @@ def _counter(key: str) -> str:
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> Conversion:
-    """Turn a state dict into the weights of a model, every key accounted for.
+    """Turn a state dict into the weights of a model, accounting for every key.
 
-    Knows the wrappers `module.`, `_orig_mod.` and `model.` in any order, the authors' NoFrost checkpoints (timm's names
+    Reads the wrappers `module.`, `_orig_mod.` and `model.` in any order, the authors' NoFrost checkpoints (timm's names
     under `module.`) and those of the RobustNorm repository, whose `running_var` is the range as in `RobustNorm2d`.
 
     Args:
@@ -195,8 +195,8 @@ def _misfit(model: nn.Module, unknown: List[str], missing: List[str]) -> InputEr
     if any(_AUX in key for key in unknown) and not has_aux_norm(model):
         return InputError(
             'has a second BatchNorm (objective mbnat)',
-            'choose between them with `gamma` or continue with that objective; export/ and export_aux/ of its run '
-            'have one each')
+            'choose between the two with `gamma` or continue with that objective; export/ and export_aux/ of its run '
+            'each have a single one')
     if missing and all(_AUX in name for name in missing):
         return InputError(
             'has no second BatchNorm (objective mbnat)', 'remove `gamma`, or use the objective of its run')
@@ -204,7 +204,7 @@ def _misfit(model: nn.Module, unknown: List[str], missing: List[str]) -> InputEr
         f"{text} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
         for text, keys in (('missing', missing), ('left over', unknown)) if keys]
     return InputError(
-        f'does not fit {type(model).__name__}: it has another architecture or number of classes '
+        f'does not fit {type(model).__name__}: it has a different architecture or number of classes '
         f"({'; '.join(listed)})",
         'check `model`, `num_classes`, `in_chans` and `model_kwargs`')
 
@@ -222,7 +222,7 @@ def _fitted(key: str, value: Any, name: str, wanted: torch.Tensor) -> torch.Tens
         value = value.reshape(wanted.shape)
     if value.shape != wanted.shape:
         raise InputError(
-            f'has {tuple(value.shape)} under {key} where {name} is {tuple(wanted.shape)}: it has another '
+            f'has {tuple(value.shape)} under {key} where {name} is {tuple(wanted.shape)}: it has a different '
             'architecture or number of classes', 'check `model`, `num_classes` and `in_chans`')
     return value.detach().to(wanted.dtype).contiguous().clone()
 
@@ -261,13 +261,13 @@ def fit_weights(
 ) -> Conversion:
     """Load a checkpoint into a network; `InputError` if it does not fit.
 
-    `converts` says that the result will be inspected: a file that seems to have another norm is then only warned about.
+    With `converts`, the result will be inspected, so a file that seems to have another norm only logs a warning.
     """
     try:
         found = convert_state_dict(checkpoint.state_dict, model)
         doubt = _doubt_of_norm(model, found)
         if doubt and not converts:
-            raise InputError(doubt[0], f'{doubt[1]}, which must be converted first')
+            raise InputError(doubt[0], f'{doubt[1]}; such a file must be converted first')
     except InputError as error:
         raise error.about(argument, str(path)) from error
     if doubt:
@@ -277,7 +277,10 @@ def fit_weights(
 
 
 def _doubt_of_norm(model: nn.Module, found: Conversion) -> Tuple[str, ...]:
-    """Only counters distinguish weights of BatchNorm and RobustNorm, which have the same names and shapes."""
+    """Problem and remedy if the weights seem to be of BatchNorm in place of RobustNorm or the reverse, else ().
+
+    Both have the same names and shapes; only the counters of batches differ.
+    """
     dropped, added = (any(key.endswith(_BATCHES) for key in keys) for keys in (found.dropped, found.added))
     if dropped and any(isinstance(m, RobustNorm2d) for m in model.modules()):
         return (

@@ -50,9 +50,9 @@ def build_network(config: TrainConfig) -> nn.Module:
 
 
 def replace_classifier(config: TrainConfig, model: nn.Module, class_names: Optional[Sequence[str]]) -> bool:
-    """Reset a pretrained classifier whose classes are known and are not those of the data, and say whether it was.
+    """Reset a pretrained classifier if its class names are known and differ from the data's; returns whether it did.
 
-    timm keeps a classifier that has the right number of outputs, whatever they mean.
+    timm keeps any classifier with the right number of outputs, even if its classes are different.
     """
     known = label_names(model, class_names) if config.pretrained and not config.initial_checkpoint else None
     if not known or not class_names or known == list(class_names):
@@ -73,8 +73,8 @@ def check_img_sizes(config: TrainConfig, model: nn.Module, in_chans: int) -> Non
                 model.eval()(torch.zeros(1, in_chans, size, size))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f'{config.model} does not accept it ({error})', 'choose others, or for a transformer '
-                'dynamic_img_size=True in `model_kwargs`', argument='train_img_sizes', value=size) from error
+                f'{config.model} does not accept it ({error})', 'choose other sizes, or for a transformer '
+                'set dynamic_img_size=True in `model_kwargs`', argument='train_img_sizes', value=size) from error
     model.train()
 
 
@@ -104,13 +104,13 @@ def build_teacher(
 
     Args:
         config: Settings of robust distillation.
-        dataset: The training data, whose classes must be those of the teacher.
+        dataset: The training data, whose classes must match the teacher's.
         input_size: Channels, height and width of the student's images.
-        device: Where the student is.
-        channels_last: Its memory format.
+        device: Device of the student.
+        channels_last: Use the channels_last memory format.
 
     Raises:
-        InputError: If it cannot be built, or its classes or input are others.
+        InputError: If the teacher cannot be built, or its classes or input size differ from the student's.
     """
     if not config.model:
         return None
@@ -122,8 +122,9 @@ def build_teacher(
         raise error.renamed({'model': 'robust_teacher', 'checkpoint': 'robust_teacher_checkpoint'}) from error
     size = tuple(found.preprocessing['input_size'])
     if size != tuple(input_size):
-        raise InputError(f'takes {size} images, the model {tuple(input_size)}', 'give the model the same `input_size`',
-                         argument='robust_teacher', value=config.model)
+        raise InputError(
+            f'takes {size} images, but the model takes {tuple(input_size)}', 'give the model the same `input_size`',
+            argument='robust_teacher', value=config.model)
     return Teacher(found.pixel_model, config.weight)
 
 

@@ -80,12 +80,12 @@ def is_resuming(config: TrainConfig, run: Path) -> bool:
 
 
 def _check_run(config: TrainConfig, read: Checkpoint, training_data: str) -> None:
-    """Refuse different training data; warn about other settings that differ from the run."""
+    """Refuse different training data; warn about other settings that differ from the resumed run."""
     before = read.run.get('training_data', '')
     if before and training_data and before != training_data:
         raise InputError(
-            'that run had other training data: images, labels, the held-out images or the teacher have changed',
-            'give its data, `seed` and `val_fraction`')
+            'the resumed run had other training data: images, labels, the held-out images or the teacher have changed',
+            'use its data, `seed`, `val_fraction` and teacher')
     changed = [
         f'{name} {value!r} (was {read.run[name]!r})' for name, value in config.to_flat().items()
         if name not in _MAY_CHANGE and name in read.run and read.run[name] != value]
@@ -100,12 +100,12 @@ def _hyperparameters(optimizer: torch.optim.Optimizer) -> List[Dict[str, Any]]:
 
 
 def _check_optimizer(asked: List[Dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse optimizer settings that resuming would silently replace with those of the run."""
+    """Refuse optimizer settings that resuming would silently replace with the settings of the resumed run."""
     for own, restored in zip(asked, _hyperparameters(optimizer)):
         for name, value in own.items():
             if name in restored and restored[name] != value:
                 raise InputError(
-                    f'that run keeps its {name} {restored[name]!r}; these settings give {value!r}',
+                    f'the resumed run has {name} {restored[name]!r}, but these settings give {value!r}',
                     f'choose settings that give {restored[name]!r}')
 
 
@@ -187,5 +187,6 @@ def open_saver(
     if before.get('ranked_by', before.get('eval_metric')) == metric:
         saver.load_state_dict_from_checkpoint(config.resume)
     else:
-        _logger.warning(f'The best epoch is selected again, by {metric}; that run used {before.get("ranked_by")}.')
+        _logger.warning(
+            f'The best epoch is selected again by {metric}; the resumed run used {before.get("ranked_by")}.')
     return saver

@@ -39,10 +39,10 @@ _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
 class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     """Settings of `train`, with the names, meanings and defaults of timm's train.py.
 
-    Only timm's own script has augmentation splits (AugMix, JSD loss, split BN), NaFlex loading and distillation.
+    Augmentation splits (AugMix, JSD loss, split BN), NaFlex loading and distillation are left to timm's own script.
 
     Raises:
-        InputError: On a value of the wrong type, out of range, or in conflict with another; it names the argument.
+        InputError: Naming the argument, on a value of the wrong type, out of range, or in conflict with another.
 
     Examples:
 
@@ -53,8 +53,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     train_split: str = setting('train', 'train split', metavar='NAME', group='Dataset parameters')
     val_split: str = setting('validation', "validation split, '' for none", metavar='NAME')
     val_fraction: float = setting(
-        0., 'hold this fraction of the train split out of training and validate on it, class-balanced and chosen by '
-        '--seed, instead of --val-split', metavar='F')
+        0., 'validate on this fraction of the train split, held out of training, instead of --val-split '
+        '(class-balanced, chosen by --seed)', metavar='F')
     train_num_samples: Optional[int] = setting(None, 'samples in the train split, for iterable datasets', metavar='N')
     val_num_samples: Optional[int] = setting(
         None, 'samples in the validation split, for iterable datasets', metavar='N')
@@ -75,9 +75,9 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     no_ddp_bb: bool = setting(False, 'no broadcast of buffers in DDP')
 
     opt: str = setting('sgd', 'optimizer', metavar='OPTIMIZER', group='Optimizer parameters')
-    opt_eps: Optional[float] = setting(None, 'optimizer epsilon (default: of the optimizer)', metavar='EPSILON')
+    opt_eps: Optional[float] = setting(None, 'optimizer epsilon (default: depends on the optimizer)', metavar='EPSILON')
     opt_betas: Optional[Tuple[float, ...]] = setting(
-        None, 'optimizer betas (default: of the optimizer)', metavar='BETA')
+        None, 'optimizer betas (default: depends on the optimizer)', metavar='BETA')
     momentum: float = setting(0.9, 'momentum', metavar='M')
     weight_decay: float = setting(2e-5, 'weight decay')
     clip_grad: Optional[float] = setting(None, 'clip gradients at this value (default: no clipping)', metavar='NORM')
@@ -91,8 +91,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     sched_on_updates: bool = setting(False, 'step the scheduler on updates, not epochs')
     lr: Optional[float] = setting(
         None, 'learning rate (default: lr_base * global_batch_size / lr_base_size)', metavar='LR')
-    lr_base: float = setting(0.1, 'learning rate of a batch of lr_base_size', metavar='LR')
-    lr_base_size: int = setting(256, 'batch size of lr_base', metavar='DIV')
+    lr_base: float = setting(0.1, 'learning rate for a batch of lr_base_size', metavar='LR')
+    lr_base_size: int = setting(256, 'batch size that lr_base is for', metavar='DIV')
     lr_base_scale: str = setting('', 'linear or sqrt scaling of lr_base (default: by optimizer)', metavar='SCALE')
     lr_noise: Optional[Tuple[float, ...]] = setting(
         None, 'LR noise on/off epoch percentages (default: no noise)', metavar='PCT')
@@ -121,8 +121,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         False, 'disable all training augmentation', group='Augmentation and regularization parameters')
     train_crop_mode: Optional[str] = setting(None, 'crop mode in train')
     crop_padding: int = setting(
-        0, 'pad images by N black pixels and crop them at random to their size, as is usual for 32x32 images (4 for '
-        'CIFAR), instead of a random resized crop', metavar='N')
+        0, 'instead of a random resized crop, pad images by N black pixels and crop them at random to their original '
+        'size; usual for 32x32 images (4 for CIFAR)', metavar='N')
     scale: Tuple[float, float] = setting(_SCALE, 'random resize scale', metavar='PCT')
     ratio: Tuple[float, float] = setting(_RATIO, 'random resize aspect ratio', metavar='RATIO')
     hflip: float = setting(0.5, 'horizontal flip probability')
@@ -151,15 +151,15 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     bce_pos_weight: Optional[float] = setting(None, 'positive weighting of the BCE loss (default: none)')
     train_interpolation: str = setting('random', 'training interpolation')
     drop: float = setting(0., 'dropout rate', metavar='PCT')
-    drop_path: Optional[float] = setting(None, 'drop path rate (default: of the model)', metavar='PCT')
+    drop_path: Optional[float] = setting(None, 'drop path rate (default: depends on the model)', metavar='PCT')
     sync_bn: bool = setting(False, 'synchronize BatchNorm and RobustNorm')
     dist_bn: str = setting('reduce', "running statistics after each epoch: broadcast, reduce, '' for neither")
 
     model_ema: bool = setting(
         False, 'track a moving average of the weights', group='Model exponential moving average parameters')
-    model_ema_force_cpu: bool = setting(False, 'track it on the CPU; it is neither validated nor exported')
-    model_ema_decay: float = setting(0.9998, 'decay factor')
-    model_ema_warmup: bool = setting(False, 'warm the decay up')
+    model_ema_force_cpu: bool = setting(False, 'keep the average on the CPU; it is then neither validated nor exported')
+    model_ema_decay: float = setting(0.9998, 'decay factor of the average')
+    model_ema_warmup: bool = setting(False, 'warm up the decay factor')
 
     seed: int = setting(42, 'random seed', metavar='S', group='Miscellaneous parameters')
     log_interval: int = setting(50, 'batches between log lines', metavar='N')
@@ -174,11 +174,11 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         None, 'per-batch square image sizes for scheduled resolution training', metavar='N',
         group='Scheduled resolution parameters')
     train_batch_sizes: Optional[Tuple[int, ...]] = setting(
-        None, 'batch size for each of these sizes (default: --batch-size)', metavar='N')
+        None, 'batch size for each of --train-img-sizes (default: --batch-size)', metavar='N')
     train_size_probs: Optional[Tuple[float, ...]] = setting(
-        None, 'sampling weights of these sizes (default: uniform)', metavar='P')
+        None, 'sampling weight of each of --train-img-sizes (default: uniform)', metavar='P')
     train_size_schedule: str = setting(
-        'constant', 'constant, or progressive: from the first of these sizes to the last', metavar='NAME')
+        'constant', 'constant, or progressive: from the first of --train-img-sizes to the last', metavar='NAME')
     train_size_schedule_spread: float = setting(
         0.65, 'width of the progressive schedule, in sizes', metavar='STDDEV')
     train_size_random_mix: float = setting(
@@ -187,8 +187,9 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
     wandb_project: Optional[str] = setting(None, 'wandb project name, also used by trackio', metavar='NAME')
     wandb_tags: Tuple[str, ...] = setting((), 'wandb tags', metavar='TAG')
     wandb_resume_id: str = setting('', 'if resuming a run, the id of the run in wandb', metavar='ID')
-    log_trackio: bool = setting(False, 'log the same metrics to trackio')
-    log_tensorboard: bool = setting(False, 'write the same metrics for TensorBoard, into the folder of the run')
+    log_trackio: bool = setting(False, 'log training and validation metrics to trackio')
+    log_tensorboard: bool = setting(
+        False, 'write training and validation metrics for TensorBoard to the folder of the run')
 
     def __post_init__(self) -> None:
         for base in (ModelConfig, DatasetConfig, RobustConfig):
@@ -270,7 +271,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
                 raise InputError('needs a value for each of `train_img_sizes`', argument=name,
                                  value=getattr(self, name))
         if self.train_size_probs and not (min(self.train_size_probs) >= 0 < sum(self.train_size_probs) < math.inf):
-            raise InputError('must be weights of at least 0 that are not all 0', argument='train_size_probs',
+            raise InputError('must be weights of at least 0, not all of them 0', argument='train_size_probs',
                              value=self.train_size_probs)
         if self.train_size_schedule == 'progressive' and len(sizes) < 2:
             raise InputError('needs at least two sizes', 'name them in `train_img_sizes`',
@@ -279,7 +280,7 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
             raise InputError('timm mixes pairs of images', 'choose even numbers', argument='train_batch_sizes',
                              value=self.train_batch_sizes)
         if sizes and (self.crop_padding or isinstance(self.objective, NoFrostStar)):
-            raise InputError('crops images to several sizes, but `crop_padding` and nofrost_star to one', 'remove one',
+            raise InputError('crops images to several sizes, but `crop_padding` and nofrost_star use one', 'remove one',
                              argument='train_img_sizes', value=sizes)
 
     @classmethod

@@ -192,7 +192,7 @@ def _check_crop_padding(config: TrainConfig, train: Any, size: Tuple[int, int]) 
     found = image.size[::-1] if hasattr(image, 'getbands') else tuple(image.shape[-2:])
     if tuple(found) != tuple(size):
         raise InputError(
-            f'shifts images that have the size of the network, {size[0]}x{size[1]}; these are {found[0]}x{found[1]}',
+            f'needs images of the input size {size[0]}x{size[1]}, but these are {found[0]}x{found[1]}',
             'remove it', argument='crop_padding', value=config.crop_padding)
 
 
@@ -224,7 +224,7 @@ def create_loaders(
         persistent_workers=False,
     )
     if config.aug_repeats and not process.distributed:
-        raise InputError('is for several processes (torchrun)', 'remove it', argument='aug_repeats',
+        raise InputError('needs several processes (torchrun)', 'remove it', argument='aug_repeats',
                          value=config.aug_repeats)
     if config.crop_padding:
         _check_crop_padding(config, data.train, preprocessing['input_size'][1:])
@@ -297,7 +297,7 @@ def average_batch_size(loader: Loader) -> float:
 
 
 def set_loader_epoch(loader: Loader, epoch: int) -> None:
-    """Set the next epoch on all parts of a loader."""
+    """Set the epoch on the data set and the samplers of a loader."""
     for part in (loader.dataset, loader.sampler, _batch_sampler(loader)):
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
@@ -308,7 +308,7 @@ def robust_subset(validation: Dataset, num_examples: int, seed: int) -> Subset:
 
     Args:
         validation: Validation data set.
-        num_examples: Number of images, at most.
+        num_examples: Maximum number of images.
         seed: Seed of the selection.
 
     Raises:

@@ -47,7 +47,7 @@ def output_dir(config: TrainConfig, size: int) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other runs; the lock ends with the process, however that ends.
+    """Lock a folder against other runs; the lock is released when the process ends, even if it is killed.
 
     Raises:
         InputError: If another run uses it.

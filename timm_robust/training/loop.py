@@ -108,7 +108,7 @@ def train_one_epoch(
 
     Args:
         task: timm training task; scalars in its result other than 'loss' and 'output' are averaged and reported.
-        loader: Delivers (input, target).
+        loader: Yields (input, target).
         optimizer: Optimizer of the task's parameters.
         epoch: Number of the epoch, from 0.
         device: Device of the task.
@@ -123,8 +123,8 @@ def train_one_epoch(
         move_to_device: Whether batches arrive on the CPU (no prefetcher).
         distributed: Average the reported values over processes.
         log_interval: Updates between log lines, and between checks of the loss on a GPU; at most a minute apart.
-        num_epochs: Epochs of the run, for the remaining time.
-        last_checkpoint: Named in the message if training diverges.
+        num_epochs: Number of epochs of the run, to estimate the remaining time.
+        last_checkpoint: Path to name in the error if training diverges.
         after_update: Called after each update with its number within the epoch, from 0.
         verbose: Show progress on this process.
 

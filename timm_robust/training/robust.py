@@ -47,7 +47,7 @@ class RobustConfig:
         if not self.objective.crafts or steps > 2 or self.robust_eval_steps:
             return ''
         return (f"Training with {steps} attack step{'s' * (steps > 1)} can overfit catastrophically: robust accuracy "
-                'falls to 0 while the loss improves. Robust validation, robust_eval_steps=10, would show it.')
+                'falls to 0 while the loss improves. Set robust_eval_steps=10 to detect it.')
 
     def check_run(self, run: RunSettings) -> None:
         """Refuse robustness settings that conflict with the other settings of a run.
@@ -63,8 +63,8 @@ class RobustConfig:
         if self.awp.gamma:
             self._check_awp(run)
         if self.teacher.model and (not self.objective.crafts or self.objective.compares_labels):
-            raise InputError(f'gives soft targets on attacked images, which objective {self.objective.name} has not',
-                             'leave it out, or choose madry, sat or trades', argument='teacher.model',
+            raise InputError(f'gives soft targets for attacked images, which {self.objective.name} cannot use',
+                             'remove it, or choose madry, sat or trades', argument='teacher.model',
                              value=self.teacher.model)
         if run.eval_metric == 'robust_top1' and not self.robust_eval_steps:
             raise InputError('needs robust validation', 'pass `robust_eval_steps=10`',
@@ -78,7 +78,7 @@ class RobustConfig:
             raise InputError(f'training ends before that, after {run.epochs} epochs', 'start earlier',
                              argument='awp.start_epoch', value=self.awp.start_epoch)
         if run.grad_checkpointing:
-            raise InputError('recomputes in the backward pass, when the weight perturbation has been removed',
+            raise InputError('recomputes in the backward pass, after the weight perturbation has been removed',
                              'remove it or `awp.gamma`', argument='grad_checkpointing', value=True)
 
     @classmethod

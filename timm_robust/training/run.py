@@ -1,4 +1,4 @@
-"""A training run from start to end, on timm's parts.
+"""A training run from start to end, built from timm's parts.
 
 The steps, in order: build the network and check the data; create loaders, task, optimizer and schedule; resume; train
 and validate epoch by epoch; keep the best checkpoint and export it with class names.
@@ -65,11 +65,11 @@ class TrainResult:
     """The result of a run.
 
     Attributes:
-        output_dir: Its folder: checkpoints, args.yaml, summary.csv, curves.png and `export`.
+        output_dir: Folder of the run, with checkpoints, args.yaml, summary.csv, curves.png and `export`.
         best_metric: Best value of the metric that ranks checkpoints.
         best_epoch: Epoch of the best value, from 0.
         metrics: Validation metrics of the last epoch; accuracies in percent.
-        seconds: Time of training and validation.
+        seconds: Time of training and validation in seconds.
     """
     output_dir: Path
     best_metric: float
@@ -79,7 +79,7 @@ class TrainResult:
 
     @property
     def export(self) -> Path:
-        """The best weights, as timm and transformers load them."""
+        """Folder of the best weights, which timm and transformers can load."""
         return self.output_dir / 'export'
 
 
@@ -94,7 +94,7 @@ def _naming(argument: str, value: str) -> Iterator[None]:
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
-    # every epoch is seeded by itself, so that a resumed run repeats it
+    # every epoch has its own seed, so that a resumed run repeats it
     return (seed + epoch * 10007) % (1 << 31)
 
 
@@ -121,7 +121,7 @@ class _Run:
         self.config, self.process, self.peers = config, process, peers
         self.data = open_training_data(config, in_chans, num_classes, process)
         if replace_classifier(config, model, self.data.class_names) and process.primary:
-            _logger.info(f'The classifier of {config.model} is for other classes than the data: it is trained anew')
+            _logger.info(f'The classifier of {config.model} is for other classes than the data: it is reinitialized')
         model.to(process.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -211,8 +211,9 @@ class _Run:
         """Advance the schedule to the first epoch of a resumed run."""
         config, start = self.config, self.start_epoch
         if start > self.num_epochs or start == self.num_epochs and not export_incomplete(config):
-            known = f'{config.resume} already has {start}' if config.start_epoch is None else f'{start} is the first'
-            raise InputError(known, 'give more', argument='epochs', value=config.epochs)
+            known = (f'{config.resume} has already trained {start}' if config.start_epoch is None
+                     else f'training would start at epoch {start}')
+            raise InputError(known, 'choose more', argument='epochs', value=config.epochs)
         if self.lr_scheduler is not None and start > 0:
             if config.sched_on_updates:
                 self.lr_scheduler.step_update(start * self.updates_per_epoch)
@@ -292,7 +293,7 @@ class _Run:
                 **self.common))
 
     def keep(self, epoch: int, train_metrics: Dict[str, float], metric: float, left: timedelta) -> None:
-        """Log an epoch, write its row and its checkpoint, send it to the trackers."""
+        """Log an epoch, write its row and checkpoint, and send the row to the trackers."""
         shown = '  '.join(f'{k} {v:.4g}' for k, v in self.eval_metrics.items())
         _logger.info(f'Epoch {epoch}: {shown}  {str(left).split(".")[0]} left')
         row = add_row(self.folder / 'summary.csv', epoch, train_metrics, self.eval_metrics,
@@ -335,7 +336,7 @@ class _Run:
         dist.destroy_process_group()
 
     def export(self) -> None:
-        """Write the best weights, loadable by `local-dir:`, and the curves."""
+        """Write the best weights, for `local-dir:` names of timm, and the curves."""
         plot_curves(self.folder / 'summary.csv', self.folder / 'curves.png')
         model = unwrap_model(self.task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
         load_weights(model, self.folder / 'model_best.pth.tar', use_ema=self.ema)
@@ -362,19 +363,19 @@ class _Run:
 def train(config: TrainConfig) -> TrainResult:
     """Train a network.
 
-    A run stopped at any moment continues after its last complete epoch with `resume`. On a CPU the final weights then
-    equal those of an uninterrupted run, since every epoch has its own seed. The interrupted epoch is repeated. The
+    With `resume`, a run stopped at any moment continues after its last complete epoch and repeats the interrupted one.
+    On a CPU the final weights then equal those of an uninterrupted run, since every epoch has its own seed. The
     plateau schedule starts over, since timm does not save its state.
 
     Args:
         config: All settings.
 
     Returns:
-        What it left behind, on every process.
+        The result, on every process.
 
     Raises:
-        InputError: On anything the user can correct, before training where it can be known.
-        TrainingDivergedError: If the loss is not finite; the last good checkpoint stays.
+        InputError: On invalid settings, data or files; where possible before training starts.
+        TrainingDivergedError: If the loss is not finite; the last good checkpoint is kept.
     """
     check_trackers(config)
     process = init_process(config.device)

@@ -54,8 +54,8 @@ def load_script(path: str) -> ModuleType:
     lacking = [name for name in _SEAMS if not hasattr(script, name)]
     if lacking:
         raise InputError(
-            f"{path}: is not a supported train.py, it has no {', '.join(lacking)}; timm's train.py uses tasks since "
-            '1.0.23')
+            f"{path}: is not a supported train.py, it has no {', '.join(lacking)}; timm's train.py has used tasks "
+            'since 1.0.23')
     return script
 
 
@@ -82,7 +82,7 @@ class TimmScript:
             setattr(script, name, ours)
 
     def parse_args(self) -> Tuple[argparse.Namespace, str]:
-        """The script's arguments, and ours, checked."""
+        """Parse the script's arguments and ours, and check them."""
         args, text = self.original['_parse_args']()
         self.args = args
         values = {name: getattr(args, name, None) for name in RobustConfig.all_flat_names()}

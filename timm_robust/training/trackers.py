@@ -22,11 +22,11 @@ _SHOWN = 8
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Images above what an attack made of them.
+    """A row of clean images above a row of their adversarial versions.
 
     Attributes:
         pixels: Array (H, W, C) of uint8.
-        caption: What the network answers.
+        caption: Prediction and true class of each adversarial image.
     """
     pixels: np.ndarray
     caption: str
@@ -40,11 +40,11 @@ def picture_of(
         space: InputSpace,
         class_names: Optional[Sequence[str]] = None,
 ) -> Picture:
-    """The first images of a batch, by name where the class has one.
+    """Draw the first images of a batch; classes without a name are shown by index.
 
     Args:
         clean: Images in `space`, shape (N, C, H, W).
-        adversarial: Attacked images, likewise.
+        adversarial: Attacked images, of the same shape.
         target: Class indices (N,).
         output: Logits of the attacked images, shape (N, K).
         space: Input space of the images.
@@ -154,7 +154,7 @@ class Trackers:
             target: torch.Tensor,
             output: torch.Tensor,
     ) -> None:
-        """Send attacked images with the next row, if they have one or three channels; arguments of `picture_of`."""
+        """Keep attacked images of one or three channels to send with the next row; arguments as in `picture_of`."""
         if any(self._open.values()) and clean.shape[1] in (1, 3):
             self._picture = picture_of(clean, adversarial, target, output, self.space, self.class_names)
 

@@ -39,7 +39,7 @@ _MAX_MARKERS = 30
 
 
 def _plain(text: str, width: int) -> str:
-    """Wrap text for drawing: dollar signs start no formula, and bytes that are not valid text are escaped."""
+    """Wrap text for drawing; dollar signs, which would start a formula, and invalid bytes are escaped."""
     text = text.encode('utf-8', 'backslashreplace').decode().replace('$', r'\$')
     return textwrap.fill(text, width, break_on_hyphens=False)
 
@@ -69,7 +69,7 @@ def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str,
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
     largest = max(eps for curve in curves.values() for eps in curve)
-    if norm == 'Linf' and 1 <= 255 * largest <= 32.5:  # larger ones (MNIST) are written as decimals
+    if norm == 'Linf' and 1 <= 255 * largest <= 32.5:  # larger eps (MNIST) are written as decimals
         axes.xaxis.set_major_locator(MultipleLocator(-(-round(255 * largest) // 8) / 255))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda eps, _: f'{255 * eps:.0f}/255' if eps > 0 else '0'))
     for name, curve in curves.items():
@@ -84,7 +84,7 @@ def plot_eps_sweep(curves: Dict[str, Dict[float, float]], norm: str, title: str,
 
 
 def plot_trade_off(points: Sequence[GammaPoint], title: str, path: Target) -> None:
-    """Draw robust over clean accuracy of a network with two BatchNorms, as a PNG at `path`."""
+    """Draw robust against clean accuracy of a network with two BatchNorms, as a PNG at `path`."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()

@@ -72,10 +72,10 @@ def _environment(folder: Path, **kwargs: Any) -> Environment:
 
 
 def markdown_environment(folder: Path) -> Environment:
-    """Markdown templates in a folder: values are shown literally, or as code by the filters `code` and `fenced`.
+    """The jinja environment of Markdown templates; values are escaped, or shown as code by `code` and `fenced`.
 
     Args:
-        folder: Where they are.
+        folder: Folder of the templates.
     """
     found = _environment(folder, finalize=_markdown)
     found.filters.update(cell=_markdown, code=_code, fenced=_fenced)

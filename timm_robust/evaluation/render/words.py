@@ -46,7 +46,7 @@ HEADER = (
 BENCHMARK_HEADER = ('benchmark', 'images', 'top-1 (%)', 'notes')
 EXAMPLE_HEADER = ('label', 'clean confidence (%)', 'attack', 'prediction', 'confidence (%)', 'outcome')
 GAMMA_HEADER = ('gamma', 'clean accuracy (%)', 'robust accuracy (%)')
-GAMMA = 'Gamma 0 uses the BatchNorm for clean images, gamma 1 that for adversarial images, values between mix both.'
+GAMMA = 'Gamma 0 uses the BatchNorm for clean images, gamma 1 the one for adversarial images; values between mix both.'
 SURFACE = (
     'Mean cross-entropy of clean images perturbed by up to eps along the gradient (x-axis) and along random signs '
     '(y-axis). If the gradient guides an attack, the loss rises smoothly to the right.')
@@ -113,7 +113,7 @@ def threat_header(report: EvaluationReport) -> Tuple[str, ...]:
 
 
 def threat_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
-    """Rows under `threat_header`: each attack under each threat model, and all attacks; none for a single one."""
+    """Rows under `threat_header`: one for each attack and one for all of them; none with a single threat model."""
     if len(report.threats) < 2:
         return []
     attacks: Dict[str, List[AttackOutcome]] = {}
@@ -165,8 +165,8 @@ def _randomized(report: EvaluationReport) -> List[str]:
             texts.append(
                 f'{outcome.name}: the network is treated as randomized, so {outcome.passes} passes decide; an image '
                 f'misclassified in at least half of them counts as broken. A single pass classifies {mean:.2f} % '
-                f'correctly (95 % interval {low:.1f} to {high:.1f}). Images too close to one half to decide put robust '
-                f'accuracy between {least:.2f} and {most:.2f} %.')
+                f'correctly (95 % interval {low:.1f} to {high:.1f}). Counting images with an error rate near one half '
+                f'either way, robust accuracy is between {least:.2f} and {most:.2f} %.')
     return texts
 
 
@@ -206,7 +206,7 @@ def headline(report: EvaluationReport) -> str:
 
 
 def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
-    """What casts doubt on the accuracies, as pairs of verdict and text."""
+    """Reasons to doubt the accuracies, as pairs of verdict and text."""
     found = [(v, f) for v in ('alarm', 'warning') for f in report.findings if f.verdict == v]
     return [
         *([('warning', _BY_BATCH)] if report.settings.batch_dependent else []),
@@ -234,7 +234,7 @@ def verdict(report: EvaluationReport) -> str:
 
 
 def eps_curves(report: EvaluationReport) -> Dict[str, Dict[float, float]]:
-    """Accuracy over eps by attack: at each eps of the sweep, at each distance for attacks that minimize the norm."""
+    """Accuracy over eps by attack: at each eps of the sweep, or at each distance found by minimum-norm attacks."""
     swept = {p.eps: p.accuracy for p in report.eps_sweep}
     curves = {swept_attack(report): swept} if swept else {}
     last = max(2 * report.threat.eps, *swept, 0.)
@@ -350,7 +350,7 @@ def _group(content: object, hidden: Sequence[str]) -> List[Tuple[str, str]]:
 
 
 def facts(report: EvaluationReport) -> Dict[str, List[Tuple[str, str]]]:
-    """What is needed to reproduce the evaluation besides the command: pairs of name and value, by group."""
+    """What is needed to reproduce the evaluation, except the command: pairs of name and value, by group."""
     groups = {
         'Settings': _group(report.settings, ('command',)),
         'Threat model': _group(report.threat, ('norm', 'eps') if len(report.threats) > 1 else ()),
