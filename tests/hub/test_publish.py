@@ -324,7 +324,7 @@ def test_what_is_published_names_its_own_repository(hub, folder, tmp_path, monke
     assert 'someone' in (own / 'README.md').read_text(), 'the folder was changed'
     monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
     assert main(['push', str(own)]) == 2
-    one_line(capsys, '--repo-id: is not given', 'hf auth login')
+    one_line(capsys, '--repo-id: is missing', 'hf auth login')
 
 
 def test_results_as_benchmarks_of_the_hub_collect_them(measured, folder, tmp_path):

@@ -88,7 +88,7 @@ def test_a_process_that_died_is_noticed_by_those_who_wait(dying, wait):
         env={**os.environ, 'GLOO_SOCKET_IFNAME': 'lo'}) for rank in '01']
     try:
         for process in processes:
-            assert process.stdout.readline() == 'together\n'
+            assert 'together\n' in iter(process.stdout.readline, '')  # before torch 2.9 gloo prints a line of its own
         time.sleep(.5)
         processes[dying].send_signal(signal.SIGKILL)
         start = time.perf_counter()

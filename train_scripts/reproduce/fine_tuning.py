@@ -47,7 +47,8 @@ def main() -> None:
     for seed in args.seeds:
         for start, flags in {**STARTS, **(FIRST_SEED_ONLY if seed == args.seeds[0] else {})}.items():
             name = f"{start.replace(' ', '_').replace(',', '')}_seed{seed}"
-            run = trained(output / name, RECIPE, '--data-dir', str(images), *flags, '--seed', str(seed))
+            run = trained(
+                output / name, RECIPE, '--data-dir', str(images), *flags, '--num-classes', '10', '--seed', str(seed))
             report = evaluated(
                 run / 'attacks', run, '--data-dir', args.data_dir, '--split', 'test', '--eps', '4/255', '--attacks',
                 ','.join(ATTACKS), '--num-examples', str(args.num_examples), '-b', '100', '-j', str(args.workers))

@@ -96,8 +96,14 @@ def diagnosis() -> str:
     return f"```\n$ {found['settings']['command']}\n\n{findings_text(alarms)}\n```"
 
 
+def fine_tuning() -> str:
+    """The table of fine_tuning.py, without its title."""
+    return (HERE / 'tables' / 'fine_tuning.md').read_text().split('\n\n', 2)[2].strip()
+
+
 PAGES: Dict[str, Tuple[Callable[[], str], ...]] = {
-    'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, claims), 'docs/evaluation.md': (diagnosis,)}
+    'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, claims), 'docs/evaluation.md': (diagnosis,),
+    'docs/harden.md': (fine_tuning,)}
 
 
 def main() -> int:
