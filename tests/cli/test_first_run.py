@@ -51,6 +51,18 @@ def test_train_eval_card_as_printed(world, capsys, monkeypatch):
                  '--allow-chance', '-j', '0']) == 0
 
 
+def test_the_next_command_never_evaluates_training_images(world, capsys, monkeypatch):
+    home, folder = world
+    monkeypatch.chdir(home)
+    assert main(['train', str(folder), *TINY, '--objective', 'standard', '--epochs', '1', '--val-split', 'train',
+                 '--val-fraction', '0.4', '--experiment', 'held_out']) == 0
+    command = printed(capsys)
+    assert command == ['eval', str(folder), '--attacks', 'clean,pgd20,autoattack', '--model',
+                       'output/train/held_out/export']
+    assert main([*command, '--attacks', 'clean', '--allow-chance', '-j', '0', '--output', 'held_out']) == 0
+    assert EvaluationReport.load('held_out').data.split == 'validation'
+
+
 def test_a_number_that_is_given_wins_over_the_data(world, capsys, monkeypatch):
     home, folder = world
     monkeypatch.chdir(home)
