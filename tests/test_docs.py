@@ -3,11 +3,13 @@ import importlib
 import importlib.util
 import re
 import shlex
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from timm_robust.cli.main import COMMANDS
+from timm_robust.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')))
@@ -20,13 +22,21 @@ def module_of(command):
     return importlib.import_module(f"timm_robust.cli.{command.replace('-', '_')}")
 
 
-def printed_commands():
-    """The words after `timm-robust` of every command in the pages and in the help texts."""
-    lines = [line for path in PAGES
+def printed_commands(pages):
+    """The words after `timm-robust` of every command in pages."""
+    lines = [line for path in pages
              for block in re.findall(r'^ *```bash\n(.*?)^ *```', path.read_text(), re.M | re.S)
              for line in block.replace('\\\n', ' ').split('\n')]
+    yield from words_of(lines)
+
+
+def examples():
+    """The words after `timm-robust` of every example in a help text."""
     for name in COMMANDS:
-        lines += getattr(getattr(module_of(name), 'build_parser', object)(), 'examples', ())
+        yield from words_of(getattr(getattr(module_of(name), 'build_parser', object)(), 'examples', ()))
+
+
+def words_of(lines):
     for line in lines:
         words = shlex.split(line.replace('-m timm_robust ', ' timm-robust ').split(' > ')[0], comments=True)
         if 'timm-robust' in words:
@@ -43,12 +53,32 @@ def test_there_are_snippets():
     assert len(SNIPPETS) >= 4
 
 
-@pytest.mark.parametrize('words', [pytest.param(words, id=' '.join(words[:3])) for words in printed_commands()])
+@pytest.mark.parametrize('words', [
+    pytest.param(words, id=' '.join(words[:3])) for words in (*printed_commands(PAGES), *examples())])
 def test_flags_of_a_printed_command(words):
     if words[-1] == '...' and not words[-2].startswith('--'):
         words.pop()
     if hasattr(module_of(words[0]), 'build_parser'):
         module_of(words[0]).build_parser().parse_args(words[1:])  # an unknown flag or a wrong value is an InputError
+
+
+@pytest.mark.slow
+def test_commands_of_the_evaluation_page(cifar10_archive, tmp_path, monkeypatch):
+    """As printed, on ten images; those on ImageNet need images that are not available."""
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(cifar10_archive) as archive:
+        taken = Counter()
+        for member in archive:
+            folder = str(Path(member.name).parent)
+            if '/test/' in f'/{member.name}' and member.isfile() and not taken[folder]:
+                taken[folder] += 1
+                archive.extract(member, 'cifar10', filter='data')
+    assert len(taken) == 10
+    commands = [words for words in printed_commands([ROOT / 'docs' / 'evaluation.md'])
+                if 'imagenet' not in words and words[-1] != '...']
+    assert {words[0] for words in commands} == {'eval', 'transfer', 'compare', 'diagnose', 'properties', 'statistics'}
+    for words in commands:
+        assert main(words) == 0, words
 
 
 def _script(name):
