@@ -83,7 +83,8 @@ def scripts(tmp_path, monkeypatch):
         return __import__(name), calls
 
     yield load
-    for module in ('common', 'ablation', 'apart', 'claims', 'nofrost', 'power', 'readme_results', 'robustnorm'):
+    for module in (
+            'common', 'ablation', 'apart', 'claims', 'fine_tuning', 'nofrost', 'power', 'readme_results', 'robustnorm'):
         sys.modules.pop(module, None)
 
 
@@ -125,6 +126,29 @@ def test_apart(scripts, pictures, tmp_path, monkeypatch, data, name):
     survivors = ['1' * (low + i) + '0' * (100 - low - i) if data else '' for i in (1, 3)]
     assert found['outcomes'] == {'standard': [survivors[0]], 'apart': [survivors[1]]}
     assert '| objective | seed 1 |' in (tmp_path / 'tables' / f'{name}.md').read_text()
+
+
+def test_fine_tuning(scripts, pictures, tmp_path, monkeypatch):
+    script, calls = scripts('fine_tuning')
+    monkeypatch.setattr(script, 'IMAGES', 2)
+    found = iter([(60, 30), (40, 25), (35, 20), (62, 31), (43, 26), (67, 35), (46, 27)])
+    monkeypatch.setattr(script, 'accuracies', lambda report: dict(zip(script.ATTACKS, next(found))))
+    run(script, monkeypatch, '--data-dir', 'C', '--output', str(tmp_path / 'runs'))
+    trained = [c for c in calls if c[0] == 'train']
+    assert [(c[c.index('--seed') + 1], '--pretrained' in c, '--lr' in c) for c in trained] == [
+        ('0', True, False), ('0', False, True), ('0', False, False), ('1', True, False), ('1', False, True),
+        ('2', True, False), ('2', False, True)]
+    classes = [path.parent.name for path in (tmp_path / 'runs' / 'images').glob('train/*/*.png')]
+    assert sorted(classes) == ['0', '1']
+    text = (tmp_path / 'tables' / 'fine_tuning.md').read_text()
+    assert '| Imagenette weights | 60.0, 62.0, 67.0 | 63.0 | 30.0, 31.0, 35.0 | 32.0 |' in text
+    assert '| from scratch | 40.0, 43.0, 46.0 | 43.0 | 25.0, 26.0, 27.0 | 26.0 |' in text
+    assert '| from scratch, learning rate 0.005 | 35.0 | 35.0 | 20.0 | 20.0 |' in text
+    # Welch: 20 / sqrt(13 / 3 + 9 / 3), 6 / sqrt(7 / 3 + 1 / 3)
+    pvalues = [2 * student.sf(t, df) for t, df in (
+        (20 / (22 / 3) ** .5, (22 / 3) ** 2 / ((13 / 3) ** 2 / 2 + 9 / 2)),
+        (6 / (8 / 3) ** .5, (8 / 3) ** 2 / ((7 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2)))]
+    assert 'p = {:.2g} for clean accuracy, {:.2g} for PGD-20;'.format(*pvalues) in text
 
 
 @pytest.mark.slow
@@ -264,7 +288,8 @@ def test_runs_of_other_flags_are_refused(scripts, pictures, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('name,data', [
-    ('ablation', 'digits'), ('apart', 'digits'), ('nofrost', 'digits'), ('power', 'digits')])
+    ('ablation', 'digits'), ('apart', 'digits'), ('fine_tuning', 'cifar10'), ('nofrost', 'digits'),
+    ('power', 'digits')])
 def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch, name, data):
     script, _ = scripts(name)
     logs, found = FOLDER / 'logs' / data / name, []
@@ -275,6 +300,7 @@ def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch
         return shutil.copytree(logs / folder.name, folder)
 
     monkeypatch.setattr(script, 'trained', logged)
+    monkeypatch.setattr(script, 'IMAGES', 2, raising=False)
     run(script, monkeypatch, *([] if data == 'digits' else ['--data-dir', 'C']), '--output', str(tmp_path / 'runs'))
     assert sorted(found) == sorted(p.name for p in logs.iterdir())
 
