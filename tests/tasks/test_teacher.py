@@ -89,8 +89,8 @@ def test_the_teacher_stays_as_it_is(objective, awp):
 
 
 @pytest.mark.parametrize('settings, problem', [
-    (dict(objective='fat', robust_teacher='x'), 'objective fat'),
-    (dict(objective='standard', robust_teacher='x'), 'objective standard'),
+    (dict(objective='fat', robust_teacher='x'), 'which fat cannot use'),
+    (dict(objective='standard', robust_teacher='x'), 'which standard cannot use'),
     (dict(objective='madry', robust_teacher_weight=.5), 'robust_teacher_weight=0.5: needs a teacher'),
     (dict(objective='madry', robust_teacher='x', robust_teacher_weight=0.), 'robust_teacher_weight=0')])
 def test_settings_that_do_not_fit(settings, problem):
