@@ -152,7 +152,7 @@ def test_classes_of_a_data_set_object_are_those_of_the_network(tmp_path, transfo
         for kind, classes in (('right', names), ('missing', names[1:]), ('renamed', ['a', *names[1:]])))
     report = evaluate(model, ImageFolder(right, transform), attacks='clean', workers=0, progress=False)
     assert report.data.class_names == tuple(names) and report.data.mismatch == ''
-    for folder, problem in ((missing, 'has 9 classes, but the network'), (renamed, "class 0 of the data is 'a'")):
+    for folder, problem in ((missing, '9 classes, but the network has 10'), (renamed, "class 0 of the data is 'a'")):
         data = ImageFolder(folder, transform)
         for dataset in (data, Subset(data, [3, 1]), ConcatDataset([ImageFolder(right, transform), data])):
             with pytest.raises(InputError, match=problem):

@@ -158,8 +158,8 @@ def test_a_surrogate_goes_through_the_same_checks(export, model):
     torch.save(timm.create_model('resnet10t', num_classes=4).state_dict(), export.parent / 's.pth')
     fails('surrogate_checkpoint=.*check `surrogate`, `num_classes`', 'nofrost_resnet11_mnist',
           str(export.parent / 's.pth'))
-    fails(r'takes .3, 48, 48. images, but the model takes .3, 32, 32.; give both the same', 'nofrost_resnet11_mnist',
-          checkpoint(export.parent, model, class_names=None))
+    fails(r'takes .3, 48, 48. images, but the model takes .3, 32, 32.; give both the same `input_size`',
+          'nofrost_resnet11_mnist', checkpoint(export.parent, model, class_names=None))
     edited(export, label_names=list('abdc'))
     shutil.rmtree(other)
     shutil.copytree(export, other)

@@ -139,7 +139,7 @@ def test_what_was_validated_is_exported(folder, tmp_path):
 
 
 @pytest.mark.parametrize('classes', [('a', 'b'), ('b', 'c')])
-def test_a_classifier_of_other_classes_is_trained_anew(folder, tmp_path, caplog, classes):
+def test_a_classifier_of_other_classes_is_reinitialized(folder, tmp_path, caplog, classes):
     """timm would keep it, since it has the right number of outputs."""
     assert train(folder, tmp_path, '--objective', 'standard', '--epochs', '1') == 0
     export = tmp_path / 'run' / 'export'

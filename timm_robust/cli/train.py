@@ -41,7 +41,7 @@ def run(argv: List[str]) -> None:
     if int(os.environ.get('RANK', 0)):
         return
     threat = {'norm': config.attack.norm, 'eps': config.attack.eps} if config.objective.crafts else {}
-    # never the split it was trained on, which also is the one that `val_fraction` holds images out of
+    # never the training split, even if validation images were held out of it
     split = '' if config.val_split in ('validation', config.train_split) else config.val_split
     print_next('eval', {
         'model': str(result.export), **threat, 'attacks': 'clean,pgd20,autoattack', 'dataset': config.dataset,
