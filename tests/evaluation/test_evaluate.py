@@ -532,6 +532,46 @@ report.save({str(tmp_path)!r} + f'/{{dist.get_rank()}}')
     assert alone.eps_sweep == reports[0].eps_sweep and alone.data == reports[0].data
 
 
+def test_processes_with_images_or_networks_of_their_own(tmp_path):
+    """As in the validation of a training loop: halves of different batches must not make up one report."""
+    script = f"""
+import copy, torch, timm_robust, torch.distributed as dist
+from helpers import TinyNet
+from timm_robust import InputError
+from timm_robust.evaluation import evaluate
+dist.init_process_group('gloo')
+torch.manual_seed(0)
+x, y, model = torch.rand(12, 3, 8, 8), torch.arange(12) % 4, TinyNet().eval()
+own_x, own_model = x.clone(), copy.deepcopy(model)
+own_x[11] += .001 * dist.get_rank()  # the last of twelve images
+own_model.fc.bias.data += .001 * dist.get_rank()
+settings = dict(attacks='clean,pgd2', progress=False, diagnose=False)
+own_threat = dict(settings, threat=['Linf 0.1', 'Linf 0.2'][dist.get_rank()])
+own_y, longer = (y + dist.get_rank()) % 4, slice(dist.get_rank(), None)
+for name, args, kwargs in (
+        ('data', (model, own_x, y), settings), ('data', (model, x, own_y), settings),
+        ('data', (model, x[longer], y[longer]), settings), ('model', (own_model, x, y), settings),
+        ('settings', (model, x, y), own_threat)):
+    try:
+        evaluate(*args, **kwargs)
+        raise SystemExit(f'{{name}} not refused')
+    except InputError as error:
+        assert error.argument == name and 'distributed=False' in str(error), error
+evaluate(model, x.clone(), y.clone(), **settings)
+rows = slice(dist.get_rank(), None, 2)
+evaluate(own_model, x[rows], y[rows], distributed=False, **settings).save({str(tmp_path)!r} + f'/{{dist.get_rank()}}')
+"""
+    run_distributed(script, tmp_path)
+    torch.manual_seed(0)
+    x, y, model = torch.rand(12, 3, 8, 8), torch.arange(12) % 4, TinyNet().eval()
+    for rank in range(2):
+        report = EvaluationReport.load(tmp_path / str(rank))
+        alone = evaluate(model, x[rank::2], y[rank::2], attacks='clean,pgd2', progress=False, diagnose=False)
+        assert report.data == alone.data and report.data.num_examples == 6
+        assert report.model == alone.model
+        model.fc.bias.data += .001  # the network of the second process
+
+
 def test_pixels_reach_the_attack_unnormalized():
     # the same numbers through NormalizedModel and through a network that normalizes by hand
     model = timm.create_model('nofrost_resnet20_cifar').eval()

@@ -48,6 +48,7 @@ def evaluate(
         severities: Sequence[int] = SEVERITIES,
         output: Union[str, Path] = '',
         resume: bool = False,
+        distributed: bool = True,
         progress: Optional[bool] = None,
         command: str = '',
         checkpoint: str = '',
@@ -63,7 +64,7 @@ def evaluate(
 
     Images are attacked in pools, with noise seeded by image: neither batch size nor number of processes changes an
     outcome. The batch size is halved when memory runs out. Under torch.distributed, the processes of the default group
-    share the images, and all get the same report.
+    share the images, and all get the same report; they must all be given the same.
 
     Args:
         model: A timm model (its input is normalized by its `pretrained_cfg`) or any other module that takes pixels,
@@ -97,6 +98,8 @@ def evaluate(
         output: Folder for results.json, report.html, report.md and figures; nothing is written by default.
         resume: Continue the interrupted evaluation in `output`. Outcomes for other weights, images or settings are not
             used.
+        distributed: Share the images among the processes of torch.distributed, if there are any. Pass False if each
+            process has its own images or network, as in the validation of a training loop: its report is of them.
         progress: Show a progress bar; by default only on a terminal. Without a terminal, a log line is written for each
             pool.
         command: Command line to record.
@@ -142,7 +145,7 @@ def evaluate(
         raise InputError('is a setting of the ImagesConfig', 'set it there', argument=name, value=value)
     source: Any = data if labels is None else (data, labels)
     # Lightning tests in inference mode by default, where gradients are not available
-    with Peers() as peers, torch.inference_mode(False), eval_mode(model, surrogate):
+    with Peers(distributed) as peers, torch.inference_mode(False), eval_mode(model, surrogate):
         with float32_proper():
             stages = Stages(config, peers, model, source, images, checkpoint, device)
         return stages.run()

@@ -1,6 +1,7 @@
 """Opens the images to evaluate on: a folder, a named data set, a data set object or tensors."""
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -28,6 +29,7 @@ from ..inputs import (
 )
 from .accuracy import Batches
 from .facts import DataFacts
+from .journal import image_hashes
 from .subject import Subject
 
 __all__ = ['DataSource', 'Source', 'open_data']
@@ -36,6 +38,7 @@ DataSource = Union[str, Path, ImagesConfig, Tuple[torch.Tensor, Any], Dataset, t
 
 _logger = logging.getLogger(__name__)
 
+_PROBED = 8
 _NAMED_DATA = re.compile(r'(torch|tfds|hfds|hfids|wds)/')
 
 
@@ -46,10 +49,12 @@ class Source:
         indices: Data set indices of the chosen images.
         facts: Facts about the data, for the report; without indices and labels.
         batch_size: Batch size.
+        in_memory: Whether the images are tensors.
     """
     indices: List[int]
     facts: DataFacts
     batch_size: int
+    in_memory = False
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
         """Batches of pixels in [0, 1] and labels, for all chosen images or those at `positions`."""
@@ -59,6 +64,11 @@ class Source:
         """The first chosen images and their labels."""
         x, y = zip(*self.loader(range(min(count, len(self.indices)))))
         return torch.cat(x), torch.cat(y)
+
+    def fingerprint(self) -> Tuple[Any, ...]:
+        """Equal for the same choice of the same data: facts, indices, and hashes of images (in memory, of all)."""
+        x, y = self.first(len(self.indices) if self.in_memory else _PROBED)
+        return replace(self.facts, data_dir=''), self.indices, image_hashes(x.cpu(), y.cpu())
 
 
 class _NamedSource(Source):
@@ -79,6 +89,7 @@ class _NamedSource(Source):
 
 class _TensorSource(Source):
     """Images in memory."""
+    in_memory = True
 
     def __init__(self, x: torch.Tensor, y: Any, config: ImagesConfig, seed: int):
         check_images(x)

@@ -150,6 +150,25 @@ class Stages:
                         'surrogate': _network_sha256(self.surrogate) if self.surrogate else None}
         return contexts
 
+    def _check_peers(self) -> None:
+        """Reject processes with different networks, images or settings, as in the validation of a training loop.
+
+        Each would evaluate its share of something else, and the report would be of nothing at all.
+        """
+        if self.peers.size == 1:
+            return
+        settings = replace(self.config, output='', resume=False, progress=None, command='')
+        mine = {
+            'model': _network_sha256(self.subject),
+            'data': self.source and self.source.fingerprint(),
+            'settings': _ADDRESS.sub('', f'{settings} {self._contexts(self._plans())}')}
+        all_processes = self.peers.gather(mine)
+        for name, value in mine.items():
+            if any(other[name] != value for other in all_processes):
+                raise InputError(
+                    f'must be the same in all {self.peers.size} processes of torch.distributed, which share the images',
+                    'pass `distributed=False` for each process to evaluate its own', argument=name)
+
     def _plans(self) -> Dict[str, Plan]:
         """The plans of the evaluation and of its sweeps, by the prefix of their outcome keys."""
         if not self.plan:
@@ -167,6 +186,7 @@ class Stages:
 
     def run(self) -> EvaluationReport:
         """Run all stages; every process returns the report of the primary one."""
+        self._check_peers()
         with ExitStack() as stack:
             if self.folder is not None and self.peers.primary:
                 stack.enter_context(FolderLock(self.folder))

@@ -21,18 +21,21 @@ def _noticing_who_ended() -> Iterator[None]:
 
 
 class Peers:
-    """The processes of the default group of torch.distributed, or this process alone.
+    """The processes of the default group of torch.distributed if there is one, or this process alone.
 
     They communicate over gloo with a timeout of a month. The backend of training times out after minutes, but a process
     may wait for hours while others attack, check images or write. When a process ends, the others notice at once.
+
+    Args:
+        distributed: False for this process alone.
 
     Attributes:
         rank: Rank of this process.
         size: Number of processes.
     """
 
-    def __init__(self) -> None:
-        grouped = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    def __init__(self, distributed: bool = True) -> None:
+        grouped = distributed and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         self._group: Optional[Any] = dist.new_group(backend='gloo', timeout=timedelta(days=30)) if grouped else None
 
