@@ -5,11 +5,17 @@ import re
 import shlex
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
+from helpers import make_image_folder
+from hub_server import Repo
 
 from timm_robust.cli.main import COMMANDS, main
+from timm_robust.training.run import _Run
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')))
@@ -65,21 +71,61 @@ def test_flags_of_a_printed_command(words):
         module_of(words[0]).build_parser().parse_args(words[1:])  # an unknown flag or a wrong value is an InputError
 
 
+def take_images(archive, folder, **per_class):
+    """Extract the first images of each class of the splits named."""
+    taken = Counter()
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            split, name = Path(member.name).parts[-3:-1] if member.isfile() else ('', '')
+            if taken[split, name] < per_class.get(split, 0):
+                taken[split, name] += 1
+                opened.extract(member, folder, filter='data')
+    assert len(taken) >= 10 * len(per_class)
+
+
 @pytest.mark.slow
 def test_commands_of_the_evaluation_page(cifar10_archive, tmp_path, monkeypatch):
     """As printed, on ten images; those on ImageNet need images that are not available."""
     monkeypatch.chdir(tmp_path)
-    with tarfile.open(cifar10_archive) as archive:
-        taken = Counter()
-        for member in archive:
-            folder = str(Path(member.name).parent)
-            if '/test/' in f'/{member.name}' and member.isfile() and not taken[folder]:
-                taken[folder] += 1
-                archive.extract(member, 'cifar10', filter='data')
-    assert len(taken) == 10
+    take_images(cifar10_archive, tmp_path / 'cifar10', test=1)
     commands = [words for words in printed_commands([ROOT / 'docs' / 'evaluation.md'])
                 if 'imagenet' not in words and words[-1] != '...']
     assert {words[0] for words in commands} == {'eval', 'transfer', 'compare', 'diagnose', 'properties', 'statistics'}
+    for words in commands:
+        assert main(words) == 0, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('page', ['README.md', 'docs/harden.md', 'docs/training.md', 'docs/results.md'])
+def test_commands_of_a_guide(page, hub, cifar10_archive, tmp_path, monkeypatch):
+    """As printed and in order, on few images; those that need thousands are left out.
+
+    ResNets are at 32 pixels, and training ends after an epoch.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'train_scripts').symlink_to(ROOT / 'train_scripts')
+    for folder, per_class in (('my data', 70), ('imagenet', 128)):
+        make_image_folder(tmp_path / folder, splits=['train'], per_class=per_class)
+        make_image_folder(tmp_path / folder, splits=['validation'], per_class=2)
+    if page == 'docs/results.md':
+        take_images(cifar10_archive, tmp_path / 'DIR', train=60)
+    configs = timm.models._registry._model_pretrained_cfgs
+    for name in [name for name in configs if name.split('.')[0] in ('resnet18', 'nofrost_resnet50')]:
+        monkeypatch.setitem(configs, name, replace(configs[name], input_size=(3, 32, 32), test_input_size=None))
+    repo = hub.repos['timm/resnet18.a1_in1k'] = Repo()
+    repo.commits['0' * 40]['model.safetensors'] = safetensors.torch.save(timm.create_model('resnet18').state_dict())
+    run_epochs = _Run.run_epochs
+
+    def run_one(run):
+        run.num_epochs = 1
+        return run_epochs(run)
+
+    monkeypatch.setattr(_Run, 'run_epochs', run_one)
+    commands = [words for words in printed_commands([ROOT / page])
+                if words[0] != 'quickstart' and words[-1] != '...' and '--num-examples' not in words]
+    assert [words[0] for words in commands] == {
+        'README.md': ['train', 'eval'], 'docs/harden.md': ['train', 'train', 'eval'], 'docs/training.md': ['train'],
+        'docs/results.md': ['train']}[page]
     for words in commands:
         assert main(words) == 0, words
 
