@@ -99,3 +99,19 @@ def test_a_process_that_died_is_noticed_by_those_who_wait(dying, wait):
             process.communicate()
     assert time.perf_counter() - start < 10
     assert 'InputError: another process of this run has ended; see its last output' in error
+
+
+def test_who_waits_for_processes_that_never_come_says_so(tmp_path):
+    """As in `if rank == 0: evaluate(...)`."""
+    run_distributed("""
+import time, torch.distributed as dist
+from timm_robust.inputs import Peers, peers
+lines, peers._PATIENCE = [], .2
+peers._logger.warning = lines.append
+dist.init_process_group('gloo')
+assert Peers(distributed=False).size == 1
+if dist.get_rank() == 1:
+    time.sleep(2)
+with Peers() as both:
+    assert both.size == 2 and ['`distributed=False`' in line for line in lines] == [True] * (both.rank == 0), lines
+""", tmp_path)

@@ -276,12 +276,17 @@ def test_batch_norm_while_crafting():
     (dict(eps_warmup_epochs=-1), 'eps_warmup_epochs=-1'),
     (dict(eps_warmup_epochs=float('nan')), 'eps_warmup_epochs=nan'),
     (dict(bn_mode='test'), "bn_mode='test'"),
-    (dict(attack='fgsm', steps=3), "steps=3: fixed by `attack='fgsm'`"),
+    (dict(attack='fgsm', steps=3), "steps=3: fixed by `attack='fgsm'`; leave it out, or set it to 1"),
     (dict(attack='fgsm', random_start=True), "random_start=True: fixed by `attack='fgsm'`"),
 ])
 def test_bad_attacks(kwargs, message):
     with pytest.raises(InputError, match=message):
         TrainingAttack(**kwargs)
+
+
+def test_one_step_may_be_said_of_an_attack_without_steps():
+    """For a recipe that sets the steps of another attack: a command line cannot leave them out."""
+    assert TrainingAttack(attack='n-fgsm', steps=1).built(Linf(.1)) == TrainingAttack(attack='n-fgsm').built(Linf(.1))
 
 
 def test_an_attack_is_the_same_however_it_is_written():

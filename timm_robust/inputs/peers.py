@@ -1,6 +1,8 @@
 """Communication between the processes of a run."""
+import logging
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Timer
 from typing import Any, Iterator, List, Optional, TypeVar
 
 import torch.distributed as dist
@@ -10,6 +12,10 @@ from ..errors import InputError
 __all__ = ['Peers']
 
 T = TypeVar('T')
+
+_PATIENCE = 30  # seconds
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -37,7 +43,17 @@ class Peers:
     def __init__(self, distributed: bool = True) -> None:
         grouped = distributed and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
-        self._group: Optional[Any] = dist.new_group(backend='gloo', timeout=timedelta(days=30)) if grouped else None
+        self._group: Optional[Any] = None
+        if grouped:
+            # a call by one process alone, as in `if rank == 0: evaluate(...)`, would wait without a word
+            timer = Timer(_PATIENCE, _logger.warning, [
+                'Waiting for the other processes of torch.distributed. If this process is to evaluate alone, pass '
+                '`distributed=False`.'])
+            timer.start()
+            try:
+                self._group = dist.new_group(backend='gloo', timeout=timedelta(days=30))
+            finally:
+                timer.cancel()
 
     def __enter__(self) -> 'Peers':
         return self

@@ -76,10 +76,12 @@ class TrainingAttack:
         object.__setattr__(self, 'eps', _as_written(self.threat.eps))
         if self.step_size is not None:
             self._read_step_size(self.step_size)
-        for field, given in (('steps', self.steps != _STEPS), ('step_size', self.step_size is not None),
-                             ('random_start', self.random_start is not None)):
+        # attacks without steps have a single one, which a command line may say to override a recipe
+        for field, given, more in (
+                ('steps', self.steps not in (_STEPS, 1), ', or set it to 1'),
+                ('step_size', self.step_size is not None, ''), ('random_start', self.random_start is not None, '')):
             if given and field not in self._fields:
-                raise InputError(f'fixed by `attack={name!r}`', 'leave it out', argument=field,
+                raise InputError(f'fixed by `attack={name!r}`', f'leave it out{more}', argument=field,
                                  value=getattr(self, field))
         self.built(self.threat).check(self.threat)
 
