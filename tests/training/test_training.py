@@ -98,12 +98,13 @@ def test_args_yaml_gives_way_to_flags(folder, tmp_path):
 def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
     flags = ['--objective', 'sat', '--epochs', '1']
     assert train(folder, tmp_path, *flags) == 0
+    assert '(epoch 0), trained in 0:00:' in capsys.readouterr().err
     run = tmp_path / 'run'
     files = {name: (run / 'export' / name).read_bytes() for name in ('config.json', 'model.safetensors')}
     resumed = [*flags, '--resume', str(run / 'last.pth.tar')]
     assert train(folder, tmp_path, *resumed) == 2 and 'has already trained 1; choose more' in capsys.readouterr().err
     (run / 'export' / 'config.json').unlink()
-    assert train(folder, tmp_path, *resumed) == 0
+    assert train(folder, tmp_path, *resumed) == 0 and '(epoch 0); weights' in capsys.readouterr().err
     assert {name: (run / 'export' / name).read_bytes() for name in files} == files
 
 

@@ -335,8 +335,12 @@ class _Run:
         gc.collect()
         dist.destroy_process_group()
 
-    def export(self) -> None:
-        """Write the best weights, for `local-dir:` names of timm, and the curves."""
+    def export(self, seconds: float) -> None:
+        """Write the best weights, for `local-dir:` names of timm, and the curves.
+
+        Args:
+            seconds: Time of the epochs of this process.
+        """
         plot_curves(self.folder / 'summary.csv', self.folder / 'curves.png')
         model = unwrap_model(self.task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
         load_weights(model, self.folder / 'model_best.pth.tar', use_ema=self.ema)
@@ -344,8 +348,10 @@ class _Run:
             self._export_to(self.folder / 'export_aux', plain_branch(model, 'aux'))
             model = plain_branch(model, 'main')
         self._export_to(self.folder / 'export', model)
+        # the time of earlier processes is not known
+        took = '' if self.start_epoch else f', trained in {timedelta(seconds=round(seconds))}'
         _logger.info(
-            f'Best {self.metric} {self.saver.best_metric:g} (epoch {self.saver.best_epoch}); weights in '
+            f'Best {self.metric} {self.saver.best_metric:g} (epoch {self.saver.best_epoch}){took}; weights in '
             f"{self.folder / 'export'}, curves in {self.folder / 'curves.png'}")
 
     def _export_to(self, folder: Path, model: nn.Module) -> None:
@@ -393,5 +399,5 @@ def train(config: TrainConfig) -> TrainResult:
         if process.distributed:
             run.leave_process_group()
         if process.primary:
-            run.export()
+            run.export(seconds)
     return result
