@@ -507,14 +507,17 @@ def test_optional_work_costs_nothing(tmp_path, monkeypatch, caplog):
     assert not list((tmp_path / 'b').glob('progress*'))
 
 
-def test_processes_share_the_images_and_get_one_report(tmp_path):
+@pytest.mark.parametrize('wrapped', ['', 'torch.nn.parallel.DistributedDataParallel'])
+def test_processes_share_the_images_and_get_one_report(tmp_path, wrapped):
+    """Also in a training loop, where a wrapper exchanges buffers in each pass, of which the processes make different
+    numbers."""
     script = f"""
 import torch, timm_robust, torch.distributed as dist
 from helpers import TinyNet
 from timm_robust.evaluation import Runner, evaluate
 dist.init_process_group('gloo')
 torch.manual_seed(0)
-x, y, model = torch.rand(21, 3, 8, 8), torch.arange(21) % 4, TinyNet().eval()
+x, y, model = torch.rand(21, 3, 8, 8), torch.arange(21) % 4, {wrapped}(TinyNet(norm=True).eval())
 run, seen = Runner.run, []
 Runner.run = lambda self, batches, indices: (seen.append(len(indices)), run(self, batches, indices))[1]
 report = evaluate(model, x, y, attacks='clean,pgd2', eps_sweep='0.1', batch_size=4, progress=False,
@@ -526,10 +529,11 @@ report.save({str(tmp_path)!r} + f'/{{dist.get_rank()}}')
     reports = [EvaluationReport.load(tmp_path / name) for name in '01']
     assert reports[0] == reports[1] == EvaluationReport.load(tmp_path / 'out')
     torch.manual_seed(0)
-    x, y, model = torch.rand(21, 3, 8, 8), torch.arange(21) % 4, TinyNet().eval()
+    x, y, model = torch.rand(21, 3, 8, 8), torch.arange(21) % 4, TinyNet(norm=True).eval()
     alone = evaluate(model, x, y, attacks='clean,pgd2', eps_sweep='0.1', batch_size=7, progress=False, diagnose=False)
     assert [a.correct for a in alone.attacks] == [a.correct for a in reports[0].attacks]
     assert alone.eps_sweep == reports[0].eps_sweep and alone.data == reports[0].data
+    assert alone.model == reports[0].model
 
 
 def test_processes_with_images_or_networks_of_their_own(tmp_path):

@@ -88,6 +88,8 @@ def eval_mode(*models: Any) -> Iterator[None]:
 
 
 def _from_module(model: nn.Module, device: Optional[str]) -> Subject:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module  # the wrapper exchanges buffers in every pass, even if only one process makes it
     low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if low is not None:
         raise InputError(
