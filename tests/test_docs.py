@@ -130,6 +130,16 @@ def test_commands_of_a_guide(page, hub, cifar10_archive, tmp_path, monkeypatch):
         assert main(words) == 0, words
 
 
+def test_the_badges_name_the_versions_of_pyproject():
+    project, readme = ((ROOT / name).read_text() for name in ('pyproject.toml', 'README.md'))
+    badges = dict(re.findall(r'^!\[(\w+):? ([\w.-]+)\+?\]\(https://img.shields.io/badge/', readme, re.M))
+    assert badges == {
+        'Python': re.search(r"requires-python = '>=([\d.]+)'", project)[1],
+        'torch': re.search(r"'torch>=([\d.]+)'", project)[1],
+        'timm': re.search(r"'timm>=([\d.]+),", project)[1], 'License': re.search(r"license = '([\w.-]+)'", project)[1]}
+    assert all(readme.count(f'badge/{name}-{version.replace("-", "--")}') == 1 for name, version in badges.items())
+
+
 def _script(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / 'docs' / 'site' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
