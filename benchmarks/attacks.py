@@ -69,15 +69,16 @@ def theirs(name: str, model, x, y, threat, batch_size: int) -> torch.Tensor:
     """The reference's adversarial images."""
     eps, norm = threat.eps, threat.norm
     common = dict(norm=norm, eps=eps, device=x.device, seed=0)
+    larger = {'use_largereps': norm == 'L1'}  # as its AutoAttack does
     if name == 'pgd':
         import torchattacks
         attack = torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / STEPS, steps=STEPS, random_start=False)
     elif name in ('apgd_ce', 'apgd_dlr'):
         from autoattack.autopgd_base import APGDAttack
-        attack = APGDAttack(model, n_iter=100, loss=name[5:], **common).perturb
+        attack = APGDAttack(model, n_iter=100, loss=name[5:], **larger, **common).perturb
     elif name == 'apgd_t':
         from autoattack.autopgd_base import APGDAttack_targeted
-        attack = APGDAttack_targeted(model, n_iter=100, **common).perturb
+        attack = APGDAttack_targeted(model, n_iter=100, **larger, **common).perturb
     elif name == 'fab_t':
         from autoattack.fab_pt import FABAttack_PT
         attack = FABAttack_PT(model, n_iter=100, targeted=True, **common).perturb

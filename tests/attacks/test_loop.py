@@ -197,6 +197,29 @@ def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
         assert sum(counting.sizes) / 40 == most, 'nothing can be fooled here, so every evaluation is made'
 
 
+def test_under_l1_as_many_runs_go_on_at_once_as_have_failed_and_parts_end_without_gradients(problem):
+    _, x, _ = problem
+    robust = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
+    nn.init.zeros_(robust[1].weight)
+    with torch.no_grad():
+        robust[1].bias[:] = torch.arange(10., 0, -1)
+    sizes, gradients = [], []
+
+    def counting(images):
+        sizes.append(len(images))
+        gradients.append(images.requires_grad)
+        return robust(images)
+
+    y, attack = torch.zeros(10, dtype=torch.int64), APGDT(steps=10)
+    found = attack.run(counting, x[:10], y, L1(1), batch_size=40, all_correct=True)
+    assert sizes[1:] == [width for width in (10, 10, 20, 40, 10) for _ in range(11)], 'the first call chooses targets'
+    assert gradients[1:] == [k not in (2, 5, 10) for _ in range(5) for k in range(11)]
+    assert (found.queries == 9 * 11).all()
+    sizes.clear()
+    found = attack.run(counting, x[:10], y, L1(1), batch_size=12, all_correct=True)
+    assert max(sizes) == 12 and (found.queries == 9 * 11).all()
+
+
 def test_progress_tells_every_image_once(problem):
     model, x, y = problem
     for attack in (APGDT(steps=5), PGD(steps=5), AutoAttack(version='rand')):

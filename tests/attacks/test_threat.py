@@ -158,6 +158,8 @@ def test_projection_onto_the_l1_ball_within_the_box_is_the_nearest_point():
     x, delta = torch.rand(50, 3072), torch.randn(50, 3072)
     assert project_onto_l1(delta, -x, 1 - x, 12.).abs().sum(1).max() <= 12 * (1 + 1e-6), 'float32'
     assert not project_onto_l1(delta, -x, 1 - x, 0.).any()
+    x[:] = 1 + 1e-6  # images may be off by rounding
+    assert not project_onto_l1(delta.abs(), -x, 1 - x, 12.).any()
 
 
 def test_sparse_steps_move_the_largest_gradients_alone():

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2003.01690, algorithm 1. For L1, steps are sparse, see `ap
 """
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 
@@ -84,11 +84,24 @@ class _AutoPGD(Attack):
         """Loss to maximize: one value per image."""
         raise NotImplementedError
 
+    def _evaluate(
+            self,
+            model: Callable,
+            state: State,
+            threat: ThreatModel,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`input_gradient` at the current point; zeros for the gradient if no image moves along it."""
+        if not state.ends and not (threat.norm == 'L1' and apgd_l1.part_ends(state, self.steps) == {True}):
+            return input_gradient(model, state['point'], partial(self.loss_of, state))
+        with torch.no_grad():
+            logits = model(state['point'])
+            return torch.zeros_like(state['point']), logits, self.loss_of(state, logits)
+
     def step(self, model: Callable, state: State, threat: ThreatModel) -> None:
-        gradient, logits, loss = input_gradient(model, state['point'], partial(self.loss_of, state))
+        gradient, logits, loss = self._evaluate(model, state, threat)
         fooled = logits.argmax(1) != state['y']
         for _ in range(self.queries - 1):
-            more, _, more_loss = input_gradient(model, state['point'], partial(self.loss_of, state))
+            more, _, more_loss = self._evaluate(model, state, threat)
             gradient, loss = gradient + more, loss + more_loss
             # under EOT one misclassified pass is not conclusive: keep the iterate with the highest mean loss
             fooled = torch.zeros_like(fooled)

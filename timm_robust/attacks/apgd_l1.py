@@ -5,14 +5,17 @@ https://arxiv.org/abs/2103.01208, algorithm 1. The number of pixels a step chang
 perturbation so far. As in section 3.2, 30 % of the steps are within 3 eps, 30 % within 2 eps and the rest within eps.
 Each part starts at the projected best point of the previous part; that projection counts as a step.
 """
+from typing import Set, TypeVar
+
 import torch
 
 from . import noise
 from .state import Batch, State
 from .threat import project_onto_l1, sparse_signs
 
-__all__ = ['is_within_eps', 'move', 'start']
+__all__ = ['is_within_eps', 'move', 'part_ends', 'start']
 
+_Step = TypeVar('_Step', int, torch.Tensor)
 _PARTS = 3
 _SHORTER, _SHORTEST = 1.5, 10.  # the step size is divided by _SHORTER, down to the part's eps / _SHORTEST
 _SPARSER = .95  # the best perturbation counts as sparser if its number of pixels falls below this share
@@ -22,10 +25,15 @@ def _rows(values: torch.Tensor) -> torch.Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def _part(step: torch.Tensor, steps: int) -> torch.Tensor:
-    """The part a step belongs to, 0 to 2, shape (N,)."""
+def _part(step: _Step, steps: int) -> _Step:
+    """The part a step belongs to, 0 to 2."""
     length = min(-(-3 * steps // 10), steps // 2)
-    return (step >= length).long() + (step >= 2 * length)
+    return 1 * (step >= length) + (step >= 2 * length)
+
+
+def part_ends(state: State, steps: int) -> Set[bool]:
+    """Whether this step is the last of a part: the answers for all images, or both if the host does not know."""
+    return {_part(age + 1, steps) > _part(age, steps) for age in set(state.ages)} or {False, True}
 
 
 def is_within_eps(step: torch.Tensor, steps: int) -> torch.Tensor:
@@ -39,7 +47,7 @@ def _project(point: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> torch.T
 
 def _changed(point: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Number of pixels that differ, shape (N,)."""
-    return (point != x).flatten(1).sum(1)
+    return (point - x).sign_().abs_().flatten(1).sum(1)
 
 
 def start(batch: Batch, eps: float, steps: int) -> State:
@@ -73,6 +81,9 @@ def move(state: State, gradient: torch.Tensor, eps: float, steps: int) -> None:
 
     count = (state['changed'] / _SHORTER).ceil().long().clamp(1, x[0].numel())
     ahead = point + _rows(state['step_size']) * sparse_signs(gradient, count)
+    if part_ends(state, steps) == {False}:
+        state['point'] = _project(ahead, x, size)
+        return
     # at the end of a part, project its best point onto the smaller ball and reset its score
     turns = following > part
     size = (_PARTS - following).to(x.dtype) * eps

@@ -117,7 +117,10 @@ class Attack:
         return None
 
     def runs_in_turn(self, threat: ThreatModel) -> bool:
-        """Whether the runs of an image are sequential. Parallel runs waste work if no run can succeed early."""
+        """Whether at most as many runs of an image go on at once as have failed before, or one.
+
+        Parallel runs fill the batch, but waste work on images that an earlier run fools, if no run can succeed early.
+        """
         return False
 
     def choose_targets(

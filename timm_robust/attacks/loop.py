@@ -3,9 +3,9 @@
 The batch is kept full, with each image at its own step: when an image is done, the next image, restart or target class
 takes its place. No result depends on the other images of the batch.
 """
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -96,10 +96,10 @@ class _Pool:
     def _index(self, places: Sequence[int]) -> torch.Tensor:
         return without_wait(torch.tensor(places, dtype=torch.int64, device='cpu'), self.x.device)
 
-    def _take(self, count: int, busy: Set[int]) -> List[Tuple[int, int]]:
+    def _take(self, count: int, busy: Counter[int]) -> List[Tuple[int, int]]:
         """Up to `count` runs from the queue, skipping images that already fool the network or have no budget left.
 
-        `busy` holds the images with a run in progress; the new ones are added.
+        `busy` counts the runs in progress of each image; the new ones are added.
         """
         items: List[Tuple[int, int]] = []
         later: List[Tuple[int, int]] = []
@@ -107,8 +107,11 @@ class _Pool:
             item = self.queue.popleft()
             image = item[1]
             if self.score[image] < _INF and (self.budget is None or self.queries[image] < self.budget[image]):
-                (later if self.in_turn and image in busy else items).append(item)
-                busy.add(image)
+                if self.in_turn and busy[image] >= max(self.work.runs - self.runs_left[image], 1):
+                    later.append(item)
+                else:
+                    items.append(item)
+                    busy[image] += 1
         self.queue.extendleft(reversed(later))
         return items
 
@@ -152,16 +155,22 @@ class _Pool:
             self.progress(ended)
 
     def _replace(self, state: State, finished: List[int]) -> State:
-        """Refill slots with the next runs, or drop them if there are none."""
-        ended = set(finished)
-        items = self._take(len(finished), {image for slot, image in enumerate(self.owners) if slot not in ended})
-        refilled, left = finished[:len(items)], set(finished[len(items):])
+        """Refill slots with the next runs, and add slots up to the batch size, or drop them if there are none."""
+        ended, count = set(finished), len(self.owners)
+        busy = Counter(image for slot, image in enumerate(self.owners) if slot not in ended)
+        items = self._take(len(finished) + self.batch_size - count, busy)
+        left, added = set(finished[len(items):]), max(len(items) - len(finished), 0)
         if items:
-            fresh, index = self._start(items, refilled)
-            for slot, (_, image) in zip(refilled, items):
+            slots = [*finished, *range(count, count + added)][:len(items)]
+            fresh, index = self._start(items, slots)
+            self.owners, self.ages = [*self.owners, *[0] * added], [*self.ages, *[0] * added]
+            for slot, (_, image) in zip(slots, items):
                 self.owners[slot], self.ages[slot] = image, 0
             for name, rows in fresh.items():
-                state[name].index_copy_(0, index, rows.to(state[name].dtype))
+                rows = rows.to(state[name].dtype)
+                if added:
+                    state[name] = torch.cat([state[name], rows[-added:]])
+                state[name].index_copy_(0, index, rows)
         if left:
             kept = [slot for slot in range(len(self.owners)) if slot not in left]
             self.owners, self.ages = [self.owners[s] for s in kept], [self.ages[s] for s in kept]
@@ -172,7 +181,7 @@ class _Pool:
     def run(self, model: Callable) -> AttackResult:
         """Process the queue."""
         longest, gap = longest_gap(self.x.device), 1
-        items = self._take(self.batch_size, set())
+        items = self._take(self.batch_size, Counter())
         self.owners, self.ages = [image for _, image in items], [0] * len(items)
         state = self._start(items, list(range(len(items))))[0] if items else State()
         while self.owners:

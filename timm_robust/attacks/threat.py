@@ -222,7 +222,9 @@ def sparse_signs(gradient: torch.Tensor, count: Union[int, torch.Tensor]) -> tor
     if isinstance(count, int):
         smallest = size.topk(min(count, size.shape[1]), dim=1).values[:, -1:]
     else:
-        smallest = size.sort(dim=1, descending=True).values.gather(1, count[:, None] - 1)
+        # reading the largest count from a GPU would force a sync
+        most = int(count.max()) if size.device.type == 'cpu' else size.shape[1]
+        smallest = size.topk(most, dim=1).values.gather(1, count[:, None] - 1)
     signs = torch.where(size >= smallest, gradient.flatten(1).sign(), 0.)
     return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
 
@@ -247,23 +249,27 @@ def project_onto_l1(
         eps: One for all or one per image, shape (N,).
     """
     size = delta.abs().flatten(1)
-    room = torch.where(delta > 0, highest, -lowest).flatten(1)
-    limit = eps.view(-1, 1) if isinstance(eps, torch.Tensor) else eps
-    shift = low = torch.zeros_like(size[:, :1])
+    # images may be off by rounding, and then so is the box
+    room = torch.where(delta > 0, highest, -lowest).flatten(1).clamp_min(0)
+    kept = torch.minimum(size, room)
+    # perturbations within eps keep their size, so that a shift of 0 settles them
+    limit = kept.sum(1, keepdim=True).clamp_max(eps.view(-1, 1) if isinstance(eps, torch.Tensor) else eps)
+    tolerance = _ULPS * torch.finfo(size.dtype).eps * limit
+    shift = low = torch.zeros_like(limit)
     high = size.amax(1, keepdim=True)
     on_cpu = size.device.type == 'cpu'
     for _ in range(_SHIFTS):
-        rest = size - shift
-        kept = torch.minimum(rest.clamp_min(0), room)
         over = kept.sum(1, keepdim=True) - limit
-        settled = (over.abs() <= _ULPS * torch.finfo(size.dtype).eps * limit) | ((shift == 0) & (over <= 0))
+        settled = over.abs() <= tolerance
         # on a GPU this would force a sync
         if on_cpu and settled.all():
             break
         low, high = torch.where(over > 0, shift, low), torch.where(over > 0, high, shift)
-        newton = shift + over / ((rest > 0) & (rest < room)).sum(1, keepdim=True)
+        # pixels at neither end; comparisons and sums of booleans are slow on a CPU
+        newton = shift + over / torch.minimum(kept, room - kept).sign_().sum(1, keepdim=True)
         inside = (newton > low) & (newton < high)
         shift = torch.where(settled, shift, torch.where(inside, newton, (low + high) / 2))
+        kept = torch.minimum((size - shift).clamp_min_(0), room)
     kept = kept * (limit / kept.sum(1, keepdim=True).clamp_min(1e-30)).clamp_max(1)  # corrects rounding
     return delta.sign() * kept.view_as(delta)
 
