@@ -76,6 +76,13 @@ def folder(measured, tmp_path_factory):
     return output / NAME
 
 
+def test_results_may_be_given_by_their_folders(measured, folder, tmp_path):
+    folders = ['--results', *(str(measured / name) for name in ('first', 'second'))]
+    assert card(measured, tmp_path, *folders) == 0
+    made = {name: path.read_bytes() for name, path in files(tmp_path / NAME).items()}
+    assert made == {name: path.read_bytes() for name, path in files(folder).items()} and 'images.png' in made
+
+
 def files(folder):
     """Everything in a folder, by path."""
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}

@@ -32,7 +32,7 @@ class CardConfig:
     """Settings of `timm-robust card`."""
     checkpoint: str = setting('', 'weights: a safetensors file or a checkpoint', metavar='PATH')
     results: Tuple[str, ...] = setting(
-        (), 'results.json files that timm-robust eval wrote for these weights', metavar='FILE')
+        (), 'results.json files that timm-robust eval wrote for these weights, or their folders', metavar='FILE')
     data_name: Tuple[str, ...] = setting(
         (), 'name of the data of each results.json, for example "CIFAR-10"', metavar='NAME')
     train_args: str = setting('', 'args.yaml of the training run', metavar='FILE')

@@ -284,9 +284,10 @@ def measured_preprocessing(evaluations: Evaluations) -> Preprocessing:
 
 def _figures(results: Sequence[str]) -> Dict[str, Path]:
     """Figures next to the results, by their names in the card folder."""
+    folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in results]
     return {
-        f'{index}_{figure}' if index else figure: Path(path).parent / figure
-        for index, path in enumerate(results) for figure in FIGURES if (Path(path).parent / figure).is_file()}
+        f'{index}_{figure}' if index else figure: folder / figure
+        for index, folder in enumerate(folders) for figure in FIGURES if (folder / figure).is_file()}
 
 
 def build_card_folder(
@@ -302,7 +303,7 @@ def build_card_folder(
         folder: Where to write.
         card: Contents of the card; `figures` is replaced by the figures next to the results.
         model: The network with its weights.
-        results: Paths of results.json.
+        results: Paths of results.json or of their folders.
         data_names: Name of the data of each results.json.
 
     Returns:
