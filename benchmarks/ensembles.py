@@ -1,7 +1,7 @@
 """Surviving images and time of `quick`, `best` and AutoAttack, on the same network and images, in one run.
 
     python -m benchmarks.ensembles --model nofrost_resnet20_cifar --pretrained --data-dir DIR --split test \\
-        --num-examples 64 --json FILE
+        --num-examples 64 --json benchmarks/results/ensembles/NAME.json
 
 Each attack of an ensemble runs on the images that survived those before it. `best` starts with AutoAttack and includes
 its outcome and time. Ratios are of CPU time, since other work on the machine affects it less.
@@ -70,7 +70,9 @@ def main() -> None:
         Path(args.json).write_text(json.dumps({
             'command': shlex.join(['python', '-m', 'benchmarks.ensembles', *sys.argv[1:]]), 'model': subject.facts.name,
             'weights_sha256': subject.facts.weights_sha256, 'threat_model': str(threat), 'num_examples': len(x),
-            'correct': len(right), 'versions': versions(), 'rows': rows}, indent=1) + '\n')
+            'correct': len(right), 'versions': versions(), 'rows': rows,
+            'ensembles': {name: {'left': left.tolist(), 'cpu': cpu, 'wall': wall}
+                          for name, (left, cpu, wall) in ends.items()}}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -22,6 +22,12 @@ compare the arms on one network; their accuracies say nothing about the networks
 
 Other sections: medians of arms that ran in turn in one process; `ratio` is relative to the first arm of a part."""
 
+ENSEMBLES = """`python -m benchmarks.ensembles --model MODEL --split test --num-examples 64 --seed 1 ...`: one thread,
+class-balanced images of the CIFAR-10 test set; the files in `results/ensembles` have the whole commands. The networks
+in `output/train` are architectures of timm, trained with `train_scripts/recipes/public_architectures.yaml` for this
+comparison. The last two columns are ratios of CPU time. The settings of `quick` were chosen on 64 other images and
+`nofrost_resnet20_cifar`."""
+
 
 def table(header: List[str], rows: List[List[str]]) -> str:
     """A table in Markdown."""
@@ -42,6 +48,20 @@ def attack_section(run: Dict[str, Any]) -> str:
         f"{command}{model}, {run['num_examples']:,} images, {run['threat_model']}, batch {run['batch_size']}, "
         f"{run['threads']} thread(s), seed {run['seed']}"
         + (', misclassified images also attacked' if run.get('all_images') else '') + '\n\n' + table(ATTACKS, rows))
+
+
+def ensembles_section(runs: List[Dict[str, Any]]) -> str:
+    """A section for results of `benchmarks.ensembles`, a row for each network."""
+    header = ['network', 'weights', 'threat model', 'images', 'correct', 'survive AutoAttack', 'survive `quick`',
+              'of them, broken by AutoAttack', 'survive `best`', '`quick` / AutoAttack', '`best` / AutoAttack']
+    rows = []
+    for run in runs:
+        base, quick, best = (run['ensembles'][name] for name in ('autoattack', 'quick', 'best'))
+        rows.append([
+            f"`{run['model']}`", run['weights_sha256'][:12], run['threat_model'], run['num_examples'], run['correct'],
+            len(base['left']), len(quick['left']), len(set(quick['left']) - set(base['left'])), len(best['left']),
+            f"{quick['cpu'] / base['cpu']:.3f}", f"{best['cpu'] / base['cpu']:.2f}"])
+    return table(header, [[str(cell) for cell in row] for row in rows])
 
 
 def timing_section(run: Dict[str, Any]) -> str:
@@ -80,6 +100,8 @@ def main() -> int:
         run = json.loads(path.read_text())
         section = checks_section if 'checks' in run else timing_section if 'rounds' in run else attack_section
         blocks.append(f'## {path.stem}\n\n{section(run)}')
+    ensembles = [json.loads(path.read_text()) for path in sorted((HERE / 'results' / 'ensembles').glob('*.json'))]
+    blocks.append(f'## ensembles\n\n{ENSEMBLES}\n\n{ensembles_section(ensembles)}')
     text, target = '\n\n'.join(blocks) + '\n', HERE / 'RESULTS.md'
     if '--check' in sys.argv:
         return int(target.read_text() != text)

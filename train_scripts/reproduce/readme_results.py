@@ -96,14 +96,33 @@ def diagnosis() -> str:
     return f"```\n$ {found['settings']['command']}\n\n{findings_text(alarms)}\n```"
 
 
+def ensembles() -> str:
+    """What `quick` and `best` leave compared with AutoAttack, over the networks of the benchmark."""
+    runs = [json.loads(p.read_text()) for p in sorted((ROOT / 'benchmarks' / 'results' / 'ensembles').glob('*.json'))]
+    robust = [r['ensembles'] for r in runs if r['ensembles']['autoattack']['left']]
+    left = {name: [len(r[name]['left']) for r in robust] for name in ('autoattack', 'quick', 'best')}
+    ratios = {name: [r[name]['cpu'] / r['autoattack']['cpu'] for r in robust] for name in ('quick', 'best')}
+    more = [quick - base for quick, base in zip(left['quick'], left['autoattack'])]
+    fewer = [base - best for best, base in zip(left['best'], left['autoattack'])]
+    some, rest = ('', '') if max(more) <= 0 else (
+        f' {sum(n <= 0 for n in more)} of', f' (on the others at most {max(more)} more)')
+    images, = {r['num_examples'] for r in runs}
+    times = {name: f'{min(found):.2f} to {max(found):.2f}' for name, found in ratios.items()}
+    return (
+        f'On{some} {len(robust)} adversarially trained networks, with {images} CIFAR-10 images each, no more images '
+        f"survived `quick` than AutoAttack{rest}; `quick` took {times['quick']} of the CPU time. Images that survived "
+        f'AutoAttack but not `best`: {sum(fewer)}, on {sum(n > 0 for n in fewer)} of the networks, for '
+        f"{times['best']} times the CPU time ([table](../benchmarks/RESULTS.md#ensembles)).")
+
+
 def fine_tuning() -> str:
     """The table of fine_tuning.py, without its title."""
     return (HERE / 'tables' / 'fine_tuning.md').read_text().split('\n\n', 2)[2].strip()
 
 
 PAGES: Dict[str, Tuple[Callable[[], str], ...]] = {
-    'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, claims), 'docs/evaluation.md': (diagnosis,),
-    'docs/harden.md': (fine_tuning,)}
+    'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, claims),
+    'docs/evaluation.md': (diagnosis, ensembles), 'docs/harden.md': (fine_tuning,)}
 
 
 def main() -> int:
