@@ -251,14 +251,44 @@ def test_ablation(scripts, tmp_path, monkeypatch):
     script, calls = scripts('ablation')
     for _ in range(2):
         run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
-    assert [c[0] for c in calls] == ['train', 'eval', 'eval', *['train', 'eval'] * 9]
+    assert [c[0] for c in calls] == ['train', 'eval', 'eval', *['train', 'eval'] * 15]
     assert ['--no-use-ema' in c for c in calls if '--checkpoint' in c] == [True]
     assert all(c[c.index('--eps') + 1] == '0.2' and '--worst-case' in c for c in calls if c[0] == 'eval')
     assert all('--allow-chance' in c for c in calls if c[0] == 'eval')  # a change may be one that trains to nothing
     by_objective = ['trades' if 'trades' in c else c[c.index('--adv-weight') + 1] for c in calls if c[0] == 'train']
-    assert by_objective == ['1', '0.5', 'trades', *'1' * 7]
+    assert by_objective == ['1', '0.5', 'trades', *'1' * 13]
+    teachers = [c[c.index('--robust-teacher') + 1] for c in calls if '--robust-teacher' in c]
+    assert teachers == [str(tmp_path / 'runs' / '04' / 'export')]
     text = (tmp_path / 'tables' / 'ablation.md').read_text()
-    assert text.count('| 90.0 | 80.0 | 70.0 | 60.0 |') == 11 and '| last weights, not averaged | 90.0' in text
+    assert text.count('| 90.0 | 80.0 | 70.0 | 60.0 |') == 17 and '| last weights, not averaged | 90.0' in text
+
+
+@pytest.mark.slow
+def test_rows_that_the_ablation_has_are_kept(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('ablation')
+    run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    table = tmp_path / 'tables' / 'ablation.json'
+    kept = json.loads(table.read_text())
+    del kept['rows'][-2]  # the last change but one
+    kept['rows'][3]['accuracy'][0] = 12.25
+    table.write_text(json.dumps(kept))
+    for folder in (tmp_path / 'runs').iterdir():
+        (tmp_path / 'logs' / 'digits' / 'ablation' / folder.name).mkdir(parents=True)
+        shutil.move(folder / 'args.yaml', tmp_path / 'logs' / 'digits' / 'ablation' / folder.name)
+    shutil.rmtree(tmp_path / 'runs')
+    calls.clear()
+    run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    rows = json.loads(table.read_text())['rows']
+    assert len(rows) == 17 and rows[3]['accuracy'][0] == 12.25
+    assert [c[0] for c in calls] == ['train', 'eval'] and calls[0][-1] == '14'
+    shutil.rmtree(tmp_path / 'runs')
+    made = tmp_path / 'logs' / 'digits' / 'ablation' / '03' / 'args.yaml'
+    made.write_text(yaml.safe_dump({**yaml.safe_load(made.read_text()), 'attack_steps': 2}))
+    with pytest.raises(SystemExit, match='03: was trained with attack_steps 2, not 1'):
+        run(script, monkeypatch, '--output', str(tmp_path / 'runs'))
+    calls.clear()
+    run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--again')
+    assert [c[0] for c in calls].count('train') == 16
 
 
 def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
@@ -300,13 +330,15 @@ def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch
     logs, found = FOLDER / 'logs' / data / name, []
 
     def logged(folder, recipe, *flags):
-        sys.modules['common']._must_be_of(logs / folder.name, ['-c', str(recipe), *flags])
-        found.append(folder.name)
-        return shutil.copytree(logs / folder.name, folder)
+        sys.modules['common'].must_be_of(logs / folder.name, ['-c', str(recipe), *flags])
+        if folder.name not in found:
+            found.append(folder.name)
+            shutil.copytree(logs / folder.name, folder)
+        return folder
 
     monkeypatch.setattr(script, 'trained', logged)
     monkeypatch.setattr(script, 'IMAGES', 2, raising=False)
-    run(script, monkeypatch, *([] if data == 'digits' else ['--data-dir', 'C']), '--output', str(tmp_path / 'runs'))
+    run(script, monkeypatch, *([] if data == 'digits' else ['--data-dir', 'C']))  # to the usual folder
     assert sorted(found) == sorted(p.name for p in logs.iterdir())
 
 
@@ -316,7 +348,7 @@ def test_logs_of_weights_are_of_their_recipes(scripts):
     names = [p.name for p in (FOLDER / 'logs').iterdir() if '.' in p.name]  # a model and tag
     assert names
     for name in names:
-        common._must_be_of(FOLDER / 'logs' / name, ['-c', str(common.WEIGHT_RECIPES / f'{name}.yaml')])
+        common.must_be_of(FOLDER / 'logs' / name, ['-c', str(common.WEIGHT_RECIPES / f'{name}.yaml')])
 
 
 def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():

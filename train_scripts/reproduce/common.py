@@ -65,7 +65,7 @@ def digits(folder: Path = Path('output/reproduce/digits')) -> Path:
     return folder
 
 
-def _must_be_of(run: Path, argv: Sequence[str]) -> None:
+def must_be_of(run: Path, argv: Sequence[str]) -> None:
     """Exit if a run was trained with other flags; flags that did not exist at the time count as their defaults."""
     asked = train.read_config(list(argv)).to_flat()
     logged = yaml.safe_load((run / 'args.yaml').read_text())
@@ -83,7 +83,7 @@ def trained(run: Path, recipe: Path, *flags: str) -> Path:
     """
     argv = ['-c', str(recipe), *flags]
     if (run / 'args.yaml').is_file():
-        _must_be_of(run, argv)
+        must_be_of(run, argv)
     if not (run / 'export' / 'config.json').is_file():
         last = run / 'last.pth.tar'
         command('train', *argv, '--output', str(run.parent), '--experiment', run.name,
