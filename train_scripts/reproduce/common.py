@@ -71,6 +71,8 @@ def must_be_of(run: Path, argv: Sequence[str]) -> None:
     logged = yaml.safe_load((run / 'args.yaml').read_text())
     known = TrainConfig.all_flat_names() - {*OF_THE_MACHINE}  # e.g. a device that this machine lacks
     made = TrainConfig.from_flat({k: v for k, v in logged.items() if k in known and v is not None}).to_flat()
+    if asked['num_classes'] is None:  # then the data's
+        asked['num_classes'] = made.get('num_classes')
     for name in sorted(asked.keys() - {*OF_THE_MACHINE}):
         if name not in made or made[name] != asked[name]:
             sys.exit(f'{run}: was trained with {name} {made.get(name)}, not {asked[name]}: remove it')
