@@ -336,13 +336,13 @@ def test_bad_settings_are_refused_before_any_work(settings, message, tmp_path):
 
 
 def test_arguments_are_the_settings():
-    """What the command line can say, Python can say, with the same defaults."""
+    """What the command line can say, Python can say, with the same defaults. Only Python has `distributed`."""
     arguments = inspect.signature(evaluate).parameters
     for field in dataclasses.fields(EvalConfig):
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default
         assert arguments[field.name].default in (default, None if default == {} else default), field.name
     images = {f.name for f in dataclasses.fields(ImagesConfig)}
-    others = set(arguments) - {f.name for f in dataclasses.fields(EvalConfig)}
+    others = set(arguments) - {f.name for f in dataclasses.fields(EvalConfig)} - {'distributed'}
     assert others == {'model', 'data', 'labels', 'checkpoint', 'device'} | {
         'split', 'num_examples', 'subset', 'batch_size', 'workers', 'allow_class_mismatch'} and others - {
         'model', 'data', 'labels', 'checkpoint', 'device'} <= images
