@@ -184,12 +184,18 @@ def test_queries_are_counted_truly_and_limited(problem, cls):
     assert more.fooled.sum() > found.fooled.sum() and (more.fooled | ~found.fooled).all()
 
 
-def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
-    _, x, y = problem
+def never_fooled():
+    """A network that answers class 0 for every image."""
     robust = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
     nn.init.zeros_(robust[1].weight)
     with torch.no_grad():
         robust[1].bias[:] = torch.arange(10., 0, -1)
+    return robust
+
+
+def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
+    _, x, y = problem
+    robust = never_fooled()
     y = torch.zeros(40, dtype=torch.int64)
     for attack, most in ((APGD(), 101), (FABT(), 9 * 101 + 1)):
         counting = Counting(robust)
@@ -197,13 +203,9 @@ def test_apgd_costs_one_evaluation_a_step_and_fab_one_an_iteration(problem):
         assert sum(counting.sizes) / 40 == most, 'nothing can be fooled here, so every evaluation is made'
 
 
-def test_under_l1_as_many_runs_go_on_at_once_as_have_failed_and_parts_end_without_gradients(problem):
+def test_under_l1_runs_in_parallel_grow_and_parts_end_without_gradients(problem):
     _, x, _ = problem
-    robust = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
-    nn.init.zeros_(robust[1].weight)
-    with torch.no_grad():
-        robust[1].bias[:] = torch.arange(10., 0, -1)
-    sizes, gradients = [], []
+    robust, sizes, gradients = never_fooled(), [], []
 
     def counting(images):
         sizes.append(len(images))

@@ -289,6 +289,10 @@ def test_rows_that_the_ablation_has_are_kept(scripts, tmp_path, monkeypatch):
     calls.clear()
     run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--again')
     assert [c[0] for c in calls].count('train') == 16
+    shutil.rmtree(tmp_path / 'runs')
+    calls.clear()
+    run(script, monkeypatch, '--output', str(tmp_path / 'runs'), '--num-examples', '50')
+    assert [c[0] for c in calls].count('train') == 16, 'rows of another number of images were kept'
 
 
 def test_digits_are_written_as_they_are(monkeypatch, tmp_path):
@@ -340,6 +344,38 @@ def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch
     monkeypatch.setattr(script, 'IMAGES', 2, raising=False)
     run(script, monkeypatch, *([] if data == 'digits' else ['--data-dir', 'C']))  # to the usual folder
     assert sorted(found) == sorted(p.name for p in logs.iterdir())
+
+
+def test_logs_of_public_architectures_are_of_their_recipe_and_their_networks_of_the_benchmark(scripts):
+    scripts('apart')
+    logs, results = FOLDER / 'logs' / 'cifar10' / 'public_architectures', FOLDER.parents[1] / 'benchmarks' / 'results'
+    more = {'pit_ti_224': ['--model-kwargs', 'img_size=32']}
+    for log in logs.iterdir():
+        sys.modules['common'].must_be_of(log, [
+            '-c', str(FOLDER.parent / 'recipes' / 'public_architectures.yaml'), '--model', log.name,
+            *more.get(log.name, ())])
+    compared = [json.loads(path.read_text()) for path in (results / 'ensembles').glob('*.json')]
+    assert {f'output/train/{log.name}/export' for log in logs.iterdir()} == {
+        run['model'] for run in compared if run['model'].startswith('output/')}
+    assert all(' --num-examples 64 --seed 1 ' in run['command'] for run in compared), 'RESULTS.md says so'
+
+
+@pytest.mark.parametrize('quick, said', [
+    ([3, 7], ['On 2 adversarially', 'AutoAttack; `quick` took 0.10 to 0.25 of']),
+    ([5, 6], ['On 1 of 2 adversarially', 'AutoAttack (on the others at most 1 more); `quick`'])])
+def test_the_sentence_on_ensembles(scripts, tmp_path, monkeypatch, quick, said):
+    script, _ = scripts('readme_results')
+    monkeypatch.setattr(script, 'ROOT', tmp_path)
+    folder = tmp_path / 'benchmarks' / 'results' / 'ensembles'
+    folder.mkdir(parents=True)
+    for name, base, few, best, times in (('a', 4, quick[0], 4, (10, 40, 48)), ('b', 7, quick[1], 5, (3, 30, 45)),
+                                         ('broken', 0, 0, 0, (5, 1, 1))):  # no survivors to compare
+        (folder / f'{name}.json').write_text(json.dumps({'num_examples': 64, 'ensembles': {
+            ensemble: {'left': [*range(left)], 'cpu': cpu} for ensemble, left, cpu in zip(
+                ('quick', 'autoattack', 'best'), (few, base, best), times)}}))
+    text = script.ensembles()
+    for words in (*said, 'with 64 CIFAR-10 images', 'not `best`: 2, on 1 of the networks, for 1.20 to 1.50 times'):
+        assert words in text
 
 
 def test_logs_of_weights_are_of_their_recipes(scripts):

@@ -336,7 +336,7 @@ class _Run:
         dist.destroy_process_group()
 
     def export(self, seconds: float) -> None:
-        """Write the best weights, for `local-dir:` names of timm, and the curves; `seconds` is what the epochs took."""
+        """Write the best weights, for `local-dir:` names of timm, and the curves; log the `seconds` of all epochs."""
         plot_curves(self.folder / 'summary.csv', self.folder / 'curves.png')
         model = unwrap_model(self.task.get_trainable_module()).cpu().to(memory_format=torch.contiguous_format)
         load_weights(model, self.folder / 'model_best.pth.tar', use_ema=self.ema)
