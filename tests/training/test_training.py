@@ -98,8 +98,10 @@ def test_args_yaml_gives_way_to_flags(folder, tmp_path):
 def test_a_run_cut_before_its_export_is_finished(folder, tmp_path, capsys):
     flags = ['--objective', 'sat', '--epochs', '1']
     assert train(folder, tmp_path, *flags) == 0
-    assert '(epoch 0), trained in 0:00:' in capsys.readouterr().err
-    run = tmp_path / 'run'
+    run, log = tmp_path / 'run', capsys.readouterr().err
+    assert '(epoch 0), trained in 0:00:' in log
+    data = checkpoint(run / 'last.pth.tar')['args']['training_data']
+    assert f' images (fingerprint {data[:12]}), epochs 0 to 0' in log
     files = {name: (run / 'export' / name).read_bytes() for name in ('config.json', 'model.safetensors')}
     resumed = [*flags, '--resume', str(run / 'last.pth.tar')]
     assert train(folder, tmp_path, *resumed) == 2 and 'has already trained 1; choose more' in capsys.readouterr().err

@@ -237,10 +237,11 @@ class _Run:
         if config.warning:
             _logger.warning(config.warning)
         attack = f' against {config.attack.attack} {config.attack.threat}' if config.objective.crafts else ''
+        data = f' (fingerprint {self.data.fingerprint[:12]})' if self.data.fingerprint else ''
         warmup = f', after {config.warmup_epochs} epochs of warm-up' if config.warmup_epochs else ''
         _logger.info(
             f'{config.model}: {sum(p.numel() for p in self.model.parameters()):,} parameters, objective '
-            f'{config.objective.name}{attack}, {len(self.data.train):,} images, epochs {self.start_epoch} to '
+            f'{config.objective.name}{attack}, {len(self.data.train):,} images{data}, epochs {self.start_epoch} to '
             f'{self.num_epochs - 1}, lr {self.lr:g}{warmup}, in {self.folder}')
 
     def _last_checkpoint(self) -> str:
