@@ -197,6 +197,24 @@ def test_a_randomized_network_is_said(case, capsys):
     assert capsys.readouterr().out.count('randomized') == 1
 
 
+@pytest.mark.parametrize('often, robust', [(.2, 10), (.8, 0)])
+def test_several_passes_decide_on_a_randomized_network(case, capsys, often, robust):
+    model, x, y = case
+
+    def mostly(images):  # noise alone misleads it, independently in each pass and of the image
+        wrong = torch.rand(len(images)) < often
+        classes = torch.where(wrong, (y[0] + 1) % 6, y[0])
+        return 5 * torch.nn.functional.one_hot(classes, 6) + 0 * model(images)
+
+    labels = torch.cat([y[:1].expand(10), (y[:1] + 2).expand(2) % 6])  # never found
+    adversary = AutoAttack(mostly, eps=EPS, version='rand', device='cpu', seed=0)
+    adversary.apgd.n_iter = adversary.apgd.eot_iter = 2
+    _, predicted = adversary.run_standard_evaluation(x, labels, return_labels=True)
+    assert int((predicted == labels).sum()) == robust, 'a single pass would leave other images'
+    assert f'robust accuracy after APGD-DLR: {robust / 12:.2%}' in (log := capsys.readouterr().out)
+    assert 'at least half of 100 passes' in log
+
+
 def test_robustbench_runs_on_it_by_one_import(case, monkeypatch):
     """`benchmark` of the package itself on images of ours."""
     rb = pytest.importorskip('robustbench.eval')

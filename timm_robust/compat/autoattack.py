@@ -97,6 +97,15 @@ class AutoAttack:
         with float32_proper():
             return torch.cat([logits_of(self.model, part.to(self.device)).cpu() for part in x.split(bs)])
 
+    def _predicted(self, x: torch.Tensor, y: torch.Tensor, bs: int, passes: int) -> torch.Tensor:
+        """The predicted classes; of several passes the label, unless at least half of them are wrong."""
+        found = [self._logits(x, bs).argmax(1) for _ in range(passes)]
+        broken = torch.stack([p != y for p in found]).double().mean(0) >= .5
+        wrong = y.clone()
+        for p in found:
+            wrong = torch.where(p != y, p, wrong)
+        return torch.where(broken, wrong, y)
+
     def clean_accuracy(self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250) -> float:
         """Share of images classified correctly."""
         with eval_mode(self.model):
@@ -122,17 +131,21 @@ class AutoAttack:
         if isinstance(self.model, torch.nn.Module) and has_batch_statistics(self.model):
             raise InputError('normalizes by the batch, so there is no result for a single image',
                              "evaluate(model, ..., attacks='adaptive') attacks whole batches", argument='model')
-        logits, y = self._logits(x, bs), y.cpu()
-        if self.version != 'rand' and not torch.allclose(self._logits(x[:bs], bs), logits[:bs], 1e-4, 1e-4):
+        logits, y = self._logits(x[:bs], bs), y.cpu()
+        if self.version != 'rand' and not torch.allclose(self._logits(x[:bs], bs), logits, 1e-4, 1e-4):
             self._log("Warning: the network is randomized, use version='rand'.")
         todo, start = {name: self._attack(name, logits.shape[1]) for name in names}, time.time()
-        y_adv, x_adv, seeds = logits.argmax(1), x.clone(), image_seeds(self.seed, len(x), torch.device('cpu'))
+        passes = max((attack.passes for attack in todo.values()), default=1)  # above 1 for randomized networks
+        y_adv, x_adv = self._predicted(x, y, bs, passes), x.clone()
+        seeds = image_seeds(self.seed, len(x), torch.device('cpu'))
         images = hashlib.sha256(' '.join(image_hashes(x, y)).encode()).hexdigest()
         decides = {'threat': str(self.threat), 'images': images,
                    'weights': weights_sha256(self.model) if isinstance(self.model, torch.nn.Module) else ''}
         settings = {name: {**attack.to_dict(), **decides} for name, attack in todo.items()}
         state = EvaluationState.begin(path, settings, y_adv == y)
         self._log(f"using {self.version} version including {', '.join(todo)}.")
+        if passes > 1:
+            self._log(f'an image counts as broken if at least half of {passes} passes misclassify it.')
         self._log(f'initial accuracy: {state.clean_accuracy:.2%}')
         fast = make_fast_model(self.model, x[:8].to(self.device)) if isinstance(self.model, torch.nn.Module) else None
         for name in (n for n in todo if n not in state.run_attacks):
@@ -142,7 +155,7 @@ class AutoAttack:
                     seed=seeds[rows], fast_model=fast)
                 with float32_proper() if fast is None else nullcontext():  # results of a copy are verified
                     adv, bs = halving(lambda size: craft(batch_size=size), bs)  # noqa: B023 (called here)
-                predicted = self._logits(adv, bs).argmax(1)
+                predicted = self._predicted(adv, y[rows], bs, passes)
                 found = rows[fooled := predicted != y[rows]]
                 x_adv[found], y_adv[found] = adv.to(x.device)[fooled.to(x.device)], predicted[fooled]
                 state.robust_flags[found] = False
