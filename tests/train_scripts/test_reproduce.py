@@ -387,15 +387,40 @@ def test_logs_of_weights_are_of_their_recipes(scripts):
         common.must_be_of(FOLDER / 'logs' / name, ['-c', str(common.WEIGHT_RECIPES / f'{name}.yaml')])
 
 
+def test_logs_of_further_seeds_are_of_their_recipes(scripts):
+    scripts('apart')
+    common = sys.modules['common']
+    logs = sorted((FOLDER / 'logs' / 'cifar10' / 'robustnorm_and_apart').iterdir())
+    recipes = ['resnet20_cifar.apart', 'resnet20_cifar.standard', 'robustnorm_resnet20_cifar.robustnorm']
+    assert [log.name for log in logs] == [f'{name}_cifar10_seed{seed}' for name in recipes for seed in (1, 2)]
+    for log in logs:
+        recipe, seed = log.name.split('_seed')
+        common.must_be_of(log, ['-c', str(common.WEIGHT_RECIPES / f'{recipe}.yaml'), '--seed', seed])
+
+
+def test_minutes_of_training_are_of_whole_epochs(scripts, tmp_path, monkeypatch):
+    script, _ = scripts('readme_results')
+    monkeypatch.setattr(script, 'HERE', tmp_path)
+    log = tmp_path / 'logs' / 'net.tag' / 'log.txt'
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        'WARNING: 3 images, of them one grey\nnet: 7 parameters, objective nofrost, 6,000 images (fingerprint a1), '
+        'epochs 0 to 1, lr 1\nTrain: 0 [1/9]  loss 2  1.0 images/s  lr 1\nTrain: 0 [9/9]  loss 2  50.0 images/s  lr 1\n'
+        'Epoch 0: top1 9\nTrain: 1 [9/9]  loss 1  200.0 images/s  lr 1\n')
+    assert script.training_minutes('net.tag') == '2.5'  # 120 and 30 seconds
+
+
 def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
     rows = json.loads((FOLDER / 'tables' / 'robustnorm.json').read_text())['rows']
     assert [(r['network'], r['norm'], r['data'], r['training_seed']) for r in rows] == [
-        ('resnet20', norm, 'cifar10', 0) for norm in ('batchnorm', 'robustnorm')]
-    for r in rows:
+        ('resnet20', norm, 'cifar10', seed) for norm in ('batchnorm', 'robustnorm') for seed in range(3)]
+    weights = [{found['weights_sha256'] for found in r['statistics'].values()} for r in rows]
+    assert len(set().union(*weights)) == len(rows)  # each run has its own
+    for r, of_row in zip(rows, weights):
         recipe = 'robustnorm' if r['norm'] == 'robustnorm' else 'standard'
         name = f"{'robustnorm_' * (recipe == 'robustnorm')}{r['network']}_cifar.{recipe}_{r['data']}"
         card = json.loads((FOLDER.parents[1] / 'hub_cards' / name / 'config.json').read_text())
-        assert {found['weights_sha256'] for found in r['statistics'].values()} == {card['weights_sha256']}
+        assert (of_row == {card['weights_sha256']}) == (r['training_seed'] == 0)
 
 
 @pytest.mark.parametrize('first,second,pvalue,runs,found', [
