@@ -396,6 +396,7 @@ def test_logs_of_further_seeds_are_of_their_recipes(scripts):
     for log in logs:
         recipe, seed = log.name.split('_seed')
         common.must_be_of(log, ['-c', str(common.WEIGHT_RECIPES / f'{recipe}.yaml'), '--seed', seed])
+        assert len((log / 'summary.csv').read_text().splitlines()) == 1 + 20  # epochs
 
 
 def test_minutes_of_training_are_of_whole_epochs(scripts, tmp_path, monkeypatch):
@@ -403,10 +404,10 @@ def test_minutes_of_training_are_of_whole_epochs(scripts, tmp_path, monkeypatch)
     monkeypatch.setattr(script, 'HERE', tmp_path)
     log = tmp_path / 'logs' / 'net.tag' / 'log.txt'
     log.parent.mkdir(parents=True)
+    (log.parent / 'args.yaml').write_text('batch_size: 300\ngrad_accum_steps: 2\n')
     log.write_text(
-        'WARNING: 3 images, of them one grey\nnet: 7 parameters, objective nofrost, 6,000 images (fingerprint a1), '
-        'epochs 0 to 1, lr 1\nTrain: 0 [1/9]  loss 2  1.0 images/s  lr 1\nTrain: 0 [9/9]  loss 2  50.0 images/s  lr 1\n'
-        'Epoch 0: top1 9\nTrain: 1 [9/9]  loss 1  200.0 images/s  lr 1\n')
+        'Train: 0 [1/10]  loss 2  1.0 images/s  lr 1\nTrain: 0 [10/10]  loss 2  50.0 images/s  lr 1\n'
+        'Epoch 0: top1 9\nTrain: 1 [10/10]  loss 1  200.0 images/s  lr 1\n')
     assert script.training_minutes('net.tag') == '2.5'  # 120 and 30 seconds
 
 
@@ -415,7 +416,7 @@ def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
     assert [(r['network'], r['norm'], r['data'], r['training_seed']) for r in rows] == [
         ('resnet20', norm, 'cifar10', seed) for norm in ('batchnorm', 'robustnorm') for seed in range(3)]
     weights = [{found['weights_sha256'] for found in r['statistics'].values()} for r in rows]
-    assert len(set().union(*weights)) == len(rows)  # each run has its own
+    assert len(set().union(*weights)) == len(rows) == sum(map(len, weights))  # each run has its own
     for r, of_row in zip(rows, weights):
         recipe = 'robustnorm' if r['norm'] == 'robustnorm' else 'standard'
         name = f"{'robustnorm_' * (recipe == 'robustnorm')}{r['network']}_cifar.{recipe}_{r['data']}"
