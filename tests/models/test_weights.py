@@ -1,5 +1,6 @@
 """The weights that travel in the package."""
 import csv
+import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import timm
 import torch
 import yaml
 from timm.data import create_dataset, create_transform
+from timm.utils import natural_key
 
 import timm_robust  # noqa: F401
 from timm_robust.data import balanced_indices
@@ -80,6 +82,19 @@ def test_no_test_image_chose_the_epoch(name):
     assert 0 < count <= held_out and trained['train_split'] == 'train'
     assert f"epoch {best['epoch']} " in text and f'{float(best[metric]):.1f} %, on {count:,} images held out' in text
     assert measured(name).data.split == ('val' if name.endswith('imagenette') else 'test')
+
+
+def test_which_images_chose_the_epoch(cifar10_archive):
+    """The log that names them is of the run that the recipe of the weights compares itself with."""
+    (trained, _), (named, _) = log('nofrost_nfnet18_cifar.madry_linf8_cifar10'), log('cifar10/nofrost_nfnet18_awp')
+    with tarfile.open(cifar10_archive) as tar:
+        names = sorted((m.name.removeprefix('train/') for m in tar if m.isfile() and m.name.startswith('train/')),
+                       key=natural_key)
+    classes = [n.split('/')[0] for n in names]
+    count = round(trained['val_fraction'] * len(names))
+    held = balanced_indices(np.unique(classes, return_inverse=True)[1], len(names), count, trained['seed'])
+    content = json.dumps([len(names), [names[i] for i in sorted(held)]])
+    assert named['val_images'] == f'1000 {hashlib.sha256(content.encode()).hexdigest()}'
 
 
 @pytest.mark.parametrize('name', CIFAR10)

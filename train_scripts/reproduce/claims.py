@@ -126,9 +126,9 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             f'{title} is more robust with batch statistics than with tracked ones (RobustNorm, table 1).',
             f"Accuracy under the paper's attacks ({', '.join(PAPER_ATTACKS[1:])}), taking the strongest for each batch "
             f'of {BATCH} images. The next two columns show one more attack each, {STRONGEST["batch"]} with batch '
-            f'statistics and {STRONGEST["population"]} with tracked ones; they are not comparable with each other. A '
-            'sign test would treat the images of a batch as independent, although one attack is chosen for all of '
-            'them; a t-test compares the statistics in the same runs.',
+            f'statistics and {STRONGEST["population"]} with tracked ones; they are not comparable with each other. '
+            f'With fewer than {FEWEST_RUNS} runs, the test treats the images of a batch as independent, although one '
+            'attack is chosen for all of them, and there are few batches. With more, it is a paired t-test.',
             ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %'),
             [compared(
                 name, *([worst_batches(run[mode]) for run in found[norm]] for mode in ('batch', 'population')),
