@@ -1,17 +1,21 @@
 """Shared code of the scripts in this folder: reusing runs and evaluations, and writing tables."""
 import argparse
 import json
+import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import yaml
+from timm.data import create_dataset
 from torchvision.transforms.functional import to_pil_image
 
 from timm_robust.cli import train
 from timm_robust.cli.card import OF_THE_MACHINE
 from timm_robust.cli.main import main as timm_robust
+from timm_robust.data import balanced_indices, dataset_labels
 from timm_robust.data.samples import load_digits
 from timm_robust.errors import InputError
 from timm_robust.evaluation import EvaluationReport
@@ -21,7 +25,7 @@ from timm_robust.training import TrainConfig
 HERE = Path(__file__).parent
 WEIGHT_RECIPES = HERE.parent / 'recipes' / 'weights'
 DIGITS_RECIPE = HERE.parent / 'recipes' / 'digits.yaml'
-DATA = {'cifar10': 'CIFAR-10', 'fashion_mnist': 'Fashion-MNIST'}
+DATA = {'cifar10': 'CIFAR-10', 'fashion_mnist': 'Fashion-MNIST', 'digits': 'MNIST digits'}
 SEEDS = (0, 1, 2)
 
 
@@ -91,6 +95,27 @@ def trained(run: Path, recipe: Path, *flags: str) -> Path:
         command('train', *argv, '--output', str(run.parent), '--experiment', run.name,
                 *(['--resume', str(last)] if last.is_file() else []))
     return run
+
+
+def training_speeds(settings: Path, log: Path) -> List[Tuple[int, float]]:
+    """Number of training images of each complete epoch in a log, and images per second without validation."""
+    values = yaml.safe_load(settings.read_text())
+    size = values['batch_size'] * values['grad_accum_steps']
+    epochs = re.findall(r'^Train: \d+ \[(\d+)/\1\] .* ([\d.]+) images/s', log.read_text(), re.M)
+    return [(int(updates) * size, float(speed)) for updates, speed in epochs]
+
+
+def few(folder: Path, data_dir: Path, num_images: int) -> Path:
+    """Fill a folder's train/ with links to some training images, the same number of each class."""
+    shutil.rmtree(folder, ignore_errors=True)  # it may link to other images
+    dataset = create_dataset('', root=str(data_dir), split='train')
+    labels = dataset_labels(dataset)
+    for i in balanced_indices(labels, len(labels), num_images, seed=0):
+        image = Path(dataset.filename(i, absolute=True))
+        link = folder / 'train' / image.parent.name / image.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(image.resolve())
+    return folder
 
 
 def measured(path: Path, run: Path, *flags: str, resume: Sequence[str] = ()) -> Dict[str, Any]:

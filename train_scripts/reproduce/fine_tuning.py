@@ -5,7 +5,6 @@
 Trains and measures what is missing: `nofrost_resnet26` on 1,250 CIFAR-10 images, enlarged to 64x64, with three seeds.
 Writes tables/fine_tuning.json and tables/fine_tuning.md.
 """
-import shutil
 from pathlib import Path
 from statistics import mean
 
@@ -17,15 +16,13 @@ from common import (
     arguments,
     cells,
     evaluated,
+    few,
     outcomes,
     sample,
     table,
     trained,
     write,
 )
-from timm.data import create_dataset
-
-from timm_robust.data import balanced_indices, dataset_labels
 
 RECIPE = WEIGHT_RECIPES.parent / 'fine_tuning.yaml'
 IMAGES = 1250
@@ -37,19 +34,6 @@ FIRST_SEED_ONLY = {'from scratch, learning rate 0.005': []}  # on held-out image
 ATTACKS = ('clean', 'pgd20')
 
 
-def few(folder: Path, data_dir: Path) -> Path:
-    """Fill a folder's train/ with links to some training images, the same number of each class."""
-    shutil.rmtree(folder, ignore_errors=True)  # it may link to other images
-    dataset = create_dataset('', root=str(data_dir), split='train')
-    labels = dataset_labels(dataset)
-    for i in balanced_indices(labels, len(labels), IMAGES, seed=0):
-        image = Path(dataset.filename(i, absolute=True))
-        link = folder / 'train' / image.parent.name / image.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(image.resolve())
-    return folder
-
-
 def main() -> None:
     """Train and measure what is missing, and write the table."""
     parser = arguments(__doc__, 'fine_tuning', num_examples=500)
@@ -57,7 +41,7 @@ def main() -> None:
     parser.add_argument('--seeds', default=SEEDS, nargs='+', type=int, metavar='S', help='seeds of the training runs')
     args = parser.parse_args()
     output = Path(args.output)
-    images, rows = few(output / 'images', Path(args.data_dir)), []
+    images, rows = few(output / 'images', Path(args.data_dir), IMAGES), []
     for seed in args.seeds:
         for start, flags in {**STARTS, **(FIRST_SEED_ONLY if seed == args.seeds[0] else {})}.items():
             name = f"{start.replace(' ', '_').replace(',', '')}_seed{seed}"
