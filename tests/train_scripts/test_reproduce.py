@@ -239,9 +239,13 @@ def test_nofrost(scripts, tmp_path, monkeypatch):
         *script.OBJECTIVES, 'mbnat']
     assert 'resnet11_batchnorm2d' in ' '.join(by_command['statistics'][0])
     text = (tmp_path / 'tables' / 'nofrost.md').read_text()
-    assert '| trades_fat | 90.0 | 80.0 | 70.0 |' in text and '| instancenorm2d | 90.0 | 80.0 |' in text
+    assert '| trades_fat | ours | 90.0 | 80.0 | 70.0 |' in text and '| instancenorm2d | 90.0 | 80.0 |' in text
+    assert ('| trades_fat | the paper, ResNet-26 | 55.65 | 11.91 | 5.79 | 6.14 | 10.83 | 10.81 | 31.1 | 46.7 | 4.63 |\n'
+            '| trades_fat | the paper, ResNet-50 | 60.52 | 11.67 | 4.71 |') in text
+    assert text.count('| the paper, ResNet-50 | ') == 6 and '10.0 | 56.78 | 11.06 |\n' in text
     # margins of images classified correctly, thickness of all
-    assert '| fat | none | 3 (2 of 3) | 2 (3 of 4) |' in text
+    assert '| fat | none | 3 (2 of 3) | 2 (3 of 4) | - | - | - |' in text
+    assert '| nofrost | none | 3 (2 of 3) | 2 (3 of 4) | 0.47 | 31.49 | 2.996 |' in text
     measured = [c for c in calls if c[0] != 'train']
     assert all(c[c.index('--eps') + 1] == '0.2' and c[c.index('--split') + 1] == 'test' for c in measured)
     assert [c[c.index('--bn-mode') + 1] for c in by_command['eval'] if '--bn-mode' in c] == [
@@ -553,7 +557,7 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     robust, clean, smooth = nofrost([97., 71., 70.], [98., 80., 82.])
     assert [row[:3] for claim in (robust, clean) for row in claim.rows] == [
         ('MNIST digits, T, 200 images, seed 0', 70., 80.), ('MNIST digits, 200 images, seed 0', 97., 98.)]
-    assert [claim.rows[0].beside for claim in (robust, clean)] == [('23.56', '13.57'), ('74.06', '59.28')]
+    assert [claim.rows[0].beside for claim in (robust, clean)] == [('9.36', '6.23'), ('74.06', '59.28')]
     assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == [
         'these networks differ', 'no difference shown']
     assert '1.28 %' in robust.text and not smooth.rows

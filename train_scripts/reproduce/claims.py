@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from common import DATA, HERE, cells, table
-from nofrost import ATTACKS, PAPER, REPORT
+from nofrost import ATTACKS, PAPER, PAPER_PROPERTIES, RELEASED, REPORT, theirs
 from power import ATTACKS as POWER_ATTACKS
 from robustnorm import BATCH, COLUMNS, PAPER_ATTACKS, STRONGEST
 from robustnorm import PAPER as ROBUSTNORM_PAPER
@@ -174,8 +174,7 @@ def nofrost(rows: List[Dict[str, Any]], further: List[Dict[str, Any]]) -> List[C
     found = {r['norm']: r for r in rows}
     one, norm = found['none'], found['batchnorm2d']
     runs = [[first, *(r for r in further if r['norm'] == first['norm'])] for first in (one, norm)]
-    bn, paper = PAPER['adversarial', 'BatchNorm'], PAPER['NoFrost', 'none']
-    released = PAPER["released weights, others' finding", 'none'][2]
+    bn, paper = (theirs(PAPER['ResNet-50'][name]) for name in ('sat', 'nofrost'))
     images = f'{one["num_examples"]:,} images, seed {one["seed"]}'
     header = ('no norm %', 'BatchNorm %', 'the paper, no norm %', 'the paper, BatchNorm %')
     return [
@@ -184,11 +183,11 @@ def nofrost(rows: List[Dict[str, Any]], further: List[Dict[str, Any]]) -> List[C
             f'Accuracy under all attacks ({", ".join(ATTACKS[1:])}) of a normalizer-free network and of one with '
             'BatchNorm and convolutions of the same shapes. Both were trained with one short recipe (λ = ½), tuned for '
             'neither. The network without BatchNorm has standardized weights and pre-activation blocks, so the two '
-            'differ in more than the norm. The paper: PGD, ResNet-50, ImageNet, Linf 8/255. The released weights have '
-            f'{released} % accuracy under AutoAttack, as [others found]({REPORT}).', header,
+            'differ in more than the norm. The paper: AutoAttack, ResNet-50, ImageNet, Linf 8/255. Its released '
+            f'weights have {RELEASED} % accuracy under AutoAttack, as [others found]({REPORT}).', header,
             [compared(
                 f'MNIST digits, {one["threat_model"]}, {images}', *([*map(worst_case, network)] for network in runs),
-                (paper[1], bn[1]))]),
+                (paper[-1], bn[-1]))]),
         Claim(
             'Adversarial training costs less clean accuracy without BatchNorm (NoFrost).',
             'Clean accuracy of the same networks.', header,
@@ -199,9 +198,11 @@ def nofrost(rows: List[Dict[str, Any]], further: List[Dict[str, Any]]) -> List[C
             'Margins are larger and the network is smoother without BatchNorm (NoFrost, table 5).',
             "Not tested. For the networks with training seed 0 and the same images, the mean margin is "
             f"{one['properties'][0]} without and {norm['properties'][0]} with BatchNorm. Brackets give the number of "
-            'images for which a boundary was found; if not for all, the mean is too low. '
+            'images for which a boundary was found; if not for all, the mean is too low. The paper has '
+            f"{PAPER_PROPERTIES['none'][0]:g} and {PAPER_PROPERTIES['batchnorm2d'][0]:g}. "
             f"The KL divergence within eps is {one['properties'][2]} without and {norm['properties'][2]} with "
-            'BatchNorm; smaller is smoother.')]
+            f"BatchNorm (the paper: {PAPER_PROPERTIES['none'][2]:g} and {PAPER_PROPERTIES['batchnorm2d'][2]:g}); "
+            'smaller is smoother.')]
 
 
 def apart(tables: List[Dict[str, Any]]) -> Claim:
