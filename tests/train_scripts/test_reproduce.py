@@ -84,7 +84,8 @@ def scripts(tmp_path, monkeypatch):
 
     yield load
     for module in (
-            'common', 'ablation', 'apart', 'claims', 'fine_tuning', 'nofrost', 'power', 'readme_results', 'robustnorm'):
+            'common', 'ablation', 'apart', 'claims', 'cost', 'fine_tuning', 'nofrost', 'power', 'readme_results',
+            'robustnorm'):
         sys.modules.pop(module, None)
 
 
@@ -154,6 +155,42 @@ def test_fine_tuning(scripts, pictures, tmp_path, monkeypatch):
     # two tests: below 0.05 / 2 a difference holds
     assert 'clean p = {:.2g} (holds), pgd20 p = {:.2g} (not settled).'.format(*pvalues) in text
     assert pvalues[0] < .025 < pvalues[1]
+
+
+def test_cost(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('cost')
+    original, filled = script.trained, []
+
+    def trained(run, recipe, *flags):
+        made = len(calls)
+        original(run, recipe, *flags)
+        if len(calls) > made:  # 2 epochs of 36,000 images, at 10 images/s alone, at 5 beside others
+            for epoch in range(1 if 'speed' in run.parts else 2):
+                print(f"Train: {epoch} [1/9]  loss 2  1.0 images/s  lr 1\nTrain: {epoch} [9/9]  loss 2  "
+                      f"{10 if 'speed' in run.parts else 5}.0 images/s  lr 1", file=sys.stderr)
+
+    def few(folder, data_dir, num_images):
+        filled.append((data_dir.name, num_images))
+        return folder
+
+    monkeypatch.setattr(script, 'trained', trained)
+    monkeypatch.setattr(script, 'few', few)
+    recipe = yaml.safe_load(script.SHORT.read_text())
+    monkeypatch.setattr(script, 'SHORT', tmp_path / 'short.yaml')
+    (tmp_path / 'short.yaml').write_text(yaml.safe_dump({**recipe, 'batch_size': 4000}))
+    for _ in range(2):
+        run(script, monkeypatch, '--data-dir', 'C', '--output', str(tmp_path / 'runs'), '--epochs', '2',
+            '--num-examples', '100')
+    assert filled == [('C', 1045)] * 2
+    assert [c[0] for c in calls] == ['train', 'eval', *['train'] * 5]
+    speeds = [read_config(c[1:]) for c in calls[2:]]
+    assert not any(c.amp for c in speeds) and {c.epochs for c in speeds} == {1}
+    assert [c.model for c in speeds] == [recipe['model'], *(name.split('.')[0] for name in script.LONG)]
+    text = (tmp_path / 'tables' / 'cost.md').read_text()
+    assert '| `short` | 2 | 10.0 | 2 | CPU | 90.0 | 80.0 | 70.0 |' in text  # 72,000 images at 10 a second
+    # 40 epochs of 95 batches of 512
+    seconds = 40 * 95 * 512 / 10
+    assert f'| `nofrost_resnet20_cifar.madry_linf8_cifar10` | 40 | 10.0 | {seconds / 3600:.2g} | GPU | 73.2 | ' in text
 
 
 @pytest.mark.slow

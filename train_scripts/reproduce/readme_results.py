@@ -126,8 +126,13 @@ def fine_tuning() -> str:
     return (HERE / 'tables' / 'fine_tuning.md').read_text().split('\n\n', 2)[2].strip()
 
 
+def hours() -> str:
+    """The table of cost.py, without its title."""
+    return (HERE / 'tables' / 'cost.md').read_text().split('\n\n', 2)[2].strip()
+
+
 PAGES: Dict[str, Tuple[Callable[[], str], ...]] = {
-    'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, claims),
+    'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, hours, claims),
     'docs/evaluation.md': (diagnosis, ensembles), 'docs/harden.md': (fine_tuning,)}
 
 
