@@ -423,7 +423,7 @@ def test_runs_of_other_flags_are_refused(scripts, pictures, tmp_path, monkeypatc
 
 @pytest.mark.parametrize('name,data', [
     ('ablation', 'digits'), ('apart', 'digits'), ('fine_tuning', 'cifar10'), ('nofrost', 'digits'),
-    ('power', 'digits')])
+    ('power', 'digits'), pytest.param('robustnorm', 'digits', marks=pytest.mark.slow)])
 def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch, name, data):
     script, _ = scripts(name)
     logs, found = FOLDER / 'logs' / data / name, []
@@ -437,7 +437,8 @@ def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch
 
     monkeypatch.setattr(script, 'trained', logged)
     monkeypatch.setattr(script, 'IMAGES', 2, raising=False)
-    run(script, monkeypatch, *([] if data == 'digits' else ['--data-dir', 'C']))  # to the usual folder
+    flags = ['--digits'] if name == 'robustnorm' else [] if data == 'digits' else ['--data-dir', 'C']
+    run(script, monkeypatch, *flags)  # to the usual folder
     assert sorted(found) == sorted(p.name for p in logs.iterdir())
 
 
@@ -494,6 +495,19 @@ def test_logs_of_further_seeds_are_of_their_recipes(scripts):
         assert len((log / 'summary.csv').read_text().splitlines()) == 1 + 20  # epochs
 
 
+def test_logs_of_the_table_of_cost_are_of_its_recipe(scripts):
+    script, _ = scripts('cost')
+    rows = json.loads((FOLDER / 'tables' / 'cost.json').read_text())['rows']
+    logs = {int(p.name.removeprefix('epochs')): p for p in (FOLDER / 'logs' / 'cifar10' / 'cost').iterdir()}
+    assert sorted(logs) == sorted(r['epochs'] for r in rows if r['trained_on'] == 'CPU')
+    for epochs, log in logs.items():
+        sys.modules['common'].must_be_of(log, ['-c', str(script.SHORT), '--epochs', str(epochs), '--seed', '0'])
+        assert len((log / 'summary.csv').read_text().splitlines()) == 1 + epochs
+    for r in (r for r in rows if r['trained_on'] == 'GPU'):
+        card = json.loads((FOLDER.parents[1] / 'hub_cards' / r['recipe'] / 'config.json').read_text())
+        assert r['weights_sha256'] == card['weights_sha256']
+
+
 def test_minutes_of_training_are_of_whole_epochs(scripts, tmp_path, monkeypatch):
     script, _ = scripts('readme_results')
     monkeypatch.setattr(script, 'HERE', tmp_path)
@@ -509,10 +523,12 @@ def test_minutes_of_training_are_of_whole_epochs(scripts, tmp_path, monkeypatch)
 def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
     rows = json.loads((FOLDER / 'tables' / 'robustnorm.json').read_text())['rows']
     assert [(r['network'], r['norm'], r['data'], r['training_seed']) for r in rows] == [
-        ('resnet20', norm, 'cifar10', seed) for norm in ('batchnorm', 'robustnorm') for seed in range(3)]
+        *(('resnet20', norm, 'cifar10', seed) for norm in ('batchnorm', 'robustnorm') for seed in range(3)),
+        *(('resnet8', norm, 'digits', seed) for norm in ('batchnorm', 'layernorm', 'none', 'robustnorm')
+          for seed in range(3))]
     weights = [{found['weights_sha256'] for found in r['statistics'].values()} for r in rows]
     assert len(set().union(*weights)) == len(rows) == sum(map(len, weights))  # each run has its own
-    for r, of_row in zip(rows, weights):
+    for r, of_row in zip(rows[:6], weights):  # those on digits have no card
         recipe = 'robustnorm' if r['norm'] == 'robustnorm' else 'standard'
         name = f"{'robustnorm_' * (recipe == 'robustnorm')}{r['network']}_cifar.{recipe}_{r['data']}"
         card = json.loads((FOLDER.parents[1] / 'hub_cards' / name / 'config.json').read_text())
