@@ -161,9 +161,10 @@ def tables(found: Dict[str, Any]) -> List[str]:
         'The last two columns are from the paper (ResNet-26).',
         table(['norm', *header, 'the paper, clean %', 'the paper, PGD %'],
               [[r['norm'], *cells(r['accuracy']), *theirs(PAPER_NORMS.get(r['norm'], '--'))] for r in norms]),
-        'The same with other seeds of the training, for the two networks that the claims are about:',
-        table(['norm', 'training seed', *header],
-              [[r['norm'], str(r['training_seed']), *cells(r['accuracy'])] for r in found['further_seeds']]),
+        *(['The same with other seeds of the training, for the two networks that the claims are about:',
+           table(['norm', 'training seed', *header],
+                 [[r['norm'], str(r['training_seed']), *cells(r['accuracy'])] for r in found['further_seeds']]),
+           ] if found['further_seeds'] else []),
         '## Properties (table 5)',
         f'Mean decision margin (L2, images classified correctly), boundary thickness (L2) and smoothness (KL within '
         f"{one['threat_model']}) by attacks of 20 steps. Brackets give the number of images with a boundary if some "
