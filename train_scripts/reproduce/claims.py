@@ -4,8 +4,8 @@ from itertools import zip_longest
 from statistics import mean
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-from common import DATA, HERE, cells, table
-from nofrost import ATTACKS, PAPER, PAPER_PROPERTIES, RELEASED, REPORT, theirs
+from common import DATA, HERE, as_printed, cells, table
+from nofrost import ATTACKS, PAPER, PAPER_PROPERTIES, RELEASED, REPORT
 from power import ATTACKS as POWER_ATTACKS
 from robustnorm import BATCH, COLUMNS, PAPER_ATTACKS, STRONGEST
 from robustnorm import PAPER as ROBUSTNORM_PAPER
@@ -111,21 +111,19 @@ def worst_batches(found: Dict[str, Any]) -> Tuple[float, str]:
 
 def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
     """Claims of the RobustNorm paper, for every network and data set."""
-    settings: Dict[str, Dict[str, List[Dict[str, Any]]]] = {}
-    sources: Dict[str, Tuple[str, str]] = {}
+    settings: Dict[Tuple[str, str, str], Dict[str, List[Dict[str, Any]]]] = {}
     for r in rows:
         one = next(iter(r['statistics'].values()))
         name = (f"{r['network']}, {DATA[r['data']]}, {one['threat_model']}, {one['num_examples']:,} images, "
                 f"seed {one['seed']}")
-        settings.setdefault(name, {}).setdefault(r['norm'], []).append(r['statistics'])
-        sources[name] = r['data'], r['network']
+        settings.setdefault((name, r['data'], r['network']), {}).setdefault(r['norm'], []).append(r['statistics'])
 
     def average(found: Sequence[Dict[str, Any]], mode: str, attack: int) -> float:
         return mean(run[mode]['accuracy'][attack] for run in found[:1 if len(found) < FEWEST_RUNS else None])
 
-    def paper(source: Tuple[str, str], norm: str, mode: str) -> str:
-        found = ROBUSTNORM_PAPER.get((*source, norm, mode))
-        return f"{found[COLUMNS['pgd20']]:g}" if found else '-'
+    def paper(data: str, network: str, norm: str, *modes: str) -> List[str]:
+        found = (ROBUSTNORM_PAPER.get((data, network, norm, mode)) for mode in modes)
+        return as_printed([figures and figures[COLUMNS['pgd20']] for figures in found])
 
     claims = []
     for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
@@ -142,8 +140,8 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             [compared(
                 name, *([worst_batches(run[mode]) for run in found[norm]] for mode in ('batch', 'population')),
                 [*cells(average(found[norm], mode, -1) for mode in ('batch', 'population')),
-                 *(paper(sources[name], norm, mode) for mode in ('batch', 'population'))], paired=True)
-             for name, found in settings.items()]))
+                 *paper(data, network, norm, 'batch', 'population')], paired=True)
+             for (name, data, network), found in settings.items()]))
     attacked = f"Accuracy under all attacks ({', '.join(PAPER_ATTACKS[1:])}, {STRONGEST['population']})"
     return [*claims, Claim(
         'Without adversarial images RobustNorm is more robust than BatchNorm (RobustNorm, figure 3).',
@@ -153,7 +151,7 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
         [compared(
             name, *([worst_case(run['population']) for run in found[norm]] for norm in ('robustnorm', 'batchnorm')),
             cells(average(found[norm], 'population', 0) for norm in ('robustnorm', 'batchnorm')))
-         for name, found in settings.items()]),
+         for (name, *_), found in settings.items()]),
         Claim(
             'Without adversarial images a network without BatchNorm is more robust than with it (RobustNorm, table 3).',
             f"{attacked}, tracked statistics. The paper's figures are of ResNet-20 on CIFAR-10, under PGD. Our network "
@@ -164,8 +162,9 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
                 f'{title}, {name}', [worst_case(run['-']) for run in found[norm]],
                 [worst_case(run['population']) for run in found['batchnorm']],
                 [*cells((average(found[norm], '-', 0), average(found['batchnorm'], 'population', 0))),
-                 paper(('cifar10', 'resnet20'), norm, '-'), paper(('cifar10', 'resnet20'), 'batchnorm', 'population')])
-             for name, found in settings.items()
+                 *paper('cifar10', 'resnet20', norm, '-'),
+                 *paper('cifar10', 'resnet20', 'batchnorm', 'population')])
+             for (name, *_), found in settings.items()
              for norm, title in (('none', 'no norm'), ('layernorm', 'LayerNorm')) if norm in found])]
 
 
@@ -174,7 +173,7 @@ def nofrost(rows: List[Dict[str, Any]], further: List[Dict[str, Any]]) -> List[C
     found = {r['norm']: r for r in rows}
     one, norm = found['none'], found['batchnorm2d']
     runs = [[first, *(r for r in further if r['norm'] == first['norm'])] for first in (one, norm)]
-    bn, paper = (theirs(PAPER['ResNet-50'][name]) for name in ('sat', 'nofrost'))
+    bn, paper = (as_printed(PAPER['ResNet-50'][name]) for name in ('sat', 'nofrost'))
     images = f'{one["num_examples"]:,} images, seed {one["seed"]}'
     header = ('no norm %', 'BatchNorm %', 'the paper, no norm %', 'the paper, BatchNorm %')
     return [

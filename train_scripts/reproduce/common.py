@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 from timm.data import create_dataset
@@ -98,11 +98,15 @@ def trained(run: Path, recipe: Path, *flags: str) -> Path:
 
 
 def training_speeds(settings: Path, log: Path) -> List[Tuple[int, float]]:
-    """Number of training images of each complete epoch in a log, and images per second without validation."""
+    """Number of training images of each complete epoch in a log, and images per second without validation.
+
+    An epoch that was repeated after an interruption counts once.
+    """
     values = yaml.safe_load(settings.read_text())
     size = values['batch_size'] * values['grad_accum_steps']
-    epochs = re.findall(r'^Train: \d+ \[(\d+)/\1\] .* ([\d.]+) images/s', log.read_text(), re.M)
-    return [(int(updates) * size, float(speed)) for updates, speed in epochs]
+    lines = re.findall(r'^Train: (\d+) \[(\d+)/\2\] .* ([\d.]+) images/s', log.read_text(), re.M)
+    epochs = {epoch: (int(updates) * size, float(speed)) for epoch, updates, speed in lines}
+    return [*epochs.values()]
 
 
 def few(folder: Path, data_dir: Path, num_images: int) -> Path:
@@ -161,6 +165,11 @@ def outcomes(report: EvaluationReport) -> List[str]:
 def cells(values: Sequence[float], decimals: int = 1) -> List[str]:
     """Numbers formatted for a table."""
     return [f'{v:.{decimals}f}' for v in values]
+
+
+def as_printed(values: Sequence[Optional[float]]) -> List[str]:
+    """Figures of a paper, a dash for each that it lacks."""
+    return ['-' if v is None else f'{v:g}' for v in values]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,15 +1,16 @@
-"""Robustness for hours of training: accuracy under AutoAttack over the time that training takes on one CPU core.
+"""Accuracy under AutoAttack by training time on one CPU core.
 
     python train_scripts/reproduce/cost.py --data-dir cifar10
 
-Trains and measures short runs on CIFAR-10. The packaged weights were trained on a GPU; their accuracy is that on the
-cards. Hours follow from the images in the log of a run and the speed of its recipe on one core, in float32, which is
-measured last, in a short run without anything beside it. Writes tables/cost.json and tables/cost.md.
+Trains and evaluates short runs on CIFAR-10. The packaged weights were trained on a GPU; their accuracy is from the
+cards. CPU hours are the number of images in the log of a run, divided by the speed of its recipe on one core in
+float32. The speed is measured last, in short runs; stop other programs for it. Writes tables/cost.json and
+tables/cost.md.
 """
 import argparse
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 import torch
 import yaml
@@ -30,11 +31,12 @@ from common import (
 from timm_robust.evaluation import EvaluationReport, read_reports
 
 SHORT = WEIGHT_RECIPES.parent / 'nofrost_resnet20_cifar10.yaml'
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 LONG = (
     'nofrost_resnet20_cifar.madry_linf8_cifar10', 'nofrost_resnet20_cifar.nofrost_linf8_cifar10',
     'nofrost_nfnet18_cifar.madry_linf8_cifar10', 'nofrost_nfnet18_cifar.nofrost_linf8_cifar10')
 FEW = 1024  # images to measure the speed with: the largest batch
+CPU = torch.backends.cpu.get_cpu_capability()
 ATTACKS = ('clean', 'pgd20', 'autoattack')
 
 
@@ -42,13 +44,13 @@ ATTACKS = ('clean', 'pgd20', 'autoattack')
 def logged(path: Path) -> Iterator[None]:
     """Write the log of a training run to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f'training, log in {path}')
+    print(f'training; the log is {path}')
     with open(path, 'a') as file, redirect_stderr(file):
         yield
 
 
 def short(epochs: int, args: argparse.Namespace) -> EvaluationReport:
-    """Train for some epochs and measure."""
+    """Train for some epochs and evaluate."""
     run = Path(args.output) / f'epochs{epochs}'
     where = ['--data-dir', args.data_dir, '-j', str(args.workers)]
     with logged(run.with_suffix('.log')):
@@ -58,12 +60,12 @@ def short(epochs: int, args: argparse.Namespace) -> EvaluationReport:
         '--worst-case', '--num-examples', str(args.num_examples), '-b', '128')
 
 
-def speed(recipe: Path, images: Path, args: argparse.Namespace) -> float:
-    """Training images per second of a recipe on one core, in an epoch of a few updates."""
+def speed(recipe: Path, images: Path, output: Path) -> float:
+    """Training images per second of a recipe on one core of this CPU, in an epoch of a few updates."""
     settings = yaml.safe_load(recipe.read_text())
     for gpu_only in ('amp', 'amp_dtype'):  # CPUs emulate bfloat16
         settings.pop(gpu_only, None)
-    run = Path(args.output) / 'speed' / recipe.stem
+    run = output / 'speed' / CPU / recipe.stem
     log, own = run.parent / f'{run.name}.log', run.parent / f'{run.name}.yaml'
     with logged(log):
         own.write_text(yaml.safe_dump(settings))
@@ -73,42 +75,39 @@ def speed(recipe: Path, images: Path, args: argparse.Namespace) -> float:
     return found
 
 
-def row(recipe: Path, epochs: int, per_second: float, settings: Path, log: Path, report: EvaluationReport,
-        trained_on: str) -> Dict[str, Any]:
-    """A row of the table, of a run with the given settings and log."""
+def row(recipe: Path, per_second: float, epochs: Sequence[Tuple[int, float]], device: str,
+        report: EvaluationReport) -> Dict[str, Any]:
+    """A row of the table, given the `training_speeds` of a run and the device it used."""
     top1 = accuracies(report)
-    return {'recipe': recipe.stem, 'epochs': epochs, 'trained_on': trained_on, 'images_per_second': per_second,
-            'hours': sum(n for n, _ in training_speeds(settings, log)) / per_second / 3600,
+    return {'recipe': recipe.stem, 'epochs': len(epochs), 'trained_on': device, 'images_per_second': per_second,
+            'hours': sum(n for n, _ in epochs) / per_second / 3600,
             'accuracy': [top1[a] for a in ATTACKS], 'interval': report.interval('autoattack'), **sample(report)}
 
 
 def main() -> None:
-    """Train and measure what is missing, and write the table."""
+    """Train and evaluate what is missing, and write the table."""
     parser = arguments(__doc__, 'cost', num_examples=128)
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='folder with train/ and test/')
     parser.add_argument('--epochs', default=[1, 3], nargs='+', type=int, metavar='N', help='epochs of the short runs')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    output, rows = Path(args.output), []
-    reports = [short(epochs, args) for epochs in args.epochs]
-    images = few(output / 'images', Path(args.data_dir), FEW + 21)  # 2 % are held out
-    per_second = speed(SHORT, images, args)
-    for epochs, report in zip(args.epochs, reports):
-        run = output / f'epochs{epochs}'
-        rows.append(row(SHORT, epochs, per_second, run / 'args.yaml', run.with_suffix('.log'), report, 'CPU'))
+    output, runs = Path(args.output), []
+    for epochs in args.epochs:
+        report, run = short(epochs, args), output / f'epochs{epochs}'
+        runs.append((SHORT, training_speeds(run / 'args.yaml', run.with_suffix('.log')), 'CPU', report))
     for name in LONG:
-        recipe, logs = WEIGHT_RECIPES / f'{name}.yaml', Path(__file__).parent / 'logs' / name
-        _, report = read_reports(ROOT / 'hub_cards' / name / 'results.json')[0]
-        rows.append(row(recipe, yaml.safe_load(recipe.read_text())['epochs'], speed(recipe, images, args),
-                        logs / 'args.yaml', logs / 'log.txt', report, 'GPU'))
+        logs = HERE / 'logs' / name
+        _, report = read_reports(HERE.parents[1] / 'hub_cards' / name / 'results.json')[0]
+        runs.append((
+            WEIGHT_RECIPES / f'{name}.yaml', training_speeds(logs / 'args.yaml', logs / 'log.txt'), 'GPU', report))
+    images = few(output / 'images', Path(args.data_dir), FEW + 21)  # 2 % are held out
+    rows = [row(recipe, speed(recipe, images, output), *others) for recipe, *others in runs]
     rows.sort(key=lambda r: r['hours'])
-    vectors = torch.backends.cpu.get_cpu_capability()
-    write('cost', {'cpu': vectors, 'rows': rows}, [
-        '# Robustness for hours of training', 'Generated by `train_scripts/reproduce/cost.py`.',
-        'CIFAR-10 without further data, Linf 8/255, one training run of each recipe. Hours are of one core of a CPU '
-        f'({vectors}, float32), without validation: the number of images in the log, over the speed of the recipe in '
-        f'an epoch of {FEW:,} images. The column beside them says where the run took place: for those on a GPU the '
-        'hours are what the CPU would need.',
+    write('cost', {'cpu': CPU, 'rows': rows}, [
+        '# AutoAttack accuracy by training time', 'Generated by `train_scripts/reproduce/cost.py`.',
+        f'CIFAR-10 without extra data, Linf 8/255, one training run per row. CPU hours are for one core ({CPU}, '
+        'float32), without validation: the number of images in the training log, divided by the speed of the recipe '
+        f'on {FEW:,} images. Runs on a GPU were not repeated on the CPU; their CPU hours are estimates.',
         table(['recipe', 'epochs', 'images/s', 'CPU hours', 'trained on', *(f'{a} %' for a in ATTACKS),
                '95 % interval', 'test images', 'seed'], [
             [f"`{r['recipe']}`", str(r['epochs']), f"{r['images_per_second']:.1f}", f"{r['hours']:.2g}",

@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List
 
 import common
 from common import (
@@ -21,6 +21,7 @@ from common import (
     SEEDS,
     accuracies,
     arguments,
+    as_printed,
     cells,
     digits,
     evaluated,
@@ -128,11 +129,6 @@ def trade_off(args: argparse.Namespace, run: Path) -> Dict[str, Any]:
         for points in zip(*(report.gamma_sweep for report in swept))], 'samples': list(map(sample, swept))}
 
 
-def theirs(values: Sequence[Any]) -> List[str]:
-    """Figures of the paper as it has them, or dashes."""
-    return [v if v == '-' else f'{v:g}' for v in values]
-
-
 def tables(found: Dict[str, Any]) -> List[str]:
     """The parts of the page."""
     objectives, norms = found['objectives'], found['norms']
@@ -153,14 +149,15 @@ def tables(found: Dict[str, Any]) -> List[str]:
         table(['objective', 'network', *header], [
             row for r in [*objectives, {**norms[1], 'objective': 'sat'}] for row in (
                 [r['objective'], 'ours', *cells(r['accuracy'])],
-                *([r['objective'], f'the paper, {network}', *theirs(found[r['objective']])]
+                *([r['objective'], f'the paper, {network}', *as_printed(found[r['objective']])]
                   for network, found in PAPER.items()))]),
         '## Norms, objective nofrost (table 3, and RobustNorm)',
         f'{NETWORK}, and networks with a norm, convolutions of the same shapes and strides, and the same number of '
         "parameters. Without a norm, weights are standardized and blocks are pre-activation, as in timm's NF-ResNets. "
         'The last two columns are from the paper (ResNet-26).',
         table(['norm', *header, 'the paper, clean %', 'the paper, PGD %'],
-              [[r['norm'], *cells(r['accuracy']), *theirs(PAPER_NORMS.get(r['norm'], '--'))] for r in norms]),
+              [[r['norm'], *cells(r['accuracy']), *as_printed(PAPER_NORMS.get(r['norm'], (None, None)))]
+               for r in norms]),
         *(['The same with other seeds of the training, for the two networks that the claims are about:',
            table(['norm', 'training seed', *header],
                  [[r['norm'], str(r['training_seed']), *cells(r['accuracy'])] for r in found['further_seeds']]),
@@ -172,7 +169,7 @@ def tables(found: Dict[str, Any]) -> List[str]:
         "The paper's figures are of ResNet-26; its perturbations have another size and scale.",
         table(['objective', 'norm', *PROPERTIES, *(f'the paper, {name}' for name in PROPERTIES)], [
             *([r['objective'], 'none', *r['properties'], *'---'] for r in objectives[:-1]),
-            *([OBJECTIVES[-1], r['norm'], *r['properties'], *theirs(PAPER_PROPERTIES.get(r['norm'], '---'))]
+            *([OBJECTIVES[-1], r['norm'], *r['properties'], *as_printed(PAPER_PROPERTIES.get(r['norm'], (None,) * 3))]
               for r in norms)]),
         '## Two BatchNorms (figure 2)',
         'Objective mbnat: gamma is the weight of the BatchNorm of adversarial images. The last row is objective '
