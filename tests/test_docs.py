@@ -108,7 +108,7 @@ def test_commands_of_a_guide(page, hub, cifar10_archive, tmp_path, monkeypatch):
         make_image_folder(tmp_path / folder, splits=['train'], per_class=per_class)
         make_image_folder(tmp_path / folder, splits=['validation'], per_class=2)
     if page == 'docs/results.md':
-        take_images(cifar10_archive, tmp_path / 'DIR', train=60)
+        take_images(cifar10_archive, tmp_path / 'DIR', train=105)
     configs = timm.models._registry._model_pretrained_cfgs
     for name in [name for name in configs if name.split('.')[0] in ('resnet18', 'nofrost_resnet50')]:
         monkeypatch.setitem(configs, name, replace(configs[name], input_size=(3, 32, 32), test_input_size=None))

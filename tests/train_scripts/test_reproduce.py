@@ -251,6 +251,24 @@ def test_robustnorm_on_digits(scripts, tmp_path, monkeypatch):
     assert text.count('| resnet8 | none | MNIST digits | 7 |') == 2  # no statistics of the batch
 
 
+@pytest.mark.slow
+def test_robustnorm_on_fashion_mnist_in_small(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('robustnorm')
+    argv = ['--networks', 'resnet8', '--seeds', '7', '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'o')]
+    with pytest.raises(SystemExit, match='resnet8 is not for --cifar10'):
+        run(script, monkeypatch, '--cifar10', 'C', *argv)
+    run(script, monkeypatch, '--fashion-mnist', 'F', *argv)
+    trained = [yaml.safe_load((p / 'args.yaml').read_text()) for p in sorted((tmp_path / 'runs').iterdir())]
+    assert [(t['dataset'], t['mean'], t['std'], t['epochs'], t['objective'], t['seed']) for t in trained] == [
+        ('torch/fashion_mnist', [.286], [.353], 3, 'standard', 7)] * 2
+    assert [p.name for p in sorted((tmp_path / 'runs').iterdir())] == [
+        f'resnet8_{norm}_fashion_mnist_seed7' for norm in ('batchnorm', 'robustnorm')]
+    assert all(flag in c for c in calls for flag in ('torch/fashion_mnist', '--data-dir'))
+    text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
+    assert '| resnet8 | batchnorm | Fashion-MNIST | population | 1 | 93.7 / 90.0 | 41.7 / 80.0 | 1.5 / 70.0 |' in text
+    assert '| resnet20 | batchnorm | Fashion-MNIST | population | 0 | 93.7 / - |' in text
+
+
 def test_figures_of_the_paper_are_one_of_its_tables(scripts):
     """Table 4 has the relative gains of batch statistics as the paper rounds them; they follow from table 1."""
     script, _ = scripts('robustnorm')
