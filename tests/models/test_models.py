@@ -130,11 +130,13 @@ def test_a_stem_of_stride_2(name):
     assert model.feature_info.channels() == [o.shape[1] for o in outputs]
 
 
-@pytest.mark.parametrize('bad,line', [
-    ({'stem_chs': 7}, 'stem_chs=7: must be even'), ({'stem_stride': 3}, 'stem_stride=3: must be 1 or 2')])
-def test_a_stem_that_cannot_be_built(bad, line):
+@pytest.mark.parametrize('name,bad,line', [
+    ('robustnorm_resnet20_cifar', {'stem_chs': 7}, 'stem_chs=7: must be even'),
+    ('robustnorm_resnet20_cifar', {'stem_stride': 3}, 'stem_stride=3: must be 1 or 2'),
+    ('nofrost_resnet20_cifar', {'stem_stride': 3}, 'stem_stride=3: must be 1 or 2')])
+def test_a_stem_that_cannot_be_built(name, bad, line):
     with pytest.raises(ValueError, match=line):
-        timm.create_model('robustnorm_resnet20_cifar', **bad)
+        timm.create_model(name, **bad)
 
 
 def test_depths_of_the_small_networks():

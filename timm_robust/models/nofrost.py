@@ -29,9 +29,14 @@ class CifarNormFreeNet(NormFreeNet):
         output_stride: Output stride as in timm, but not counting the stem.
         stem_stride: Stride of the stem, 1 or 2.
         **kwargs: Arguments of timm's `NormFreeNet`.
+
+    Raises:
+        ValueError: If `stem_stride` is not 1 or 2.
     """
 
     def __init__(self, cfg: NfCfg, output_stride: int = 32, stem_stride: int = 1, **kwargs: Any):
+        if stem_stride not in (1, 2):
+            raise ValueError(f'stem_stride={stem_stride}: must be 1 or 2')
         super().__init__(cfg, output_stride=output_stride * _STEM_REDUCTION, **kwargs)
         conv = self.stem.conv
         assert isinstance(conv, nn.Conv2d)
