@@ -9,6 +9,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_ba
 
 from timm_robust.errors import InputError
 from timm_robust.layers import RobustNorm2d, RobustNormAct2d, replace_norm, set_bn_mode
+from timm_robust.layers.range_norm import normalize_by_batch
 
 
 def reference(x, weight, bias, power=0.2, eps=1e-5, mean=None, value_range=None):
@@ -194,6 +195,13 @@ def test_script_plain_trace_and_compile(convert, norm, bn_mode):
         torch.testing.assert_close(converted(x), layer(x))
         for own, other in zip(layer.buffers(), converted.buffers()):
             torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize('convert', [lambda f: f, torch.jit.script], ids=['plain', 'script'])
+def test_statistics_of_the_batch_have_no_gradient(convert):
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    y, mean, value_range = convert(normalize_by_batch)(x, None, None, None, .2, 1e-5)
+    assert [t.requires_grad for t in (y, mean, value_range)] == [True, False, False]
 
 
 def test_a_whole_network_is_traced():

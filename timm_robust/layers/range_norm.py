@@ -195,7 +195,7 @@ def _normalize_plainly(
     """`normalize_by_batch` with autograd's backward pass."""
     mean, high, low = batch_mean_and_extrema(x)
     y = normalize_by(x, mean if tracked_mean is None else tracked_mean, high - low, weight, bias, power, eps)
-    return y, mean, high - low
+    return y, mean.detach(), (high - low).detach()
 
 
 def normalize_by_batch(
