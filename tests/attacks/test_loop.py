@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from helpers import TinyNet
+from helpers import TinyNet, run_distributed
 
 from timm_robust.attacks import (
     APGD,
@@ -483,3 +483,25 @@ def test_a_network_that_cannot_be_copied_is_declined():
             return x.flatten(1)[:, :4]
 
     assert make_fast_model(Handle().eval(), torch.rand(2, 3, 4, 4)) is None
+
+
+def test_processes_attack_their_own_images_without_waiting_for_each_other(tmp_path):
+    """DistributedDataParallel exchanges buffers in each pass, of which the processes make different numbers here."""
+    script = """
+import torch, timm_robust, torch.distributed as dist
+from helpers import TinyNet
+from timm_robust.attacks import APGD
+from timm_robust.compat import AutoAttack
+dist.init_process_group('gloo')
+torch.manual_seed(0)
+rank, model = dist.get_rank(), TinyNet(norm=True).eval()
+x, y = torch.rand(4, 3, 8, 8), torch.arange(4) % 4
+wrapped = torch.nn.parallel.DistributedDataParallel(model)
+apgd = APGD(steps=5 + 10 * rank)
+assert torch.equal(apgd(wrapped, x, y, 'Linf 0.01'), apgd(model, x, y, 'Linf 0.01'))
+other = AutoAttack(wrapped, eps=.01, seed=0, verbose=False, device='cpu', version='custom', attacks_to_run=['square'])
+other.square.n_queries = 5 + 10 * rank
+other.run_standard_evaluation(x, model(x).argmax(1))
+print('fine')
+"""
+    assert run_distributed(script, tmp_path).count('fine') == 2

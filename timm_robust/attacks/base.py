@@ -35,6 +35,7 @@ from ..errors import InputError
 from ..settings import check_types
 from .ball import InputSpace
 from .checks import logits_of, wrong_classes
+from .context import without_ddp
 from .loop import run_attack
 from .state import AttackResult, Batch, Call, State
 from .threat import Seed, ThreatModel, parse_eps, parse_threat
@@ -187,7 +188,7 @@ class Attack:
                 classes; on logits that are not finite or not (N, K).
         """
         call = Call(seed, space, targets, batch_size, fast_model, progress, all_correct)
-        return self.attack_images(model, images, labels, parse_threat(threat), call)
+        return self.attack_images(without_ddp(model), images, labels, parse_threat(threat), call)
 
     def attack_images(
             self,

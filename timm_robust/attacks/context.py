@@ -8,12 +8,20 @@ import torch.nn as nn
 from ..errors import InputError, check_choice
 from ..layers import cached_weights, is_norm
 
-__all__ = ['ATTACK_BN_MODES', 'attack_mode', 'input_gradient', 'input_gradients']
+__all__ = ['ATTACK_BN_MODES', 'attack_mode', 'input_gradient', 'input_gradients', 'without_ddp']
 
 ATTACK_BN_MODES = ('eval', 'train')
 
 # Loss scale under float16 autocast, so that small input gradients do not underflow.
 _FLOAT16_LOSS_SCALE = 1024.
+
+
+def without_ddp(model: Any) -> Any:
+    """The network inside DistributedDataParallel, which exchanges buffers in every pass.
+
+    Processes that attack make different numbers of passes, and would wait for each other forever.
+    """
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 @contextmanager

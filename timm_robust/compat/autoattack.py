@@ -17,6 +17,7 @@ import torch
 
 from .. import attacks
 from ..attacks import Attack, image_seeds, logits_of, make_fast_model, make_threat, parse_attack
+from ..attacks.context import without_ddp
 from ..devices import halving
 from ..errors import InputError, check_choice
 from ..evaluation import make_plan
@@ -50,7 +51,7 @@ class AutoAttack:
             device: Union[str, torch.device] = 'cuda', log_path: Union[str, Path, None] = None):
         if is_tf_model:
             raise InputError('TensorFlow is not supported', argument='is_tf_model', value=is_tf_model)
-        self.model, self.seed, self.verbose, self.log_path = model, seed, verbose, log_path
+        self.model, self.seed, self.verbose, self.log_path = without_ddp(model), seed, verbose, log_path
         self.threat, self.device = make_threat(norm, eps), resolve_device(str(device))
         self.apgd, self.apgd_targeted, self.fab, self.square = (SimpleNamespace() for _ in range(4))
         self.attacks_to_run = list(attacks_to_run)

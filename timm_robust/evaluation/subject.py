@@ -11,6 +11,7 @@ import torch.nn as nn
 from timm.data import resolve_data_config
 
 from ..attacks import InputSpace
+from ..attacks.context import without_ddp
 from ..errors import InputError
 from ..inputs import (
     Network,
@@ -88,8 +89,7 @@ def eval_mode(*models: Any) -> Iterator[None]:
 
 
 def _from_module(model: nn.Module, device: Optional[str]) -> Subject:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module  # the wrapper exchanges buffers in every pass, even if only one process makes it
+    model = without_ddp(model)
     low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if low is not None:
         raise InputError(
