@@ -588,17 +588,16 @@ def test_models_are_listed_with_what_they_withstand(folder, monkeypatch, capsys)
     named = folder.parent / 'nofrost_resnet50.nofrost_linf8_in1k'
     shutil.copytree(folder, named)
     content = json.loads((named / 'results.json').read_text())
-    first = content['evaluations'][0]
-    of_pgd = first['attacks'][-1]
-    first['attacks'].append({**of_pgd, 'name': 'autoattack', 'attack': {'attack': 'autoattack'}, 'accuracy': 0.,
-                             'worst_case_so_far': 0., 'correct': [False] * len(of_pgd['correct'])})
-    first['worst_case_accuracy'] = 0.
-    del first['sha256']
+    report = EvaluationReport.from_dict(content['evaluations'][0])
+    of_pgd = report.attacks[-1]
+    broken = dataclasses.replace(
+        of_pgd, name='autoattack', attack={'attack': 'autoattack'}, correct=[False] * len(of_pgd.correct))
+    content['evaluations'][0] = dataclasses.replace(report, attacks=[*report.attacks, broken]).to_dict()
     (named / 'results.json').write_text(json.dumps(content))
     assert main(['models', 'nofrost_resnet50.nofrost_linf8*', '--cards', str(folder.parent)]) == 0
     row = capsys.readouterr().out.splitlines()[2].split()
-    assert row[-2:] == [f"{first['attacks'][0]['accuracy']:.2f}", '0.00']
-    assert row[row.index('Squares') + 1] == str(len(first['data']['indices']))
+    assert row[-2:] == [f"{report.accuracy('clean'):.2f}", '0.00']
+    assert row[row.index('Squares') + 1] == str(report.data.num_examples)
 
 
 def test_weights_in_the_package_are_listed_without_cards(tmp_path, capsys):

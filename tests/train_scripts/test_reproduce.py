@@ -541,7 +541,8 @@ def test_minutes_of_training_are_of_whole_epochs(scripts, tmp_path, monkeypatch)
     (log.parent / 'args.yaml').write_text('batch_size: 300\ngrad_accum_steps: 2\n')
     log.write_text(
         'Train: 0 [1/10]  loss 2  1.0 images/s  lr 1\nTrain: 0 [10/10]  loss 2  50.0 images/s  lr 1\n'
-        'Epoch 0: top1 9\nTrain: 1 [10/10]  loss 1  200.0 images/s  lr 1\n')
+        'Epoch 0: top1 9\nTrain: 1 [10/10]  loss 1  200.0 images/s  lr 1\n'
+        'Train: 2 [9/10]  loss 1  9.0 images/s  lr 1\n')
     assert script.training_minutes('net.tag') == '2.5'  # 120 and 30 seconds
 
 

@@ -196,24 +196,16 @@ class EvaluationReport:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> 'EvaluationReport':
-        """A report from the content of results.json, in this format or the previous one.
+        """A report from the content of results.json.
 
         Raises:
             InputError: On another format, fields of a wrong type, accuracies that do not match the outcomes, and edited
                 content.
         """
-        from .format2 import upgraded
         content = dict(content)
-        digest = content.pop('sha256', None)  # missing in files of early versions
-        intact = digest in (None, _digest(content))
+        intact = content.pop('sha256', None) == _digest(content)
         version = content.pop('format', None)
-        if version == 2:
-            try:
-                content = upgraded(content)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f'is not a result of an evaluation ({type(error).__name__})', 'evaluate again') from error
-        elif version != FORMAT:
+        if version != FORMAT:
             raise InputError(f'is not a result of an evaluation (format {version!r})', 'evaluate again')
         stored = [content.pop('worst_case_accuracy', None), content.pop('best_known_accuracy', None)]
         rows = []
