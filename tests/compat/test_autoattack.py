@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+import timm
 import torch
 from helpers import TinyNet
 
@@ -228,3 +229,12 @@ def test_robustbench_runs_on_it_by_one_import(case, monkeypatch):
     monkeypatch.setattr(rb, 'load_clean_dataset', lambda *args: (x, y))
     clean, robust = rb.benchmark(model.eval(), 12, eps=EPS, device=torch.device('cpu'), batch_size=4)
     assert clean == pytest.approx(10 / 12) and robust < clean
+
+
+def test_a_network_that_expects_normalized_images_is_refused():
+    network = timm.create_model('nofrost_resnet20_cifar').eval()
+    x, y = torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
+    adversary = AutoAttack(network, eps=EPS, device='cpu', verbose=False)
+    for run in (adversary.clean_accuracy, adversary.run_standard_evaluation):
+        with pytest.raises(InputError, match='expects normalized images'):
+            run(x, y)

@@ -14,7 +14,7 @@ from timm_robust.cli.main import main
 from timm_robust.data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, CorruptedDataset, corrupt
 from timm_robust.data.shifts import CORRUPTIONS_3D, Part, cifar_10_1, cifar_c, imagenet_c, imagenet_shift, synsets
 from timm_robust.errors import InputError
-from timm_robust.evaluation import EvalConfig, EvaluationReport, Journal, benchmarks
+from timm_robust.evaluation import EvalConfig, EvaluationReport, Journal, benchmarks, evaluate
 from timm_robust.evaluation.shifts import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
@@ -23,6 +23,8 @@ from timm_robust.evaluation.shifts import (
     corruption_errors,
     summarize_shifts,
 )
+from timm_robust.inputs import export_model
+from timm_robust.models._build import classes_of
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'crop_pct': 1., 'crop_mode': 'center'}
 
@@ -454,3 +456,19 @@ def test_networks_side_by_side(tmp_path, network, capsys):
         assert main(['compare', *argv, '-o', str(tmp_path / 'no.png')]) == 2
         error, = capsys.readouterr().err.strip().splitlines()
         assert text in error and not (tmp_path / 'no.png').exists()
+
+
+def test_a_network_with_the_classes_of_cifar_10_in_another_order_is_refused(tmp_path):
+    cifar_arrays(tmp_path / 'c')
+    model = timm.create_model('nofrost_resnet20_cifar').eval()
+    names = list(classes_of('cifar10'))
+    how = dict(benchmarks=f"cifar10-c={tmp_path / 'c'}", corruptions=('fog',), severities=(1,), num_examples=4,
+               progress=False, workers=0)
+    for name, order in (('right', names), ('reversed', names[::-1])):
+        export_model(model, tmp_path / name, class_names=order, preprocessing={
+            **CONFIG, 'mean': (.5,) * 3, 'std': (.25,) * 3})
+    assert evaluate(str(tmp_path / 'right'), attacks=None, **how).benchmarks[0].num_images == 4
+    with pytest.raises(InputError, match=r'has the classes airplane, .*, in this order, but .* has truck, ship'):
+        evaluate(str(tmp_path / 'reversed'), attacks=None, **how)
+    with pytest.raises(InputError, match="subset='list.txt': applies to attacks only, not to benchmarks"):
+        evaluate(str(tmp_path / 'right'), attacks=None, subset='list.txt', **how)

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
-from timm_robust.attacks import APGD, FGSM, PGD, AutoAttack, Linf
+from timm_robust.attacks import APGD, FGSM, PGD, AutoAttack, InputSpace, Linf
 from timm_robust.errors import InputError
 from timm_robust.evaluation import (
     EvalConfig,
@@ -627,3 +627,38 @@ def test_no_pass_of_the_network_is_in_tf32():
         assert torch.get_float32_matmul_precision() == 'high' and allowed() == (True, True)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class Wrapped(nn.Module):
+    """Normalizes by itself, and calls its network `module`, as wrappers of libraries do."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module((x - .5) / .25)
+
+
+def test_only_wrappers_of_libraries_are_looked_into(caplog):
+    torch.manual_seed(0)
+    inner = timm.create_model('nofrost_resnet20_cifar', num_classes=3).eval()
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8) % 3
+    for model, normalized in ((Wrapped(inner), False), (nn.DataParallel(inner), True), (inner, True)):
+        caplog.clear()
+        with torch.no_grad():
+            expected = (NormalizedModel(inner) if normalized else model)(x).argmax(1)
+        report = measured(model, x, expected, attacks='clean', allow_chance=True)
+        assert report.clean_accuracy == 100
+        assert ('unless Wrapped normalizes them' in caplog.text) == (not normalized)
+    assert InputSpace.of(torch.compile(inner, backend='eager')) == InputSpace.of(inner)
+    assert not InputSpace.of(inner).is_pixels and y.shape == (8,)
+
+
+def test_a_folder_of_classes_has_no_split(tmp_path):
+    root = make_image_folder(tmp_path / 'data', splits=('train', 'test'), per_class=4)
+    model = timm.create_model('nofrost_resnet20_cifar', num_classes=2).eval()
+    for folder, split, recorded in ((root, 'test', 'test'), (root / 'train', 'validation', None)):
+        report = evaluate(
+            model, str(folder), split=split, attacks='clean', allow_chance=True, progress=False, workers=0)
+        assert report.data.split == recorded and report.data.num_examples == 8

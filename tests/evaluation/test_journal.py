@@ -245,3 +245,30 @@ def test_a_data_set_in_another_order_is_noticed(problem, cut_off, caplog, tmp_pa
     assert 'the images have changed since' in caplog.text
     assert outcomes(report) == outcomes(measured(model, x[order], y[order], tmp_path / 'whole'))
     assert isinstance(model, nn.Module)
+
+
+class Scaled(nn.Module):
+    """A network whose constant is neither a parameter nor printed."""
+
+    def __init__(self, model, factor):
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x):
+        return self.model(self.factor * x)
+
+
+def test_outcomes_of_another_network_with_the_same_weights_are_refused(problem, tmp_path, monkeypatch):
+    model, x, y = problem
+    crafted, craft = [], Runner.craft
+
+    def interrupted(*args):
+        crafted.append(args)
+        return craft(*args) if len(crafted) < 2 else pytest.fail('cut off')
+
+    with monkeypatch.context() as patched, pytest.raises(pytest.fail.Exception):
+        patched.setattr(Runner, 'craft', interrupted)
+        measured(Scaled(model, .8), x, y, tmp_path / 'out', allow_chance=True)
+    with pytest.raises(InputError, match='model: classifies images differently from the evaluation that is resumed'):
+        measured(Scaled(model, 1.), x, y, tmp_path / 'out', resume=True)
+    measured(Scaled(model, .8), x, y, tmp_path / 'out', resume=True)

@@ -9,6 +9,7 @@ import torch.nn as nn
 from timm_robust.attacks import APGD, AutoAttack, Linf
 from timm_robust.evaluation import EvaluationReport, Journal, evaluate, wilson_interval
 from timm_robust.evaluation.journal import Measured
+from timm_robust.evaluation.render import words
 
 EPS, NOISE = .05, .05
 STANDARD_ERROR = .05  # of a rate in 100 passes, at most
@@ -95,3 +96,19 @@ def test_rates_are_resumed_and_merged(tmp_path):
     other = Journal()
     other.merge([journal.state()])
     assert other.measured['a'] == {3: Measured(.25), 4: Measured(.75)}
+
+
+def test_an_evaluation_by_single_passes_warns(problem):
+    model, x, y = problem
+    settings = dict(threat=Linf(EPS), allow_chance=True, progress=False, save_images=0, diagnose=False)
+    report = evaluate(model, x, y, attacks='clean,pgd2', **settings)
+    assert report.settings.randomized and 'WARNING: This network is randomized' in str(report)
+    assert ('warning', words._RANDOMIZED) in words.warnings(report)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    calm = evaluate(mean, x, torch.zeros_like(y), attacks='clean', **settings)
+    assert calm.settings.randomized is False and 'randomized' not in str(calm)
+    assert torch.equal(torch.get_rng_state(), before)
+    several = evaluate(model, x, y, attacks=[Rand(version='rand')], **settings)
+    assert several.settings.randomized is None and 'WARNING' not in str(several)

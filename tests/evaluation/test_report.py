@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from timm_robust.attacks import AutoAttack
+from timm_robust.data.corruptions import COMMON_CORRUPTIONS
 from timm_robust.errors import InputError
 from timm_robust.evaluation import (
     AttackOutcome,
@@ -32,7 +33,7 @@ from timm_robust.evaluation import (
     wilson_interval,
 )
 from timm_robust.evaluation.outcome import EpsPoint, GammaPoint
-from timm_robust.evaluation.render import plot_eps_sweep, plot_images, write_report
+from timm_robust.evaluation.render import plot_eps_sweep, plot_images, words, write_report
 from timm_robust.evaluation.render.figures import panels, to_png
 from timm_robust.evaluation.render.words import HEADER, attack_rows, headline
 from timm_robust.evaluation.shifts import BenchmarkResult, PartResult
@@ -511,3 +512,19 @@ def test_resizing_by_the_names_of_robustbench(size, crop_pct, interpolation, cro
         name='x', input_size=size and (3, size, size), crop_pct=crop_pct, interpolation=interpolation,
         crop_mode=crop_mode)
     assert facts.resizing == name
+
+
+def test_the_sweep_of_a_minimum_norm_attack_has_one_column():
+    report = make_report('clean,pgd20')
+    last = report.attacks[-1]
+    report = replace(report, attacks=(report.attacks[0], replace(last, distances=[.1] * 8)))
+    header, rows = words.eps_header(report), words.eps_rows(report)
+    assert header == ('eps', 'pgd20 (%)') and rows == [('0', '87.50'), ('8/255', '12.50')]
+    assert words.eps_rows(replace(report, eps_sweep=()))[4][0] == '8/255', 'without a sweep, of the distances'
+
+
+def test_a_mean_error_says_of_how_many_corruptions_it_is():
+    parts = [PartResult(50, 100, c, 1) for c in COMMON_CORRUPTIONS] + [PartResult(100, 100, 'speckle_noise', 1)]
+    report = replace(make_report('clean'), attacks=(), eps_sweep=(), benchmarks=(
+        BenchmarkResult('corruptions', parts, 400, None),))
+    assert words.benchmark_rows(report)[0][3] == 'mean error 50.0 % over 15 corruptions'

@@ -143,3 +143,32 @@ def test_the_flag(argv, expected, monkeypatch, tmp_path):
     if '--threat' in argv:
         with pytest.raises(InputError, match='eps=.*conflicts with `threat`'):
             eval_command.run(['--model', 'resnet18', '--data-dir', str(tmp_path), '--eps', '.1', *argv])
+
+
+def test_distances_are_in_the_norm_of_their_attack_and_have_no_common_curve():
+    report = measured('Linf 2/255, L2 0.3', attacks='clean,fmn20')
+    notes = ' '.join(words.reading(report))
+    assert re.findall(r'fmn20 (Linf|L2) .*? is [\d.e-]+ in (\S+) ', notes) == [('Linf', 'Linf'), ('L2', 'L2')]
+    assert words.eps_curves(report) == {}
+
+
+def test_networks_of_other_images_are_not_compared(apart, tmp_path):
+    report = apart[1]
+    data = report.data
+    for name, changed in (
+            ('same', data), ('pixels', replace(data, sha256='0' * 64)),
+            ('indices', replace(data, indices=tuple(i + 1 for i in data.indices), num_images=data.num_images)),
+            ('labels', replace(data, labels=tuple((label + 1) % 4 for label in data.labels)))):
+        replace(report, data=changed).save(tmp_path / name)
+        folders = {'a': [tmp_path / 'same'], 'b': [tmp_path / name]}
+        if name == 'same':
+            assert collect(folders)['a'] == collect(folders)['b']
+        else:
+            with pytest.raises(InputError, match='measured on other images'):
+                collect(folders)
+    # images resized in another way have another hash, which says nothing
+    replace(report, data=replace(data, sha256='0' * 64), model=replace(report.model, crop_pct=.5)).save(tmp_path / 'r')
+    collect({'a': [tmp_path / 'same'], 'b': [tmp_path / 'r']})
+    replace(report, settings=replace(report.settings, surrogate='s', surrogate_sha256='f')).save(tmp_path / 's')
+    with pytest.raises(InputError, match='with other settings'):
+        collect({'a': [tmp_path / 'same'], 'b': [tmp_path / 's']})

@@ -78,3 +78,17 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / 'out' / 'transfer.png').read_bytes().startswith(b'\x89PNG')
     assert main(argv) == 2 and 'already holds transfer.json' in capsys.readouterr().err
     assert main([*argv[:2], *argv[3:]]) == 2
+
+
+def test_all_networks_get_the_images_of_the_first_one_and_the_report_says_so(tmp_path, caplog):
+    data = make_image_folder(tmp_path / 'data', splits=('validation',), per_class=4, size=40)
+    models = {name: timm.create_model('nofrost_resnet20_cifar', num_classes=2, pretrained_cfg_overlay={
+        'crop_pct': crop_pct, 'interpolation': interpolation}).eval()
+        for name, crop_pct, interpolation in (('A', 1., 'bicubic'), ('B', .5, 'nearest'))}
+    report = transfer(models, str(data), attack=ATTACK, batch_size=8, workers=0)
+    assert [(m.crop_pct, m.interpolation) for m in report.models] == [(1., 'bicubic')] * 2
+    assert 'B gets images resized and cropped for A' in caplog.text
+    caplog.clear()
+    x, y = torch.rand(4, 3, 32, 32), torch.arange(4) % 2
+    report = transfer(models, (x, y), attack=ATTACK)  # as they are
+    assert [m.crop_pct for m in report.models] == [1., .5] and not caplog.text

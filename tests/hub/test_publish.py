@@ -612,3 +612,45 @@ def test_weights_in_the_package_are_listed_without_cards(tmp_path, capsys):
             assert float(last) >= 0
         else:
             assert last == '-'
+
+
+def test_what_an_attack_was_is_told_apart(measured, tmp_path):
+    """Attacks crafted on another network are no accuracy of this one, and unusual settings are named."""
+    first = EvaluationReport.load(measured / 'first')
+    clean, pgd = first['clean'], first['pgd2']
+    right = list(clean.correct)
+    small = dataclasses.replace(pgd, attack={**pgd.attack, 'step_size': .0001}, correct=right)
+    others = {
+        'small': dataclasses.replace(first, attacks=[small]),
+        'crafted': dataclasses.replace(
+            first, attacks=[clean, dataclasses.replace(pgd, correct=right)],
+            settings=dataclasses.replace(first.settings, surrogate='resnet18', surrogate_sha256='f'))}
+    for name, report in others.items():
+        report.save(tmp_path / name)
+    results = [str(measured / 'first'), str(tmp_path / 'small'), str(tmp_path / 'crafted')]
+    assert main([
+        'card', NAME, '--checkpoint', str(measured / 'weights.safetensors'), '--num-classes', '4', '--in-chans', '3',
+        '--results', *results, '--data-name', *['Squares'] * 3, '--origin', 'here', '--repo-id', REPO, '--output',
+        str(tmp_path / 'cards')]) == 0
+    made = tmp_path / 'cards' / NAME
+    card, evaluations, _ = read_card(made)
+    assert {row[3]: row[6] for row in result_rows(evaluations) if 'pgd2' in row[3]} == {
+        'pgd2': f"{first.accuracy('pgd2'):.2f}", 'pgd2 (step_size 0.0001)': f'{first.clean_accuracy:.2f}',
+        'pgd2 crafted on resnet18': f'{first.clean_accuracy:.2f}'}
+    entries = parse_eval_result_entries(yaml.safe_load((made / '.eval_results' / 'squares.yaml').read_text()))
+    assert sorted(e.value for e in entries if 'pgd2' in e.task_id) == sorted(
+        [round(first.accuracy('pgd2'), 2), first.clean_accuracy])
+    named = [r.metric_name for r in ModelCard(card_text(card, evaluations)).data.eval_results]
+    assert sum('pgd2' in name for name in named) == 2 and first.accuracy('pgd2') != first.clean_accuracy
+    protocol = json.loads((tmp_path / 'cards' / 'benchmark' / 'protocol.json').read_text())
+    assert sum('pgd2' in task for task in protocol['tasks']) == 2
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'bn_mode': 'batch'}, 'with bn_mode batch, but the published network has population'),
+    ({'model_kwargs': {'act_layer': 'silu'}}, "with model_kwargs {'act_layer': 'silu'}, but the published")])
+def test_a_card_is_of_the_network_as_it_is_published(measured, tmp_path, capsys, change, message):
+    report = EvaluationReport.load(measured / 'first')
+    dataclasses.replace(report, model=dataclasses.replace(report.model, **change)).save(tmp_path / 'other')
+    assert card(measured, tmp_path, '--results', str(tmp_path / 'other'), '--data-name', 'Squares') == 2
+    one_line(capsys, message)

@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers import TinyNet, make_image_folder
-from timm.loss import LabelSmoothingCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 
 from timm_robust import NormalizedModel
 from timm_robust.attacks import InputSpace
@@ -136,3 +136,16 @@ def test_training_with_a_teacher(tmp_path, capsys):
 def test_few_attack_steps_are_warned_about(settings, steps):
     warning = TrainConfig.from_flat(settings).warning
     assert steps in warning and bool(warning) is bool(steps)
+
+
+def test_labels_are_smoothed_for_binary_cross_entropy_too():
+    student, teacher = networks()
+    _, x, labels = batch()
+    criterion = BinaryCrossEntropy(smoothing=.4)
+    task = create_task(SAT(weight=5 / 6), student, criterion, attack=TrainingAttack(**ATTACK), space=SPACE,
+                       teacher=Teacher(teacher, 1e-6), verbose=False)
+    seen = []
+    task.criterion.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    task(x, labels)
+    expected = .6 * F.one_hot(labels, 4) + .1
+    assert seen and all((target - expected).abs().max() < 1e-5 for target in seen)

@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any, Dict, Tuple
 
 import torch
-from timm.utils import unwrap_model
+import torch.nn as nn
+from timm.utils import ModelEmaV2, ModelEmaV3
 
 from ..devices import without_wait
 from ..errors import InputError
@@ -18,12 +19,25 @@ from .threat import Seed, ThreatModel
 
 __all__ = ['Ball', 'InputSpace']
 
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, ModelEmaV2, ModelEmaV3)
+
 
 @lru_cache(maxsize=64)
 def _per_channel(values: Tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     # cached on the device: a copy from the CPU would force a GPU sync in every pass
     with torch.inference_mode(False):
         return without_wait(torch.tensor(values, dtype=dtype, device='cpu'), device).view(1, -1, 1, 1)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The network inside wrappers that pass their input on. Others may change it, even if they call it `module`."""
+    while True:
+        if isinstance(model, _WRAPPERS) or type(model).__module__.startswith('lightning.'):
+            model = model.module
+        elif hasattr(model, '_orig_mod'):  # torch.compile
+            model = model._orig_mod
+        else:
+            return model
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class InputSpace:
     @classmethod
     def of(cls, model: Any) -> 'InputSpace':
         """The input space in a timm model's `pretrained_cfg`; pixel space for other networks."""
-        cfg = getattr(unwrap_model(model), 'pretrained_cfg', None) or {}
+        cfg = getattr(_unwrapped(model), 'pretrained_cfg', None) or {}
         mean, std = cfg.get('mean'), cfg.get('std')
         return cls() if mean is None or std is None else cls(tuple(mean), tuple(std))
 

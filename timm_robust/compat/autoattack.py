@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterable, List, Optional, Union
 import torch
 
 from .. import attacks
-from ..attacks import Attack, image_seeds, logits_of, make_fast_model, make_threat, parse_attack
+from ..attacks import Attack, check_images, image_seeds, logits_of, make_fast_model, make_threat, parse_attack
 from ..attacks.context import without_ddp
 from ..devices import halving
 from ..errors import InputError, check_choice
@@ -108,6 +108,7 @@ class AutoAttack:
 
     def clean_accuracy(self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250) -> float:
         """Share of images classified correctly in one pass."""
+        check_images(x_orig, None, self.model)
         with eval_mode(self.model):
             return (self._logits(x_orig, bs).argmax(1) == y_orig.cpu()).float().mean().item()
 

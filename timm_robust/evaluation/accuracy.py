@@ -29,6 +29,8 @@ __all__ = ['Batches', 'Runner', 'assemble', 'index_seeds']
 # float32 cannot hold clean + eps exactly: near 1 a pixel is off by 6e-8, and the comparison adds as much
 _FLOAT32_SLACK = 1.2e-7
 _MIN_FOR_CHANCE = 50
+_PROBED = 8
+_FEW = .01  # share of images that another device may classify differently
 _BATCHES_IN_POOL = 8
 
 _logger = logging.getLogger(__name__)
@@ -149,6 +151,7 @@ class Runner:
             raise InputError('is in training mode', 'call model.eval() before an evaluation', argument='model')
         self.batch_dependent = has_batch_statistics(self.model)
         self.fixed_size = self.batch_dependent or self.surrogate is not None and has_batch_statistics(self.surrogate)
+        self.randomized = False
         self._bar: Optional[tqdm] = None
 
     def run(self, batches: Batches, indices: Sequence[int]) -> None:
@@ -212,6 +215,10 @@ class Runner:
         found: List[float] = error_rates(lambda: self.logits(x, labels), labels, self.plan.passes).tolist()
         return found
 
+    def _is_randomized(self, x: torch.Tensor, labels: torch.Tensor) -> bool:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            return not torch.allclose(self.logits(x, labels), self.logits(x, labels), 1e-4, 1e-4)
+
     def _fitting(self, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
         result, self.batch_size = halving(work, self.batch_size, self.fixed_size)
         return result
@@ -229,14 +236,20 @@ class Runner:
         start = time.perf_counter()
         rates = self.error_rates(x, labels)
         right = [rate < .5 for rate in rates]
+        if first and self.plan.passes == 1:
+            self.randomized = self._is_randomized(x[:_PROBED], labels[:_PROBED])
         if first and self.plan.real_attacks and not self.allow_chance:
             _refuse_chance(sum(right), len(right), self.num_classes)
         self.journal.take(key, indices, pool.hashes)
         new = [k for k, i in enumerate(indices) if i not in self.journal.correct[key]]
         if new:
             self._record(key, pool, new, [rates[k] for k in new], start)
-        # after resuming on another device, an image may be classified differently
         correct = remaining = [self.journal.correct[key][i] for i in indices]
+        # after resuming on another device, a few images may be classified differently
+        if self.plan.passes == 1 and sum(a != b for a, b in zip(correct, right)) > 1 + _FEW * len(right):
+            raise InputError(
+                'classifies images differently from the evaluation that is resumed', 'its code or settings may have '
+                'changed: choose another output folder', argument='model')
         for attack in self.plan.attacks:
             withstood = list(remaining if self.plan.worst_case else correct)
             for key, member in self.plan.members(attack, self.num_classes):

@@ -9,8 +9,9 @@ from ..data import balanced_indices, check_classes, check_images, class_names, d
 from ..data.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, CorruptedDataset, check_library
 from ..data.shifts import CIFAR_C, CORRUPTIONS_3D, FOLDERS, Part, cifar_10_1, cifar_c, imagenet_c, imagenet_shift
 from ..errors import InputError, check_choice
-from ..inputs import ImagesConfig, Network, Peers, Preprocessing, open_dataset, pixel_loader
+from ..inputs import ImagesConfig, Network, Peers, Preprocessing, open_dataset, pixel_loader, split_of
 from ..layers import has_batch_statistics
+from ..models._build import classes_of
 from .config import EvalConfig
 from .facts import DataFacts
 from .journal import Journal
@@ -100,6 +101,10 @@ class Benchmarks:
         self.config, self.network, self.images = config, network, images
         folders = _read_names(config, images.data_dir)
         self.corruptions = _read_corruptions(config, folders)
+        self.split: Optional[str] = images.split
+        if images.subset != 'balanced':
+            raise InputError('applies to attacks only, not to benchmarks', 'evaluate benchmarks without it',
+                             argument='subset', value=images.subset)
         if 'corruptions' in folders:
             check_library()
         self.parts = self._open(folders)
@@ -108,7 +113,7 @@ class Benchmarks:
         self.batch_dependent = has_batch_statistics(network.model)
         self.batch_size = images.batch_size
         self.facts = DataFacts(
-            dataset=images.dataset or 'ImageFolder', data_dir=images.data_dir, split=images.split, subset=images.subset)
+            dataset=images.dataset or 'ImageFolder', data_dir=images.data_dir, split=self.split, subset=images.subset)
 
     def _open(self, folders: Mapping[str, str]) -> List[Part]:
         network, config = self.network, self.config
@@ -117,6 +122,7 @@ class Benchmarks:
         if {'clean', 'corruptions'} & set(folders):
             base = open_dataset(self.images, self.images.split, size[0], seed=config.seed)
             _refuse_union(base, folders, self.images)
+            self.split = split_of(base, self.images)
             check_classes(
                 base, network.num_classes, network.class_names(class_names(base)),
                 allow_mismatch=self.images.allow_class_mismatch)
@@ -141,6 +147,11 @@ class Benchmarks:
                 f'has {wanted} classes, but {model} has {self.network.num_classes}', argument='benchmarks', value=name)
         if channels != 3:
             raise InputError(f'has 3 channels, but {model} takes {channels}', argument='benchmarks', value=name)
+        known, own = classes_of('cifar10') if wanted == 10 else None, self.network.class_names()
+        if known and own and tuple(own) != known:
+            raise InputError(
+                f"has the classes {', '.join(known)}, in this order, but {model} has {', '.join(own)}",
+                argument='benchmarks', value=name)
 
     def _published(self, name: str, folder: Path) -> List[Part]:
         if name in ('c', '3dcc'):

@@ -13,6 +13,8 @@ __all__ = ['collect']
 
 _Row = Tuple[float, Tuple[Hashable, ...]]  # accuracy, and what it was measured on: number of images and seed first
 
+_PREPROCESSING = ('input_size', 'interpolation', 'crop_pct', 'crop_mode')
+
 
 def _benchmarks(report: EvaluationReport) -> Dict[str, _Row]:
     data, seed = report.data, report.settings.seed
@@ -26,14 +28,17 @@ def _benchmarks(report: EvaluationReport) -> Dict[str, _Row]:
 
 def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
     data = report.data
-    sample = (data.num_examples, report.settings.seed, data.subset, data.num_images, data.dataset, data.split)
+    sample = (
+        data.num_examples, report.settings.seed, data.subset, data.num_images, data.dataset, data.split, data.indices,
+        data.labels)
     found: Dict[str, _Row] = {}
     for outcome in report.attacks:
         if outcome.is_clean:
             found[outcome.name] = report.accuracy(outcome.name), sample
         elif outcome.complete:  # run on all images, not only on those that withstood other attacks
             found[f'{outcome.attack_name} {outcome.threat}'] = (
-                report.accuracy(outcome.name), (*sample, repr(sorted(outcome.attack.items()))))
+                report.accuracy(outcome.name),
+                (*sample, repr(sorted(outcome.attack.items())), report.settings.surrogate_sha256))
     if len(report.threats) > 1:
         names = tuple((a.attack_name, repr(sorted(a.attack.items()))) for a in report.real_attacks)
         found[f'worst case of {report.threat}'] = percent(report.worst_case), (*sample, *names)
@@ -53,6 +58,7 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
             different images or with different seeds, or they have nothing in common.
     """
     found: Dict[str, Dict[str, _Row]] = {}
+    pixels: Dict[Hashable, str] = {}
     for name, own in folders.items():
         found[name], weights = {}, set()
         for folder in own:
@@ -61,6 +67,10 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
             except InputError as error:
                 raise InputError(f'{name}={folder}: {error.explanation}') from error
             weights.add(report.model.weights_sha256)
+            data, as_seen = report.data, tuple(getattr(report.model, k) for k in _PREPROCESSING)
+            if data.indices and pixels.setdefault((data.indices, as_seen), data.sha256) != data.sha256:
+                raise InputError(
+                    f'{name}={folder}: was measured on other images than a previous folder', 'use the same data')
             if len(weights) > 1:
                 raise InputError(f'{name}={folder}: holds results for other weights than the previous folder')
             for key, value in {**_benchmarks(report), **_attacks(report)}.items():

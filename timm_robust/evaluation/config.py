@@ -78,7 +78,8 @@ class EvalConfig:
         False, 'attack the network itself in plain float32 (default: a faster copy with folded normalization; every '
         'result is verified on the original)')
     fast_dtype: str = setting(
-        'float32', 'precision of the faster copy, float32 or bfloat16; fab, square and rays always use float32',
+        'float32', 'precision of the faster copy, float32 or bfloat16; fab, square, rays, fmn and ddn always use '
+        'float32',
         metavar='DTYPE')
     seed: int = setting(0, 'random seed for the image subset and the noise', metavar='S')
     allow_chance: bool = setting(False, 'evaluate a network even if its clean accuracy is no better than chance')

@@ -147,6 +147,7 @@ class RunFacts:
         seed: Seed of the image subset and the noise.
         batch_size: Batch size.
         batch_dependent: Whether a prediction depends on the other images in the batch.
+        randomized: Whether two passes of the same images differ; None if unknown, or if several passes decide.
         worst_case: Whether each attack ran only on images that withstood all earlier attacks.
         exact: Whether attacks ran on the network itself, not on a faster copy.
         fast_dtype: Precision of the faster copy.
@@ -160,6 +161,7 @@ class RunFacts:
     seed: int = 0
     batch_size: int = 0
     batch_dependent: bool = False
+    randomized: Optional[bool] = None
     worst_case: bool = False
     exact: bool = False
     fast_dtype: str = 'float32'

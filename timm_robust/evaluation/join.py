@@ -9,7 +9,7 @@ from .report import EvaluationReport
 
 __all__ = ['join_reports']
 
-_PER_PART = ('subset', 'indices', 'labels', 'sha256', 'command', 'date')
+_PER_PART = ('subset', 'indices', 'labels', 'sha256', 'command', 'date', 'randomized')
 
 
 def _shared(part: Any) -> Dict[str, Any]:
@@ -74,9 +74,11 @@ def join_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
             error_rates=tuple(rate for o in outcomes for rate in o.error_rates),
             attacked=sum(o.attacked for o in outcomes), seconds=round(sum(o.seconds for o in outcomes), 3))
 
-    first = reports[0]
+    first, randomized = reports[0], {r.settings.randomized for r in reports}
     return replace(
         first,
+        settings=replace(
+            first.settings, randomized=True if True in randomized else None if None in randomized else False),
         data=replace(
             first.data, sha256=first.data.sha256 if len(reports) == 1 else '',
             indices=tuple(i for r in reports for i in r.data.indices),

@@ -141,8 +141,12 @@ class BenchmarkResult:
         """Mean error in percent over the 15 common corruptions, or over others if there are none of these."""
         if not self.errors:
             return self.parts[0].error
-        means = _means(self.errors)
-        return sum(means.values()) / len(means)
+        return sum(self.mean_errors.values()) / len(self.mean_errors)
+
+    @property
+    def mean_errors(self) -> Dict[str, float]:
+        """Error in percent of the corruptions that `mean_error` averages, over severities."""
+        return _means(self.errors)
 
     @property
     def mce(self) -> Optional[float]:

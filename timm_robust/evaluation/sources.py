@@ -50,11 +50,13 @@ class Source:
         facts: Facts about the data, for the report; without indices and labels.
         batch_size: Batch size.
         in_memory: Whether the images are tensors.
+        resizes: Whether pictures are resized and cropped as the network expects.
     """
     indices: List[int]
     facts: DataFacts
     batch_size: int
     in_memory = False
+    resizes = False
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
         """Batches of pixels in [0, 1] and labels, for all chosen images or those at `positions`."""
@@ -73,13 +75,14 @@ class Source:
 
 class _NamedSource(Source):
     """Images of a folder or named data set."""
+    resizes = True
 
     def __init__(self, images: Images):
         self.images, self.indices, self.batch_size = images, images.indices, images.config.batch_size
         config = images.config
         names = images.class_names
         self.facts = DataFacts(
-            dataset=config.dataset or 'ImageFolder', data_dir=config.data_dir, split=config.split,
+            dataset=config.dataset or 'ImageFolder', data_dir=config.data_dir, split=images.split,
             subset=config.subset, num_images=len(images.dataset), class_names=tuple(names) if names else None,
             mismatch=images.mismatch)
 
@@ -133,6 +136,7 @@ class _DatasetSource(Source):
                     'holds pictures, but the model is not a timm model with known preprocessing',
                     'give the data set a transform that returns tensors in [0, 1]', argument='data')
             self.preprocessing, self.dataset = subject.preprocessing, _Pictures(dataset)
+            self.resizes = True
         if config.subset == 'balanced':
             self.indices = _choose(len(dataset), dataset_labels(dataset), config, seed)
         else:

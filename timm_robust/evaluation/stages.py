@@ -76,6 +76,7 @@ class Stages:
         self.subject = subject = open_model(
             model, checkpoint=checkpoint, device=device, main_branch=config.gamma_sweep)
         self.batch_dependent = has_batch_statistics(subject.model)
+        self.randomized = False
         known = subject.facts.num_classes
         if self.plan and known:
             self._check_plan(known)  # before opening the data
@@ -206,7 +207,9 @@ class Stages:
                 if len(self.plans) > 1:
                     outcomes = tuple(
                         o if o.is_clean else replace(o, name=f'{o.name} {o.threat}') for o in outcomes)
-                report = replace(report, attacks=outcomes, data=self._data_facts(report))
+                report = replace(
+                    report, attacks=outcomes, data=self._data_facts(report),
+                    settings=replace(report.settings, randomized=self.randomized if self.plan.passes == 1 else None))
             if self.benchmarks:
                 self.benchmarks.run(self.journal, self.peers, self.config.progress)
                 self._merge()
@@ -258,6 +261,7 @@ class Stages:
         runner = self._runner(plan)
         runner.run(self.source.loader(own) if own else (), [indices[i] for i in own])
         self.batch_size = runner.batch_size
+        self.randomized = self.randomized or any(self.peers.gather(runner.randomized))
         self._merge()
         return assemble(plan, self.journal, indices, self.num_classes)
 

@@ -130,7 +130,7 @@ def _decimals(values: torch.Tensor) -> Tuple[float, ...]:
 
 def _warn_about_inner_model(model: nn.Module) -> None:
     inner = next((m for m in model.modules() if not InputSpace.of(m).is_pixels), None)
-    if inner is not None and not holds_normalized(model):
+    if inner is not None and InputSpace.of(model).is_pixels and not holds_normalized(model):
         _logger.warning(
             f'{type(model).__name__} gets pixels in [0, 1], but the timm model {type(inner).__name__} inside expects '
             f'normalized images: unless {type(model).__name__} normalizes them, wrap {type(inner).__name__} in '

@@ -1,5 +1,6 @@
 """Transfer matrix: accuracy of each network on adversarial images crafted on each of the networks."""
 import hashlib
+import logging
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +22,8 @@ from .sources import DataSource, Source, open_data
 from .subject import Subject, eval_mode, open_model, open_surrogate
 
 __all__ = ['TransferReport', 'transfer']
+
+_logger = logging.getLogger(__name__)
 
 TRANSFER = 'transfer.json'
 _USUAL_EXAMPLES = 500
@@ -190,6 +193,11 @@ def _measure(
         command: str,
 ) -> TransferReport:
     attack, = plan.attacks
+    resizing = {
+        k: getattr(subjects[0].facts, k) for k in ('interpolation', 'crop_pct', 'crop_mode') if source.resizes}
+    for name, subject in zip(names, subjects):
+        if subject.preprocessing and any(getattr(subject.facts, k) != v for k, v in resizing.items()):
+            _logger.warning(f'{name} gets images resized and cropped for {names[0]}, not for itself')
     runners = [
         Runner(s.model, plan, Journal(), num_classes=0, batch_size=source.batch_size, device=s.device, seed=seed,
                surrogate=s.model) for s in subjects]
@@ -214,7 +222,9 @@ def _measure(
                 correct[i][j] += (right[j] & (seeing.logits(adv, y).argmax(1) == y)).tolist()
     return TransferReport(
         names=names,
-        models=tuple(replace(s.facts, num_classes=r.num_classes) for s, r in zip(subjects, runners)),
+        models=tuple(
+            replace(s.facts, num_classes=r.num_classes, **(resizing if s.preprocessing else {}))
+            for s, r in zip(subjects, runners)),
         data=replace(source.facts, indices=tuple(source.indices), labels=tuple(labels),
                      sha256=hashlib.sha256(' '.join(hashes).encode()).hexdigest()),
         threat=threat_facts(plan.threat),

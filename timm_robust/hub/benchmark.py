@@ -4,16 +4,19 @@ For each data set whose eval.yaml it accepts, the Hub collects the results in th
 https://huggingface.co/docs/hub/eval-results
 """
 import hashlib
+import json
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, Tuple
+from typing import Any, Dict, Iterable, List, Tuple
 
 import yaml
 
+from ..attacks import parse_attack
+from ..errors import InputError
 from ..evaluation import AttackOutcome, EvaluationReport
-from ..inputs import write_json, write_text
+from ..inputs import json_text, write_json, write_text
 
-__all__ = ['BENCHMARK', 'after', 'task_id', 'write_benchmark']
+__all__ = ['BENCHMARK', 'described', 'published', 'task_id', 'write_benchmark']
 
 BENCHMARK = 'timm-robust/adversarial-robustness'
 _DESCRIPTION = (
@@ -32,7 +35,27 @@ def _images(report: EvaluationReport) -> str:
     return f'{report.data.num_examples}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
 
 
-def after(report: EvaluationReport, outcome: AttackOutcome) -> str:
+def _own_settings(outcome: AttackOutcome) -> str:
+    """Settings that the name of an attack does not tell: ' (step_size 0.001)'."""
+    try:
+        usual = json.loads(json_text(parse_attack(outcome.attack_name).to_dict()))
+    except InputError:  # an attack of a plugin
+        usual = {}
+    own = {key: value for key, value in outcome.attack.items() if key != 'attack' and usual.get(key) != value}
+    return f" ({', '.join(f'{key} {value}' for key, value in own.items())})" if own else ''
+
+
+def described(report: EvaluationReport, outcome: AttackOutcome) -> str:
+    """An attack, its unusual settings, and the earlier attacks if it ran only on the images that survived them."""
+    return f'{outcome.attack_name}{_own_settings(outcome)}{_after(report, outcome)}'
+
+
+def published(report: EvaluationReport) -> List[AttackOutcome]:
+    """The outcomes that are accuracies of the network, without attacks crafted on another one."""
+    return [outcome for outcome in report.attacks if outcome.is_clean or not report.settings.surrogate]
+
+
+def _after(report: EvaluationReport, outcome: AttackOutcome) -> str:
     """The earlier attacks, if an attack ran only on the images that survived them: ' after pgd20'."""
     if outcome.complete:
         return ''
@@ -42,7 +65,7 @@ def after(report: EvaluationReport, outcome: AttackOutcome) -> str:
 
 def task_id(name: str, report: EvaluationReport, outcome: AttackOutcome) -> str:
     """The id of the task that an accuracy belongs to: data, images, attack, threat model."""
-    return _slug(f"{name} {_images(report)} {outcome.attack_name}{after(report, outcome)} {outcome.threat or ''}")
+    return _slug(f"{name} {_images(report)} {described(report, outcome)} {outcome.threat or ''}")
 
 
 def write_benchmark(folder: Path, evaluations: Iterable[Tuple[str, EvaluationReport]]) -> None:
@@ -60,7 +83,7 @@ def write_benchmark(folder: Path, evaluations: Iterable[Tuple[str, EvaluationRep
         images[key] = {
             'data': name, 'split': report.data.split, 'subset': report.data.subset, 'seed': report.settings.seed,
             'indices': list(report.data.indices), 'labels': list(report.data.labels)}
-        for outcome in report.attacks:
+        for outcome in published(report):
             task = task_id(name, report, outcome)
             tasks[task] = {'id': task, 'config': 'default', 'split': report.data.split or 'test'}
             threat = outcome.threat

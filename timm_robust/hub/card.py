@@ -27,7 +27,7 @@ from ..inputs import (
 )
 from ..models._build import WEIGHTS_DIR, classes_of
 from ..settings import check_types, from_mapping, to_mapping
-from .benchmark import after, write_benchmark
+from .benchmark import described, published, write_benchmark
 from .metadata import Evaluations, arxiv_ids, eval_files, hub_datasets, overlap, threat_tags
 from .papers import citations
 
@@ -124,9 +124,9 @@ class Card:
         return ', '.join(f'{k}={v}' for k, v in self.model_args.items())
 
 
-def _order(report: EvaluationReport) -> List[AttackOutcome]:
+def _order(report: EvaluationReport, outcomes: Sequence[AttackOutcome]) -> List[AttackOutcome]:
     """AutoAttack first, then other attacks from the strongest, clean accuracy last."""
-    return sorted(report.attacks, key=lambda a: (a.is_clean, not a.is_autoattack, report.accuracy(a.name)))
+    return sorted(outcomes, key=lambda a: (a.is_clean, not a.is_autoattack, report.accuracy(a.name)))
 
 
 def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
@@ -141,9 +141,11 @@ def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
         if len(report.threats) > 1 and report.robust_accuracy is not None:
             worst = report.robust_accuracy
             rows.append(row(name, report, report.threat, 'worst case over all', '', worst.accuracy, worst.interval))
+        crafted = f' crafted on {report.settings.surrogate}' if report.settings.surrogate else ''
         rows += [
-            row(name, report, outcome.threat, outcome.attack_name + after(report, outcome), outcome.effort,
-                report.accuracy(outcome.name), report.interval(outcome.name)) for outcome in _order(report)]
+            row(name, report, outcome.threat, described(report, outcome) + (crafted if outcome.threat else ''),
+                outcome.effort, report.accuracy(outcome.name), report.interval(outcome.name))
+            for outcome in _order(report, report.attacks)]
     return list(dict.fromkeys(rows))
 
 
@@ -151,7 +153,7 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
     """The same accuracies as model-index metadata."""
     found: List[EvalResult] = []
     for name, report in evaluations:
-        for outcome in _order(report):
+        for outcome in _order(report, published(report)):
             threat = outcome.threat
             of_attack = {'attack': outcome.attack_name, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
             result = EvalResult(
@@ -322,6 +324,11 @@ def build_card_folder(
             raise InputError(
                 f'was measured on other weights ({report.model.weights_sha256[:12]}) than these ({digest[:12]})',
                 'evaluate these weights', argument='results', value=path)
+        for name, found, own in (('bn_mode', report.model.bn_mode or 'population', 'population'),
+                                 ('model_kwargs', report.model.model_kwargs or card.model_args, card.model_args)):
+            if found != own:
+                raise InputError(f'was measured with {name} {found}, but the published network has {own}',
+                                 'evaluate the network as it is published', argument='results', value=path)
     preprocessing, figures = measured_preprocessing(evaluations), _figures(results)
     card = replace(card, figures=tuple(figures))
     export_model(

@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from ..evaluation import AttackOutcome, EvaluationReport
-from .benchmark import BENCHMARK, after, task_id
+from .benchmark import BENCHMARK, described, published, task_id
 
 __all__ = ['Evaluations', 'arxiv_ids', 'eval_files', 'hub_datasets', 'known_data', 'overlap', 'threat_tags']
 
@@ -74,7 +74,7 @@ def overlap(train_data: str, train_split: str, base_model: str, evaluations: Eva
 
 def _entry(name: str, report: EvaluationReport, outcome: AttackOutcome, repo_id: str) -> EvalResultEntry:
     low, high = report.interval(outcome.name)
-    of_attack = f'robust accuracy, {outcome.name}{after(report, outcome)}, {outcome.threat}'
+    of_attack = f'robust accuracy, {described(report, outcome)}, {outcome.threat}'
     what = of_attack if outcome.threat else 'clean accuracy'
     return EvalResultEntry(
         dataset_id=BENCHMARK,
@@ -88,12 +88,12 @@ def _entry(name: str, report: EvaluationReport, outcome: AttackOutcome, repo_id:
 
 
 def eval_files(repo_id: str, evaluations: Evaluations) -> Dict[str, str]:
-    """The files .eval_results/DATA.yaml of a repository, in the Hub's format."""
+    """The files .eval_results/DATA.yaml of a repository, in the Hub's format; of several values the lowest."""
     entries: Dict[str, Dict[str, EvalResultEntry]] = {}
     for name, report in evaluations:
-        for outcome in report.attacks:
-            entry = _entry(name, report, outcome, repo_id)
-            entries.setdefault(_key(name) or 'data', {})[entry.task_id] = entry
+        for entry in (_entry(name, report, outcome, repo_id) for outcome in published(report)):
+            own = entries.setdefault(_key(name) or 'data', {})
+            own[entry.task_id] = min(entry, own.get(entry.task_id, entry), key=lambda e: e.value)
     return {
         f'.eval_results/{key}.yaml': yaml.safe_dump(
             eval_result_entries_to_yaml(list(own.values())), sort_keys=False, allow_unicode=True, width=1000)

@@ -2,7 +2,16 @@
 from .device import Process, check_seed, init_process, resolve_device
 from .export import export_model, make_loadable
 from .files import json_text, read_json, read_yaml, write_bytes, write_json, write_text, written_whole
-from .images import DatasetConfig, Images, ImagesConfig, choose_images, open_dataset, open_images, pixel_loader
+from .images import (
+    DatasetConfig,
+    Images,
+    ImagesConfig,
+    choose_images,
+    open_dataset,
+    open_images,
+    pixel_loader,
+    split_of,
+)
 from .network import (
     ModelConfig,
     Network,
@@ -66,6 +75,7 @@ __all__ = [
     'read_yaml',
     'resolve_device',
     'resolve_preprocessing',
+    'split_of',
     'weights_sha256',
     'write_bytes',
     'write_json',

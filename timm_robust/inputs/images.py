@@ -24,7 +24,16 @@ from ..errors import InputError, check_at_least
 from ..settings import check_types, setting
 from .network import Network, Preprocessing, check_batch_size
 
-__all__ = ['DatasetConfig', 'Images', 'ImagesConfig', 'choose_images', 'open_dataset', 'open_images', 'pixel_loader']
+__all__ = [
+    'DatasetConfig',
+    'Images',
+    'ImagesConfig',
+    'choose_images',
+    'open_dataset',
+    'open_images',
+    'pixel_loader',
+    'split_of',
+]
 
 _TORCH_SPLITS = (
     'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test',
@@ -148,6 +157,13 @@ def open_dataset(
     return dataset
 
 
+def split_of(dataset: Any, config: ImagesConfig) -> Optional[str]:
+    """The split that was read; None for a folder of classes, which timm reads whatever the split."""
+    root = getattr(getattr(dataset, 'reader', None), 'root', None)
+    whole = not config.dataset and root and config.data_dir and Path(root) == Path(config.data_dir)
+    return None if whole else config.split
+
+
 class _CheckedLoader:
     """A loader that checks its labels against the labels of the data set."""
 
@@ -231,6 +247,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def split(self) -> Optional[str]:
+        """The split that was read; None for a folder of classes without splits."""
+        return split_of(self.dataset, self.config)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> _CheckedLoader:
         """Batches of pixels in [0, 1] and labels, for all chosen images or for those at some positions."""

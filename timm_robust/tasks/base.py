@@ -142,8 +142,10 @@ class RobustTask(TwoPassTask):
         self.awp = awp or AWP()
         self.teacher = teacher
         self.smoothing = 0.
-        if teacher and isinstance(self.criterion, LabelSmoothingCrossEntropy):  # takes no soft targets
-            self.smoothing, self.criterion = self.criterion.smoothing, SoftTargetCrossEntropy()
+        if teacher:  # label smoothing is for labels; the criterion gets soft targets
+            self.smoothing = getattr(self.criterion, 'smoothing', 0.)
+            if isinstance(self.criterion, LabelSmoothingCrossEntropy):
+                self.criterion = SoftTargetCrossEntropy()
         self._labels: Optional[torch.Tensor] = None
         self.space = space or InputSpace.of(model)
         self.steps_per_epoch = steps_per_epoch

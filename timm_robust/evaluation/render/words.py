@@ -55,6 +55,9 @@ _BOUND = 'These attacks give an upper bound on robust accuracy; stronger ones (A
 _BY_BATCH = (
     'This network normalizes by the current batch. A prediction depends on the other images in its batch, and these '
     'accuracies hold for these batches only.')
+_RANDOMIZED = (
+    'This network is randomized: two passes of the same images differ, so these accuracies vary from run to run, and '
+    'the attacks are too weak. Use attack autoattack-rand.')
 _ONLY_REMAINING = (
     '"Cumulative" counts images that withstand this attack and all above it. Each attack ran only on images that '
     'withstood those above it, so there is no per-attack accuracy.')
@@ -183,6 +186,7 @@ def notes(report: EvaluationReport) -> List[str]:
         *reading(report),
         *upper_bound(report),
         *([f'WARNING: {_BY_BATCH}'] if report.settings.batch_dependent else []),
+        *([f'WARNING: {_RANDOMIZED}'] if report.settings.randomized else []),
         *([f'WARNING: {report.data.mismatch}'] if report.data.mismatch else []),
     ]
 
@@ -210,6 +214,7 @@ def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
     found = [(v, f) for v in ('alarm', 'warning') for f in report.findings if f.verdict == v]
     return [
         *([('warning', _BY_BATCH)] if report.settings.batch_dependent else []),
+        *([('warning', _RANDOMIZED)] if report.settings.randomized else []),
         *([('warning', report.data.mismatch)] if report.data.mismatch else []),
         *(('warning', text) for text in _transfer(report)),
         *((verdict, f'{readable(f.name)}: {f.text}') for verdict, f in found),
@@ -234,11 +239,16 @@ def verdict(report: EvaluationReport) -> str:
 
 
 def eps_curves(report: EvaluationReport) -> Dict[str, Dict[float, float]]:
-    """Accuracy over eps by attack: at each eps of the sweep, or at each distance found by minimum-norm attacks."""
+    """Accuracy over eps by attack: at each eps of the sweep, or at each distance found by minimum-norm attacks.
+
+    Empty with several threat models, whose eps have different units.
+    """
+    if len(report.threats) > 1:
+        return {}
     swept = {p.eps: p.accuracy for p in report.eps_sweep}
     curves = {swept_attack(report): swept} if swept else {}
     last = max(2 * report.threat.eps, *swept, 0.)
-    for outcome in _minimizing(report):
+    for outcome in _curved(report):
         found = sorted({d for d in outcome.distances if d is not None and 0 < d <= last})
         # a step at each distance: the image is classified correctly just below it
         steps = {e: outcome.accuracy_at(e) for d in found for e in (math.nextafter(d, 0), d)}
@@ -249,6 +259,11 @@ def eps_curves(report: EvaluationReport) -> Dict[str, Dict[float, float]]:
 
 def _minimizing(report: EvaluationReport) -> List[AttackOutcome]:
     return [a for a in report.attacks if a.distances and a.complete]
+
+
+def _curved(report: EvaluationReport) -> List[AttackOutcome]:
+    """Minimum-norm attacks whose distances give a curve of their own; that of the sweep has one already."""
+    return [a for a in _minimizing(report) if not (report.eps_sweep and a.name == swept_attack(report))]
 
 
 def eps_header(report: EvaluationReport) -> Tuple[str, ...]:
@@ -262,7 +277,7 @@ def eps_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
     points = list(swept) or [report.threat.eps * k / 4 for k in (0, 1, 2, 3, 4, 6, 8)]
     return [
         (_eps_text(report.threat.norm, eps), *([_number(swept[eps])] if swept else []),
-         *(_number(a.accuracy_at(eps)) for a in _minimizing(report))) for eps in points]
+         *(_number(a.accuracy_at(eps)) for a in _curved(report))) for eps in points]
 
 
 def _distances(report: EvaluationReport) -> List[str]:
@@ -272,7 +287,7 @@ def _distances(report: EvaluationReport) -> List[str]:
         median = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
         texts.append(
             f'{outcome.name}: the median distance of the nearest adversarial image is {median:.4g} in '
-            f'{report.threat.norm} (misclassified clean images count as 0).')
+            f'{outcome.threat and outcome.threat.norm} (misclassified clean images count as 0).')
     return texts
 
 
@@ -296,7 +311,7 @@ def benchmark_rows(report: EvaluationReport) -> List[Tuple[str, str, str, str]]:
         if b.accuracy_all_classes is not None:
             remarks.append(f'among its {b.num_classes} classes; {b.accuracy_all_classes:.1f} among all classes')
         if b.errors:
-            remarks.append(f'mean error {b.mean_error:.1f} % over {len(b.errors)} corruptions')
+            remarks.append(f'mean error {b.mean_error:.1f} % over {len(b.mean_errors)} corruptions')
         for value, text in ((b.mce, 'mCE'), (b.relative_mce(clean), 'relative mCE')):
             remarks += [] if value is None else [f'{text} {value:.1f}']
         if b.resized_to:
