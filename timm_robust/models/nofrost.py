@@ -96,7 +96,7 @@ def _create_nofrost_cifar(variant: str, pretrained: bool = False, **kwargs: Any)
 _nofrost = dict(
     first_conv='stem.conv', classifier='head.fc',
     paper_name='Removing Batch Normalization Boosts Adversarial Training', paper_ids='arXiv:2207.01156',
-    origin_url='https://github.com/amazon-research/normalizer-free-robust-training',
+    origin_url='https://github.com/amazon-science/normalizer-free-robust-training',
 )
 
 

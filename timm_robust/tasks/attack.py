@@ -57,8 +57,8 @@ class TrainingAttack:
     eps_warmup_epochs: float = setting(0., 'epochs over which eps rises to its full size', metavar='N')
     steps: int = setting(_STEPS, 'attack steps in training', metavar='N')
     step_size: Optional[Union[float, str]] = setting(
-        None, 'attack step size in pixel units (default: min(1.25 eps, eps + 4/255) / steps, 1.25 eps for fgsm-rs, eps '
-        'for n-fgsm)', metavar='SIZE')
+        None, 'attack step size in pixel units (default: min(1.25 eps, eps + 4/255) / steps for Linf, 2.5 eps / '
+        'steps for other norms, 1.25 eps for fgsm-rs, eps for n-fgsm)', metavar='SIZE')
     random_start: Optional[bool] = setting(None, 'start pgd and cw-linf from a random point of the ball (default: yes)')
     bn_mode: str = setting('eval', 'mode of normalization layers while crafting, eval or train', metavar='MODE')
 

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 from common import DATA, HERE, as_printed, cells, table
 from nofrost import ATTACKS, PAPER, PAPER_PROPERTIES, RELEASED, REPORT
 from power import ATTACKS as POWER_ATTACKS
-from robustnorm import BATCH, COLUMNS, PAPER_ATTACKS, STRONGEST
+from robustnorm import BATCH, COLUMNS, PAPER_ATTACKS, STRONGEST, TABLE_3_BATCHNORM
 from robustnorm import PAPER as ROBUSTNORM_PAPER
 from scipy.stats import binomtest, ttest_ind, ttest_rel
 
@@ -126,9 +126,10 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
         return as_printed([figures and figures[COLUMNS['pgd20']] for figures in found])
 
     claims = []
-    for norm, title in (('batchnorm', 'BatchNorm'), ('robustnorm', 'RobustNorm')):
+    for norm, title, source in (('batchnorm', 'BatchNorm', 'RobustNorm, table 1'),
+                                ('robustnorm', 'RobustNorm', 'not in the paper')):
         claims.append(Claim(
-            f'{title} is more robust with batch statistics than with tracked ones (RobustNorm, table 1).',
+            f'{title} is more robust with batch statistics than with tracked ones ({source}).',
             f"Accuracy under the paper's attacks ({', '.join(PAPER_ATTACKS[1:])}), taking the strongest for each batch "
             f'of {BATCH} images. The next two columns show one more attack each, {STRONGEST["batch"]} with batch '
             f'statistics and {STRONGEST["population"]} with tracked ones; they are not comparable with each other. '
@@ -162,8 +163,7 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
                 f'{title}, {name}', [worst_case(run['-']) for run in found[norm]],
                 [worst_case(run['population']) for run in found['batchnorm']],
                 [*cells((average(found[norm], '-', 0), average(found['batchnorm'], 'population', 0))),
-                 *paper('cifar10', 'resnet20', norm, '-'),
-                 *paper('cifar10', 'resnet20', 'batchnorm', 'population')])
+                 *paper('cifar10', 'resnet20', norm, '-'), str(TABLE_3_BATCHNORM)])
              for (name, *_), found in settings.items()
              for norm, title in (('none', 'no norm'), ('layernorm', 'LayerNorm')) if norm in found])]
 
@@ -225,7 +225,8 @@ def spread(rows: List[Dict[str, Any]]) -> str:
     worst = {r['norm']: [s['accuracy'][-1] for s in r['seeds']] for r in rows}  # worst case: attacks ran in sequence
     name = max(worst, key=lambda norm: max(worst[norm]) - min(worst[norm]))
     one = rows[0]['seeds'][0]
-    return (f"ResNet-8 with {name}, trained {len(worst[name])} times on digits, with different seeds, reaches "
+    network = name.replace(', p = ', ', exponent p = ')
+    return (f"ResNet-8 with {network}, trained {len(worst[name])} times on digits, with different seeds, reaches "
             f"{', '.join(cells(worst[name]))} % under {', '.join(POWER_ATTACKS[1:])} ({one['threat_model']}, "
             f"{one['num_examples']} images, seed {one['seed']}; [table](train_scripts/reproduce/tables/power.md)).")
 
@@ -237,11 +238,14 @@ def shown(claims: Sequence[Claim], seeds: str) -> str:
     parts = [
         f'A claim is decided only if there are at least {FEWEST_RUNS} training runs of each network, since the '
         f'training seed can matter more than the norm. {seeds}',
-        f'Tests with that many runs (t-tests over the runs): {enough} of {tests}. The others compare one run of each '
-        f'network and show only whether these two networks differ (sign tests over the images). With {tests} tests, a '
-        f'difference is significant if p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
-    for heading, found in (('Settled', ('holds', 'does not hold')), ('Pairs of networks that differ', (
-            'these networks differ',))):
+        f'Tests with that many runs (t-tests over the runs): {enough} of {tests}. ' + (
+            'The others compare one run of each network and show only whether these two networks differ (sign tests '
+            'over the images). ' if enough < tests else '') +
+        f'With {tests} tests, a difference is significant if p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
+    headings = [('Settled', ('holds', 'does not hold'))]
+    if enough < tests:
+        headings.append(('Pairs of networks that differ', ('these networks differ',)))
+    for heading, found in headings:
         rows = [f'- "{claim.title}" {verdict(r, tests).capitalize()}: {r.first:.2f} % against {r.second:.2f} % '
                 f'({r.setting}).' for claim in claims for r in claim.rows if verdict(r, tests) in found]
         parts += [f'{heading}: {len(rows) or "none"}.', *(['\n'.join(rows)] if rows else [])]
