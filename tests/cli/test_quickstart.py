@@ -11,7 +11,7 @@ import torch
 from timm_robust.cli import quickstart
 from timm_robust.cli.main import main
 from timm_robust.data.samples import load_digits
-from timm_robust.tasks import NoFrost
+from timm_robust.tasks import Madry
 from timm_robust.training import TrainConfig
 
 README = Path(__file__).resolve().parents[2] / 'README.md'
@@ -34,7 +34,7 @@ def test_a_short_quickstart(tmp_path, monkeypatch, capsys):
     assert main(['quickstart', '--epochs', '6', '--output', str(tmp_path / 'out')]) == 0
     out = capsys.readouterr().out
     assert re.search(r'undefended +[\d.]+ % +[\d.]+ % +[\d.]+ %', out)
-    assert re.search(r'hardened \(NoFrost\) +[\d.]+ % +[\d.]+ % +[\d.]+ %', out)
+    assert re.search(r'hardened \(madry\) +[\d.]+ % +[\d.]+ % +[\d.]+ %', out)
     for text in ('40 test digits', 'Linf 0.2', '20 steps', 'seed 0'):
         assert text in out
     for name in ('hardened', 'undefended'):
@@ -51,7 +51,7 @@ def test_a_short_quickstart(tmp_path, monkeypatch, capsys):
 def test_training_repeats_exactly():
     images, labels, *_ = load_digits()
     data = images[:128], labels[:128]
-    models = [quickstart.train_digits(NoFrost(weight=1.), *data, epochs=6, seed=3) for _ in range(2)]
+    models = [quickstart.train_digits(Madry(), *data, epochs=6, seed=3) for _ in range(2)]
     for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values()):
         assert torch.equal(a, b)
 
@@ -66,7 +66,7 @@ def test_quickstart_reaches_its_goals(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     print(done.stdout)
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found['nofrost']['clean'] >= 97 and found['nofrost']['pgd20'] >= 85
+    assert found['madry']['clean'] >= 97 and found['madry']['pgd20'] >= 85
     assert found['standard']['clean'] >= 95 and found['standard']['pgd20'] < 5
 
 

@@ -132,8 +132,10 @@ def _training(path: str) -> _Training:
     try:
         if not {'objective', 'model'} <= run.keys():
             raise InputError('lacks objective or model')
+        only_adversarial = run['objective'] in ('sat', 'nofrost') and run.get('adv_weight') == 1
         return _Training(
-            run['objective'], training_command(run), _on_hub(run['model']) if run.get('pretrained') else '',
+            'madry' if only_adversarial else run['objective'], training_command(run),
+            _on_hub(run['model']) if run.get('pretrained') else '',
             known_data(run.get('dataset') or '', Path(run.get('data_dir') or '').name), run.get('train_split') or '')
     except InputError as error:
         raise InputError(

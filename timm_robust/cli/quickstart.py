@@ -1,7 +1,7 @@
 """`timm-robust quickstart`: the effect of adversarial training, shown on real digits in minutes.
 
-Trains the same small network twice, once normally and once with NoFrost's objective at λ = 1 (adversarial images only),
-with the same images, epochs, optimizer and seed. Then attacks both networks.
+Trains the same small network twice, once normally and once on adversarial images only (objective madry), with the same
+images, epochs, optimizer and seed. Then attacks both networks.
 """
 import sys
 import time
@@ -21,7 +21,7 @@ from ..data.samples import load_digits
 from ..errors import InputError
 from ..evaluation import EvaluationReport, evaluate
 from ..evaluation.render import plot_eps_sweep, plot_images, text_table
-from ..tasks import NoFrost, Objective, Standard, TrainingAttack, create_task
+from ..tasks import Madry, Objective, Standard, TrainingAttack, create_task
 from ..training.loop import train_one_epoch
 from .arguments import Parser, start_logging
 
@@ -58,7 +58,7 @@ def train_digits(
     """Train the quickstart's network.
 
     Args:
-        objective: `Standard()` or `NoFrost(weight=1.)`.
+        objective: `Standard()` or `Madry()`.
         images: Pixels in [0, 1], shape (N, 1, 28, 28).
         labels: Class indices, shape (N,).
         epochs: Number of epochs.
@@ -127,7 +127,7 @@ def run(argv: List[str]) -> Dict[str, Dict[str, float]]:
     output.mkdir(parents=True, exist_ok=True)
 
     rows, curves, accuracies = [], {}, {}
-    for name, objective in (('undefended', Standard()), ('hardened (NoFrost)', NoFrost(weight=1.))):
+    for name, objective in (('undefended', Standard()), ('hardened (madry)', Madry())):
         print(f'Training the {name} network: {len(train_labels):,} digits, {args.epochs} epochs ...', flush=True)
         model = train_digits(objective, train_images, train_labels, epochs=args.epochs, seed=args.seed)
         report, curves[name] = _measure(model, test_images, test_labels, args.seed)
