@@ -264,7 +264,9 @@ def test_all_text_of_a_card_is_shown_as_it_is(measured):
     assert '<script' not in in_line and '[a](b)' not in in_line and '*x*' not in in_line.replace(r'\*x\*', '')
     rows = [line for line in outside.splitlines() if line.startswith('|')]
     assert {len(re.findall(r'(?<!\\)\|', row)) for row in rows} == {9}, 'a cell broke its row'
-    assert len(ModelCard(text).data.eval_results) == 3  # and the metadata is read back
+    own = dataclasses.replace(evil, settings=dataclasses.replace(evil.settings, surrogate=''))
+    for attacked, results in ((evil, 1), (own, 3)):  # and the metadata is read back
+        assert len(ModelCard(card_text(card, [(EVIL, attacked)])).data.eval_results) == results
     assert '<https://example.org/a_b>' in card_text(
         dataclasses.replace(card, origin='https://example.org/a_b', command=''), [('x', report)])
 
