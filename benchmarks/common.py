@@ -3,6 +3,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -110,7 +111,8 @@ class Benchmark:
         on_gpu = self.device.type == 'cuda'
         named = torch.cuda.get_device_name(self.device) if on_gpu else f'CPU, {args.threads} thread(s)'
         given = [a for a in sys.argv[1:] if a not in ('--json', args.json)]
-        command = shlex.join(['python', '-m', f'benchmarks.{name}', *given])
+        allocator = [f'{k}={v}' for k, v in sorted(os.environ.items()) if k.startswith('MALLOC_')]
+        command = shlex.join([*allocator, 'python', '-m', f'benchmarks.{name}', *given])
         self.facts = {'command': command, 'device': named, 'rounds': args.rounds, 'versions': versions()}
         self.rows: List[Dict[str, Any]] = []
         print(f"{name}: {named}, medians of {args.rounds}, {self.facts['versions']}")
