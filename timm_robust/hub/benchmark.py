@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..evaluation import AttackOutcome, EvaluationReport
 from ..inputs import json_text, write_json, write_text
 
-__all__ = ['BENCHMARK', 'described', 'published', 'task_id', 'write_benchmark']
+__all__ = ['BENCHMARK', 'described', 'named', 'published', 'task_id', 'write_benchmark']
 
 BENCHMARK = 'timm-robust/adversarial-robustness'
 _DESCRIPTION = (
@@ -35,19 +35,19 @@ def _images(report: EvaluationReport) -> str:
     return f'{report.data.num_examples}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
 
 
-def _own_settings(outcome: AttackOutcome) -> str:
-    """Settings that the name of an attack does not tell: ' (step_size 0.001)'."""
+def named(outcome: AttackOutcome) -> str:
+    """An attack, with the settings that its name does not tell: 'pgd20 (step_size 0.001)'."""
     try:
         usual = json.loads(json_text(parse_attack(outcome.attack_name).to_dict()))
     except InputError:  # an attack of a plugin
         usual = {}
     own = {key: value for key, value in outcome.attack.items() if key != 'attack' and usual.get(key) != value}
-    return f" ({', '.join(f'{key} {value}' for key, value in own.items())})" if own else ''
+    return outcome.attack_name + (f" ({', '.join(f'{key} {value}' for key, value in own.items())})" if own else '')
 
 
 def described(report: EvaluationReport, outcome: AttackOutcome) -> str:
-    """An attack, its unusual settings, and the earlier attacks if it ran only on the images that survived them."""
-    return f'{outcome.attack_name}{_own_settings(outcome)}{_after(report, outcome)}'
+    """An attack, and the earlier ones if it ran only on the images that survived them."""
+    return f'{named(outcome)}{_after(report, outcome)}'
 
 
 def published(report: EvaluationReport) -> List[AttackOutcome]:

@@ -27,7 +27,7 @@ from ..inputs import (
 )
 from ..models._build import WEIGHTS_DIR, classes_of
 from ..settings import check_types, from_mapping, to_mapping
-from .benchmark import described, published, write_benchmark
+from .benchmark import described, named, published, write_benchmark
 from .metadata import Evaluations, arxiv_ids, eval_files, hub_datasets, overlap, threat_tags
 from .papers import citations
 
@@ -155,7 +155,7 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
     for name, report in evaluations:
         for outcome in _order(report, published(report)):
             threat = outcome.threat
-            of_attack = {'attack': outcome.attack_name, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
+            of_attack = {'attack': named(outcome), 'norm': threat.norm, 'eps': threat.eps} if threat else {}
             result = EvalResult(
                 task_type='image-classification',
                 task_name='Image Classification',
@@ -163,7 +163,7 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
                 dataset_name=name,
                 dataset_split=report.data.split,
                 metric_type='accuracy',
-                metric_name=f'Robust accuracy ({outcome.attack_name}, {threat})' if threat else 'Clean accuracy',
+                metric_name=f'Robust accuracy ({named(outcome)}, {threat})' if threat else 'Clean accuracy',
                 metric_value=round(report.accuracy(outcome.name), 2),
                 metric_args={
                     **of_attack, 'num_examples': report.data.num_examples, 'seed': report.settings.seed},
