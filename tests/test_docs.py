@@ -14,6 +14,7 @@ import timm
 from helpers import make_image_folder
 from hub_server import Repo
 
+from timm_robust.cli import train
 from timm_robust.cli.main import COMMANDS, main
 from timm_robust.training.run import _Run
 
@@ -100,7 +101,7 @@ def test_commands_of_the_evaluation_page(cifar10_archive, tmp_path, monkeypatch)
 def test_commands_of_a_guide(page, hub, cifar10_archive, tmp_path, monkeypatch):
     """As printed and in order, on few images; those that need thousands are left out.
 
-    ResNets are at 32 pixels, and training ends after an epoch.
+    ResNets are at 32 pixels, and training ends after an epoch, in float32, since many CPUs emulate bfloat16.
     """
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'train_scripts').symlink_to(ROOT / 'train_scripts')
@@ -114,13 +115,14 @@ def test_commands_of_a_guide(page, hub, cifar10_archive, tmp_path, monkeypatch):
         monkeypatch.setitem(configs, name, replace(configs[name], input_size=(3, 32, 32), test_input_size=None))
     repo = hub.repos['timm/resnet18.a1_in1k'] = Repo()
     repo.commits['0' * 40]['model.safetensors'] = safetensors.torch.save(timm.create_model('resnet18').state_dict())
-    run_epochs = _Run.run_epochs
+    run_epochs, read_config = _Run.run_epochs, train.read_config
 
     def run_one(run):
         run.num_epochs = 1
         return run_epochs(run)
 
     monkeypatch.setattr(_Run, 'run_epochs', run_one)
+    monkeypatch.setattr(train, 'read_config', lambda argv: replace(read_config(argv), amp=False))
     commands = [words for words in printed_commands([ROOT / page])
                 if words[0] != 'quickstart' and words[-1] != '...' and '--num-examples' not in words]
     assert [words[0] for words in commands] == {
