@@ -166,6 +166,8 @@ def test_networks_of_other_images_are_not_compared(apart, tmp_path):
         else:
             with pytest.raises(InputError, match='measured on other images'):
                 collect(folders)
+    replace(report, data=replace(data, sha256='')).save(tmp_path / 'joined')
+    collect({'a': [tmp_path / 'same'], 'b': [tmp_path / 'joined']})
     # images resized in another way have another hash, which says nothing
     replace(report, data=replace(data, sha256='0' * 64), model=replace(report.model, crop_pct=.5)).save(tmp_path / 'r')
     collect({'a': [tmp_path / 'same'], 'b': [tmp_path / 'r']})

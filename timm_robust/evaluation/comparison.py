@@ -26,11 +26,21 @@ def _benchmarks(report: EvaluationReport) -> Dict[str, _Row]:
     return found
 
 
-def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
+def _sample(report: EvaluationReport) -> Tuple[Hashable, ...]:
     data = report.data
-    sample = (
-        data.num_examples, report.settings.seed, data.subset, data.num_images, data.dataset, data.split, data.indices,
-        data.labels)
+    return (data.num_examples, report.settings.seed, data.subset, data.num_images, data.dataset, data.split)
+
+
+def _images(report: EvaluationReport) -> Dict[Hashable, Hashable]:
+    """What must be equal for equal keys: the chosen images of a sample, and if seen the same way, their pixels."""
+    data, sample = report.data, _sample(report)
+    as_seen = tuple(getattr(report.model, name) for name in _PREPROCESSING)
+    found = {sample: (data.indices, data.labels), (sample, as_seen): data.sha256}
+    return {key: value for key, value in found.items() if data.indices and value}
+
+
+def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
+    sample = _sample(report)
     found: Dict[str, _Row] = {}
     for outcome in report.attacks:
         if outcome.is_clean:
@@ -58,7 +68,7 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
             different images or with different seeds, or they have nothing in common.
     """
     found: Dict[str, Dict[str, _Row]] = {}
-    pixels: Dict[Hashable, str] = {}
+    images: Dict[Hashable, Hashable] = {}
     for name, own in folders.items():
         found[name], weights = {}, set()
         for folder in own:
@@ -67,8 +77,7 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
             except InputError as error:
                 raise InputError(f'{name}={folder}: {error.explanation}') from error
             weights.add(report.model.weights_sha256)
-            data, as_seen = report.data, tuple(getattr(report.model, k) for k in _PREPROCESSING)
-            if data.indices and pixels.setdefault((data.indices, as_seen), data.sha256) != data.sha256:
+            if any(images.setdefault(key, value) != value for key, value in _images(report).items()):
                 raise InputError(
                     f'{name}={folder}: was measured on other images than a previous folder', 'use the same data')
             if len(weights) > 1:
