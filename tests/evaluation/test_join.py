@@ -52,6 +52,13 @@ def test_outcomes_of_all_images_in_their_order():
     assert join_reports([first]) == first
 
 
+@pytest.mark.parametrize('of_parts, joined', [
+    ((False, False), False), ((False, None), None), ((True, None), True), ((False, True), True)])
+def test_one_randomized_part_is_enough_and_one_unknown_part_leaves_it_open(of_parts, joined):
+    reports = [replace(r, settings=replace(r.settings, randomized=known)) for r, known in zip(parts(), of_parts)]
+    assert join_reports(reports).settings.randomized is joined
+
+
 @pytest.mark.parametrize('changed,words', [
     (lambda r: replace(r, model=replace(r.model, weights_sha256='tea')), ('model', 'weights_sha256')),
     (lambda r: replace(r, data=replace(r.data, split='train')), ('data', 'split')),

@@ -157,7 +157,7 @@ def test_networks_of_other_images_are_not_compared(apart, tmp_path):
     data = report.data
     for name, changed in (
             ('same', data), ('pixels', replace(data, sha256='0' * 64)),
-            ('indices', replace(data, indices=tuple(i + 1 for i in data.indices), num_images=data.num_images)),
+            ('indices', replace(data, indices=tuple(i + 1 for i in data.indices))),
             ('labels', replace(data, labels=tuple((label + 1) % 4 for label in data.labels)))):
         replace(report, data=changed).save(tmp_path / name)
         folders = {'a': [tmp_path / 'same'], 'b': [tmp_path / name]}

@@ -16,7 +16,7 @@ from hub_server import READER, WRITER
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
-from timm_robust.cli.card import training_command
+from timm_robust.cli.card import _training, training_command
 from timm_robust.cli.main import main
 from timm_robust.evaluation import (
     AttackOutcome,
@@ -143,7 +143,12 @@ def test_an_attack_on_the_images_that_others_left_says_so(measured):
 @pytest.mark.parametrize('path', sorted(CARDS.glob('*/README.md')), ids=lambda p: p.parent.name)
 def test_the_training_command_of_every_card_is_that_of_its_log(path):
     args = CARDS.parent / 'train_scripts' / 'reproduce' / 'logs' / path.parent.name / 'args.yaml'
-    assert f'\n{training_command(yaml.safe_load(args.read_text()))}\n' in path.read_text()
+    run = yaml.safe_load(args.read_text())
+    assert f'\n{training_command(run)}\n' in path.read_text()
+    only_adversarial = run.get('adv_weight') == 1  # Madry's training under another name
+    objective = 'madry' if only_adversarial and run['objective'] == 'nofrost' else run['objective']
+    assert read_card(path.parent)[0].objective == _training(str(args)).objective == objective
+    assert ('madry' in path.parent.name) == (objective == 'madry')
 
 
 def test_what_a_card_says(folder, measured, tmp_path, monkeypatch):

@@ -19,7 +19,15 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from timm_robust.cli.train import read_config
 from timm_robust.data.samples import load_digits
-from timm_robust.evaluation import AttackOutcome, DataFacts, EvaluationReport, ModelFacts, RunFacts, ThreatFacts
+from timm_robust.evaluation import (
+    AttackOutcome,
+    DataFacts,
+    EvaluationReport,
+    ModelFacts,
+    RunFacts,
+    ThreatFacts,
+    read_reports,
+)
 from timm_robust.evaluation.outcome import EpsPoint, GammaPoint
 
 FOLDER = Path(__file__).parents[2] / 'train_scripts' / 'reproduce'
@@ -544,6 +552,16 @@ def test_minutes_of_training_are_of_whole_epochs(scripts, tmp_path, monkeypatch)
         'Epoch 0: top1 9\nTrain: 1 [10/10]  loss 1  200.0 images/s  lr 1\n'
         'Train: 2 [9/10]  loss 1  9.0 images/s  lr 1\n')
     assert script.training_minutes('net.tag') == '2.5'  # 120 and 30 seconds
+
+
+def test_clean_accuracy_on_all_images_is_lower_than_on_the_cards_of_the_networks_of_aparts_claim():
+    """As docs/results.md says; the seed of the packaged weights is the first."""
+    found = json.loads((FOLDER / 'tables' / 'apart_cifar10.json').read_text())
+    for name, outcomes in found['outcomes'].items():
+        (_, report), = read_reports(FOLDER.parents[1] / 'hub_cards' / f'resnet20_cifar.{name}_cifar10' / 'results.json')
+        of_card = ''.join('01'[right] for right in report['clean'].correct)
+        assert outcomes[0].startswith(of_card), 'a larger sample with the same seed begins with the same images'
+        assert 100 * outcomes[0].count('1') / 10_000 == found['top1'][name][0] < report.clean_accuracy
 
 
 def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():

@@ -248,8 +248,8 @@ class Runner:
         # after resuming on another device, a few images may be classified differently
         if self.plan.passes == 1 and sum(a != b for a, b in zip(correct, right)) > 1 + _FEW * len(right):
             raise InputError(
-                'classifies images differently from the evaluation that is resumed', 'its code or settings may have '
-                'changed: choose another output folder', argument='model')
+                'classifies images differently from the evaluation that is resumed', 'its code may have changed, or it '
+                'is randomized: choose another output folder', argument='model')
         for attack in self.plan.attacks:
             withstood = list(remaining if self.plan.worst_case else correct)
             for key, member in self.plan.members(attack, self.num_classes):

@@ -78,7 +78,7 @@ def join_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
     return replace(
         first,
         settings=replace(
-            first.settings, randomized=True if True in randomized else None if None in randomized else False),
+            first.settings, randomized=next(known for known in (True, None, False) if known in randomized)),
         data=replace(
             first.data, sha256=first.data.sha256 if len(reports) == 1 else '',
             indices=tuple(i for r in reports for i in r.data.indices),

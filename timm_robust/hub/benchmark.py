@@ -4,17 +4,16 @@ For each data set whose eval.yaml it accepts, the Hub collects the results in th
 https://huggingface.co/docs/hub/eval-results
 """
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple
 
 import yaml
 
-from ..attacks import parse_attack
+from ..attacks import attack_from_dict, parse_attack
 from ..errors import InputError
 from ..evaluation import AttackOutcome, EvaluationReport
-from ..inputs import json_text, write_json, write_text
+from ..inputs import write_json, write_text
 
 __all__ = ['BENCHMARK', 'described', 'named', 'published', 'task_id', 'write_benchmark']
 
@@ -38,11 +37,11 @@ def _images(report: EvaluationReport) -> str:
 def named(outcome: AttackOutcome) -> str:
     """An attack, with the settings that its name does not tell: 'pgd20 (step_size 0.001)'."""
     try:
-        usual = json.loads(json_text(parse_attack(outcome.attack_name).to_dict()))
+        own, usual = attack_from_dict(outcome.attack).to_dict(), parse_attack(outcome.attack_name).to_dict()
     except InputError:  # an attack of a plugin
-        usual = {}
-    own = {key: value for key, value in outcome.attack.items() if key != 'attack' and usual.get(key) != value}
-    return outcome.attack_name + (f" ({', '.join(f'{key} {value}' for key, value in own.items())})" if own else '')
+        own, usual = outcome.attack, {'attack': outcome.attack.get('attack')}
+    unusual = ', '.join(f'{key} {value}' for key, value in own.items() if usual.get(key) != value)
+    return outcome.attack_name + (f' ({unusual})' if unusual else '')
 
 
 def described(report: EvaluationReport, outcome: AttackOutcome) -> str:

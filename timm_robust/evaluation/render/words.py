@@ -57,7 +57,7 @@ _BY_BATCH = (
     'accuracies hold for these batches only.')
 _RANDOMIZED = (
     'This network is randomized: two passes of the same images differ, so these accuracies vary from run to run, and '
-    'the attacks are too weak. Use attack autoattack-rand.')
+    'attacks that do not average over passes are weak. Use autoattack-rand.')
 _ONLY_REMAINING = (
     '"Cumulative" counts images that withstand this attack and all above it. Each attack ran only on images that '
     'withstood those above it, so there is no per-attack accuracy.')
