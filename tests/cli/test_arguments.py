@@ -36,6 +36,14 @@ def test_flags_win_over_the_file_and_what_neither_says_has_its_default(tmp_path)
     assert [str(a) for a in config.plan.attacks] == ['clean', 'fgsm']
 
 
+def test_flags_switch_off_what_the_file_switches_on(tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text('amp: true\nno_aug: true\nmodel_ema: true\n')
+    filed, flagged = (train.read_config(['x', '-c', str(path), *flags]) for flags in ([], ['--no-amp', '--no-aug']))
+    assert (filed.amp, filed.no_aug, filed.model_ema) == (True, True, True)
+    assert (flagged.amp, flagged.no_aug, flagged.model_ema) == (False, True, True)
+
+
 def test_the_folder_of_training_data_in_either_way(tmp_path):
     path = tmp_path / 'c.yaml'
     path.write_text('data_dir: filed\nepochs: 6\n')

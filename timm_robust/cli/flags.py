@@ -16,12 +16,13 @@ __all__ = ['add_attack_flags', 'add_flags', 'add_objective_flags', 'as_flags']
 Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
 
 
-def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
+def _kind(hint: Any, flat: str, const: Any) -> Dict[str, Any]:
     """Arguments of `add_argument` for a value of a type."""
     inner = [i for i in get_args(hint) if i is not type(None)] if get_origin(hint) is Union else [hint]
     hint = str if str in inner else inner[0]
     if hint is bool:
-        return {'action': 'store_true' if default is False else argparse.BooleanOptionalAction}
+        # e.g. also --no-amp, against a recipe's `amp: true`
+        return {'action': 'store_true' if flat.startswith('no_') else argparse.BooleanOptionalAction}
     if get_origin(hint) in (list, tuple):
         own = get_args(hint)
         fixed = get_origin(hint) is tuple and Ellipsis not in own
@@ -32,7 +33,7 @@ def _kind(hint: Any, default: Any, const: Any) -> Dict[str, Any]:
 
 
 def _add(group: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, text: str) -> None:
-    kind = _kind(hint, default, field.metadata['const'])
+    kind = _kind(hint, flat, field.metadata['const'])
     if 'type' in kind or 'nargs' in kind:
         kind['metavar'] = field.metadata['metavar'] or flat.split('_')[-1].upper()
     short = [field.metadata['short']] if field.metadata['short'] else []
