@@ -263,7 +263,7 @@ def test_robustnorm_on_digits(scripts, tmp_path, monkeypatch):
 def test_robustnorm_on_fashion_mnist_in_small(scripts, tmp_path, monkeypatch):
     script, calls = scripts('robustnorm')
     argv = ['--networks', 'resnet8', '--seeds', '7', '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'o')]
-    with pytest.raises(SystemExit, match='resnet8 is not for --cifar10'):
+    with pytest.raises(SystemExit, match='resnet8 is not for CIFAR-10'):
         run(script, monkeypatch, '--cifar10', 'C', *argv)
     run(script, monkeypatch, '--fashion-mnist', 'F', *argv)
     trained = [yaml.safe_load((p / 'args.yaml').read_text()) for p in sorted((tmp_path / 'runs').iterdir())]
@@ -275,6 +275,23 @@ def test_robustnorm_on_fashion_mnist_in_small(scripts, tmp_path, monkeypatch):
     text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
     assert '| resnet8 | batchnorm | Fashion-MNIST | population | 1 | 93.7 / 90.0 | 41.7 / 80.0 | 1.5 / 70.0 |' in text
     assert '| resnet20 | batchnorm | Fashion-MNIST | population | 0 | 93.7 / - |' in text
+
+
+@pytest.mark.slow
+def test_robustnorm_with_a_smaller_vgg(scripts, tmp_path, monkeypatch):
+    script, calls = scripts('robustnorm')
+    argv = ['--networks', 'vgg5', '--seeds', '7', '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'o')]
+    with pytest.raises(SystemExit, match='vgg5 is not for Fashion-MNIST'):
+        run(script, monkeypatch, '--fashion-mnist', 'F', *argv)
+    run(script, monkeypatch, '--cifar10', 'C', *argv)
+    trained = [yaml.safe_load((p / 'args.yaml').read_text()) for p in sorted((tmp_path / 'runs').iterdir())]
+    assert [(t['model'], t['model_kwargs'], t['epochs'], t['amp']) for t in trained] == [
+        (f'{name}vgg11_cifar', {'model_cfg': [16, 'M', 32, 'M', 64, 64, 'M']}, 5, False)
+        for name in ('', 'robustnorm_')]
+    assert [p.name for p in sorted((tmp_path / 'runs').iterdir())] == [
+        f'vgg5_{norm}_cifar10_seed7' for norm in ('batchnorm', 'robustnorm')]
+    text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
+    assert '| vgg5 | batchnorm | CIFAR-10 | population | 1 | 91.66 / 90.0 | 70.21 / 80.0 | 63.61 / 70.0 |' in text
 
 
 def test_figures_of_the_paper_are_one_of_its_tables(scripts):

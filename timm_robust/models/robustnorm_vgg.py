@@ -18,7 +18,8 @@ _ARCHS = ('robustnorm_vgg11', 'robustnorm_vgg13', 'robustnorm_vgg16', 'robustnor
 def vgg_args(variant: str, **kwargs: Any) -> dict:
     """Builder arguments of a VGG variant."""
     feature_cfg = dict(flatten_sequential=True, out_indices=kwargs.pop('out_indices', (0, 1, 2, 3, 4, 5)))
-    return dict(kwargs, model_cfg=cfgs[variant.removeprefix('robustnorm_').split('_')[0]], feature_cfg=feature_cfg)
+    kwargs.setdefault('model_cfg', cfgs[variant.removeprefix('robustnorm_').split('_')[0]])
+    return dict(kwargs, feature_cfg=feature_cfg)
 
 
 def _create_robustnorm_vgg(variant: str, pretrained: bool = False, **kwargs: Any) -> VGG:
