@@ -8,10 +8,11 @@
 `Towards an Adversarially Robust Normalization Approach` - https://arxiv.org/abs/2006.11007
 
 Trains missing runs into --runs, three of each recipe in train_scripts/recipes/weights, or of smaller networks: ResNet-8
-on 4,000 MNIST digits or for three epochs on Fashion-MNIST, VGG-5 for five epochs on CIFAR-10. The paper's eps is for normalized images; the mean std of the
-data converts it to pixel units. On digits it is not converted: in normalized units it is far weaker than the paper's
-figures suggest. `--eps-space pixel` converts none. Writes tables/robustnorm.json and tables/robustnorm.md, or with
-`--eps-space pixel` tables/robustnorm_pixel; rows of other networks, data and seeds are kept.
+on 4,000 MNIST digits or for three epochs on Fashion-MNIST, VGG-5 for five epochs on CIFAR-10. The paper's eps is for
+normalized images; the mean std of the data converts it to pixel units. On digits it is not converted: in normalized
+units it is far weaker than the paper's figures suggest. `--eps-space pixel` converts none. Writes
+tables/robustnorm.json and tables/robustnorm.md, or with `--eps-space pixel` tables/robustnorm_pixel; rows of other
+networks, data and seeds are kept.
 """
 import argparse
 import json
@@ -184,9 +185,9 @@ def tables(rows: List[Dict[str, Any]], eps_space: str) -> List[str]:
         '## The paper / ours (tables 1, 2, 3 and 5, figure 3)',
         'Ours is the mean over the training runs, the number of which is shown. The paper trained for 164 epochs on '
         "CIFAR-10 and 50 on the others. Our ResNet-8 is compared with the paper's ResNet-20; ours was trained for 12 "
-        "epochs on 4,000 digits, not 60,000, and for 3 on Fashion-MNIST. Our VGG-5 is compared with the paper's VGG-11; "
-        'it has four convolutions of 16 to 64 channels and was trained for 5 epochs. "none" has no normalization layers; ours '
-        'standardizes weights, as NF-ResNets do. '
+        "epochs on 4,000 digits, not 60,000, and for 3 on Fashion-MNIST. Our VGG-5 is compared with the paper's "
+        'VGG-11; ours has four convolutions of 16 to 64 channels and was trained for 5 epochs. "none" has no '
+        'normalization layers; ours standardizes weights, as NF-ResNets do. '
         "On figure 3 the paper's text says that RobustNorm raises the adversarial accuracy of ResNet-20 on CIFAR-10 "
         'from 22 to 70 %, and names no attack; ours is in the section on each run. Not regenerated: Fixup (table 3), '
         'ResNet-38, ResNet-50 and VGG-16 (tables 2 and 5), CIFAR-100 and ImageNet (tables 1, 4 and 6).',
