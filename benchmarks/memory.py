@@ -1,17 +1,22 @@
 """Memory of an evaluation per image of a pool, with a network that needs almost no memory.
 
-    python -m benchmarks.memory [--size 224] [--pools 64 128 256]
+    python -m benchmarks.memory [--size 224] [--pools 64 128 256] [--json benchmarks/results/memory.json]
 
 Counts the bytes of all live tensors except the data set. The first figure is for the whole evaluation, per image of a
 pool of eight batches; the second is for the attack alone, called on the images of a pool.
 """
 import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from timm_robust import evaluate
 from timm_robust.attacks import Attack, parse_attacks
+from timm_robust.evaluation.report import versions
 
 from .common import LiveBytes
 
@@ -60,14 +65,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--pools', nargs='+', type=int, default=[64, 128, 256], metavar='N')
+    parser.add_argument('--json', default='', metavar='FILE', help='write the figures')
     args = parser.parse_args()
+    given = [a for a in sys.argv[1:] if a not in ('--json', args.json)]
+    rows = []
     mib = 4 * 3 * args.size ** 2 / 2 ** 20
     print(f'MiB for each image of a pool at {args.size}x{args.size}: evaluation (attack alone)')
     for threat, names in ATTACKS.items():
         for attack in parse_attacks(names):
-            found = [[mib * measured(attack, threat, pool, pool // BATCHES_IN_POOL, args.size, alone)
-                      for alone in (False, True)] for pool in args.pools]
-            print(f'{threat} {attack}: ' + '  '.join(f'{n}: {a:.2f} ({b:.2f})' for n, (a, b) in zip(args.pools, found)))
+            for pool in args.pools:
+                whole, alone = (mib * measured(attack, threat, pool, pool // BATCHES_IN_POOL, args.size, alone)
+                                for alone in (False, True))
+                rows.append({'threat model': threat, 'attack': attack.name, 'images of a pool': pool,
+                             'MiB of an image': whole, 'of the attack alone': alone})
+                print(f'{threat} {attack.name} {pool}: {whole:.2f} ({alone:.2f})', flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps({
+            'command': shlex.join(['python', '-m', 'benchmarks.memory', *given]), 'size': args.size,
+            'versions': versions(), 'rows': rows}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -64,6 +64,13 @@ def ensembles_section(runs: List[Dict[str, Any]]) -> str:
     return table(header, [[str(cell) for cell in row] for row in rows])
 
 
+def memory_section(run: Dict[str, Any]) -> str:
+    """A section for results of `benchmarks.memory`."""
+    rows = [[f'{v:.2f}' if isinstance(v, float) else str(v) for v in row.values()] for row in run['rows']]
+    return (f"`{run['command']}`: peak of an evaluation, without the network, {run['size']}×{run['size']} pixels, "
+            f"torch {run['versions']['torch']}\n\n" + table([*run['rows'][0]], rows))
+
+
 def timing_section(run: Dict[str, Any]) -> str:
     """A section for results of the other benchmarks."""
     header = list(dict.fromkeys(key for row in run['rows'] for key in row))
@@ -93,12 +100,15 @@ def checks_section(run: Dict[str, Any]) -> str:
     return '\n\n'.join(parts)
 
 
+SECTIONS = {'checks': checks_section, 'rounds': timing_section, 'size': memory_section}  # by a key of the results
+
+
 def main() -> int:
     """Rewrite or check RESULTS.md."""
     blocks = [HEAD]
     for path in sorted((HERE / 'results').glob('*.json')):
         run = json.loads(path.read_text())
-        section = checks_section if 'checks' in run else timing_section if 'rounds' in run else attack_section
+        section = next((made for key, made in SECTIONS.items() if key in run), attack_section)
         blocks.append(f'## {path.stem}\n\n{section(run)}')
     ensembles = [json.loads(path.read_text()) for path in sorted((HERE / 'results' / 'ensembles').glob('*.json'))]
     blocks.append(f'## ensembles\n\n{ENSEMBLES}\n\n{ensembles_section(ensembles)}')

@@ -161,7 +161,7 @@ def test_fine_tuning(scripts, pictures, tmp_path, monkeypatch):
         (20 / (22 / 3) ** .5, (22 / 3) ** 2 / ((13 / 3) ** 2 / 2 + 9 / 2)),
         (6 / (8 / 3) ** .5, (8 / 3) ** 2 / ((7 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2)))]
     # two tests: below 0.05 / 2 a difference holds
-    assert 'clean p = {:.2g} (holds), pgd20 p = {:.2g} (not settled).'.format(*pvalues) in text
+    assert 'clean p = {:.2g} (holds), pgd20 p = {:.2g} (holds).'.format(*pvalues) in text
     assert pvalues[0] < .025 < pvalues[1]
 
 
@@ -524,6 +524,17 @@ def test_the_sentence_on_ensembles(scripts, tmp_path, monkeypatch, quick, said):
         assert words in text
 
 
+def test_the_sentence_on_memory(scripts, tmp_path, monkeypatch):
+    script, _ = scripts('readme_results')
+    monkeypatch.setattr(script, 'ROOT', tmp_path)
+    (tmp_path / 'benchmarks' / 'results').mkdir(parents=True)
+    (tmp_path / 'benchmarks' / 'results' / 'memory.json').write_text(json.dumps({'size': 96, 'rows': [
+        {'attack': name, 'MiB of an image': whole, 'of the attack alone': alone}
+        for name, whole, alone in (('pgd', 2.04, 2.), ('fab-t', 2.6, 2.5), ('pgd', 2.3, 2.), ('square', 1.7, 1.6))]}))
+    assert ('At 96×96 the evaluation needs 1.7 MiB (`square`) to 2.6 MiB (`fab-t`) of memory per image of a pool, '
+            'whatever the total number of images: at most 15 % more than') in script.memory()
+
+
 def test_logs_of_weights_are_of_their_recipes(scripts):
     scripts('apart')
     common = sys.modules['common']
@@ -604,15 +615,27 @@ def test_verdicts_need_a_test_several_runs_and_allow_for_the_number_of_tests(
         scripts, first, second, pvalue, runs, found):
     script, _ = scripts('claims')
     row = script.Row('S', first, second, pvalue, runs=runs)
-    assert script.verdict(row, 10) == found
+    assert script.verdict(row, [row] * 10) == found
     text = script.shown([script.Claim('T.', 'what', ('a %', 'b %'), [row] * 10)], '')
-    assert 'With 10 tests' in text and '0.05 / 10 = 0.005 ' in text
+    assert 'for all 10 tests' in text and '0.05 / 10 = 0.005, ' in text
     assert text.count(f'| S | {first:.2f} | {second:.2f} | {pvalue:.2g} | {found} |') == 10
     listed = 0 if found in ('not settled', 'no difference shown') else 10
     assert text.count(f'- "T." {found.capitalize()}: {first:.2f} % against') == listed
     assert f"Settled: {listed if found.startswith(('h', 'does')) else 0 or 'none'}." in text
     assert (f"Pairs of networks that differ: {listed if found.startswith('these') else 0 or 'none'}." in text) == (
         'The others compare one run' in text) == (runs < 3)
+
+
+@pytest.mark.parametrize('pvalues,significant', [
+    ((.03, .004, .02, .012), 4),  # .05 / 4, / 3, / 2 and / 1; Bonferroni has only two
+    ((.004, .017, .018, .019), 1),  # .017 is not below .05 / 3, so none of the larger ones counts
+    ((.0126, .001, .002, .0001), 4), ((.0126, .013, .013, .014), 0)])
+def test_verdicts_step_down_from_the_smallest_p(scripts, pvalues, significant):
+    script, _ = scripts('claims')
+    rows = [script.Row('S', 2., 1., p, runs=3) for p in pvalues]
+    smallest = sorted(pvalues)[:significant]
+    assert [script.verdict(row, rows) for row in rows] == [
+        'holds' if p in smallest else 'not settled' for p in pvalues]
 
 
 def test_sign_test(scripts):
@@ -659,7 +682,8 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     for claim in (batchnorm, robustnorm, between):
         for row, name in zip(claim.rows, ('resnet20, CIFAR-10', 'vgg11, Fashion-MNIST'), strict=True):
             assert row.setting == f'{name}, Linf E, 200 images, seed 3'
-    assert [script.verdict(row, 6) for row in (*batchnorm.rows, *robustnorm.rows, *between.rows)] == [
+    every = [*batchnorm.rows, *robustnorm.rows, *between.rows]
+    assert [script.verdict(row, every) for row in every] == [
         'these networks differ', 'no difference shown', 'no difference shown', *['these networks differ'] * 3]
 
     def nofrost(none, batchnorm):
@@ -673,19 +697,19 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
     assert [row[:3] for claim in (robust, clean) for row in claim.rows] == [
         ('MNIST digits, T, 200 images, seed 0', 70., 80.), ('MNIST digits, 200 images, seed 0', 97., 98.)]
     assert [claim.rows[0].beside for claim in (robust, clean)] == [('9.36', '6.23'), ('74.06', '59.28')]
-    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == [
+    assert [script.verdict(claim.rows[0], claim.rows * 2) for claim in (robust, clean)] == [
         'these networks differ', 'no difference shown']
     assert '1.28 %' in robust.text and not smooth.rows
     assert 'mean margin is none1 without and batchnorm2d1' in smooth.text
     assert 'eps is none3 without and batchnorm2d3' in smooth.text
     robust, clean, _ = nofrost([97., 71., 70.], [88., 80., 60.])
-    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['these networks differ'] * 2
+    assert [script.verdict(claim.rows[0], claim.rows * 2) for claim in (robust, clean)] == ['these networks differ'] * 2
     further = [{'norm': norm, 'outcomes': [*map(of, values)], 'accuracy': values}
                for norm, values in (('batchnorm2d', [89., 60.]), ('none', [96., 72.]), ('none', [95., 71.]),
                                     ('batchnorm2d', [90., 61.]))]
     robust, clean, _ = nofrost([97., 71., 70.], [88., 80., 60.5])
     assert [row[1:3] for claim in (robust, clean) for row in claim.rows] == [(71., 60.5), (96., 89.)]
-    assert [script.verdict(claim.rows[0], 2) for claim in (robust, clean)] == ['holds'] * 2
+    assert [script.verdict(claim.rows[0], claim.rows * 2) for claim in (robust, clean)] == ['holds'] * 2
 
     # networks without tracked statistics against BatchNorm, on digits
     def plain(norm, mode, *accuracies):
@@ -700,7 +724,8 @@ def test_claims_are_of_the_worst_case_of_all_attacks(scripts):
         (f'{name}, resnet8, MNIST digits, Linf E, 200 images, seed 3', *found)
         for name, found in (('no norm', (32., 11.)), ('LayerNorm', (10., 11.)))]
     assert [row.beside[2:] for row in others.rows] == [['29', '23.8'], ['30.1', '23.8']]
-    assert [script.verdict(row, 3) for row in (*between.rows, *others.rows)] == [
+    every = [*between.rows, *others.rows]
+    assert [script.verdict(row, every) for row in every] == [
         'not settled', 'holds', 'not settled']
 
 
@@ -739,7 +764,7 @@ def test_apart_is_compared_seed_by_seed(scripts):
         ('A', '3.00, 3.00, 3.30', '0, 1, 2'), ('B', '3.00, 1.00, -1.00', '0, 1, 2'),
         ('equal', '0.30, 0.30, 0.30', '0, 1, 2'), ('same', '0.00, 0.00, 0.00', '0, 1, 2')]
     assert [r[1:3] for r in claim.rows[:2]] == [(pytest.approx(94.1), 91.), (92., 91.)]
-    assert [script.verdict(r, 2) for r in claim.rows] == ['holds', *['not settled'] * 3]
+    assert [script.verdict(r, claim.rows) for r in claim.rows] == ['holds', *['not settled'] * 3]
     for gains, row in zip(([3., 3., 3.3], [3., 1., -1.]), claim.rows):
         t = mean(gains) / (stdev(gains) / 3 ** .5)
         assert row.pvalue == pytest.approx(1 - t / (2 + t * t) ** .5)  # Student's t with two degrees of freedom

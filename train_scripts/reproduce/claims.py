@@ -48,9 +48,10 @@ class Claim(NamedTuple):
     rows: Sequence[Row] = ()
 
 
-def verdict(row: Row, tests: int) -> str:
-    """The verdict of a test, corrected for `tests` tests (Bonferroni)."""
-    differ = row.pvalue * tests < LEVEL
+def verdict(row: Row, tests: Sequence[Row]) -> str:
+    """The verdict of one of several tests, corrected for their number (Holm)."""
+    ordered = sorted(test.pvalue for test in tests)
+    differ = all(p * (len(ordered) - i) < LEVEL for i, p in enumerate(ordered) if p <= row.pvalue)
     if row.runs < FEWEST_RUNS:
         return 'these networks differ' if differ else 'no difference shown'
     return 'not settled' if not differ else 'holds' if row.first > row.second else 'does not hold'
@@ -232,28 +233,29 @@ def spread(rows: List[Dict[str, Any]]) -> str:
 
 
 def shown(claims: Sequence[Claim], seeds: str) -> str:
-    """The claims in Markdown, with verdicts corrected for the number of tests."""
+    """The claims in Markdown, with verdicts corrected for the number of tests (Holm)."""
     every = [row for claim in claims for row in claim.rows]
-    tests, enough = len(every), sum(row.runs >= FEWEST_RUNS for row in every)
+    enough = sum(row.runs >= FEWEST_RUNS for row in every)
     parts = [
         f'A claim is decided only if there are at least {FEWEST_RUNS} training runs of each network, since the '
         f'training seed can matter more than the norm. {seeds}',
-        f'Tests with that many runs (t-tests over the runs): {enough} of {tests}. ' + (
+        f'Tests with that many runs (t-tests over the runs): {enough} of {len(every)}. ' + (
             'The others compare one run of each network and show only whether these two networks differ (sign tests '
-            'over the images). ' if enough < tests else '') +
-        f'With {tests} tests, a difference is significant if p < {LEVEL} / {tests} = {LEVEL / tests:.2g} (Bonferroni).']
+            'over the images). ' if enough < len(every) else '') +
+        f'The level is {LEVEL} for all {len(every)} tests together (Holm): the smallest p has to be below {LEVEL} / '
+        f'{len(every)} = {LEVEL / len(every):.2g}, the next below {LEVEL} / {len(every) - 1}, and so on.']
     headings = [('Settled', ('holds', 'does not hold'))]
-    if enough < tests:
+    if enough < len(every):
         headings.append(('Pairs of networks that differ', ('these networks differ',)))
     for heading, found in headings:
-        rows = [f'- "{claim.title}" {verdict(r, tests).capitalize()}: {r.first:.2f} % against {r.second:.2f} % '
-                f'({r.setting}).' for claim in claims for r in claim.rows if verdict(r, tests) in found]
+        rows = [f'- "{claim.title}" {verdict(r, every).capitalize()}: {r.first:.2f} % against {r.second:.2f} % '
+                f'({r.setting}).' for claim in claims for r in claim.rows if verdict(r, every) in found]
         parts += [f'{heading}: {len(rows) or "none"}.', *(['\n'.join(rows)] if rows else [])]
     for claim in claims:
         parts.append(f'**{claim.title}** {claim.text}')
         if claim.rows:
             parts.append(table(['setting', *claim.header, 'p', 'verdict'], [
-                [r.setting, f'{r.first:.2f}', f'{r.second:.2f}', *r.beside, f'{r.pvalue:.2g}', verdict(r, tests)]
+                [r.setting, f'{r.first:.2f}', f'{r.second:.2f}', *r.beside, f'{r.pvalue:.2g}', verdict(r, every)]
                 for r in claim.rows]))
     return '\n\n'.join(parts)
 

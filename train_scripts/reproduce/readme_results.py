@@ -122,6 +122,18 @@ def ensembles() -> str:
         f"{times['best']} times the CPU time ([table](../benchmarks/RESULTS.md#ensembles)).")
 
 
+def memory() -> str:
+    """The memory of an evaluation, from the benchmark."""
+    run = json.loads((ROOT / 'benchmarks' / 'results' / 'memory.json').read_text())
+    least, *_, most = sorted((row['MiB of an image'], row['attack']) for row in run['rows'])
+    excess = max(row['MiB of an image'] / row['of the attack alone'] - 1 for row in run['rows'])
+    return (
+        f"Images are attacked in pools of eight batches. At {run['size']}×{run['size']} the evaluation needs {least[0]:.1f} "
+        f'MiB (`{least[1]}`) to {most[0]:.1f} MiB (`{most[1]}`) of memory per image of a pool, whatever the total '
+        f'number of images: at most {100 * excess:.0f} % more than the attack alone '
+        "([table](../benchmarks/RESULTS.md#memory)). The network's activations for one batch are additional.")
+
+
 def fine_tuning() -> str:
     """The table of fine_tuning.py, without its title."""
     return (HERE / 'tables' / 'fine_tuning.md').read_text().split('\n\n', 2)[2].strip()
@@ -134,7 +146,7 @@ def hours() -> str:
 
 PAGES: Dict[str, Tuple[Callable[[], str], ...]] = {
     'README.md': (quickstart, costs, zoo), 'docs/results.md': (results, hours, claims),
-    'docs/evaluation.md': (diagnosis, ensembles), 'docs/harden.md': (fine_tuning,)}
+    'docs/evaluation.md': (diagnosis, ensembles, memory), 'docs/harden.md': (fine_tuning,)}
 
 
 def main() -> int:
