@@ -275,6 +275,7 @@ def test_robustnorm_on_fashion_mnist_in_small(scripts, tmp_path, monkeypatch):
     text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
     assert '| resnet8 | batchnorm | Fashion-MNIST | population | 1 | 93.7 / 90.0 | 41.7 / 80.0 | 1.5 / 70.0 |' in text
     assert '| resnet20 | batchnorm | Fashion-MNIST | population | 0 | 93.7 / - |' in text
+    assert 'VGG-5' not in text and 'vgg5' not in text
 
 
 @pytest.mark.slow
@@ -292,6 +293,7 @@ def test_robustnorm_with_a_smaller_vgg(scripts, tmp_path, monkeypatch):
         f'vgg5_{norm}_cifar10_seed7' for norm in ('batchnorm', 'robustnorm')]
     text = (tmp_path / 'tables' / 'robustnorm.md').read_text()
     assert '| vgg5 | batchnorm | CIFAR-10 | population | 1 | 91.66 / 90.0 | 70.21 / 80.0 | 63.61 / 70.0 |' in text
+    assert "VGG-5 is compared with the paper's VGG-11" in text and '| resnet8 |' not in text.split('## Relative')[0]
 
 
 def test_figures_of_the_paper_are_one_of_its_tables(scripts):
@@ -468,7 +470,7 @@ def test_runs_of_other_flags_are_refused(scripts, pictures, tmp_path, monkeypatc
 
 @pytest.mark.parametrize('name,data', [
     ('ablation', 'digits'), ('apart', 'digits'), ('fine_tuning', 'cifar10'), ('nofrost', 'digits'),
-    ('power', 'digits'), pytest.param('robustnorm', 'digits', marks=pytest.mark.slow)])
+    ('power', 'digits'), *(pytest.param('robustnorm', d, marks=pytest.mark.slow) for d in ('digits', 'fashion_mnist'))])
 def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch, name, data):
     script, _ = scripts(name)
     logs, found = FOLDER / 'logs' / data / name, []
@@ -484,7 +486,7 @@ def test_logs_are_of_the_flags_of_today(scripts, pictures, tmp_path, monkeypatch
     monkeypatch.setattr(script, 'IMAGES', 2, raising=False)
     flags = [] if data == 'digits' else ['--data-dir', 'C']
     if name == 'robustnorm':
-        flags = ['--digits']
+        flags = ['--digits'] if data == 'digits' else ['--fashion-mnist', 'F', '--networks', 'resnet8']
     elif name == 'nofrost':  # seeds of the table
         further = json.loads((FOLDER / 'tables' / 'nofrost.json').read_text())['further_seeds']
         flags = ['--seeds', '0', *sorted({str(r['training_seed']) for r in further})]
@@ -597,10 +599,11 @@ def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():
     assert [(r['network'], r['norm'], r['data'], r['training_seed']) for r in rows] == [
         *(('resnet20', norm, 'cifar10', seed) for norm in ('batchnorm', 'robustnorm') for seed in range(3)),
         *(('resnet8', norm, 'digits', seed) for norm in ('batchnorm', 'layernorm', 'none', 'robustnorm')
-          for seed in range(3))]
+          for seed in range(3)),
+        *(('resnet8', norm, 'fashion_mnist', seed) for norm in ('batchnorm', 'robustnorm') for seed in range(3))]
     weights = [{found['weights_sha256'] for found in r['statistics'].values()} for r in rows]
     assert len(set().union(*weights)) == len(rows) == sum(map(len, weights))  # each run has its own
-    for r, of_row in zip(rows[:6], weights):  # those on digits have no card
+    for r, of_row in zip(rows[:6], weights):  # ResNet-8 has no card
         recipe = 'robustnorm' if r['norm'] == 'robustnorm' else 'standard'
         name = f"{'robustnorm_' * (recipe == 'robustnorm')}{r['network']}_cifar.{recipe}_{r['data']}"
         card = json.loads((FOLDER.parents[1] / 'hub_cards' / name / 'config.json').read_text())

@@ -128,9 +128,9 @@ def memory() -> str:
     least, *_, most = sorted((row['MiB of an image'], row['attack']) for row in run['rows'])
     excess = max(row['MiB of an image'] / row['of the attack alone'] - 1 for row in run['rows'])
     return (
-        f"Images are attacked in pools of eight batches. At {run['size']}×{run['size']} the evaluation needs {least[0]:.1f} "
-        f'MiB (`{least[1]}`) to {most[0]:.1f} MiB (`{most[1]}`) of memory per image of a pool, whatever the total '
-        f'number of images: at most {100 * excess:.0f} % more than the attack alone '
+        f"Images are attacked in pools of eight batches. At {run['size']}×{run['size']} the evaluation needs "
+        f'{least[0]:.1f} MiB (`{least[1]}`) to {most[0]:.1f} MiB (`{most[1]}`) of memory per image of a pool, '
+        f'whatever the total number of images: at most {100 * excess:.0f} % more than the attack alone '
         "([table](../benchmarks/RESULTS.md#memory)). The network's activations for one batch are additional.")
 
 
