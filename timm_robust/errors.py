@@ -78,7 +78,7 @@ class TrainingDivergedError(InputError):
 
 def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
     """Raise `InputError` unless the value is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         known = ', '.join(choice or "''" for choice in choices)
         raise InputError('unknown', f'choose one of {known}', argument=argument, value=value)
 

@@ -1,6 +1,7 @@
 """NoFrost* against its equation, its views, and its way through the train loops."""
 import csv
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from timm_robust.data import augment
 from timm_robust.data.augment import ViewsDataset, noise2net, texture_debiased
 from timm_robust.errors import InputError
 from timm_robust.tasks import NoFrostStar, NoFrostStarTask, create_task
+from timm_robust.training import TrainConfig
 
 SPACE = InputSpace((.5, .4, .3), (.2, .25, .5))
 
@@ -161,7 +163,8 @@ def test_the_deep_image_is_that_of_the_clean_one(folders):
         ViewsDataset(dataset, 32, [str(folders / 'nowhere')])
 
 
-@pytest.mark.parametrize('flags', [[], ['--noise2net'], ['--deepaug-dirs', 'EDSR', 'CAE']])
+@pytest.mark.parametrize('flags', [
+    [], ['--noise2net'], ['--deepaug-dirs', 'EDSR', 'CAE'], ['--deepaug-dirs', 'EDSR', '--val-fraction', '.25']])
 def test_training(folders, capsys, monkeypatch, flags):
     monkeypatch.chdir(folders)
     assert main([
@@ -175,6 +178,13 @@ def test_training(folders, capsys, monkeypatch, flags):
     terms = [float(row[f'train_{k}_loss']) for k in ('clean', 'augmented', 'adv')]
     mean = (terms[0] + (weights - 2) * terms[1] + terms[2]) / weights
     assert float(row['train_loss']) == pytest.approx(mean, rel=1e-5)
+
+
+def test_views_have_one_size():
+    with pytest.raises(InputError, match='train_img_sizes=.*nofrost_star crops its views to one size'):
+        TrainConfig.from_flat({'objective': 'nofrost_star', 'train_img_sizes': (32, 48)})
+    older = SimpleNamespace(mixup=0., cutmix=0., cutmix_minmax=None, no_prefetcher=False)  # a train.py without sizes
+    NoFrostStar().check_run(older)
 
 
 @pytest.mark.parametrize('kwargs,message', [

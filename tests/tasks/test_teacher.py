@@ -98,6 +98,19 @@ def test_settings_that_do_not_fit(settings, problem):
         TrainConfig.from_flat(settings)
 
 
+def test_a_teacher_of_one_size_and_a_student_of_several(tmp_path, capsys):
+    data = make_image_folder(tmp_path / 'data', classes='abcd', size=32)
+    argv = ['train', str(data), '--epochs', '1', '--warmup-epochs', '0', '-b', '4', '-j', '0', '--device', 'cpu',
+            '--output', str(tmp_path)]
+    assert main([*argv, '--model', 'test_vit', '--img-size', '32', '--model-kwargs', 'img_size=32',
+                 'dynamic_img_size=False', '--experiment', 'teacher']) == 0
+    told = str(tmp_path / 'teacher' / 'export')
+    capsys.readouterr()
+    assert main([*argv, '--model', 'nofrost_resnet20_cifar', '--objective', 'madry', '--attack-steps', '1',
+                 '--robust-teacher', told, '--train-img-sizes', '32', '48', '--experiment', 'student']) == 2
+    assert f'--train-img-sizes 48: {told} does not accept it' in capsys.readouterr().err
+
+
 def test_training_with_a_teacher(tmp_path, capsys):
     data = make_image_folder(tmp_path / 'data', classes='abcd', size=8)
     small = ['--model', 'nofrost_resnet20_cifar', '--input-size', '3', '8', '8', '--epochs', '1', '--warmup-epochs',

@@ -84,7 +84,7 @@ def test_sizes_come_by_their_weights(folder, tmp_path, batches):
     (dict(train_img_sizes=(16,), train_size_schedule='progressive'), 'train_size_schedule=.*two sizes'),
     (dict(train_img_sizes=(16, 24), train_batch_sizes=(8, 3), mixup=.1), 'train_batch_sizes=.*even'),
     (dict(train_img_sizes=(16, 24), crop_padding=4), 'train_img_sizes=.*remove one'),
-    (dict(train_img_sizes=(16, 24), objective=NoFrostStar(noise2net=True)), 'train_img_sizes=.*remove one'),
+    (dict(train_img_sizes=(16, 24), objective=NoFrostStar(noise2net=True)), 'train_img_sizes=.*its views to one size'),
     (dict(train_size_schedule='cosine'), 'train_size_schedule=.*unknown'),
     (dict(start_epoch=-1), 'start_epoch=-1'), (dict(recovery_interval=-1), 'recovery_interval=-1')])
 def test_settings_that_contradict_are_refused(more, text):

@@ -25,7 +25,7 @@ from torchvision.transforms import (
 
 from ..devices import without_wait
 from ..errors import InputError
-from .check import check_images
+from .check import check_images, whole_datasets
 
 __all__ = ['ViewsDataset', 'noise2net', 'texture_debiased']
 
@@ -50,8 +50,8 @@ class _DeepFolders:
     """Images augmented offline, in folders that mirror a data set."""
 
     def __init__(self, folders: Sequence[str], dataset: Any, mode: Optional[str]):
-        samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
-        if not samples:
+        whole = [getattr(getattr(part, 'reader', None), 'samples', None) for part in whole_datasets(dataset)]
+        if not all(whole) or not hasattr(dataset, 'filename'):
             raise InputError(
                 'needs training data in a folder of image files', argument='deepaug_dirs', value=' '.join(folders))
         wanted = [self._name(dataset.filename(i, absolute=True)) for i in range(len(dataset))]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import torch
+from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset, IterableDataset, Subset
 
@@ -35,6 +36,7 @@ __all__ = [
     'split_of',
 ]
 
+_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 _TORCH_SPLITS = (
     'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test',
     'testing')  # all but the first two mean test
@@ -118,6 +120,17 @@ def open_dataset(
         return InputError(problem, remedy, argument=argument, value=value)
 
     _check_torch_split(config.dataset, split)
+    if config.dataset and config.dataset.partition('/')[0].lower() not in _PREFIXES:
+        raise wrong('has no type that timm knows', f"begin it with {'/, '.join(_PREFIXES)}/, or leave it out for a "
+                    'folder of images', 'dataset', config.dataset)
+    mode = config.input_img_mode or ('RGB' if in_chans == 3 else 'L')
+    try:
+        bands = Image.getmodebands(mode)
+    except KeyError as error:
+        raise wrong('is no mode of PIL', 'for example RGB or L', 'input_img_mode', mode) from error
+    if bands != in_chans:
+        raise wrong(f'the network has {in_chans} channel(s), but {mode} images have {bands}',
+                    'choose a mode with as many', 'input_img_mode', mode)
     if not config.dataset and (Path(split).name != split or split == '..'):
         raise wrong('leads out of the data folder', 'give the name of a folder inside it', 'split', split)
     create: Any = create_dataset  # its type hints are narrower than what it accepts
@@ -131,7 +144,7 @@ def open_dataset(
             download=config.dataset_download,
             batch_size=batch_size,
             seed=seed,
-            input_img_mode=config.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
+            input_img_mode=mode,
             input_key=config.input_key,
             target_key=config.target_key,
             trust_remote_code=config.dataset_trust_remote_code,

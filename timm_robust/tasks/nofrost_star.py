@@ -63,6 +63,10 @@ class NoFrostStar(Objective):
     def check_run(self, run: RunSettings) -> None:
         """Reject settings that replace timm's own collate function."""
         super().check_run(run)
+        sizes = getattr(run, 'train_img_sizes', None)  # older scripts do not have it
+        if sizes:
+            raise InputError('nofrost_star crops its views to one size', 'leave it out', argument='train_img_sizes',
+                             value=sizes)
         argument = 'mixup' if mixes_images(run) else 'no_prefetcher' if run.no_prefetcher else ''
         if argument:
             raise InputError("nofrost_star collates its views with timm's own collate function",

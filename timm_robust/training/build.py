@@ -61,21 +61,22 @@ def replace_classifier(config: TrainConfig, model: nn.Module, class_names: Optio
     return True
 
 
-def check_img_sizes(config: TrainConfig, model: nn.Module, in_chans: int) -> None:
-    """Refuse scheduled resolutions that the network does not accept.
+def check_img_sizes(config: TrainConfig, model: nn.Module, in_chans: int, name: str = '') -> None:
+    """Refuse scheduled resolutions that a network, by default the one that is trained, does not accept.
 
     Raises:
         InputError: Naming the size.
     """
+    mode = model.training
     for size in config.train_img_sizes or ():
         try:
             with torch.no_grad():
-                model.eval()(torch.zeros(1, in_chans, size, size))
+                model.eval()(torch.zeros(1, in_chans, size, size, device=next(model.parameters()).device))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f'{config.model} does not accept it ({error})', 'choose other sizes, or for a transformer '
+                f'{name or config.model} does not accept it ({error})', 'choose other sizes, or for a transformer '
                 'set dynamic_img_size=True in `model_kwargs`', argument='train_img_sizes', value=size) from error
-    model.train()
+    model.train(mode)
 
 
 def build_criterion(config: TrainConfig) -> nn.Module:

@@ -22,6 +22,11 @@ _CHOICES: Dict[str, Tuple[str, ...]] = {
     'dist_bn': ('broadcast', 'reduce', ''),
     'lr_base_scale': ('linear', 'sqrt', ''),
     'train_size_schedule': ('constant', 'progressive'),
+    'mixup_mode': ('batch', 'pair', 'elem'),
+    'remode': ('const', 'rand', 'pixel'),
+    'train_crop_mode': ('rrc', 'rkrc', 'rkrr'),
+    'train_interpolation': ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
+    'worker_seeding': ('all', 'part'),
 }
 # names of settings by the range of their values
 _SHARES = (
@@ -31,7 +36,7 @@ _SHARES = (
 _NOT_NEGATIVE = (
     'mixup', 'cutmix', 'weight_decay', 'color_jitter', 'min_lr', 'warmup_lr', 'decay_rate', 'bce_pos_weight',
     'layer_decay_min_scale', 'train_size_schedule_spread')
-_ABOVE_0 = ('lr', 'lr_base', 'clip_grad', 'layer_decay', 'opt_eps', 'decay_epochs')
+_ABOVE_0 = ('lr', 'lr_base', 'clip_grad', 'layer_decay', 'opt_eps', 'decay_epochs', 'lr_cycle_mul')
 _SCALE, _RATIO = (0.08, 1.0), (3. / 4., 4. / 3.)
 
 
@@ -198,7 +203,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
                      'lr_base_size'):
             check_at_least(name, getattr(self, name))
         for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
         for names, high in ((_SHARES, 1.), (_NOT_NEGATIVE, math.inf), (_ABOVE_0, math.inf)):
             for name in names:
                 if getattr(self, name) is not None:
@@ -207,6 +213,11 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
             pair = getattr(self, name)
             if pair is not None and not 0 < pair[0] <= pair[1] < math.inf:
                 raise InputError('must be two ascending numbers above 0', argument=name, value=pair)
+        if self.cutmix_minmax and self.cutmix_minmax[1] > 1:
+            raise InputError('must be shares of an image, at most 1', argument='cutmix_minmax',
+                             value=self.cutmix_minmax)
+        if self.opt_betas and len(self.opt_betas) < 2:
+            raise InputError('needs at least two numbers', argument='opt_betas', value=self.opt_betas)
         if self.validation_batch_size is not None:
             check_at_least('validation_batch_size', self.validation_batch_size)
         check_seed(self.seed)
@@ -279,8 +290,8 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
         if mixes_images(self) and any(size % 2 for size in self.train_batch_sizes or ()):
             raise InputError('timm mixes pairs of images', 'choose even numbers', argument='train_batch_sizes',
                              value=self.train_batch_sizes)
-        if sizes and (self.crop_padding or isinstance(self.objective, NoFrostStar)):
-            raise InputError('crops images to several sizes, but `crop_padding` and nofrost_star use one', 'remove one',
+        if sizes and self.crop_padding:
+            raise InputError('crops images to several sizes, but `crop_padding` uses one', 'remove one',
                              argument='train_img_sizes', value=sizes)
 
     @classmethod

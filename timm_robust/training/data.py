@@ -136,9 +136,15 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
     Raises:
         InputError: If there is no such data, an image is broken, or the data does not fit the network.
     """
-    opened = partial(open_dataset, config, in_chans=in_chans, batch_size=config.batch_size, seed=config.seed)
+    def opened(name: str, **kwargs: Any) -> Dataset:
+        try:
+            return open_dataset(
+                config, getattr(config, name), in_chans, batch_size=config.batch_size, seed=config.seed, **kwargs)
+        except InputError as error:
+            raise error.renamed({'split': name}) from error
+
     whole = opened(
-        config.train_split, is_training=True, repeats=config.epoch_repeats, num_samples=config.train_num_samples)
+        'train_split', is_training=True, repeats=config.epoch_repeats, num_samples=config.train_num_samples)
     for name in ('epoch_repeats', 'train_num_samples'):
         value = getattr(config, name)
         if value and not isinstance(whole, IterableDataset):
@@ -149,9 +155,12 @@ def open_training_data(config: TrainConfig, in_chans: int, num_classes: int, pro
     held: List[int] = []
     if config.val_fraction:
         kept, held = _split(config, whole)
-        train, validation = _Part(whole, kept), _Part(opened(config.train_split), held)
+        train, validation = _Part(whole, kept), _Part(opened('train_split'), held)
     elif config.val_split:
-        validation = opened(config.val_split, num_samples=config.val_num_samples)
+        validation = opened('val_split', num_samples=config.val_num_samples)
+        if config.val_num_samples and not isinstance(validation, IterableDataset):
+            raise InputError('is only for streamed data sets', 'remove it', argument='val_num_samples',
+                             value=config.val_num_samples)
     check_labels(train, validation, num_classes)
     if validation is not None and not held and process.primary and dataset_size(validation) is not None:
         check_images(validation)
