@@ -29,6 +29,7 @@ for flag in ('model-ema', 'no-prefetcher', 'jsd-loss', 'channels-last', 'grad-ch
     parser.add_argument(f'--{flag}', action='store_true')
 parser.add_argument('--cutmix-minmax', type=float, nargs='+', default=None)
 parser.add_argument('--kd-model-name', default=None)
+parser.add_argument('--start-epoch', type=int, default=None)
 
 
 def _parse_args():
@@ -62,14 +63,8 @@ def main():
     output.mkdir(parents=True)
     (output / 'args.yaml').write_text(args_text)
     rows = []
-    for epoch in range(args.epochs):
-        model.train()
-        for input, target in loader_train:
-            loss = task(input, target)['loss']
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            task.update_ema()
+    for epoch in range(args.start_epoch or 0, args.epochs):
+        loss = train_one_epoch(epoch, model, loader_train, optimizer, args, task=task)
         metrics = validate(eval_model, loader_eval, nn.CrossEntropyLoss(), args, device=device, amp_autocast=suppress)
         if args.model_ema:
             metrics = validate(task.get_eval_model(ema=True), loader_eval, nn.CrossEntropyLoss(), args, device=device,
@@ -80,6 +75,17 @@ def main():
         writer.writeheader()
         writer.writerows(rows)
     print('--result\n' + json.dumps({'best': max(m[f'eval_{args.eval_metric}'] for m in rows)}))
+
+
+def train_one_epoch(epoch, model, loader, optimizer, args, task=None):
+    model.train()
+    for input, target in loader:
+        loss = task(input, target)['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        task.update_ema()
+    return loss
 
 
 def validate(model, loader, loss_fn, args, device=None, amp_autocast=suppress, model_dtype=None, log_suffix=''):

@@ -107,6 +107,12 @@ def test_the_task_is_that_of_the_flags(folder, tmp_path, monkeypatch):
     assert task.space == InputSpace.of(task.bare_model) and task.step == 3
 
 
+def test_schedules_of_the_task_follow_the_first_epoch(folder, tmp_path, monkeypatch):
+    task = driven(monkeypatch, *flags(
+        folder, tmp_path, '--objective', 'sat', '--attack-steps', '2', '--epochs', '4', '--start-epoch', '2')).task
+    assert task.step == 4 * 3
+
+
 def test_the_teacher_reaches_the_task(folder, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(timm_script, 'build_teacher', lambda config, dataset, size, device, **kwargs: asked.append(
@@ -187,7 +193,7 @@ def test_a_script_finds_what_lies_beside_it(tmp_path, capsys, monkeypatch):
 
 def test_scripts_it_cannot_drive(tmp_path, capsys):
     old = tmp_path / 'train.py'
-    old.write_text('parser = main = validate = _parse_args = create_model = create_loader = None\n')
+    old.write_text('parser = main = validate = _parse_args = create_model = create_loader = train_one_epoch = None\n')
     assert main(['timm-train', str(old)]) == 2
     assert "it has no ClassificationTask; timm's train.py has used tasks since 1.0.23" in capsys.readouterr().err
     assert main(['timm-train', str(tmp_path / 'nowhere.py')]) == 2

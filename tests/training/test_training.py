@@ -1,6 +1,7 @@
 """Whole runs of `timm-robust train` on a small image folder."""
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -340,3 +341,109 @@ def test_a_cpu_that_emulates_bfloat16_is_warned_about(capability, amp, warned, m
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
     mixed_precision(TrainConfig(model='resnet18', amp=amp), torch.device('cpu'))
     assert ('bfloat16' in caplog.text) is warned
+
+
+@pytest.mark.parametrize('history', [1, 3])
+@pytest.mark.parametrize('metrics', [(.9, .7, .5), (.5, .7, .6), (.9, .5, .7)])
+@pytest.mark.parametrize('at', ['checkpoint-2', 'model_best', 'nowhere'])
+def test_a_crash_while_a_checkpoint_is_ranked(tmp_path, monkeypatch, history, metrics, at):
+    model = torch.nn.Linear(2, 2)
+
+    def saver(folder):
+        folder.mkdir(exist_ok=True)
+        return AtomicCheckpointSaver(
+            ClassificationTask(model, verbose=False), {'model': 'linear'}, checkpoint_dir=str(folder),
+            recovery_dir=str(folder), optimizer=torch.optim.SGD(model.parameters(), 0.1), decreasing=True,
+            max_history=history)
+
+    whole, cut, duplicate = saver(tmp_path / 'whole'), saver(tmp_path / 'cut'), AtomicCheckpointSaver._duplicate
+    for epoch, metric in enumerate(metrics):
+        whole.save_checkpoint(epoch, metric)
+        if epoch == 2:
+            def crash(self, src, dst):
+                if Path(dst).name.startswith(at):
+                    raise KeyboardInterrupt
+                duplicate(self, src, dst)
+
+            monkeypatch.setattr(AtomicCheckpointSaver, '_duplicate', crash)
+        try:
+            cut.save_checkpoint(epoch, metric)
+        except KeyboardInterrupt:
+            pass
+    monkeypatch.undo()
+    resumed = saver(tmp_path / 'cut')
+    resumed.load_state_dict_from_checkpoint(str(tmp_path / 'cut' / 'last.pth.tar'))
+    assert (resumed.best_epoch, resumed.best_metric) == (metrics.index(min(metrics)), min(metrics))
+    for one in (resumed, whole):
+        best = checkpoint(Path(one.checkpoint_dir) / 'model_best.pth.tar')
+        assert (best['epoch'], best['metric']) == (resumed.best_epoch, resumed.best_metric)
+    assert [(Path(p).name, m) for p, m in resumed.checkpoint_files] == [
+        (Path(p).name, m) for p, m in whole.checkpoint_files]
+    assert {p.name for p in (tmp_path / 'cut').glob('checkpoint-*')} == {
+        p.name for p in (tmp_path / 'whole').glob('checkpoint-*')}
+
+
+def test_a_run_without_a_name_goes_on_in_its_folder(folder, tmp_path, capsys):
+    flags = [*TINY, '--data-dir', str(folder), '--output', str(tmp_path)]
+    assert main(['train', *flags, '--epochs', '1']) == 0
+    run, = tmp_path.iterdir()
+    resumed = [*flags, '--epochs', '2', '--resume', str(run / 'last.pth.tar')]
+    assert main(['train', *resumed]) == 0 and [*tmp_path.iterdir()] == [run]
+    assert [r['epoch'] for r in csv.DictReader(open(run / 'summary.csv'))] == ['0', '1']
+    assert 'in another folder' not in capsys.readouterr().err
+    assert main(['train', *flags[:-1], str(tmp_path / 'b'), '--epochs', '3', *resumed[-2:]]) == 0
+    assert 'epochs are neither ranked nor listed' in capsys.readouterr().err
+
+
+def test_resuming_with_an_optimizer(folder, tmp_path, capsys):
+    flags = ['--epochs', '1', '--opt', 'lookahead_sgd']
+    assert train(folder, tmp_path, *flags) == 0
+    resume = ['--resume', str(tmp_path / 'run' / 'last.pth.tar')]
+    assert train(folder, tmp_path, '--epochs', '2', '--opt', 'lamb', *resume) == 2
+    assert 'has the optimizer lookahead_sgd, not lamb; choose --opt' in capsys.readouterr().err
+    assert train(folder, tmp_path, '--epochs', '2', '--opt', 'lookahead_sgd', *resume) == 0
+
+
+def test_the_learning_rate_of_the_summary_is_the_mean_over_groups(folder, tmp_path):
+    assert train(folder, tmp_path, '--epochs', '1', '--layer-decay', '.5', '--lr', '.01') == 0
+    row, = csv.DictReader(open(tmp_path / 'run' / 'summary.csv'))
+    groups = [g['lr'] for g in checkpoint(tmp_path / 'run' / 'last.pth.tar')['optimizer']['param_groups']]
+    assert len({*groups}) > 2 and float(row['lr']) == pytest.approx(sum(groups) / len(groups))
+
+
+@pytest.mark.parametrize('gamma, export, more', [
+    (0, 'export', ''), (1, 'export_aux', ''), (.5, 'model_best.pth.tar', ' --gamma 0.5')])
+def test_the_network_that_was_chosen_is_the_one_to_evaluate(folder, tmp_path, capsys, gamma, export, more):
+    assert main([
+        'train', '--model', 'resnet20_cifar', '--num-classes', '2', '-b', '8', '-j', '0', '--warmup-epochs', '0',
+        '--device', 'cpu', '--epochs', '1', '--attack-steps', '1', '--objective', 'mbnat', '--mbnat-gamma', str(gamma),
+        '--data-dir', str(folder), '--output', str(tmp_path), '--experiment', 'run']) == 0
+    printed = capsys.readouterr().out
+    command, = (line for line in printed.splitlines() if line.startswith('timm-robust eval'))
+    assert f'{tmp_path / "run" / export} ' in f'{command} '
+    assert (' --gamma' in command) == bool(more) and more in command
+    assert main([*command.split()[1:], '--attacks', 'clean', '--num-examples', '4', '--allow-chance',
+                 '--output', str(tmp_path / 'o'), '--device', 'cpu', '-j', '0']) == 0
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--dataset', 'cifar10'], '--dataset cifar10: has no type that timm knows'),
+    (['--mixup-mode', 'foo'], '--mixup-mode foo: unknown; choose one of batch'),
+    (['--remode', 'foo', '--reprob', '.3'], '--remode foo: unknown'),
+    (['--train-crop-mode', 'foo'], '--train-crop-mode foo: unknown'),
+    (['--train-interpolation', 'foo'], '--train-interpolation foo: unknown'),
+    (['--worker-seeding', 'foo'], '--worker-seeding foo: unknown'),
+    (['--input-img-mode', 'FOO'], '--input-img-mode FOO: is no mode'),
+    (['--input-img-mode', 'L'], '--input-img-mode L: the network has 3 channel'),
+    (['--cutmix-minmax', '.2', '5'], '--cutmix-minmax .*: must be shares'),
+    (['--opt-betas', '.9'], '--opt-betas 0.9: needs at least two'),
+    (['--lr-cycle-mul', '0'], '--lr-cycle-mul 0: '),
+    (['--val-num-samples', '3'], '--val-num-samples 3: is only for streamed'),
+    (['--val-split', 'nosuch'], '--val-split nosuch: .* has no such folder'),
+    (['--train-split', 'nosuch'], '--train-split nosuch: .* has no such folder')])
+def test_mistyped_flags_are_one_line(folder, tmp_path, capsys, flags, message):
+    assert train(folder, tmp_path, '--epochs', '1', *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, error), error
+
+

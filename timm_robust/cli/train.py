@@ -43,7 +43,11 @@ def run(argv: List[str]) -> None:
     threat = {'norm': config.attack.norm, 'eps': config.attack.eps} if config.objective.crafts else {}
     # never the training split, even if validation images were held out of it
     split = '' if config.val_split in ('validation', config.train_split) else config.val_split
+    mixture = result.gamma if result.gamma not in (None, 0, 1) else None
+    network = {'model': str(result.export)} if mixture is None else {
+        'model': config.model, 'model_kwargs': config.model_kwargs, 'num_classes': config.num_classes,
+        'checkpoint': str(result.output_dir / 'model_best.pth.tar'), 'gamma': mixture}
     print_next('eval', {
-        'model': str(result.export), **threat, 'attacks': 'clean,pgd20,autoattack', 'dataset': config.dataset,
+        **network, **threat, 'attacks': 'clean,pgd20,autoattack', 'dataset': config.dataset,
         'class_map': config.class_map, 'split': split,
     }, [config.data_dir] if config.data_dir else [])

@@ -69,6 +69,23 @@ class AtomicCheckpointSaver(CheckpointSaver):
         os.replace(part, dst)
 
 
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the history of checkpoints, and finish what a crash interrupted while the last one was ranked."""
+        super().load_state_dict(state_dict)
+        epoch, metric = state_dict.get('pending', (None, None))
+        last = Path(self.checkpoint_dir, f'last{self.extension}')
+        if metric is not None and not Path(self._checkpoint_path(epoch)).exists() and self._earns_a_place(metric):
+            self._cleanup_checkpoints(1)
+            self._duplicate(str(last), self._checkpoint_path(epoch))
+            self._track_checkpoint(self._checkpoint_path(epoch), epoch, metric)
+        if self.best_epoch is not None and Path(best := self._checkpoint_path(self.best_epoch)).exists():
+            self._duplicate(best, str(last.with_name(f'model_best{self.extension}')))
+
+    def _earns_a_place(self, metric: float) -> bool:
+        worst = self.checkpoint_files[-1][1] if self.checkpoint_files else None
+        return len(self.checkpoint_files) < self.max_history or worst is None or self.cmp(metric, worst)
+
+
 def is_recovery(path: str) -> bool:
     """Whether a checkpoint was written within an epoch, judging by the name timm's saver gives it."""
     return Path(path).name.startswith('recovery-')
@@ -81,6 +98,9 @@ def is_resuming(config: TrainConfig, run: Path) -> bool:
 
 def _check_run(config: TrainConfig, read: Checkpoint, training_data: str) -> None:
     """Refuse different training data; warn about other settings that differ from the resumed run."""
+    opt = read.run.get('opt', config.opt)
+    if opt != config.opt:
+        raise InputError(f'the resumed run has the optimizer {opt}, not {config.opt}', f'choose `opt={opt!r}`')
     before = read.run.get('training_data', '')
     if before and training_data and before != training_data:
         raise InputError(
@@ -96,7 +116,7 @@ def _check_run(config: TrainConfig, read: Checkpoint, training_data: str) -> Non
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> List[Dict[str, Any]]:
     """The settings of each parameter group; a schedule changes `lr` and keeps its initial value in `initial_lr`."""
     return [{'lr': g.get('initial_lr', g['lr']), **{k: v for k, v in g.items() if k not in (
-        'params', 'lr', 'initial_lr')}} for g in optimizer.param_groups]
+        'params', 'lr', 'initial_lr', 'lookahead_step')}} for g in optimizer.param_groups]
 
 
 def _check_optimizer(asked: List[Dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
@@ -182,6 +202,10 @@ def open_saver(
         task, {**run, 'ranked_by': metric}, optimizer=optimizer, amp_scaler=loss_scaler, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=metric == 'loss', max_history=config.checkpoint_hist)
     if not is_resuming(config, folder):
+        if config.resume:
+            _logger.warning(
+                f'{config.resume} is in another folder than this run, {folder}: earlier epochs are neither ranked nor '
+                'listed in summary.csv')
         return saver
     before = read_checkpoint(config.resume, argument='resume').run
     if before.get('ranked_by', before.get('eval_metric')) == metric:

@@ -1,9 +1,8 @@
 """The folder of a run: its name, and a lock so that no two runs share it."""
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import count
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 from filelock import FileLock, Timeout
 
@@ -15,8 +14,33 @@ from .config import TrainConfig
 __all__ = ['export_incomplete', 'locked', 'output_dir']
 
 
+def _folder_of(config: TrainConfig) -> Optional[Path]:
+    """The folder of a named run, or of the resumed one if it is in `output`; None for a new name."""
+    root = Path(config.output or './output/train')
+    if config.experiment:
+        return root / config.experiment
+    resumed = Path(config.resume).resolve().parent
+    return root / resumed.name if config.resume and resumed.parent == root.resolve() else None
+
+
+def _new_folder(config: TrainConfig, size: int) -> Path:
+    root = Path(config.output or './output/train')
+    name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{file_name(config.model)}-{size}"
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = root / (name if number == 1 else f'{name}-{number}')
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
 def output_dir(config: TrainConfig, size: int) -> Path:
     """The folder of a run, created if missing; a generated name is never the name of another run.
+
+    Without a name, a resumed run continues in its folder.
 
     Args:
         config: Settings of the run.
@@ -25,18 +49,9 @@ def output_dir(config: TrainConfig, size: int) -> Path:
     Raises:
         InputError: If the folder holds another run.
     """
-    root = Path(config.output or './output/train')
-    if not config.experiment:
-        name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{file_name(config.model)}-{size}"
-        root.mkdir(parents=True, exist_ok=True)
-        for number in count(1):
-            path = root / (name if number == 1 else f'{name}-{number}')
-            try:
-                path.mkdir()
-                return path
-            except FileExistsError:
-                continue
-    path = root / config.experiment
+    path = _folder_of(config)
+    if path is None:
+        return _new_folder(config, size)
     last = path / 'last.pth.tar'
     if last.exists() and not is_resuming(config, path):
         raise InputError(f'{path} already holds a run', f"choose another name or continue with `resume='{last}'`",
@@ -64,6 +79,6 @@ def export_incomplete(config: TrainConfig) -> bool:
     """Whether the resumed run was interrupted between its last checkpoint and the end of its export."""
     if not config.resume:
         return False
-    run = Path(config.resume).parent
-    return (run / 'model_best.pth.tar').is_file() and not (run / 'export' / 'config.json').is_file() and is_resuming(
-        config, Path(config.output or './output/train') / config.experiment)
+    run, folder = Path(config.resume).parent, _folder_of(config)
+    return (run / 'model_best.pth.tar').is_file() and not (run / 'export' / 'config.json').is_file() and (
+        folder is not None and is_resuming(config, folder))

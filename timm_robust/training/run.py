@@ -7,10 +7,11 @@ import gc
 import logging
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Dict, Iterator, Optional
 
 import torch
@@ -52,35 +53,13 @@ from .config import TrainConfig
 from .data import average_batch_size, classes_of_data, create_loaders, open_training_data, set_loader_epoch
 from .folder import export_incomplete, locked, output_dir
 from .loop import PassSettings, train_one_epoch, trained_module, validate, validate_robust
+from .result import TrainResult
 from .summary import add_row, plot_curves, trim
 from .trackers import Trackers, check_trackers
 
 __all__ = ['TrainResult', 'train']
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a run.
-
-    Attributes:
-        output_dir: Folder of the run, with checkpoints, args.yaml, summary.csv, curves.png and `export`.
-        best_metric: Best value of the metric that ranks checkpoints.
-        best_epoch: Epoch of the best value, from 0.
-        metrics: Validation metrics of the last epoch; accuracies in percent.
-        seconds: Time of training and validation in seconds.
-    """
-    output_dir: Path
-    best_metric: float
-    best_epoch: int
-    metrics: Dict[str, float]
-    seconds: float
-
-    @property
-    def export(self) -> Path:
-        """Folder of the best weights, which timm and transformers can load."""
-        return self.output_dir / 'export'
 
 
 @contextmanager
@@ -164,6 +143,8 @@ class _Run:
         teacher = build_teacher(
             config.teacher, self.data.train, self.preprocessing['input_size'], self.process.device,
             channels_last=config.channels_last)
+        if teacher:
+            check_img_sizes(config, teacher.model, self.preprocessing['input_size'][0], config.teacher.model)
         self.training_data = self.data.fingerprint
         if teacher and self.training_data:
             self.training_data += f' {weights_sha256(teacher.model)}'
@@ -298,7 +279,7 @@ class _Run:
         shown = '  '.join(f'{k} {v:.4g}' for k, v in self.eval_metrics.items())
         _logger.info(f'Epoch {epoch}: {shown}  {str(left).split(".")[0]} left')
         row = add_row(self.folder / 'summary.csv', epoch, train_metrics, self.eval_metrics,
-                      self.optimizer.param_groups[0]['lr'])
+                      mean(group['lr'] for group in self.optimizer.param_groups))
         self.saver.save_checkpoint(epoch, metric=metric)
         self.trackers.log(row)
 
@@ -323,7 +304,8 @@ class _Run:
         """The result after the last epoch, which is always validated and ranked."""
         metric, epoch = self.saver.best_metric, self.saver.best_epoch
         assert metric is not None and epoch is not None
-        return TrainResult(self.folder, float(metric), int(epoch), dict(self.eval_metrics), seconds)
+        return TrainResult(self.folder, float(metric), int(epoch), dict(self.eval_metrics), seconds,
+                           getattr(self.config.objective, 'gamma', None))
 
     def leave_process_group(self) -> None:
         """Leave the process group."""

@@ -17,6 +17,7 @@ from timm.utils import unwrap_model
 
 from ..attacks import InputSpace
 from ..errors import InputError
+from ..tasks import RobustTask
 from .build import build_teacher
 from .data import robust_subset
 from .loop import validate_robust
@@ -25,7 +26,9 @@ from .robust import RobustConfig
 __all__ = ['TimmScript', 'load_script']
 
 _logger = logging.getLogger(__name__)
-_SEAMS = ('parser', '_parse_args', 'create_model', 'create_loader', 'ClassificationTask', 'validate', 'main')
+_SEAMS = (
+    'parser', '_parse_args', 'create_model', 'create_loader', 'ClassificationTask', 'train_one_epoch', 'validate',
+    'main')
 # flags of train.py that define their own tasks or batch layout
 _OTHER_TASKS = ('kd_model_name', 'naflex_loader', 'jsd_loss', 'aug_splits', 'split_bn', 'model_dtype', 'torchscript')
 _NOT_ATTACKED = ('kd_model_name', 'naflex_loader', 'model_dtype')
@@ -78,6 +81,7 @@ class TimmScript:
                 'create_loader': self.create_loader,
                 'ClassificationTask': self.create_task,
                 'validate': self.validate,
+                'train_one_epoch': self.train_one_epoch,
         }.items():
             setattr(script, name, ours)
 
@@ -138,6 +142,12 @@ class TimmScript:
                 model, criterion, attack=config.attack, awp=config.awp, teacher=self.teacher, space=self.space,
                 steps_per_epoch=len(self.loader), seed=self.args.seed, **kwargs)
         return self.task
+
+    def train_one_epoch(self, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        """The script's epoch; schedules within the task follow it also after `start_epoch` and recovery checkpoints."""
+        if isinstance(self.task, RobustTask):
+            self.task.step = epoch * len(self.loader)
+        return self.original['train_one_epoch'](epoch, *args, **kwargs)
 
     def validate(
             self,
