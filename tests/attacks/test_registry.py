@@ -20,6 +20,7 @@ from timm_robust.attacks import (
     FAB,
     FGSM,
     L2,
+    MIM,
     NFGSM,
     NORMS,
     PGD,
@@ -261,6 +262,8 @@ def test_targets_steer_or_are_refused(cls, problem):
     assert (to == target).float().mean() > (away == target).float().mean() + .2, 'the target does not matter'
     with pytest.raises(InputError, match='targets: contain class 4, but the model has 4 classes'):
         attack(model, x, y, threat, targets=torch.full_like(y, 4))
+    with pytest.raises(InputError, match='targets: contain the true class'):
+        attack(model, x, y, threat, targets=torch.cat([target[:-1], y[-1:]]))
     with pytest.raises(InputError, match='targets: are torch.float32'):
         attack(model, x, y, threat, targets=target.float())
 
@@ -309,6 +312,9 @@ def test_a_shared_setting_goes_to_all_that_have_it_and_is_missed_by_none():
         parse_attacks('clean,pgd5', num_targets=3)
     with pytest.raises(InputError, match='restarts=0'):
         parse_attacks('pgd5', restarts=0)
+    assert parse_attacks('pgd5,mim', steps=5) == [PGD(steps=5), MIM(steps=5)]
+    with pytest.raises(InputError, match='steps=100: contradicts pgd5; leave it out, or write pgd'):
+        parse_attacks('mim,pgd5', steps=100)
 
 
 @pytest.mark.parametrize('names, message', [

@@ -21,6 +21,8 @@ from timm_robust.attacks import (
 )
 from timm_robust.attacks.threat import project_onto_l1, sparse_signs
 from timm_robust.errors import InputError
+from timm_robust.evaluation import ThreatConfig
+from timm_robust.tasks import TrainingAttack
 
 SPACE = InputSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 
@@ -77,6 +79,17 @@ def test_what_is_printed_is_read_back(norm):
 def test_what_is_no_threat_model(text):
     with pytest.raises(InputError, match='^threat='):
         parse_threat(text)
+
+
+def test_only_linf_has_a_default_eps():
+    assert make_threat('linf') == Linf('8/255') and make_threat('L2', .5) == L2(.5)
+    for norm in ('L2', 'l1'):
+        with pytest.raises(InputError, match=f'eps: has no default for {norm.upper()}'):
+            make_threat(norm)
+        for settings in (ThreatConfig, TrainingAttack):
+            assert settings(norm='Linf').threat == Linf('8/255') and settings(norm=norm, eps=2).threat.eps == 2
+            with pytest.raises(InputError, match='eps: has no default'):
+                settings(norm=norm)
 
 
 def test_a_norm_has_one_name():

@@ -126,7 +126,8 @@ def test_an_evaluation_that_was_cut_off_continues(case, tmp_path, monkeypatch):
 
 def test_a_state_of_something_else_is_refused(case, tmp_path):
     model, x, y = case
-    path, alike = tmp_path / 'state.json', copy.deepcopy(model)
+    path, alike, constant = tmp_path / 'state.json', copy.deepcopy(model), copy.deepcopy(model)
+    model.scale, constant.scale = 1., 2.  # a number that TinyNet ignores, but another network may not
     with torch.no_grad():
         alike.fc.bias += 1e-3
     small(model, verbose=False).run_standard_evaluation(x, y, state_path=path)
@@ -136,6 +137,7 @@ def test_a_state_of_something_else_is_refused(case, tmp_path):
         'images': (small(model, verbose=False), x[:10], y[:10]),
         'network': (small(TinyNet(num_classes=6), verbose=False), x, y),
         'network or': (small(alike, verbose=False), x, y),
+        'network or threat': (small(constant, verbose=False), x, y),
         'images, ': (small(model, verbose=False), x * .999, y),
     }
     assert torch.equal(alike(x).argmax(1), model(x).argmax(1)) and torch.equal(
@@ -229,6 +231,24 @@ def test_robustbench_runs_on_it_by_one_import(case, monkeypatch):
     monkeypatch.setattr(rb, 'load_clean_dataset', lambda *args: (x, y))
     clean, robust = rb.benchmark(model.eval(), 12, eps=EPS, device=torch.device('cpu'), batch_size=4)
     assert clean == pytest.approx(10 / 12) and robust < clean
+
+
+@pytest.mark.parametrize('name, labels, message', [
+    ('labels', lambda y: y[:, None], 'have shape'), ('labels', lambda y: y[:-1], 'give one per image'),
+    ('labels', lambda y: torch.eye(6)[y], 'are soft targets'), ('images', lambda y: y, 'expected')])
+def test_images_and_labels_are_checked_before_anything_is_said(case, capsys, name, labels, message):
+    model, x, y = case
+    adversary = small(model)
+    for run in (adversary.clean_accuracy, adversary.run_standard_evaluation):
+        with pytest.raises(InputError, match=f'{name}.*{message}'):
+            run(x * 2 if name == 'images' else x, labels(y))
+    assert not capsys.readouterr().out
+
+
+def test_no_attacks_are_no_evaluation(case):
+    model, x, y = case
+    with pytest.raises(InputError, match='attacks_to_run: names no attack'):
+        AutoAttack(model, eps=EPS, version='custom', device='cpu').run_standard_evaluation(x, y)
 
 
 def test_a_network_that_expects_normalized_images_is_refused():

@@ -16,6 +16,7 @@ from timm_robust.attacks import Linf
 from timm_robust.errors import InputError
 from timm_robust.evaluation import EvaluationReport, Journal, Runner, evaluate
 from timm_robust.evaluation.journal import FolderLock, batch_hashes, image_hashes
+from timm_robust.evaluation.subject import network_sha256
 from timm_robust.layers import set_bn_mode
 
 NEAR = Linf(.005)
@@ -248,14 +249,14 @@ def test_a_data_set_in_another_order_is_noticed(problem, cut_off, caplog, tmp_pa
 
 
 class Scaled(nn.Module):
-    """A network whose constant is neither a parameter nor printed."""
+    """A network whose constant is neither a parameter, printed nor public."""
 
     def __init__(self, model, factor):
         super().__init__()
-        self.model, self.factor = model, factor
+        self.model, self._factor = model, factor
 
     def forward(self, x):
-        return self.model(self.factor * x)
+        return self.model(self._factor * x)
 
 
 def test_outcomes_of_another_network_with_the_same_weights_are_refused(problem, tmp_path, monkeypatch):
@@ -272,3 +273,14 @@ def test_outcomes_of_another_network_with_the_same_weights_are_refused(problem, 
     with pytest.raises(InputError, match='model: classifies images differently from the evaluation that is resumed'):
         measured(Scaled(model, 1.), x, y, tmp_path / 'out', resume=True)
     measured(Scaled(model, .8), x, y, tmp_path / 'out', resume=True)
+
+
+def test_numbers_and_strings_of_a_network_are_part_of_its_hash(problem):
+    def made(**more):
+        network = Scaled(problem[0], 1.)
+        for name, value in more.items():
+            setattr(network, name, value)
+        return network_sha256(network)
+
+    assert made() == made() == made(_private=1)
+    assert len({made(), made(scale=1.), made(scale=2.), made(other=2.), made(mode='a'), made(mode='b')}) == 6

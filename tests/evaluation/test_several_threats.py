@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import TinyNet
 
-from timm_robust.attacks import L1, L2, Linf, parse_threats
+from timm_robust.attacks import L1, L2, PGD, Linf, parse_threats
 from timm_robust.cli import compare, models
 from timm_robust.cli import eval as eval_command
 from timm_robust.errors import InputError
@@ -116,7 +116,9 @@ def test_a_card_and_the_list_of_models_say_the_worst_case(together, tmp_path):
 @pytest.mark.parametrize('threat, more, message', [
     ('Linf 1/255, linf 1/255', {}, 'names one threat model twice'), ('Linf 1/255,', {}, 'is not a threat model'),
     ((), {}, 'is not a threat model'), (TEXT, {'eps_sweep': '0,.1'}, 'eps_sweep=.*needs a single threat model'),
-    ('L2 .1, L1 1', {'attacks': 'rays'}, 'supports only Linf, not L2')])
+    ('L2 .1, L1 1', {'attacks': 'rays'}, 'supports only Linf, not L2'),
+    (TEXT, {'attack_settings': {'step_size': .01}}, 'step_size=0.01: needs a single threat model'),
+    (TEXT, {'attacks': [PGD(steps=2, step_size=.02)]}, 'step_size=0.02: needs a single threat model')])
 def test_threat_models_that_do_not_go_together(threat, more, message):
     with pytest.raises(InputError, match=message):
         measured(threat, **more)

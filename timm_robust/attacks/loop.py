@@ -298,6 +298,9 @@ def run_attack(
         if targets is not None:
             targets = check_targets(images, targets)
             highest = int(targets.max()) if targets.numel() else 0
+            if (targets == checked.labels[:, None]).any():
+                raise InputError('contain the true class of an image', 'a target must be another class',
+                                 argument='targets')
         # one pass of a randomized network is not conclusive
         looks = len(x) > 0 and attack.queries == 1 and not call.all_correct
         if len(x) and attack.targeted and targets is None:

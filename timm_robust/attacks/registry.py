@@ -83,6 +83,10 @@ def parse_attack(attack: Union[str, Attack], **settings: Any) -> Attack:
             raise InputError('takes no number', f'write {name}', argument='attacks', value=attack)
         if int(number) < 1:
             raise InputError(f'the number of {cls.budget} must be at least 1', argument='attacks', value=attack)
+        if settings.get(cls.budget, int(number)) != int(number):
+            raise InputError(
+                f'contradicts {attack}', f'leave it out, or write {name}', argument=cls.budget,
+                value=settings[cls.budget])
         values[cls.budget] = int(number)
     return from_mapping(cls, values)
 

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Dict, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, ClassVar, Dict, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import torch
 
@@ -320,15 +320,19 @@ def norm_names() -> str:
     return ', '.join(cls.norm for cls in NORMS.values())
 
 
-def make_threat(norm: str, eps: Size) -> ThreatModel:
-    """Make a threat model from the case-insensitive name of its norm and its eps.
+def make_threat(norm: str, eps: Optional[Size] = None) -> ThreatModel:
+    """Make a threat model from the case-insensitive name of its norm and its eps, by default 8/255 for Linf.
 
     Raises:
-        InputError: On an unknown norm or a bad eps.
+        InputError: On an unknown norm or a bad eps, and without eps for another norm than Linf.
     """
     if str(norm).lower() not in NORMS:
         raise InputError('unknown', f'choose one of {norm_names()}', argument='norm', value=norm)
-    return NORMS[norm.lower()](eps)
+    made = NORMS[norm.lower()]
+    if eps is None and made is not Linf:
+        raise InputError(f'has no default for {made.norm}', 'give one, for example 0.5 for L2 or 12 for L1',
+                         argument='eps')
+    return made('8/255' if eps is None else eps)
 
 
 def parse_threat(threat: Union[str, ThreatModel]) -> ThreatModel:

@@ -50,7 +50,10 @@ def results_csv(report: EvaluationReport) -> str:
     row: Dict[str, Any] = {'model': model.name}
     if report.clean_accuracy is not None:
         row.update(top1=round(report.clean_accuracy, 4), top1_err=round(100 - report.clean_accuracy, 4))
-    row.update({a.name: round(report.accuracy(a.name), 4) for a in report.real_attacks})
+    several = len(report.threats) > 1
+    row.update({
+        report.described(a) + (f' {a.threat}' if several else ''): round(report.accuracy(a.name), 4)
+        for a in report.real_attacks})
     row.update(
         threat=str(report.threat), num_examples=report.data.num_examples, seed=report.settings.seed,
         img_size=(model.input_size or ('',))[-1],

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import re
+from fractions import Fraction
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Type, Union, get_args, get_origin, get_type_hints
 
 from timm.utils import ParseKwargs
@@ -16,6 +17,16 @@ __all__ = ['add_attack_flags', 'add_flags', 'add_objective_flags', 'as_flags']
 Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        try:
+            return float(Fraction(text))  # 2/255
+        except (ValueError, ZeroDivisionError) as error:
+            raise argparse.ArgumentTypeError(f'{text!r} is not a number; write it as 2/255 or 0.01') from error
+
+
 def _kind(hint: Any, flat: str, const: Any) -> Dict[str, Any]:
     """Arguments of `add_argument` for a value of a type."""
     inner = [i for i in get_args(hint) if i is not type(None)] if get_origin(hint) is Union else [hint]
@@ -26,10 +37,10 @@ def _kind(hint: Any, flat: str, const: Any) -> Dict[str, Any]:
     if get_origin(hint) in (list, tuple):
         own = get_args(hint)
         fixed = get_origin(hint) is tuple and Ellipsis not in own
-        return {'type': own[0], 'nargs': len(own) if fixed else '+'}
+        return {'type': _number if own[0] is float else own[0], 'nargs': len(own) if fixed else '+'}
     if get_origin(hint) is dict:
         return {'action': ParseKwargs, 'nargs': '*'}
-    return {'type': hint, **({'nargs': '?', 'const': const} if const else {})}
+    return {'type': _number if hint is float else hint, **({'nargs': '?', 'const': const} if const else {})}
 
 
 def _add(group: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, text: str) -> None:

@@ -16,14 +16,23 @@ from typing import Any, Dict, Iterable, List, Optional, Union
 import torch
 
 from .. import attacks
-from ..attacks import Attack, check_images, image_seeds, logits_of, make_fast_model, make_threat, parse_attack
+from ..attacks import (
+    Attack,
+    check_batch,
+    check_images,
+    image_seeds,
+    logits_of,
+    make_fast_model,
+    make_threat,
+    parse_attack,
+)
 from ..attacks.context import without_ddp
 from ..devices import halving
 from ..errors import InputError, check_choice
 from ..evaluation import make_plan
 from ..evaluation.journal import image_hashes
-from ..evaluation.subject import eval_mode
-from ..inputs import resolve_device, weights_sha256
+from ..evaluation.subject import eval_mode, network_sha256
+from ..inputs import resolve_device
 from ..layers import has_batch_statistics
 from ..precision import float32_proper
 from .state import EvaluationState
@@ -108,9 +117,17 @@ class AutoAttack:
 
     def clean_accuracy(self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250) -> float:
         """Share of images classified correctly in one pass."""
-        check_images(x_orig, None, self.model)
+        y = self._labels(x_orig, y_orig)
         with eval_mode(self.model):
-            return (self._logits(x_orig, bs).argmax(1) == y_orig.cpu()).float().mean().item()
+            return (self._logits(x_orig, bs).argmax(1) == y).float().mean().item()
+
+    def _labels(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Checked class indices of checked images, on the CPU."""
+        check_images(x, None, self.model)
+        checked = check_batch(x, y)
+        if checked.soft is not None:
+            raise InputError('are soft targets', 'give class indices of shape (N,)', argument='labels')
+        return checked.labels.cpu()
 
     def run_standard_evaluation(
             self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False,
@@ -132,7 +149,10 @@ class AutoAttack:
         if isinstance(self.model, torch.nn.Module) and has_batch_statistics(self.model):
             raise InputError('normalizes by the batch, so there is no result for a single image',
                              "evaluate(model, ..., attacks='adaptive') attacks whole batches", argument='model')
-        logits, y, start = self._logits(x[:bs], bs), y.cpu(), time.time()
+        if not names:
+            raise InputError('names no attack', f'choose some of {", ".join(_NAMES)}', argument='attacks_to_run')
+        y = self._labels(x, y)
+        logits, start = self._logits(x[:bs], bs), time.time()
         known = {name: self._attack(name, logits.shape[1]) for name in self.attacks_to_run}
         todo, passes = {name: known[name] for name in names}, max((a.passes for a in known.values()), default=1)
         if passes == 1 and not torch.allclose(self._logits(x[:bs], bs), logits, 1e-4, 1e-4):
@@ -141,7 +161,7 @@ class AutoAttack:
         seeds = image_seeds(self.seed, len(x), torch.device('cpu'))
         images = hashlib.sha256(' '.join(image_hashes(x, y)).encode()).hexdigest()
         decides = {'threat': str(self.threat), 'images': images,
-                   'weights': weights_sha256(self.model) if isinstance(self.model, torch.nn.Module) else ''}
+                   'network': network_sha256(self.model) if isinstance(self.model, torch.nn.Module) else ''}
         settings = {name: {**attack.to_dict(), **decides} for name, attack in todo.items()}
         state = EvaluationState.begin(path, settings, y_adv == y)
         self._log(f"using {self.version} version including {', '.join(todo)}.")

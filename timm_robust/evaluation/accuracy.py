@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..attacks import Attack, Clean, ThreatModel, error_rates, logits_of
+from ..attacks import Attack, Clean, GradientAttack, ThreatModel, error_rates, logits_of
 from ..devices import halving, in_float64
 from ..errors import InputError
 from ..layers import has_batch_statistics
@@ -23,6 +23,7 @@ from ..precision import float32_proper
 from .journal import Journal, Measured, batch_hashes, image_hashes
 from .outcome import AttackOutcome
 from .plan import Plan, effort, threat_facts
+from .probes import refuse_probabilities, suspicions
 
 __all__ = ['Batches', 'Runner', 'assemble', 'index_seeds']
 
@@ -32,6 +33,8 @@ _MIN_FOR_CHANCE = 50
 _PROBED = 8
 _FEW = .01  # share of images that another device may classify differently
 _BATCHES_IN_POOL = 8
+_NOT_RANDOMIZED = (
+    'Two passes of this network agree, so it is not randomized: autoattack-rand is weaker than autoattack here.')
 
 _logger = logging.getLogger(__name__)
 
@@ -152,6 +155,7 @@ class Runner:
         self.batch_dependent = has_batch_statistics(self.model)
         self.fixed_size = self.batch_dependent or self.surrogate is not None and has_batch_statistics(self.surrogate)
         self.randomized = False
+        self.suspicions: List[str] = []
         self._bar: Optional[tqdm] = None
 
     def run(self, batches: Batches, indices: Sequence[int]) -> None:
@@ -216,8 +220,21 @@ class Runner:
         return found
 
     def _is_randomized(self, x: torch.Tensor, labels: torch.Tensor) -> bool:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            return not torch.allclose(self.logits(x, labels), self.logits(x, labels), 1e-4, 1e-4)
+        return not torch.allclose(self.logits(x, labels), self.logits(x, labels), 1e-4, 1e-4)
+
+    def _probe(self, x: torch.Tensor, labels: torch.Tensor) -> None:
+        refuse_probabilities(self.logits(x, labels))
+        randomized = self._is_randomized(x, labels)
+        if self.plan.passes > 1:
+            self.suspicions += [] if randomized else [_NOT_RANDOMIZED]
+        elif not randomized:
+            gradients = self.surrogate is None and any(isinstance(a, GradientAttack) for a in self.plan.attacks)
+            with float32_proper():
+                found, self.batch_size = halving(lambda size: suspicions(
+                    self.model, x, labels, batch_size=len(x) if self.batch_dependent else size,
+                    alone=not self.batch_dependent, gradients=gradients), self.batch_size, self.fixed_size)
+            self.suspicions += found
+        self.randomized = randomized and self.plan.passes == 1
 
     def _fitting(self, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
         result, self.batch_size = halving(work, self.batch_size, self.fixed_size)
@@ -236,8 +253,9 @@ class Runner:
         start = time.perf_counter()
         rates = self.error_rates(x, labels)
         right = [rate < .5 for rate in rates]
-        if first and self.plan.passes == 1:
-            self.randomized = self._is_randomized(x[:_PROBED], labels[:_PROBED])
+        if first:
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):
+                self._probe(x[:_PROBED], labels[:_PROBED])
         if first and self.plan.real_attacks and not self.allow_chance:
             _refuse_chance(sum(right), len(right), self.num_classes)
         self.journal.take(key, indices, pool.hashes)

@@ -107,13 +107,15 @@ class Benchmarks:
                              argument='subset', value=images.subset)
         if 'corruptions' in folders:
             check_library()
+        self.mismatch = ''
         self.parts = self._open(folders)
         # before evaluating anything, so that errors come at once
         self.chosen = {part.key: self._choose(part) for part in self.parts}
         self.batch_dependent = has_batch_statistics(network.model)
         self.batch_size = images.batch_size
         self.facts = DataFacts(
-            dataset=images.dataset or 'ImageFolder', data_dir=images.data_dir, split=self.split, subset=images.subset)
+            dataset=images.dataset or 'ImageFolder', data_dir=images.data_dir, split=self.split, subset=images.subset,
+            mismatch=self.mismatch)
 
     def _open(self, folders: Mapping[str, str]) -> List[Part]:
         network, config = self.network, self.config
@@ -123,7 +125,7 @@ class Benchmarks:
             base = open_dataset(self.images, self.images.split, size[0], seed=config.seed)
             _refuse_union(base, folders, self.images)
             self.split = split_of(base, self.images)
-            check_classes(
+            self.mismatch = check_classes(
                 base, network.num_classes, network.class_names(class_names(base)),
                 allow_mismatch=self.images.allow_class_mismatch)
         parts: List[Part] = []

@@ -11,7 +11,8 @@ from .report import EvaluationReport
 
 __all__ = ['collect']
 
-_Row = Tuple[float, Tuple[Hashable, ...]]  # accuracy, and what it was measured on: number of images and seed first
+# accuracy, what it was measured on (number of images and seed first), and its name for readers
+_Row = Tuple[float, Tuple[Hashable, ...], str]
 
 _PREPROCESSING = ('input_size', 'interpolation', 'crop_pct', 'crop_mode')
 
@@ -22,7 +23,7 @@ def _benchmarks(report: EvaluationReport) -> Dict[str, _Row]:
     for b in report.benchmarks:
         place = (data.dataset, data.split) if b.name in ('clean', 'corruptions') else ()
         parts = tuple((p.corruption, p.severity) for p in b.parts) if b.errors else ()
-        found[b.name] = b.accuracy, (b.num_images, seed, 'balanced', b.available, *place, *parts)
+        found[b.name] = b.accuracy, (b.num_images, seed, 'balanced', b.available, *place, *parts), b.name
     return found
 
 
@@ -44,14 +45,16 @@ def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
     found: Dict[str, _Row] = {}
     for outcome in report.attacks:
         if outcome.is_clean:
-            found[outcome.name] = report.accuracy(outcome.name), sample
+            found[outcome.name] = report.accuracy(outcome.name), sample, outcome.name
         elif outcome.complete:  # run on all images, not only on those that withstood other attacks
             found[f'{outcome.attack_name} {outcome.threat}'] = (
                 report.accuracy(outcome.name),
-                (*sample, repr(sorted(outcome.attack.items())), report.settings.surrogate_sha256))
+                (*sample, repr(sorted(outcome.attack.items())), report.settings.surrogate_sha256),
+                f'{report.described(outcome)} {outcome.threat}')
     if len(report.threats) > 1:
         names = tuple((a.attack_name, repr(sorted(a.attack.items()))) for a in report.real_attacks)
-        found[f'worst case of {report.threat}'] = percent(report.worst_case), (*sample, *names)
+        worst = f'worst case of {report.threat}'
+        found[worst] = percent(report.worst_case), (*sample, *names), worst
     return found
 
 
@@ -97,5 +100,5 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
                     f'{name}: {key} was measured on other images or with other settings than for '
                     f'{next(iter(found))}', 'use the same data, `num_examples`, `seed`, attacks, `corruptions` and '
                     '`severities` for both')
-    titles = {key: f'{key} ({first[key][1][0]:,} images, seed {first[key][1][1]})' for key in common}
+    titles = {key: f'{first[key][2]} ({first[key][1][0]:,} images, seed {first[key][1][1]})' for key in common}
     return {name: {titles[key]: rows[key][0] for key in common} for name, rows in found.items()}

@@ -27,7 +27,9 @@ class ThreatConfig:
     """A threat model as two settings."""
     norm: str = setting(
         'Linf', lambda: f'norm of the perturbation: {norm_names()}', metavar='NORM', group='Threat model')
-    eps: Union[str, float] = setting('8/255', 'perturbation size in pixel units on [0, 1]', metavar='EPS')
+    eps: Union[str, float, None] = setting(
+        None, 'perturbation size in pixel units on [0, 1] (default: 8/255 for Linf, none for other norms)',
+        metavar='EPS')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -121,6 +123,10 @@ class EvalConfig:
             if getattr(self, name) and len(self.plans) > 1:
                 raise InputError('needs a single threat model', 'pass one as `threat`', argument=name,
                                  value=getattr(self, name))
+        sizes = [size for a in self.plan.attacks if (size := getattr(a, 'step_size', None))] if self.plan else []
+        if sizes and len(self.plans) > 1:
+            raise InputError('needs a single threat model, since step sizes differ by norm', 'leave it out',
+                             argument='step_size', value=sizes[0])
         self.swept_plans()
 
     def _refuse_unused(self, names: Tuple[str, ...], when: str, remedy: str) -> None:
@@ -164,6 +170,8 @@ class EvalConfig:
                 plan = self.plan.at(parse_eps(value)) if self.plan else None
             except InputError as error:
                 raise error.about('eps_sweep', self.eps_sweep) from error
+            if plan and any(p.prefix == plan.prefix for p in plans.values()):
+                raise InputError(f'names {plan.threat.eps:g} twice', argument='eps_sweep', value=self.eps_sweep)
             if plan:
                 plans[plan.threat.eps] = plan
         return dict(sorted(plans.items()))

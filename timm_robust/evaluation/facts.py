@@ -59,6 +59,7 @@ class ModelFacts:
         bn_mode: Which statistics normalization used, None for the model's own.
         gamma: Weight of the BatchNorm for adversarial images; None for a network with one BatchNorm.
         input_size, mean, std, interpolation, crop_pct, crop_mode: Preprocessing; None for a module on pixels.
+        logits: First logits of `logits_of_fixed_input`; None for a module on pixels.
     """
     name: str
     num_classes: int = 0
@@ -74,6 +75,7 @@ class ModelFacts:
     interpolation: Optional[str] = None
     crop_pct: Optional[float] = None
     crop_mode: Optional[str] = None
+    logits: Optional[Tuple[float, ...]] = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -148,6 +150,7 @@ class RunFacts:
         batch_size: Batch size.
         batch_dependent: Whether a prediction depends on the other images in the batch.
         randomized: Whether two passes of the same images differ; None if unknown, or if several passes decide.
+        suspicions: Reasons to doubt the accuracies, found on the first images; None if unknown.
         worst_case: Whether each attack ran only on images that withstood all earlier attacks.
         exact: Whether attacks ran on the network itself, not on a faster copy.
         fast_dtype: Precision of the faster copy.
@@ -162,6 +165,7 @@ class RunFacts:
     batch_size: int = 0
     batch_dependent: bool = False
     randomized: Optional[bool] = None
+    suspicions: Optional[Tuple[str, ...]] = None
     worst_case: bool = False
     exact: bool = False
     fast_dtype: str = 'float32'

@@ -9,7 +9,7 @@ from .report import EvaluationReport
 
 __all__ = ['join_reports']
 
-_PER_PART = ('subset', 'indices', 'labels', 'sha256', 'command', 'date', 'randomized')
+_PER_PART = ('subset', 'indices', 'labels', 'sha256', 'command', 'date', 'randomized', 'suspicions')
 
 
 def _shared(part: Any) -> Dict[str, Any]:
@@ -75,10 +75,13 @@ def join_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
             attacked=sum(o.attacked for o in outcomes), seconds=round(sum(o.seconds for o in outcomes), 3))
 
     first, randomized = reports[0], {r.settings.randomized for r in reports}
+    found = [r.settings.suspicions for r in reports]
+    suspicions = None if None in found else tuple(dict.fromkeys(text for texts in found for text in texts or ()))
     return replace(
         first,
         settings=replace(
-            first.settings, randomized=next(known for known in (True, None, False) if known in randomized)),
+            first.settings, suspicions=suspicions,
+            randomized=next(known for known in (True, None, False) if known in randomized)),
         data=replace(
             first.data, sha256=first.data.sha256 if len(reports) == 1 else '',
             indices=tuple(i for r in reports for i in r.data.indices),

@@ -3,6 +3,8 @@ import math
 from dataclasses import dataclass
 from typing import Dict, Iterable, Optional, Tuple
 
+from ..attacks import attack_from_dict, parse_attack
+from ..errors import InputError
 from ..settings import check_types
 from .facts import ThreatFacts
 
@@ -73,6 +75,16 @@ class AttackOutcome:
     def attack_name(self) -> str:
         """The attack without its threat model."""
         return self.name.removesuffix(f' {self.threat}')
+
+    @property
+    def label(self) -> str:
+        """The attack, with the settings that its name does not tell: 'pgd20 (step_size 0.001)'."""
+        try:
+            own, usual = attack_from_dict(self.attack).to_dict(), parse_attack(self.attack_name).to_dict()
+        except InputError:  # an attack of a plugin
+            own, usual = self.attack, {'attack': self.attack.get('attack')}
+        unusual = ', '.join(f'{key} {value}' for key, value in own.items() if usual.get(key) != value)
+        return self.attack_name + (f' ({unusual})' if unusual else '')
 
     @property
     def is_clean(self) -> bool:

@@ -118,6 +118,17 @@ class EvaluationReport:
         found = self[name].accuracy
         return percent(self.standing(name)) if found is None else found
 
+    def described(self, outcome: AttackOutcome) -> str:
+        """An attack, the earlier ones if it ran only on images that survived them, and the network it was crafted on.
+
+        For example 'pgd20 after fgsm', 'pgd20 (step_size 0.001)' and 'mim20 crafted on vgg11_cifar'.
+        """
+        text, surrogate = outcome.label, self.settings.surrogate
+        if not outcome.complete:
+            names = [a.attack_name for a in self.real_attacks if a.threat == outcome.threat]
+            text += f" after {', '.join(names[:names.index(outcome.attack_name)])}"
+        return text + (f' crafted on {surrogate}' if surrogate and not outcome.is_clean else '')
+
     def interval(self, name: str) -> Tuple[float, float]:
         """Wilson's 95 % interval of `accuracy`."""
         found = self[name].correct if self[name].complete else self.standing(name)
@@ -145,11 +156,13 @@ class EvaluationReport:
 
     @property
     def robust_accuracy(self) -> Optional[RobustAccuracy]:
-        """The robust accuracy to quote; None if no attack was run.
+        """The robust accuracy to quote; None if no attack was run, or if attacks were crafted on another network.
 
         It is the accuracy under AutoAttack, cumulative if that ran only on the remaining images; without AutoAttack,
         the accuracy under `best`. Without either, or with several threat models, it is the worst case over all attacks.
         """
+        if self.settings.surrogate:
+            return None
         names = dict.fromkeys(a.attack_name for a in self.real_attacks)
         quoted = [self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_autoattack]
         if quoted and len(self.threats) == 1:
@@ -167,7 +180,7 @@ class EvaluationReport:
 
         It is shown next to AutoAttack's accuracy, like `external` in RobustBench.
         """
-        if len(self.threats) > 1:
+        if len(self.threats) > 1 or self.settings.surrogate:
             return None
         return next((self._quoted(i) for i, a in enumerate(self.real_attacks) if a.is_best), None)
 

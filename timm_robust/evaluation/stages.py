@@ -1,7 +1,6 @@
 """The stages of an evaluation: attacks and benchmarks, saved at once, then sweeps, example images and diagnosis."""
 import hashlib
 import logging
-import re
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 from ..attacks import Clean, Ensemble, FastModel, logits_of, make_fast_model
 from ..devices import halving
 from ..errors import InputError
-from ..inputs import ImagesConfig, Peers, weights_sha256
+from ..inputs import ImagesConfig, Peers
 from ..layers import at_gamma, has_batch_statistics
 from .accuracy import Runner, assemble
 from .benchmarks import Benchmarks
@@ -27,7 +26,7 @@ from .outcome import AttackOutcome, EpsPoint, GammaPoint
 from .plan import Plan, threat_facts
 from .report import RESULTS, EvaluationReport
 from .sources import Source, open_data
-from .subject import Subject, open_model, open_surrogate
+from .subject import Subject, network_sha256, open_model, open_surrogate, without_addresses
 from .surface import loss_surface
 
 __all__ = ['GAMMAS', 'Stages']
@@ -35,16 +34,14 @@ __all__ = ['GAMMAS', 'Stages']
 GAMMAS = tuple(i / 10 for i in range(11))
 
 _NUM_DIAGNOSED = 100
-_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 
 _logger = logging.getLogger(__name__)
 
 
 def _network_sha256(subject: Subject) -> str:
-    """Hash of everything in a network that determines outcomes: parameters, buffers and the printed modules."""
-    tensors = {**dict(subject.model.named_parameters()), **dict(subject.model.named_buffers())}
-    text = _ADDRESS.sub('', repr(subject.model)) + weights_sha256(tensors)
-    return hashlib.sha256(f'{text} {subject.facts.bn_mode} {subject.facts.gamma}'.encode()).hexdigest()[:16]
+    """Hash of everything known of a network that determines outcomes."""
+    text = f'{network_sha256(subject.model)} {subject.facts.bn_mode} {subject.facts.gamma}'
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Stages:
@@ -77,6 +74,7 @@ class Stages:
             model, checkpoint=checkpoint, device=device, main_branch=config.gamma_sweep)
         self.batch_dependent = has_batch_statistics(subject.model)
         self.randomized = False
+        self.suspicions: List[str] = []
         known = subject.facts.num_classes
         if self.plan and known:
             self._check_plan(known)  # before opening the data
@@ -162,7 +160,7 @@ class Stages:
         mine = {
             'model': _network_sha256(self.subject),
             'data': self.source and self.source.fingerprint(),
-            'settings': _ADDRESS.sub('', f'{settings} {self._contexts(self._plans())}')}
+            'settings': without_addresses(f'{settings} {self._contexts(self._plans())}')}
         all_processes = self.peers.gather(mine)
         for name, value in mine.items():
             if any(other[name] != value for other in all_processes):
@@ -209,7 +207,9 @@ class Stages:
                         o if o.is_clean else replace(o, name=f'{o.name} {o.threat}') for o in outcomes)
                 report = replace(
                     report, attacks=outcomes, data=self._data_facts(report),
-                    settings=replace(report.settings, randomized=self.randomized if self.plan.passes == 1 else None))
+                    settings=replace(
+                        report.settings, randomized=self.randomized if self.plan.passes == 1 else None,
+                        suspicions=tuple(dict.fromkeys(self.suspicions))))
             if self.benchmarks:
                 self.benchmarks.run(self.journal, self.peers, self.config.progress)
                 self._merge()
@@ -262,6 +262,7 @@ class Stages:
         runner.run(self.source.loader(own) if own else (), [indices[i] for i in own])
         self.batch_size = runner.batch_size
         self.randomized = self.randomized or any(self.peers.gather(runner.randomized))
+        self.suspicions += [text for found in self.peers.gather(runner.suspicions) for text in found]
         self._merge()
         return assemble(plan, self.journal, indices, self.num_classes)
 

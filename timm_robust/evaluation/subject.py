@@ -1,6 +1,8 @@
 """Opens the network to evaluate: a model name, a config or a module."""
 import copy
+import hashlib
 import logging
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from ..inputs import (
     build_network,
     build_surrogate,
     check_surrogate,
+    fingerprint,
     resolve_device,
     weights_sha256,
 )
@@ -27,7 +30,15 @@ from ..layers import is_norm
 from ..models.normalized import NormalizedModel, holds_normalized
 from .facts import ModelFacts
 
-__all__ = ['ModelSource', 'Subject', 'eval_mode', 'open_model', 'open_surrogate']
+__all__ = [
+    'ModelSource',
+    'Subject',
+    'eval_mode',
+    'network_sha256',
+    'open_model',
+    'open_surrogate',
+    'without_addresses',
+]
 
 ModelSource = Union[str, NetworkConfig, nn.Module]
 
@@ -58,10 +69,28 @@ def _facts(name: str, model: nn.Module, preprocessing: Optional[Preprocessing], 
 
 def _from_network(network: Network) -> Subject:
     config = network.config
+    with eval_mode(network.model):
+        logits = fingerprint(network.model, network.preprocessing['input_size'])
     facts = _facts(
         config.model, network.model, network.preprocessing, checkpoint=config.checkpoint, use_ema=config.use_ema,
-        model_kwargs=config.model_kwargs, bn_mode=config.bn_mode, gamma=config.gamma, num_classes=network.num_classes)
+        model_kwargs=config.model_kwargs, bn_mode=config.bn_mode, gamma=config.gamma, num_classes=network.num_classes,
+        logits=logits)
     return Subject(network.pixel_model, network.device, facts, network.preprocessing, network)
+
+
+def without_addresses(text: str) -> str:
+    """A printed object without memory addresses, which differ from process to process."""
+    return re.sub(r' at 0x[0-9a-f]+', '', text)
+
+
+def network_sha256(model: nn.Module) -> str:
+    """Hash of what determines a network's outcomes: its tensors, printed modules, and their numbers and strings."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    constants = [
+        (name, key, value) for name, module in model.named_modules() for key, value in sorted(vars(module).items())
+        if isinstance(value, (bool, int, float, str)) and not key.startswith('_') and key != 'training']
+    text = f'{without_addresses(repr(model))} {constants} {weights_sha256(tensors)}'
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

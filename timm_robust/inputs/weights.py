@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import safetensors.torch
 import torch
@@ -17,12 +17,14 @@ from timm.models._helpers import _torch_load
 
 from ..errors import InputError
 from ..layers import RobustNorm2d, has_aux_norm
+from ..precision import float32_proper
 from .files import PathLike, write_bytes
 
 __all__ = [
     'Checkpoint',
     'Conversion',
     'convert_state_dict',
+    'fingerprint',
     'fixed_input',
     'load_weights',
     'logits_of_fixed_input',
@@ -316,9 +318,9 @@ def write_weights(path: PathLike, state_dict: Mapping[str, torch.Tensor]) -> Non
     write_bytes(path, safetensors.torch.save(tensors, {'format': 'pt'}))
 
 
-def fixed_input(model: nn.Module) -> torch.Tensor:
-    """Two normalized images of the model's input size, the same on every machine."""
-    channels, *size = resolve_model_data_config(model)['input_size']
+def fixed_input(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> torch.Tensor:
+    """Two normalized images of an input size, by default the model's; the same on every machine."""
+    channels, *size = input_size or resolve_model_data_config(model)['input_size']
     size = getattr(model, 'in_chans', channels), *size
     count = 2 * int(torch.Size(size).numel())
     # no random generator, since its stream may change between versions
@@ -326,7 +328,13 @@ def fixed_input(model: nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits_of_fixed_input(model: nn.Module) -> torch.Tensor:
+def logits_of_fixed_input(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> torch.Tensor:
     """Logits (2, K) of a model in eval mode, to check that two people have the same network."""
     device = next(model.parameters()).device
-    return model(fixed_input(model).to(device)).float().cpu()
+    with float32_proper():
+        return model(fixed_input(model, input_size).to(device)).float().cpu()
+
+
+def fingerprint(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> Tuple[float, ...]:
+    """The first logits of `logits_of_fixed_input`: they differ if anything in the network does, also its arguments."""
+    return tuple(logits_of_fixed_input(model, input_size)[:, :8].flatten().tolist())

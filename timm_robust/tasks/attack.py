@@ -53,7 +53,9 @@ class TrainingAttack:
         'pgd', 'attack in training: pgd, fgsm, fgsm-rs, n-fgsm, bim, mim, cw-linf or a gradient attack of a plugin',
         metavar='NAME', flat='attack')
     norm: str = setting('Linf', lambda: f'norm of the perturbation: {norm_names()}', metavar='NORM')
-    eps: Union[float, str] = setting('8/255', 'size of the perturbation in pixel units on [0, 1]', metavar='EPS')
+    eps: Union[float, str, None] = setting(
+        None, 'size of the perturbation in pixel units on [0, 1] (default: 8/255 for Linf, none for other norms)',
+        metavar='EPS')
     eps_warmup_epochs: float = setting(0., 'epochs over which eps rises to its full size', metavar='N')
     steps: int = setting(_STEPS, 'attack steps in training', metavar='N')
     step_size: Optional[Union[float, str]] = setting(

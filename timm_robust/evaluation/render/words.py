@@ -94,7 +94,7 @@ def title(report: EvaluationReport) -> str:
 def _row(report: EvaluationReport, outcome: AttackOutcome) -> Tuple[str, ...]:
     low, high = report.interval(outcome.name)
     return (
-        outcome.attack_name,
+        outcome.label,
         str(outcome.threat or '-'),
         outcome.effort or '-',
         '-' if outcome.is_clean else str(outcome.attacked),
@@ -187,6 +187,7 @@ def notes(report: EvaluationReport) -> List[str]:
         *upper_bound(report),
         *([f'WARNING: {_BY_BATCH}'] if report.settings.batch_dependent else []),
         *([f'WARNING: {_RANDOMIZED}'] if report.settings.randomized else []),
+        *(f'WARNING: {text}' for text in report.settings.suspicions or ()),
         *([f'WARNING: {report.data.mismatch}'] if report.data.mismatch else []),
     ]
 
@@ -195,6 +196,8 @@ def headline(report: EvaluationReport) -> str:
     """Clean and robust accuracy with all they depend on, in a sentence or two."""
     clean, robust, where = report.clean_accuracy, report.robust_accuracy, sample(report)
     start = '' if clean is None else f'Clean accuracy {clean:.2f} %, '
+    if report.settings.surrogate and report.real_attacks:
+        return ' '.join([f'{start}{where}.', *_transfer(report), 'This says little about robustness.'])
     if robust is None:
         return f'{start}{where}. No attack was run: this says nothing about robustness.'
     names = robust.attacks
@@ -215,6 +218,7 @@ def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
     return [
         *([('warning', _BY_BATCH)] if report.settings.batch_dependent else []),
         *([('warning', _RANDOMIZED)] if report.settings.randomized else []),
+        *(('warning', text) for text in report.settings.suspicions or ()),
         *([('warning', report.data.mismatch)] if report.data.mismatch else []),
         *(('warning', text) for text in _transfer(report)),
         *((verdict, f'{readable(f.name)}: {f.text}') for verdict, f in found),
@@ -348,7 +352,10 @@ def example_rows(report: EvaluationReport) -> List[Tuple[str, ...]]:
 
 def swept_attack(report: EvaluationReport) -> str:
     """The attack behind the curves over eps and gamma: the last one."""
-    return report.real_attacks[-1].name if report.real_attacks else 'no attack'
+    if not report.real_attacks:
+        return 'no attack'
+    last, surrogate = report.real_attacks[-1].name, report.settings.surrogate
+    return f'{last} crafted on {surrogate}' if surrogate else last
 
 
 def _settings(attack: Dict[str, object], members: Sequence[Dict[str, object]] = ()) -> str:
@@ -367,9 +374,9 @@ def _group(content: object, hidden: Sequence[str]) -> List[Tuple[str, str]]:
 def facts(report: EvaluationReport) -> Dict[str, List[Tuple[str, str]]]:
     """What is needed to reproduce the evaluation, except the command: pairs of name and value, by group."""
     groups = {
-        'Settings': _group(report.settings, ('command',)),
+        'Settings': _group(report.settings, ('command', 'suspicions')),
         'Threat model': _group(report.threat, ('norm', 'eps') if len(report.threats) > 1 else ()),
-        'Model': _group(report.model, ()) + [('resizing', r) for r in [report.model.resizing] if r],
+        'Model': _group(report.model, ('logits',)) + [('resizing', r) for r in [report.model.resizing] if r],
         'Data': _group(report.data, ('indices', 'labels', 'class_names')),
         'Versions': list(report.versions.items()),
         'Attacks': [(a.name, _settings(a.attack, a.members)) for a in report.real_attacks],
