@@ -16,6 +16,7 @@ from hub_server import READER, WRITER
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
+from timm_robust.attacks import L2, Linf
 from timm_robust.cli.card import _training, training_command
 from timm_robust.cli.main import main
 from timm_robust.evaluation import (
@@ -28,9 +29,11 @@ from timm_robust.evaluation import (
     ThreatFacts,
     read_reports,
 )
+from timm_robust.evaluation.plan import threat_facts
 from timm_robust.hub import Card, build_card_folder, card_text
 from timm_robust.hub.benchmark import task_id
-from timm_robust.hub.card import read_card, result_rows
+from timm_robust.hub.card import _eval_results, read_card, result_rows
+from timm_robust.hub.metadata import doubts, overlap
 from timm_robust.hub.papers import citations
 from timm_robust.inputs import weights_sha256
 from timm_robust.inputs.weights import logits_of_fixed_input
@@ -658,9 +661,67 @@ def test_what_an_attack_was_is_told_apart(measured, tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     ({'bn_mode': 'batch'}, 'with bn_mode batch, but the published network has population'),
-    ({'model_kwargs': {'act_layer': 'silu'}}, "with model_kwargs {'act_layer': 'silu'}, but the published")])
+    ({'model_kwargs': {'act_layer': 'silu'}}, "with model_kwargs {'act_layer': 'silu'}, but the published"),
+    ({'logits': (1.,) * 8}, 'on a network with other logits, although its weights are the same')])
 def test_a_card_is_of_the_network_as_it_is_published(measured, tmp_path, capsys, change, message):
     report = EvaluationReport.load(measured / 'first')
     dataclasses.replace(report, model=dataclasses.replace(report.model, **change)).save(tmp_path / 'other')
     assert card(measured, tmp_path, '--results', str(tmp_path / 'other'), '--data-name', 'Squares') == 2
     one_line(capsys, message)
+
+
+@pytest.mark.parametrize('more', [['--gp', 'max'], ['--model-kwargs', 'act_layer=gelu']])
+def test_arguments_that_leave_the_weights_as_they_are(measured, tmp_path, capsys, more):
+    report = EvaluationReport.load(measured / 'first')
+    assert len(report.model.logits) == 2 * 4 and card(measured, tmp_path) == 0
+    assert card(measured, tmp_path / 'other', *more) == 2
+    one_line(capsys, 'first', 'on a network with other logits')
+
+
+@pytest.mark.parametrize('train_data, name, split, doubtful', [
+    ('cifar10', 'CIFAR-10', 'test', False), ('cifar10', 'CIFAR-10', 'train', True),
+    ('cifar10', 'CIFAR-10 training images', 'train', True), ('cifar10', 'CIFAR-10, first 60', 'test', True),
+    ('torch/cifar10', 'CIFAR-100', 'test', False), ('imagenet', 'ImageNet-1k', 'validation', False),
+    ('imagenet', 'ImageNet-1k', 'train', True), ('hfds/ILSVRC/imagenet-1k', 'ImageNet', 'validation', False),
+    ('imagenet', 'Imagenette', 'validation', True), ('imagenette2', 'Imagenette', 'val', False),
+    ('mine', 'Mine', 'test', False), ('mine', 'Yours', 'test', True), ('', 'CIFAR-10', 'test', True)])
+def test_what_names_tell_about_common_images(measured, train_data, name, split, doubtful):
+    report = EvaluationReport.load(measured / 'first')
+    report = dataclasses.replace(report, data=dataclasses.replace(report.data, split=split))
+    (found, text), = overlap(train_data, 'train', '', [(name, report)])
+    assert found == doubtful, text
+    assert ('a different data set' in text) == (name == 'CIFAR-100')
+
+
+def test_checks_are_named_for_each_threat_model(measured):
+    report = EvaluationReport.load(measured / 'first')
+    diagnosed = dataclasses.replace(report, findings=(Finding('zero_gradients', 'ok', 'fine', {}),))
+
+    def under(threat, attack, base):
+        return dataclasses.replace(base, threat=threat, attacks=tuple(
+            a if a.is_clean else dataclasses.replace(a, threat=threat, attack={'attack': attack})
+            for a in base.attacks))
+
+    linf, l2 = threat_facts(Linf('8/255')), threat_facts(L2(.5))
+    complete = under(linf, 'autoattack', diagnosed)
+    assert doubts([], [('Squares', complete)]) == []
+    assert doubts([], [('Squares', complete), ('Squares', under(l2, 'pgd', report))]) == [
+        ('not checked', 'timm-robust diagnose was not run with L2.'),
+        ('no AutoAttack', 'Accuracies at L2 0.5 are upper bounds; expect lower ones under AutoAttack.')]
+    assert doubts(['text'], [('Squares', under(linf, 'pgd', report)), ('Squares', under(l2, 'pgd', report))]) == [
+        ('maybe trained on', 'text'),
+        ('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'),
+        ('no AutoAttack', 'These accuracies are upper bounds; expect lower ones under AutoAttack.')]
+
+
+def test_metadata_of_attacks_in_sequence(measured):
+    report = EvaluationReport.load(measured / 'first')
+    first, last = report.real_attacks[0], report.real_attacks[-1]
+    cut = dataclasses.replace(last, correct=(None, *last.correct[1:]))
+    report = dataclasses.replace(report, attacks=tuple(cut if a is last else a for a in report.attacks))
+    assert first is not last
+    found = _eval_results([('Squares', report)])
+    after, = (r for r in found if ' after ' in r.metric_name)
+    assert after.metric_name.startswith(f'Robust accuracy ({last.label} after {first.label}')
+    assert after.metric_args['attack'] == report.described(cut) and after.metric_args['effort'] == last.effort
+    assert after.metric_args['interval'] == [round(v, 2) for v in report.interval(cut.name)]

@@ -10,12 +10,10 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 import yaml
 
-from ..attacks import attack_from_dict, parse_attack
-from ..errors import InputError
 from ..evaluation import AttackOutcome, EvaluationReport
 from ..inputs import write_json, write_text
 
-__all__ = ['BENCHMARK', 'described', 'named', 'published', 'task_id', 'write_benchmark']
+__all__ = ['BENCHMARK', 'published', 'task_id', 'write_benchmark']
 
 BENCHMARK = 'timm-robust/adversarial-robustness'
 _DESCRIPTION = (
@@ -34,37 +32,14 @@ def _images(report: EvaluationReport) -> str:
     return f'{report.data.num_examples}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
 
 
-def named(outcome: AttackOutcome) -> str:
-    """An attack, with the settings that its name does not tell: 'pgd20 (step_size 0.001)'."""
-    try:
-        own, usual = attack_from_dict(outcome.attack).to_dict(), parse_attack(outcome.attack_name).to_dict()
-    except InputError:  # an attack of a plugin
-        own, usual = outcome.attack, {'attack': outcome.attack.get('attack')}
-    unusual = ', '.join(f'{key} {value}' for key, value in own.items() if usual.get(key) != value)
-    return outcome.attack_name + (f' ({unusual})' if unusual else '')
-
-
-def described(report: EvaluationReport, outcome: AttackOutcome) -> str:
-    """An attack, and the earlier ones if it ran only on the images that survived them."""
-    return f'{named(outcome)}{_after(report, outcome)}'
-
-
 def published(report: EvaluationReport) -> List[AttackOutcome]:
     """The outcomes that are accuracies of the network, without attacks crafted on another one."""
     return [outcome for outcome in report.attacks if outcome.is_clean or not report.settings.surrogate]
 
 
-def _after(report: EvaluationReport, outcome: AttackOutcome) -> str:
-    """The earlier attacks, if an attack ran only on the images that survived them: ' after pgd20'."""
-    if outcome.complete:
-        return ''
-    names = [a.attack_name for a in report.real_attacks if a.threat == outcome.threat]
-    return f" after {', '.join(names[:names.index(outcome.attack_name)])}"
-
-
 def task_id(name: str, report: EvaluationReport, outcome: AttackOutcome) -> str:
     """The id of the task that an accuracy belongs to: data, images, attack, threat model."""
-    return _slug(f"{name} {_images(report)} {described(report, outcome)} {outcome.threat or ''}")
+    return _slug(f"{name} {_images(report)} {report.described(outcome)} {outcome.threat or ''}")
 
 
 def write_benchmark(folder: Path, evaluations: Iterable[Tuple[str, EvaluationReport]]) -> None:

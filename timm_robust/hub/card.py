@@ -13,10 +13,12 @@ from timm.models import is_model, model_entrypoint
 
 from ..errors import InputError
 from ..evaluation import AttackOutcome, EvaluationReport, read_reports
-from ..evaluation.render import markdown_environment, words
+from ..evaluation.render import markdown_environment
+from ..evaluation.subject import eval_mode
 from ..inputs import (
     Preprocessing,
     export_model,
+    fingerprint,
     json_text,
     make_loadable,
     read_json,
@@ -27,8 +29,8 @@ from ..inputs import (
 )
 from ..models._build import WEIGHTS_DIR, classes_of
 from ..settings import check_types, from_mapping, to_mapping
-from .benchmark import described, named, published, write_benchmark
-from .metadata import Evaluations, arxiv_ids, eval_files, hub_datasets, overlap, threat_tags
+from .benchmark import published, write_benchmark
+from .metadata import Evaluations, arxiv_ids, doubts, eval_files, has_autoattack, hub_datasets, overlap, threat_tags
 from .papers import citations
 
 __all__ = [
@@ -39,6 +41,7 @@ FIGURES = ('eps_sweep.png', 'gamma_sweep.png', 'loss_surface.png', 'images.png')
 _FEW_CLASSES = 20  # up to this many are listed by name
 _HEADER = ('data', 'images', 'threat model', 'attack', 'steps', 'seed', 'accuracy %', '95 % interval')
 _TEMPLATE = markdown_environment(Path(__file__).parent / 'templates').get_template('card.md')
+_SAME = 1e-3  # of the largest logit: devices round differently
 _PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
 
@@ -141,10 +144,9 @@ def result_rows(evaluations: Evaluations) -> List[Tuple[str, ...]]:
         if len(report.threats) > 1 and report.robust_accuracy is not None:
             worst = report.robust_accuracy
             rows.append(row(name, report, report.threat, 'worst case over all', '', worst.accuracy, worst.interval))
-        crafted = f' crafted on {report.settings.surrogate}' if report.settings.surrogate else ''
         rows += [
-            row(name, report, outcome.threat, described(report, outcome) + (crafted if outcome.threat else ''),
-                outcome.effort, report.accuracy(outcome.name), report.interval(outcome.name))
+            row(name, report, outcome.threat, report.described(outcome), outcome.effort,
+                report.accuracy(outcome.name), report.interval(outcome.name))
             for outcome in _order(report, report.attacks)]
     return list(dict.fromkeys(rows))
 
@@ -155,7 +157,9 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
     for name, report in evaluations:
         for outcome in _order(report, published(report)):
             threat = outcome.threat
-            of_attack = {'attack': named(outcome), 'norm': threat.norm, 'eps': threat.eps} if threat else {}
+            attack, (low, high) = report.described(outcome), report.interval(outcome.name)
+            of_attack = {
+                'attack': attack, 'effort': outcome.effort, 'norm': threat.norm, 'eps': threat.eps} if threat else {}
             result = EvalResult(
                 task_type='image-classification',
                 task_name='Image Classification',
@@ -163,29 +167,15 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
                 dataset_name=name,
                 dataset_split=report.data.split,
                 metric_type='accuracy',
-                metric_name=f'Robust accuracy ({named(outcome)}, {threat})' if threat else 'Clean accuracy',
+                metric_name=f'Robust accuracy ({attack}, {threat})' if threat else 'Clean accuracy',
                 metric_value=round(report.accuracy(outcome.name), 2),
                 metric_args={
-                    **of_attack, 'num_examples': report.data.num_examples, 'seed': report.settings.seed},
+                    **of_attack, 'num_examples': report.data.num_examples, 'seed': report.settings.seed,
+                    'interval': [round(low, 2), round(high, 2)]},
             )
             if result not in found:
                 found.append(result)
     return found
-
-
-def _has_autoattack(evaluations: Evaluations) -> bool:
-    return any(outcome.includes_autoattack for _, report in evaluations for outcome in report.attacks)
-
-
-def _warnings(card: Card, evaluations: Evaluations) -> List[Tuple[str, str]]:
-    """Warnings about the numbers, and about checks that were not run."""
-    lines = [('maybe trained on', text) for doubtful, text in _overlap(card, evaluations) if doubtful]
-    lines += [warning for _, report in evaluations for warning in words.warnings(report)]
-    if not any(report.findings for _, report in evaluations):
-        lines.append(('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'))
-    if not _has_autoattack(evaluations):
-        lines.append(('no AutoAttack', 'These accuracies are upper bounds; expect lower ones under AutoAttack.'))
-    return list(dict.fromkeys(lines))
 
 
 def _overlap(card: Card, evaluations: Evaluations) -> List[Tuple[bool, str]]:
@@ -211,7 +201,7 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
         card: Its contents other than measurements.
         evaluations: Measurements of these weights, each with the name of its data.
     """
-    papers = citations(card.model, card.objective, _has_autoattack(evaluations))
+    papers = citations(card.model, card.objective, has_autoattack(evaluations))
     arxiv = arxiv_ids(papers)
     names = _class_names(card, evaluations)
     data = ModelCardData(
@@ -231,7 +221,7 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
         header=_HEADER,
         rows=result_rows(evaluations),
         in_turn=any(not outcome.complete for _, report in evaluations for outcome in report.attacks),
-        warnings=_warnings(card, evaluations),
+        warnings=doubts([text for doubtful, text in _overlap(card, evaluations) if doubtful], evaluations),
         overlap=[text for doubtful, text in _overlap(card, evaluations) if not doubtful],
         class_names=names if len(names) <= _FEW_CLASSES else names[:0],
         num_classes=len(names),
@@ -329,6 +319,15 @@ def build_card_folder(
             if found != own:
                 raise InputError(f'was measured with {name} {found}, but the published network has {own}',
                                  'evaluate the network as it is published', argument='results', value=path)
+        if report.model.logits is not None and report.model.gamma is None:
+            with eval_mode(model):
+                logits = fingerprint(model, report.model.input_size)
+            differences = [abs(a - b) for a, b in zip(logits, report.model.logits, strict=True)]
+            if max(differences) > _SAME * max(map(abs, logits)):
+                raise InputError(
+                    'was measured on a network with other logits, although its weights are the same',
+                    'publish it with the arguments it was evaluated with, such as global_pool and those in '
+                    '`model_kwargs`', argument='results', value=path)
     preprocessing, figures = measured_preprocessing(evaluations), _figures(results)
     card = replace(card, figures=tuple(figures))
     export_model(

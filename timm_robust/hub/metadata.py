@@ -6,9 +6,20 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from ..evaluation import AttackOutcome, EvaluationReport
-from .benchmark import BENCHMARK, described, published, task_id
+from ..evaluation.render import words
+from .benchmark import BENCHMARK, published, task_id
 
-__all__ = ['Evaluations', 'arxiv_ids', 'eval_files', 'hub_datasets', 'known_data', 'overlap', 'threat_tags']
+__all__ = [
+    'Evaluations',
+    'arxiv_ids',
+    'doubts',
+    'eval_files',
+    'has_autoattack',
+    'hub_datasets',
+    'known_data',
+    'overlap',
+    'threat_tags',
+]
 
 Evaluations = Sequence[Tuple[str, EvaluationReport]]
 
@@ -16,11 +27,14 @@ _ON_HUB = {
     'cifar10': 'uoft-cs/cifar10',
     'cifar100': 'uoft-cs/cifar100',
     'fashionmnist': 'zalando-datasets/fashion_mnist',
+    'ilsvrc2012': 'ILSVRC/imagenet-1k',
     'imagenet': 'ILSVRC/imagenet-1k',
     'imagenet1k': 'ILSVRC/imagenet-1k',
     'imagenette': 'frgfm/imagenette',
+    'imagenette2': 'frgfm/imagenette',
     'mnist': 'ylecun/mnist',
 }
+_OVERLAPPING = {_ON_HUB['imagenet'], _ON_HUB['imagenette']}
 _TRAINING, _HELD_OUT = ('train', 'training'), ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'evaluation')
 
 
@@ -58,10 +72,14 @@ def overlap(train_data: str, train_split: str, base_model: str, evaluations: Eva
     for name, report in evaluations:
         split = report.data.split
         measured = f'{name}, split {split}' if split else name
+        own, trained = _ON_HUB.get(_key(name)), _ON_HUB.get(_key(train_data))
         if not train_data:
             found.append((True, f'{measured}: the training set is unknown, so the images may have been in it.'))
-        elif _key(train_data) != _key(name):
+        elif own and trained and own != trained and {own, trained} != _OVERLAPPING:
             found.append((False, f'{measured}: a different data set from the training set ({train_data}).{of_base}'))
+        elif (own or _key(name)) != (trained or _key(train_data)):
+            found.append((
+                True, f'{measured}: the names do not tell whether the training set ({train_data}) has these images.'))
         elif split in _HELD_OUT and train_split in _TRAINING:
             found.append((
                 False,
@@ -72,9 +90,36 @@ def overlap(train_data: str, train_split: str, base_model: str, evaluations: Eva
     return list(dict.fromkeys(found))
 
 
+def has_autoattack(evaluations: Evaluations) -> bool:
+    """Whether AutoAttack was run in any of the evaluations."""
+    return any(outcome.includes_autoattack for _, report in evaluations for outcome in report.attacks)
+
+
+def doubts(overlaps: Sequence[str], evaluations: Evaluations) -> List[Tuple[str, str]]:
+    """Warnings about the numbers, and about checks that were not run, as pairs of kind and text.
+
+    Args:
+        overlaps: Doubtful sentences of `overlap`.
+        evaluations: Measurements, each with the name of its data.
+    """
+    lines = [('maybe trained on', text) for text in overlaps]
+    lines += [warning for _, report in evaluations for warning in words.warnings(report)]
+    attacks = [(report, a) for _, report in evaluations for a in report.real_attacks if not report.settings.surrogate]
+    threats = dict.fromkeys(a.threat for _, a in attacks)
+    checked = {report.threats[0].norm for report, _ in attacks if report.findings}  # findings are of the first
+    if not checked:
+        lines.append(('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'))
+    elif other := [t.norm for t in threats if t and t.norm not in checked]:
+        lines.append(('not checked', f"timm-robust diagnose was not run with {', '.join(dict.fromkeys(other))}."))
+    if bounds := [t for t in threats if not any(a.includes_autoattack for _, a in attacks if a.threat == t)]:
+        which = 'These accuracies' if len(bounds) == len(threats) else f"Accuracies at {', '.join(map(str, bounds))}"
+        lines.append(('no AutoAttack', f'{which} are upper bounds; expect lower ones under AutoAttack.'))
+    return list(dict.fromkeys(lines))
+
+
 def _entry(name: str, report: EvaluationReport, outcome: AttackOutcome, repo_id: str) -> EvalResultEntry:
     low, high = report.interval(outcome.name)
-    of_attack = f'robust accuracy, {described(report, outcome)}, {outcome.threat}'
+    of_attack = f'robust accuracy, {report.described(outcome)}, {outcome.threat}'
     what = of_attack if outcome.threat else 'clean accuracy'
     return EvalResultEntry(
         dataset_id=BENCHMARK,
