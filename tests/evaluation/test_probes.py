@@ -7,6 +7,8 @@ import torch.nn as nn
 from timm_robust import evaluate
 from timm_robust.attacks import PGD, Square
 from timm_robust.errors import InputError
+from timm_robust.evaluation.probes import Probe, probe
+from timm_robust.inputs import fingerprint
 from timm_robust.layers import set_bn_mode
 from timm_robust.models import NormalizedModel
 
@@ -53,6 +55,10 @@ def test_a_single_output_is_a_logit(images):
     x, y = images
     few = torch.where(y == 1)[0][:3]
     evaluate(Computed(lambda z: z).eval(), (x[few], y[few]), attacks='clean', **QUIET)
+    bright = y.argsort(descending=True)
+    more, label = torch.cat([x[bright[:6]], x[bright]]), torch.cat([y[bright[:6]], y[bright]])
+    assert label[:8].all(), 'the first eight logits are in [0, 1]'
+    assert evaluate(Computed(lambda z: z).eval(), (more, label), attacks='clean', **QUIET).clean_accuracy == 100
 
 
 @pytest.mark.parametrize('output', [lambda z: two(10_000 * z), lambda z: two(z.round(decimals=2))],
@@ -102,3 +108,20 @@ def test_attacks_crafted_on_another_network_need_no_gradient(images):
     assert report.settings.suspicions == () and report.robust_accuracy is None and report.best_known is None
     text = str(report)
     assert 'crafted on Computed' in text and report.described(report['pgd2']) == 'pgd2 crafted on Computed'
+
+
+def test_the_probe_leaves_no_trace(images):
+    model = Computed(lambda z: two(z + .3 * torch.randn_like(z))).train()
+    state = torch.random.get_rng_state()
+    found = probe(model, *images, batch_size=6, batch_dependent=False, gradients=True)
+    assert found == Probe(True) and torch.equal(state, torch.random.get_rng_state())
+    assert model.training and model.scale.grad is None and model.scale.requires_grad
+
+
+def test_the_fingerprint_of_a_randomized_network_is_none():
+    model = timm.create_model('resnet20_cifar', num_classes=3).eval()
+    state = torch.random.get_rng_state()
+    known = fingerprint(model)
+    assert known == fingerprint(model) and len(known) == 2 * 3
+    model.register_forward_hook(lambda module, x, logits: logits + torch.randn_like(logits))
+    assert fingerprint(model) is None and torch.equal(state, torch.random.get_rng_state())

@@ -156,6 +156,13 @@ def test_tables_hold_the_numbers_of_the_report(tmp_path, worst_case):
     assert said in page.text and said in markdown
 
 
+def test_a_report_of_benchmarks_alone_names_no_attacked_images():
+    report = make_report('clean,fgsm')
+    assert '8 images, seed' in str(report)
+    bare = str(replace(report, attacks=(), findings=(), eps_sweep=()))
+    assert ' images, seed' not in bare and f'\nseed {report.settings.seed}, ' in bare
+
+
 def test_bars_are_as_long_as_the_accuracies(tmp_path):
     report = make_report('clean,fgsm,pgd20,square100')
     written(tmp_path, report)

@@ -707,7 +707,9 @@ def test_checks_are_named_for_each_threat_model(measured):
     assert doubts([], [('Squares', complete)]) == []
     assert doubts([], [('Squares', complete), ('Squares', under(l2, 'pgd', report))]) == [
         ('not checked', 'timm-robust diagnose was not run with L2.'),
-        ('no AutoAttack', 'Accuracies at L2 0.5 are upper bounds; expect lower ones under AutoAttack.')]
+        ('no AutoAttack', 'Accuracies of Squares, L2 0.5 are upper bounds; expect lower ones under AutoAttack.')]
+    assert doubts([], [('Squares', complete), ('Circles', under(linf, 'pgd', report))]) == [
+        ('no AutoAttack', 'Accuracies of Circles, Linf 8/255 are upper bounds; expect lower ones under AutoAttack.')]
     assert doubts(['text'], [('Squares', under(linf, 'pgd', report)), ('Squares', under(l2, 'pgd', report))]) == [
         ('maybe trained on', 'text'),
         ('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'),

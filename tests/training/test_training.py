@@ -383,7 +383,25 @@ def test_a_crash_while_a_checkpoint_is_ranked(tmp_path, monkeypatch, history, me
         p.name for p in (tmp_path / 'whole').glob('checkpoint-*')}
 
 
-def test_a_run_without_a_name_goes_on_in_its_folder(folder, tmp_path, capsys):
+def test_a_best_checkpoint_is_not_mixed_up_with_the_last(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    saver = AtomicCheckpointSaver(
+        ClassificationTask(model, verbose=False), {'model': 'linear'}, checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path), optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    for epoch, metric in enumerate((1., 3., 2.)):
+        with torch.no_grad():
+            model.weight.fill_(epoch)
+        saver.save_checkpoint(epoch, metric)
+    for path in tmp_path.glob('checkpoint-*'):  # to save space
+        path.unlink()
+    saver.load_state_dict_from_checkpoint(str(tmp_path / 'model_best.pth.tar'))
+    for name in ('model_best', 'checkpoint-1'):
+        found = checkpoint(tmp_path / f'{name}.pth.tar')
+        assert (found['epoch'], found['metric'], found['state_dict']['weight'][0, 0]) == (1, 3., 1.), name
+    assert saver.best_epoch == 1 and checkpoint(tmp_path / 'last.pth.tar')['epoch'] == 2
+
+
+def test_a_run_without_a_name_continues_in_its_folder(folder, tmp_path, capsys):
     flags = [*TINY, '--data-dir', str(folder), '--output', str(tmp_path)]
     assert main(['train', *flags, '--epochs', '1']) == 0
     run, = tmp_path.iterdir()

@@ -2,12 +2,11 @@
 import argparse
 import dataclasses
 import re
-from fractions import Fraction
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Type, Union, get_args, get_origin, get_type_hints
 
 from timm.utils import ParseKwargs
 
-from ..attacks import ATTACKS
+from ..attacks import ATTACKS, parse_eps
 from ..settings import default_of, flat_names
 from ..tasks import AWP, OBJECTIVES, RobustTeacher, TrainingAttack
 from .flagged import word
@@ -17,14 +16,12 @@ __all__ = ['add_attack_flags', 'add_flags', 'add_objective_flags', 'as_flags']
 Flags = Union[argparse.ArgumentParser, argparse._ArgumentGroup]
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:  # argparse's error shows its name
+    """A number, or a fraction such as 2/255."""
     try:
-        return float(text)
+        return float(text)  # also nan and inf, which settings refuse
     except ValueError:
-        try:
-            return float(Fraction(text))  # 2/255
-        except (ValueError, ZeroDivisionError) as error:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a number; write it as 2/255 or 0.01') from error
+        return parse_eps(text)
 
 
 def _kind(hint: Any, flat: str, const: Any) -> Dict[str, Any]:
@@ -37,10 +34,10 @@ def _kind(hint: Any, flat: str, const: Any) -> Dict[str, Any]:
     if get_origin(hint) in (list, tuple):
         own = get_args(hint)
         fixed = get_origin(hint) is tuple and Ellipsis not in own
-        return {'type': _number if own[0] is float else own[0], 'nargs': len(own) if fixed else '+'}
+        return {'type': number if own[0] is float else own[0], 'nargs': len(own) if fixed else '+'}
     if get_origin(hint) is dict:
         return {'action': ParseKwargs, 'nargs': '*'}
-    return {'type': _number if hint is float else hint, **({'nargs': '?', 'const': const} if const else {})}
+    return {'type': number if hint is float else hint, **({'nargs': '?', 'const': const} if const else {})}
 
 
 def _add(group: Flags, field: 'dataclasses.Field[Any]', hint: Any, flat: str, default: Any, text: str) -> None:

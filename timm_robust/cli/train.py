@@ -43,10 +43,8 @@ def run(argv: List[str]) -> None:
     threat = {'norm': config.attack.norm, 'eps': config.attack.eps} if config.objective.crafts else {}
     # never the training split, even if validation images were held out of it
     split = '' if config.val_split in ('validation', config.train_split) else config.val_split
-    mixture = result.gamma if result.gamma not in (None, 0, 1) else None
-    network = {'model': str(result.export)} if mixture is None else {
-        'model': config.model, 'model_kwargs': config.model_kwargs, 'num_classes': config.num_classes,
-        'checkpoint': str(result.output_dir / 'model_best.pth.tar'), 'gamma': mixture}
+    network = {'model': str(result.export)} if result.gamma in (None, 0, 1) else {
+        'model': config.model, 'checkpoint': str(result.output_dir / 'model_best.pth.tar'), 'gamma': result.gamma}
     print_next('eval', {
         **network, **threat, 'attacks': 'clean,pgd20,autoattack', 'dataset': config.dataset,
         'class_map': config.class_map, 'split': split,

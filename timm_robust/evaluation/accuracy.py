@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 import torch
 import torch.nn as nn
@@ -23,18 +23,17 @@ from ..precision import float32_proper
 from .journal import Journal, Measured, batch_hashes, image_hashes
 from .outcome import AttackOutcome
 from .plan import Plan, effort, threat_facts
-from .probes import refuse_probabilities, suspicions
+from .probes import Probe, probe
 
 __all__ = ['Batches', 'Runner', 'assemble', 'index_seeds']
 
 # float32 cannot hold clean + eps exactly: near 1 a pixel is off by 6e-8, and the comparison adds as much
 _FLOAT32_SLACK = 1.2e-7
 _MIN_FOR_CHANCE = 50
-_PROBED = 8
 _FEW = .01  # share of images that another device may classify differently
 _BATCHES_IN_POOL = 8
-_NOT_RANDOMIZED = (
-    'Two passes of this network agree, so it is not randomized: autoattack-rand is weaker than autoattack here.')
+
+T = TypeVar('T')
 
 _logger = logging.getLogger(__name__)
 
@@ -154,8 +153,7 @@ class Runner:
             raise InputError('is in training mode', 'call model.eval() before an evaluation', argument='model')
         self.batch_dependent = has_batch_statistics(self.model)
         self.fixed_size = self.batch_dependent or self.surrogate is not None and has_batch_statistics(self.surrogate)
-        self.randomized = False
-        self.suspicions: List[str] = []
+        self.probe: Optional[Probe] = None
         self._bar: Optional[tqdm] = None
 
     def run(self, batches: Batches, indices: Sequence[int]) -> None:
@@ -219,24 +217,7 @@ class Runner:
         found: List[float] = error_rates(lambda: self.logits(x, labels), labels, self.plan.passes).tolist()
         return found
 
-    def _is_randomized(self, x: torch.Tensor, labels: torch.Tensor) -> bool:
-        return not torch.allclose(self.logits(x, labels), self.logits(x, labels), 1e-4, 1e-4)
-
-    def _probe(self, x: torch.Tensor, labels: torch.Tensor) -> None:
-        refuse_probabilities(self.logits(x, labels))
-        randomized = self._is_randomized(x, labels)
-        if self.plan.passes > 1:
-            self.suspicions += [] if randomized else [_NOT_RANDOMIZED]
-        elif not randomized:
-            gradients = self.surrogate is None and any(isinstance(a, GradientAttack) for a in self.plan.attacks)
-            with float32_proper():
-                found, self.batch_size = halving(lambda size: suspicions(
-                    self.model, x, labels, batch_size=len(x) if self.batch_dependent else size,
-                    alone=not self.batch_dependent, gradients=gradients), self.batch_size, self.fixed_size)
-            self.suspicions += found
-        self.randomized = randomized and self.plan.passes == 1
-
-    def _fitting(self, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    def _fitting(self, work: Callable[[int], T]) -> T:
         result, self.batch_size = halving(work, self.batch_size, self.fixed_size)
         return result
 
@@ -254,8 +235,9 @@ class Runner:
         rates = self.error_rates(x, labels)
         right = [rate < .5 for rate in rates]
         if first:
-            with torch.random.fork_rng([x.device] if x.is_cuda else []):
-                self._probe(x[:_PROBED], labels[:_PROBED])
+            gradients = self.surrogate is None and any(isinstance(a, GradientAttack) for a in self.plan.attacks)
+            self.probe = self._fitting(lambda size: probe(
+                self.model, x, labels, batch_size=size, batch_dependent=self.batch_dependent, gradients=gradients))
         if first and self.plan.real_attacks and not self.allow_chance:
             _refuse_chance(sum(right), len(right), self.num_classes)
         self.journal.take(key, indices, pool.hashes)

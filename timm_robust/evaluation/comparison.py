@@ -3,7 +3,7 @@
 NoFrost - https://arxiv.org/abs/2207.01156
 """
 from pathlib import Path
-from typing import Dict, Hashable, Mapping, Sequence, Tuple
+from typing import Dict, Hashable, Mapping, NamedTuple, Sequence, Tuple
 
 from ..errors import InputError
 from .outcome import percent
@@ -11,8 +11,19 @@ from .report import EvaluationReport
 
 __all__ = ['collect']
 
-# accuracy, what it was measured on (number of images and seed first), and its name for readers
-_Row = Tuple[float, Tuple[Hashable, ...], str]
+
+class _Row(NamedTuple):
+    """An accuracy.
+
+    Attributes:
+        accuracy: In percent.
+        measured_on: What must be equal to compare it: number of images and seed first.
+        name: Its name in the table.
+    """
+    accuracy: float
+    measured_on: Tuple[Hashable, ...]
+    name: str
+
 
 _PREPROCESSING = ('input_size', 'interpolation', 'crop_pct', 'crop_mode')
 
@@ -23,7 +34,7 @@ def _benchmarks(report: EvaluationReport) -> Dict[str, _Row]:
     for b in report.benchmarks:
         place = (data.dataset, data.split) if b.name in ('clean', 'corruptions') else ()
         parts = tuple((p.corruption, p.severity) for p in b.parts) if b.errors else ()
-        found[b.name] = b.accuracy, (b.num_images, seed, 'balanced', b.available, *place, *parts), b.name
+        found[b.name] = _Row(b.accuracy, (b.num_images, seed, 'balanced', b.available, *place, *parts), b.name)
     return found
 
 
@@ -45,16 +56,16 @@ def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
     found: Dict[str, _Row] = {}
     for outcome in report.attacks:
         if outcome.is_clean:
-            found[outcome.name] = report.accuracy(outcome.name), sample, outcome.name
+            found[outcome.name] = _Row(report.accuracy(outcome.name), sample, outcome.name)
         elif outcome.complete:  # run on all images, not only on those that withstood other attacks
-            found[f'{outcome.attack_name} {outcome.threat}'] = (
+            found[f'{outcome.attack_name} {outcome.threat}'] = _Row(
                 report.accuracy(outcome.name),
                 (*sample, repr(sorted(outcome.attack.items())), report.settings.surrogate_sha256),
                 f'{report.described(outcome)} {outcome.threat}')
     if len(report.threats) > 1:
         names = tuple((a.attack_name, repr(sorted(a.attack.items()))) for a in report.real_attacks)
         worst = f'worst case of {report.threat}'
-        found[worst] = percent(report.worst_case), (*sample, *names), worst
+        found[worst] = _Row(percent(report.worst_case), (*sample, *names), worst)
     return found
 
 
@@ -95,10 +106,13 @@ def collect(folders: Mapping[str, Sequence[Path]]) -> Dict[str, Dict[str, float]
         raise InputError(f"{', '.join(found)}: have no benchmark or attack in common")
     for key in common:
         for name, rows in found.items():
-            if rows[key][1] != first[key][1]:
+            if rows[key].measured_on != first[key].measured_on:
                 raise InputError(
                     f'{name}: {key} was measured on other images or with other settings than for '
                     f'{next(iter(found))}', 'use the same data, `num_examples`, `seed`, attacks, `corruptions` and '
                     '`severities` for both')
-    titles = {key: f'{first[key][2]} ({first[key][1][0]:,} images, seed {first[key][1][1]})' for key in common}
-    return {name: {titles[key]: rows[key][0] for key in common} for name, rows in found.items()}
+    titles = {}
+    for key in common:
+        images_, seed, *_ = first[key].measured_on
+        titles[key] = f'{first[key].name} ({images_:,} images, seed {seed})'
+    return {name: {titles[key]: rows[key].accuracy for key in common} for name, rows in found.items()}

@@ -123,10 +123,11 @@ class EvalConfig:
             if getattr(self, name) and len(self.plans) > 1:
                 raise InputError('needs a single threat model', 'pass one as `threat`', argument=name,
                                  value=getattr(self, name))
-        sizes = [size for a in self.plan.attacks if (size := getattr(a, 'step_size', None))] if self.plan else []
-        if sizes and len(self.plans) > 1:
-            raise InputError('needs a single threat model, since step sizes differ by norm', 'leave it out',
-                             argument='step_size', value=sizes[0])
+        for plan in self.plans[1:]:
+            for size in (getattr(a, 'step_size', None) for a in plan.attacks):
+                if size:
+                    raise InputError('needs a single threat model, whose eps it fits', 'leave it out',
+                                     argument='step_size', value=size)
         self.swept_plans()
 
     def _refuse_unused(self, names: Tuple[str, ...], when: str, remedy: str) -> None:

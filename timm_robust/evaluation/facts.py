@@ -59,7 +59,7 @@ class ModelFacts:
         bn_mode: Which statistics normalization used, None for the model's own.
         gamma: Weight of the BatchNorm for adversarial images; None for a network with one BatchNorm.
         input_size, mean, std, interpolation, crop_pct, crop_mode: Preprocessing; None for a module on pixels.
-        logits: First logits of `logits_of_fixed_input`; None for a module on pixels.
+        logits: First logits of `logits_of_fixed_input`; None for a module on pixels or a randomized network.
     """
     name: str
     num_classes: int = 0

@@ -78,7 +78,7 @@ class AttackOutcome:
 
     @property
     def label(self) -> str:
-        """The attack, with the settings that its name does not tell: 'pgd20 (step_size 0.001)'."""
+        """The attack, with settings other than those its name stands for: 'pgd20 (step_size 0.001)'."""
         try:
             own, usual = attack_from_dict(self.attack).to_dict(), parse_attack(self.attack_name).to_dict()
         except InputError:  # an attack of a plugin

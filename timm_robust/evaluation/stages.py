@@ -24,6 +24,7 @@ from .facts import DataFacts, RunFacts, versions
 from .journal import FolderLock, Journal
 from .outcome import AttackOutcome, EpsPoint, GammaPoint
 from .plan import Plan, threat_facts
+from .probes import Probe
 from .report import RESULTS, EvaluationReport
 from .sources import Source, open_data
 from .subject import Subject, network_sha256, open_model, open_surrogate, without_addresses
@@ -34,6 +35,8 @@ __all__ = ['GAMMAS', 'Stages']
 GAMMAS = tuple(i / 10 for i in range(11))
 
 _NUM_DIAGNOSED = 100
+_NOT_RANDOMIZED = (
+    'Two passes of this network agree, so it is not randomized: autoattack-rand is weaker than autoattack here.')
 
 _logger = logging.getLogger(__name__)
 
@@ -73,8 +76,7 @@ class Stages:
         self.subject = subject = open_model(
             model, checkpoint=checkpoint, device=device, main_branch=config.gamma_sweep)
         self.batch_dependent = has_batch_statistics(subject.model)
-        self.randomized = False
-        self.suspicions: List[str] = []
+        self.probes: List[Probe] = []
         known = subject.facts.num_classes
         if self.plan and known:
             self._check_plan(known)  # before opening the data
@@ -207,9 +209,7 @@ class Stages:
                         o if o.is_clean else replace(o, name=f'{o.name} {o.threat}') for o in outcomes)
                 report = replace(
                     report, attacks=outcomes, data=self._data_facts(report),
-                    settings=replace(
-                        report.settings, randomized=self.randomized if self.plan.passes == 1 else None,
-                        suspicions=tuple(dict.fromkeys(self.suspicions))))
+                    settings=self._doubts(report.settings))
             if self.benchmarks:
                 self.benchmarks.run(self.journal, self.peers, self.config.progress)
                 self._merge()
@@ -221,6 +221,16 @@ class Stages:
             if self.folder is not None:
                 Journal.remove(self.folder)
         return self.peers.broadcast(report)
+
+    def _doubts(self, settings: RunFacts) -> RunFacts:
+        """What the probes of all processes found; several passes are for a randomized network, and only for that."""
+        assert self.plan is not None
+        randomized, one_pass = any(found.randomized for found in self.probes), self.plan.passes == 1
+        texts = [text for found in self.probes for text in found.suspicions]
+        if not one_pass and not randomized:
+            texts.append(_NOT_RANDOMIZED)
+        return replace(
+            settings, randomized=randomized if one_pass else None, suspicions=tuple(dict.fromkeys(texts)))
 
     def _save(self, report: EvaluationReport) -> None:
         if self.folder is not None and self.peers.primary:
@@ -261,8 +271,7 @@ class Stages:
         runner = self._runner(plan)
         runner.run(self.source.loader(own) if own else (), [indices[i] for i in own])
         self.batch_size = runner.batch_size
-        self.randomized = self.randomized or any(self.peers.gather(runner.randomized))
-        self.suspicions += [text for found in self.peers.gather(runner.suspicions) for text in found]
+        self.probes += [found for found in self.peers.gather(runner.probe) if found]
         self._merge()
         return assemble(plan, self.journal, indices, self.num_classes)
 

@@ -1,4 +1,5 @@
 """Model cards; every number is computed from the outcomes in results.json, which were measured on the same weights."""
+import math
 import re
 import shutil
 from dataclasses import dataclass, field, replace
@@ -319,11 +320,11 @@ def build_card_folder(
             if found != own:
                 raise InputError(f'was measured with {name} {found}, but the published network has {own}',
                                  'evaluate the network as it is published', argument='results', value=path)
-        if report.model.logits is not None and report.model.gamma is None:
+        if report.model.logits and report.model.gamma is None:
             with eval_mode(model):
-                logits = fingerprint(model, report.model.input_size)
+                logits = fingerprint(model, report.model.input_size) or (math.inf,) * len(report.model.logits)
             differences = [abs(a - b) for a, b in zip(logits, report.model.logits, strict=True)]
-            if max(differences) > _SAME * max(map(abs, logits)):
+            if max(differences) > _SAME * max(map(abs, report.model.logits)):
                 raise InputError(
                     'was measured on a network with other logits, although its weights are the same',
                     'publish it with the arguments it was evaluated with, such as global_pool and those in '

@@ -79,7 +79,7 @@ def overlap(train_data: str, train_split: str, base_model: str, evaluations: Eva
             found.append((False, f'{measured}: a different data set from the training set ({train_data}).{of_base}'))
         elif (own or _key(name)) != (trained or _key(train_data)):
             found.append((
-                True, f'{measured}: the names do not tell whether the training set ({train_data}) has these images.'))
+                True, f'{measured}: judging by its name, it may have images of the training set ({train_data}).'))
         elif split in _HELD_OUT and train_split in _TRAINING:
             found.append((
                 False,
@@ -104,15 +104,17 @@ def doubts(overlaps: Sequence[str], evaluations: Evaluations) -> List[Tuple[str,
     """
     lines = [('maybe trained on', text) for text in overlaps]
     lines += [warning for _, report in evaluations for warning in words.warnings(report)]
-    attacks = [(report, a) for _, report in evaluations for a in report.real_attacks if not report.settings.surrogate]
-    threats = dict.fromkeys(a.threat for _, a in attacks)
-    checked = {report.threats[0].norm for report, _ in attacks if report.findings}  # findings are of the first
+    own = [(name, report) for name, report in evaluations if report.threats and not report.settings.surrogate]
+    checked = {report.threats[0].norm for _, report in own if report.findings}  # a diagnosis is of the first
+    unchecked = dict.fromkeys(t.norm for _, report in own for t in report.threats if t.norm not in checked)
     if not checked:
         lines.append(('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'))
-    elif other := [t.norm for t in threats if t and t.norm not in checked]:
-        lines.append(('not checked', f"timm-robust diagnose was not run with {', '.join(dict.fromkeys(other))}."))
-    if bounds := [t for t in threats if not any(a.includes_autoattack for _, a in attacks if a.threat == t)]:
-        which = 'These accuracies' if len(bounds) == len(threats) else f"Accuracies at {', '.join(map(str, bounds))}"
+    elif unchecked:
+        lines.append(('not checked', f"timm-robust diagnose was not run with {', '.join(unchecked)}."))
+    measured = dict.fromkeys((name, threat) for name, report in own for threat in report.threats)
+    complete = {(name, a.threat) for name, report in own for a in report.attacks if a.includes_autoattack}
+    if bounds := [f'{name}, {threat}' for name, threat in measured if (name, threat) not in complete]:
+        which = 'These accuracies' if len(bounds) == len(measured) else f"Accuracies of {'; '.join(bounds)}"
         lines.append(('no AutoAttack', f'{which} are upper bounds; expect lower ones under AutoAttack.'))
     return list(dict.fromkeys(lines))
 

@@ -35,7 +35,7 @@ _OF_RUN = (
     'model_kwargs')
 _LARGEST_SIDE = 1 << 15  # of a resized image, before cropping
 _SIZES = ('img_size', 'input_size')
-_INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 class Preprocessing(TypedDict):
@@ -219,7 +219,7 @@ def resolve_preprocessing(config: ModelConfig, model: nn.Module) -> Preprocessin
     if resized > _LARGEST_SIDE:
         raise InputError(f'images would be resized to {resized:.3g} pixels, above {_LARGEST_SIDE}', argument='crop_pct',
                          value=found['crop_pct'])
-    check_choice('interpolation', found['interpolation'], _INTERPOLATIONS)
+    check_choice('interpolation', found['interpolation'], INTERPOLATIONS)
     return cast(Preprocessing, found)
 
 

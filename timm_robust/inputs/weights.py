@@ -335,6 +335,12 @@ def logits_of_fixed_input(model: nn.Module, input_size: Optional[Sequence[int]] 
         return model(fixed_input(model, input_size).to(device)).float().cpu()
 
 
-def fingerprint(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> Tuple[float, ...]:
-    """The first logits of `logits_of_fixed_input`: they differ if anything in the network does, also its arguments."""
-    return tuple(logits_of_fixed_input(model, input_size)[:, :8].flatten().tolist())
+def fingerprint(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> Optional[Tuple[float, ...]]:
+    """The first logits of `logits_of_fixed_input`; None if two passes differ.
+
+    Other arguments of a network change them, even if they leave its weights unchanged.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        first, second = (logits_of_fixed_input(model, input_size)[:, :8].flatten() for _ in range(2))
+    return tuple(first.tolist()) if torch.allclose(first, second, 1e-4, 1e-4) else None

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import torch
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import CheckpointSaver
+from timm.utils import CheckpointSaver, load_checkpoint_metadata
 
 from ..errors import InputError
 from ..inputs import Checkpoint, convert_state_dict, read_checkpoint
@@ -68,18 +68,18 @@ class AtomicCheckpointSaver(CheckpointSaver):
             shutil.copy2(src, part)
         os.replace(part, dst)
 
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the history of checkpoints, and finish what a crash interrupted while the last one was ranked."""
-        super().load_state_dict(state_dict)
-        epoch, metric = state_dict.get('pending', (None, None))
-        last = Path(self.checkpoint_dir, f'last{self.extension}')
-        if metric is not None and not Path(self._checkpoint_path(epoch)).exists() and self._earns_a_place(metric):
+    def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> bool:
+        """Restore the history of checkpoints, and finish what a crash interrupted while this one was ranked."""
+        known: bool = super().load_state_dict_from_checkpoint(checkpoint_path)
+        saved = load_checkpoint_metadata(checkpoint_path)
+        own, metric = self._checkpoint_path(saved['epoch']), saved.get('metric')  # no metric within an epoch
+        if metric is not None and not Path(own).exists() and self._earns_a_place(metric):
             self._cleanup_checkpoints(1)
-            self._duplicate(str(last), self._checkpoint_path(epoch))
-            self._track_checkpoint(self._checkpoint_path(epoch), epoch, metric)
+            self._duplicate(checkpoint_path, own)
+            self._track_checkpoint(own, saved['epoch'], metric, update_best_file=False)
         if self.best_epoch is not None and Path(best := self._checkpoint_path(self.best_epoch)).exists():
-            self._duplicate(best, str(last.with_name(f'model_best{self.extension}')))
+            self._duplicate(best, str(Path(self.checkpoint_dir, f'model_best{self.extension}')))
+        return known
 
     def _earns_a_place(self, metric: float) -> bool:
         worst = self.checkpoint_files[-1][1] if self.checkpoint_files else None

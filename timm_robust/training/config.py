@@ -8,6 +8,7 @@ from timm.data import create_transform
 
 from ..errors import InputError, check_at_least, check_choice, check_range
 from ..inputs import DatasetConfig, ModelConfig, check_seed, read_yaml, resolve_device
+from ..inputs.network import INTERPOLATIONS
 from ..settings import setting
 from ..tasks import NoFrostStar
 from ..tasks.objective import mixes_images
@@ -25,7 +26,7 @@ _CHOICES: Dict[str, Tuple[str, ...]] = {
     'mixup_mode': ('batch', 'pair', 'elem'),
     'remode': ('const', 'rand', 'pixel'),
     'train_crop_mode': ('rrc', 'rkrc', 'rkrr'),
-    'train_interpolation': ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
+    'train_interpolation': ('random', *INTERPOLATIONS),
     'worker_seeding': ('all', 'part'),
 }
 # names of settings by the range of their values

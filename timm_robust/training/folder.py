@@ -19,8 +19,9 @@ def _folder_of(config: TrainConfig) -> Optional[Path]:
     root = Path(config.output or './output/train')
     if config.experiment:
         return root / config.experiment
-    resumed = Path(config.resume).resolve().parent
-    return root / resumed.name if config.resume and resumed.parent == root.resolve() else None
+    if config.resume and (resumed := Path(config.resume).resolve().parent).parent == root.resolve():
+        return root / resumed.name
+    return None
 
 
 def _new_folder(config: TrainConfig, size: int) -> Path:

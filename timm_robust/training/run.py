@@ -38,7 +38,7 @@ from ..inputs import (
     write_text,
 )
 from ..layers import has_aux_norm, plain_branch, sync_norm_statistics
-from ..tasks import RobustTask
+from ..tasks import MBNAT, RobustTask
 from .build import (
     build_criterion,
     build_network,
@@ -305,7 +305,7 @@ class _Run:
         metric, epoch = self.saver.best_metric, self.saver.best_epoch
         assert metric is not None and epoch is not None
         return TrainResult(self.folder, float(metric), int(epoch), dict(self.eval_metrics), seconds,
-                           getattr(self.config.objective, 'gamma', None))
+                           self.config.objective.gamma if isinstance(self.config.objective, MBNAT) else None)
 
     def leave_process_group(self) -> None:
         """Leave the process group."""

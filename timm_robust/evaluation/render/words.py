@@ -80,8 +80,9 @@ def readable(name: str) -> str:
 
 
 def sample(report: EvaluationReport) -> str:
-    """How many images, and the seed."""
-    return f'{report.data.num_examples:,} images, seed {report.settings.seed}'
+    """How many images, except of benchmarks, and the seed."""
+    count = f'{report.data.num_examples:,} images, ' if report.attacks else ''
+    return f'{count}seed {report.settings.seed}'
 
 
 def title(report: EvaluationReport) -> str:
