@@ -78,6 +78,16 @@ def test_some_gradients_that_are_zero(images):
     assert 0 < extreme < 8 and f'exactly zero for {extreme} of the first 8' in text
 
 
+def test_probabilities_that_round_to_one():
+    level = .5 + torch.tensor([.1, -.15, .2, -.25, .3, -.35, .4, -.45])
+    images = level.view(-1, 1, 1, 1).expand(8, 3, 4, 4).contiguous(), (level > .5).long()
+    # the probability is 1 from a gap of 17.4 between the logits, 2 |z| scale; with 16 / .5 only from |z| = .3 on
+    text, = found(Computed(lambda z: two(17.4 / .5 * z)), images)
+    assert 'rounds to 1 for 5 of the first 8 correctly' in text
+    assert not found(Computed(lambda z: two(16 / .5 * z)), images)
+    assert not found(Computed(lambda z: two(17.4 / .5 * z)), images, 'clean')
+
+
 def test_predictions_that_depend_on_the_batch(images):
     text, = found(Computed(lambda z: two(z - .1 * z.mean())), images, 'clean')
     assert 'depend on the other images in the batch' in text

@@ -25,12 +25,17 @@ def resolve_device(name: Optional[str]) -> str:
     if name is None:
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise InputError('no such device', "pass `device='cpu'` or `device='cuda'`", argument='device', value=name
-                         ) from error
-    if kind == 'cuda' and not torch.cuda.is_available():
-        raise InputError('no CUDA device is available', "pass `device='cpu'`", argument='device', value=name)
+        device = torch.device(name)
+        if device.type != 'cuda':  # that would take memory on the first GPU in every process
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this kind
+        reason = ' '.join(str(error).split()).split('. ')[0]
+        raise InputError(f'no such device here ({reason})', "pass `device='cpu'` or `device='cuda'`",
+                         argument='device', value=name) from error
+    count = torch.cuda.device_count()
+    if device.type == 'cuda' and (device.index or 0) >= count:
+        raise InputError(f'this machine has {count} CUDA devices', "pass `device='cpu'`" if not count else '',
+                         argument='device', value=name)
     return name
 
 

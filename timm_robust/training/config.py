@@ -3,6 +3,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
+import torch
+import torch.nn as nn
 import yaml
 from timm.data import create_transform
 
@@ -223,6 +225,12 @@ class TrainConfig(ModelConfig, DatasetConfig, RobustConfig):
             check_at_least('validation_batch_size', self.validation_batch_size)
         check_seed(self.seed)
         resolve_device(self.device)
+        if self.torchcompile:
+            try:
+                torch.compile(nn.Identity(), backend=self.torchcompile, mode=self.torchcompile_mode)
+            except RuntimeError as error:
+                raise InputError(f'does not compile ({error})', argument='torchcompile', value=self.torchcompile
+                                 ) from error
         if self.wandb_resume_id and not self.resume:
             raise InputError('continues the log of a resumed run', 'give its checkpoint as `resume`',
                              argument='wandb_resume_id', value=self.wandb_resume_id)
