@@ -8,7 +8,9 @@ import torch
 import torch.nn as nn
 from helpers import TinyNet, make_image_folder
 
+from timm_robust.cli import diagnose
 from timm_robust.cli.main import main
+from timm_robust.cli.measuring import open_measurement
 from timm_robust.errors import InputError
 from timm_robust.evaluation.norm_statistics import LayerStatistics, layer_statistics, shift_rows
 from timm_robust.layers import RobustNorm2d
@@ -59,6 +61,7 @@ def test_the_command(tmp_path, capsys, norm):
     found = json.loads((tmp_path / 'out' / 'statistics.json').read_text())
     assert list(found['accuracy']) == (['population', 'batch'] if kwargs else ['population', 'mean', 'batch'])
     assert set(found['layers']['clean']) == set(found['layers']['adversarial']) and 'bn1' in found['layers']['clean']
+    assert found['settings']['batch_dependent'] is False
     assert (tmp_path / 'out' / 'statistics.png').stat().st_size > 5000
     assert 'Layers whose mean shifts most under attack' in capsys.readouterr().out
     usual = [a for a in argv[1:] if a not in ('--num-examples', '16')]  # fewer images than the usual 1,000
@@ -73,3 +76,14 @@ def test_the_command(tmp_path, capsys, norm):
             ([*argv[1:], '--output', str(tmp_path / 'one'), '-b', '1'],
              '--batch-size 1: is too small for batch statistics')):
         assert main(['statistics', *more]) == 2 and message in capsys.readouterr().err
+
+
+def test_a_measurement_records_that_predictions_depend_on_the_batch(tmp_path):
+    folder = make_image_folder(tmp_path / 'data', splits=('test',), classes=tuple('abcd'), per_class=4)
+    torch.save(timm.create_model('robustnorm_resnet20_cifar', num_classes=4).state_dict(), tmp_path / 'w.pth')
+    argv = ['--model', 'robustnorm_resnet20_cifar', '--checkpoint', str(tmp_path / 'w.pth'), '--num-classes', '4',
+            '--data-dir', str(folder), '--split', 'test', '-j', '0', '-b', '8', '--device', 'cpu',
+            '--output', str(tmp_path / 'out')]
+    for mode in ('batch', 'population'):
+        _, found = open_measurement(diagnose.build_parser(), diagnose.DiagnoseConfig, [*argv, '--bn-mode', mode])
+        assert found.facts['settings']['batch_dependent'] == (mode == 'batch')

@@ -100,6 +100,21 @@ def test_networks_are_compared_by_threat_model_and_by_the_worst_case(together, a
     compare.run([f'a={tmp_path / "all"}', f'b={tmp_path / "again"}', '-o', str(tmp_path / 'figure.png')])
 
 
+def test_cumulative_accuracies_are_compared_if_the_attacks_before_are_the_same(tmp_path):
+    made = {'a': 'clean,fgsm,pgd3', 'b': 'clean,fgsm,pgd3', 'other': 'clean,pgd2,pgd3', 'alone': 'clean,pgd3'}
+    reports = {name: measured(Linf('1/255'), attacks=attacks, worst_case=True) for name, attacks in made.items()}
+    for name, report in reports.items():
+        report.save(tmp_path / name)
+    assert not reports['a']['pgd3'].complete and reports['alone']['pgd3'].complete
+    found = collect({name: [tmp_path / name] for name in 'ab'})['a']
+    assert {key.partition(' (')[0]: value for key, value in found.items()} == {
+        'clean': reports['a'].clean_accuracy, 'fgsm Linf 1/255': reports['a'].accuracy('fgsm'),
+        'pgd3 after fgsm Linf 1/255': reports['a'].worst_case_accuracy}
+    for name in ('other', 'alone'):
+        with pytest.raises(InputError, match='pgd3 Linf 1/255 was measured .*with other settings'):
+            collect({'a': [tmp_path / 'a'], name: [tmp_path / name]})
+
+
 def test_a_card_and_the_list_of_models_say_the_worst_case(together, tmp_path):
     rows = result_rows([('toys', together)])
     assert rows[0][2:5] == (TEXT, 'worst case over all', '-')

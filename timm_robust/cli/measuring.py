@@ -15,6 +15,7 @@ from ..evaluation.plan import threat_facts
 from ..evaluation.sources import open_data
 from ..evaluation.subject import Subject, open_model
 from ..inputs import ImagesConfig, NetworkConfig, check_seed, write_json
+from ..layers import has_batch_statistics
 from ..settings import check_types, from_flat, setting, to_mapping
 from .arguments import SettingsParser, start_logging
 from .flags import add_flags
@@ -125,6 +126,7 @@ def open_measurement(parser: SettingsParser, cls: Type[T], argv: List[str]) -> T
     x, y = (t.to(subject.device) for t in source.first(len(source.indices)))
     run = RunFacts(
         seed=config.seed, batch_size=source.batch_size, device=str(subject.device),
+        batch_dependent=has_batch_statistics(subject.model),
         command=shlex.join([*parser.prog.split(), *argv]),
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     facts = {

@@ -201,8 +201,8 @@ def judge_adaptive(
         f'gap with {restarts} restarts {measured["adaptive"]:.1f} %. ')
     if standing is not None:
         text += (
-            f'PGD-{steps} that treats the statistics as constants gives {standing:.1f} %, {standing - worst:.1f} '
-            'points above the lowest, because it ignores that they change. ')
+            f'A single PGD-{steps} on cross-entropy that treats the statistics as constants gives {standing:.1f} %, '
+            f'{standing - worst:.1f} points above the lowest. ')
     text += f'The lowest, {worst:.1f} %, holds for these batches and guarantees nothing for others. '
     text += 'The network tracks no statistics to deploy it with.' if measured['population_clean'] is None else (
         'Deploy the network with population statistics, for which the comparable accuracies are clean '

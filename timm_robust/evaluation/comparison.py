@@ -57,10 +57,11 @@ def _attacks(report: EvaluationReport) -> Dict[str, _Row]:
     for outcome in report.attacks:
         if outcome.is_clean:
             found[outcome.name] = _Row(report.accuracy(outcome.name), sample, outcome.name)
-        elif outcome.complete:  # run on all images, not only on those that withstood other attacks
+        else:
+            before = () if outcome.complete else report.earlier(outcome)
+            settings = [repr(sorted(a.attack.items())) for a in (*before, outcome)]
             found[f'{outcome.attack_name} {outcome.threat}'] = _Row(
-                report.accuracy(outcome.name),
-                (*sample, repr(sorted(outcome.attack.items())), report.settings.surrogate_sha256),
+                report.accuracy(outcome.name), (*sample, *settings, report.settings.surrogate_sha256),
                 f'{report.described(outcome)} {outcome.threat}')
     if len(report.threats) > 1:
         names = tuple((a.attack_name, repr(sorted(a.attack.items()))) for a in report.real_attacks)

@@ -103,8 +103,9 @@ class DataFacts:
         dataset: Name of the data set, 'ImageFolder' for a folder, 'tensors' for images in memory.
         data_dir: Its folder.
         split: Its split.
-        subset: How images were chosen.
+        subset: How images were chosen; '' if all were taken in their order.
         num_images: Number of images in the data set.
+        class_sizes: How many of them each class has, of the classes that occur; empty if labels are unknown.
         indices: Data set index of each chosen image.
         labels: Their labels.
         sha256: Hash of these images and labels.
@@ -116,6 +117,7 @@ class DataFacts:
     split: Optional[str] = None
     subset: str = ''
     num_images: int = 0
+    class_sizes: Tuple[int, ...] = ()
     indices: Tuple[int, ...] = ()
     labels: Tuple[int, ...] = ()
     sha256: str = ''
@@ -129,6 +131,16 @@ class DataFacts:
     def num_examples(self) -> int:
         """Number of chosen images."""
         return len(self.indices)
+
+    @property
+    def class_sizes_differ(self) -> bool:
+        """Whether class-balanced images were chosen from classes of clearly different sizes.
+
+        If so, at least 5 % of all images would have to change their class for a balanced data set.
+        """
+        sizes = self.class_sizes
+        surplus = sum(max(size - self.num_images / len(sizes), 0) for size in sizes)
+        return self.subset == 'balanced' and self.num_examples < self.num_images and surplus >= .05 * self.num_images
 
     @property
     def source(self) -> str:

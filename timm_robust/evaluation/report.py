@@ -101,8 +101,7 @@ class EvaluationReport:
     def standing(self, name: str) -> Tuple[bool, ...]:
         """By image, whether it is classified correctly under an attack and all earlier ones with its threat model."""
         own = self[name]
-        until = self.attacks[:self.attacks.index(own) + 1]
-        return self._withstood([a for a in until if a.is_clean or a.threat == own.threat])
+        return self._withstood([*(a for a in self.attacks if a.is_clean), *self.earlier(own), own])
 
     @property
     def threats(self) -> Tuple[ThreatFacts, ...]:
@@ -118,6 +117,11 @@ class EvaluationReport:
         found = self[name].accuracy
         return percent(self.standing(name)) if found is None else found
 
+    def earlier(self, outcome: AttackOutcome) -> Tuple[AttackOutcome, ...]:
+        """The attacks run before an attack under its threat model."""
+        before = self.attacks[:self.attacks.index(outcome)]
+        return tuple(a for a in before if a.threat == outcome.threat)
+
     def described(self, outcome: AttackOutcome) -> str:
         """An attack, the earlier ones if it ran only on images that survived them, and the network it was crafted on.
 
@@ -125,8 +129,7 @@ class EvaluationReport:
         """
         text, surrogate = outcome.label, self.settings.surrogate
         if not outcome.complete:
-            names = [a.attack_name for a in self.real_attacks if a.threat == outcome.threat]
-            text += f" after {', '.join(names[:names.index(outcome.attack_name)])}"
+            text += f" after {', '.join(a.attack_name for a in self.earlier(outcome))}"
         return text + (f' crafted on {surrogate}' if surrogate and not outcome.is_clean else '')
 
     def interval(self, name: str) -> Tuple[float, float]:

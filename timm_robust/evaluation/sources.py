@@ -83,7 +83,8 @@ class _NamedSource(Source):
         names = images.class_names
         self.facts = DataFacts(
             dataset=config.dataset or 'ImageFolder', data_dir=config.data_dir, split=images.split,
-            subset=config.subset, num_images=len(images.dataset), class_names=tuple(names) if names else None,
+            subset=config.subset, num_images=len(images.dataset),
+            class_sizes=_class_sizes(dataset_labels(images.dataset)), class_names=tuple(names) if names else None,
             mismatch=images.mismatch)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
@@ -99,9 +100,11 @@ class _TensorSource(Source):
         if not len(x):
             raise InputError('holds no images', argument='data')
         self.x, self.y = x.detach().float(), check_batch(x, y).labels
-        self.indices = _choose(len(x), self.y.cpu().numpy(), config, seed)
+        labels = self.y.cpu().numpy()
+        self.indices = _choose(len(x), labels, config, seed)
         self.batch_size = config.batch_size
-        self.facts = DataFacts(dataset='tensors', subset=_subset_name(config), num_images=len(x))
+        self.facts = DataFacts(dataset='tensors', subset=_subset_name(config, labels), num_images=len(x),
+                               class_sizes=_class_sizes(labels))
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
         rows = self.indices if positions is None else [self.indices[i] for i in positions]
@@ -137,8 +140,9 @@ class _DatasetSource(Source):
                     'give the data set a transform that returns tensors in [0, 1]', argument='data')
             self.preprocessing, self.dataset = subject.preprocessing, _Pictures(dataset)
             self.resizes = True
+        labels = dataset_labels(dataset)
         if config.subset == 'balanced':
-            self.indices = _choose(len(dataset), dataset_labels(dataset), config, seed)
+            self.indices = _choose(len(dataset), labels, config, seed)
         else:
             self.indices = listed_indices(dataset, config.subset, config.num_examples)
         self.batch_size = config.batch_size
@@ -147,7 +151,8 @@ class _DatasetSource(Source):
             part, network.num_classes, network.class_names(class_names(part)),
             allow_mismatch=config.allow_class_mismatch, argument='data') for part in whole_datasets(dataset))))
         self.facts = DataFacts(
-            dataset=type(dataset).__name__, subset=_subset_name(config), num_images=len(dataset),
+            dataset=type(dataset).__name__, subset=_subset_name(config, labels), num_images=len(dataset),
+            class_sizes=_class_sizes(labels),
             class_names=tuple(names) if names else None, mismatch=mismatch)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
@@ -178,8 +183,16 @@ def _first_pair(dataset: Any) -> Tuple[Any, Any]:
     return image, label
 
 
-def _subset_name(config: ImagesConfig) -> str:
-    return '' if config.subset == 'balanced' and config.num_examples is None else config.subset
+def _subset_name(config: ImagesConfig, labels: Optional[np.ndarray]) -> str:
+    """How images were chosen; '' if all were taken, 'random' if classes could not be balanced."""
+    if config.subset != 'balanced':
+        return config.subset
+    return '' if config.num_examples is None else 'random' if labels is None else 'balanced'
+
+
+def _class_sizes(labels: Optional[np.ndarray]) -> Tuple[int, ...]:
+    """The number of images of each class that occurs; empty if no labels are known."""
+    return () if labels is None else tuple(np.unique(labels, return_counts=True)[1].tolist())
 
 
 def _choose(size: int, labels: Any, config: ImagesConfig, seed: int) -> List[int]:

@@ -179,6 +179,16 @@ def upper_bound(report: EvaluationReport) -> List[str]:
     return [_BOUND] if report.real_attacks and not any(a.includes_autoattack for a in report.attacks) else []
 
 
+def _about_data(report: EvaluationReport) -> List[str]:
+    data, found = report.data, []
+    if data.class_sizes_differ:
+        sizes = data.class_sizes
+        found.append(
+            f'The images are class-balanced, but classes of the data set have {min(sizes):,} to {max(sizes):,} images: '
+            'accuracies on all images can differ from these.')
+    return found + [data.mismatch] * bool(data.mismatch)
+
+
 def notes(report: EvaluationReport) -> List[str]:
     """What a reader of the table must know, as sentences."""
     return [
@@ -189,7 +199,7 @@ def notes(report: EvaluationReport) -> List[str]:
         *([f'WARNING: {_BY_BATCH}'] if report.settings.batch_dependent else []),
         *([f'WARNING: {_RANDOMIZED}'] if report.settings.randomized else []),
         *(f'WARNING: {text}' for text in report.settings.suspicions or ()),
-        *([f'WARNING: {report.data.mismatch}'] if report.data.mismatch else []),
+        *(f'WARNING: {text}' for text in _about_data(report)),
     ]
 
 
@@ -220,7 +230,7 @@ def warnings(report: EvaluationReport) -> List[Tuple[str, str]]:
         *([('warning', _BY_BATCH)] if report.settings.batch_dependent else []),
         *([('warning', _RANDOMIZED)] if report.settings.randomized else []),
         *(('warning', text) for text in report.settings.suspicions or ()),
-        *([('warning', report.data.mismatch)] if report.data.mismatch else []),
+        *(('warning', text) for text in _about_data(report)),
         *(('warning', text) for text in _transfer(report)),
         *((verdict, f'{readable(f.name)}: {f.text}') for verdict, f in found),
     ]
