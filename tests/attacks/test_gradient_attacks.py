@@ -51,6 +51,13 @@ def clip(adv, x, eps):
     return torch.min(torch.max(adv, x - eps), x + eps).clamp(0, 1)
 
 
+def test_a_step_is_smaller_than_the_range_of_pixels(problem):
+    model, x, y = problem
+    with pytest.raises(InputError, match='step_size=2.0: is larger than any change of a pixel'):
+        PGD(steps=1, step_size=2)(model, x, y, LINF)
+    PGD(steps=1, step_size=2)(model, x, y, L2(3))
+
+
 def test_fgsm_equation(problem):
     model, x, y = problem
     adv = FGSM().craft(model, x, y, LINF)
@@ -169,7 +176,7 @@ def test_eps_is_in_pixels_whatever_the_space(attack, threat):
 
 def test_normalized_images_without_a_space_are_refused(problem):
     model, x, y = problem
-    with pytest.raises(InputError, match=r'space=InputSpace\(mean, std\)'):
+    with pytest.raises(InputError, match='for normalized images give attacks their `space`'):
         PGD()(model, SPACE.normalize(x), y, LINF)
 
 

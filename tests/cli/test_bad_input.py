@@ -167,6 +167,11 @@ def test_flags_of_eval(fails, folder, weights, flags, mentions):
     fails('eval', *MODEL, '--data-dir', folder, *weights(name), *flags, mentions=mentions)
 
 
+def test_a_network_without_weights_is_not_evaluated(fails, folder):
+    fails('eval', '--model', 'nofrost_resnet20_cifar', '--data-dir', folder, '--no-pretrained',
+          mentions=['--no-pretrained', 'without weights', '--checkpoint'])
+
+
 def test_eval_never_measures_random_weights(fails, folder):
     fails('eval', *MODEL, '--data-dir', folder,
           mentions=['pretrained weights', 'nofrost_resnet11_mnist', 'no location'])

@@ -287,6 +287,8 @@ def test_loss_surface(honest, threat):
 
 def test_bad_input(honest):
     x, y = problem(8)
+    with pytest.raises(InputError, match="threat='L7 1'"):
+        diagnose(honest, x, y, 'L7 1')
     with pytest.raises(InputError, match='labels: 7 for 8 images'):
         diagnose(honest, x, y[:-1], THREAT)
     with pytest.raises(InputError, match='pixels'):

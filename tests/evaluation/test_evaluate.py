@@ -31,6 +31,7 @@ from timm_robust.evaluation import (
 from timm_robust.evaluation import diagnostics as diagnostics_module
 from timm_robust.evaluation.norm_statistics import compare_bn_modes
 from timm_robust.evaluation.properties import measure_properties
+from timm_robust.evaluation.render import words
 from timm_robust.inputs import ImagesConfig, NetworkConfig, weights_sha256
 from timm_robust.layers import set_bn_mode
 from timm_robust.models import NormalizedModel
@@ -110,6 +111,52 @@ def test_images_in_memory_stay_in_their_order_unless_some_are_chosen():
     assert some.data.indices != measured(model, x, y, 'clean', num_examples=8, seed=4).data.indices
     assert (some.data.subset, whole.data.subset) == ('balanced', '')
     assert some.data.sha256 != whole.data.sha256 == measured(model, x, y, 'clean', batch_size=3).data.sha256
+
+
+def test_a_compiled_network_is_the_one_inside():
+    model = timm.create_model('resnet20_cifar', num_classes=4).eval()
+    x, y = torch.rand(6, 3, 32, 32), torch.arange(6) % 4
+    inside, compiled = (measured(m, x, y, 'clean', allow_chance=True) for m in (model, torch.compile(model)))
+    assert compiled.model == inside.model and compiled['clean'].correct == inside['clean'].correct
+
+
+def test_quick_runs_no_diagnosis():
+    x, y = data(8)
+    model = undecided_net(x)
+    assert not measured(model, x, labels_of(model, x), 'quick', save_images=0).findings
+
+
+def test_a_torchscript_network_gets_pixels(caplog):
+    model = timm.create_model('resnet20_cifar', num_classes=4).eval()
+    x, y = torch.rand(6, 3, 32, 32), torch.arange(6) % 4
+    measured(torch.jit.trace(model, x), x, y, 'clean', allow_chance=True)
+    assert 'A TorchScript network gets pixels in [0, 1]' in caplog.text
+
+
+def test_a_balanced_choice_from_classes_of_different_sizes_has_a_warning(tmp_path):
+    def warned(sizes, num_examples=8):
+        y = torch.repeat_interleave(torch.tensor([0, 1, 3]), torch.tensor(sizes))
+        x, network = torch.rand(len(y), 3, 8, 8), TinyNet().eval()
+        found = [
+            evaluate(network, data, attacks='clean', num_examples=num_examples, allow_chance=True, progress=False,
+                     workers=0)
+            for data in ((x, y), Subset(TensorDataset(x, y), range(len(y))))]
+        assert found[0].data.class_sizes == sizes and found[0].data.subset == 'balanced'
+        assert found[1].data.class_sizes == () and found[1].data.subset == 'random'  # labels of tuples are not known
+        assert EvaluationReport.from_dict(found[0].to_dict()) == found[0]
+        text = f'The images are class-balanced, but classes of the data set have {min(sizes)} to {max(sizes)} images'
+        assert (text in str(found[0])) == any(text in t for _, t in words.warnings(found[0]))
+        return text in str(found[0])
+
+    # images above the mean of 20 in 60: 3 are 5 %
+    assert warned((17, 20, 23)) and not warned((18, 20, 22)) and not warned((17, 20, 23), num_examples=60)
+    folder = make_image_folder(tmp_path, ('test',), per_class=6)
+    for image in sorted((folder / 'test' / 'b').iterdir())[2:]:
+        image.unlink()
+    model = timm.create_model('resnet20_cifar', num_classes=2).eval()
+    for source in (str(folder / 'test'), ImageFolder(folder / 'test')):
+        report = evaluate(model, source, attacks='clean', num_examples=4, allow_chance=True, progress=False, workers=0)
+        assert report.data.class_sizes == (6, 2) and 'have 2 to 6 images' in str(report)
 
 
 def test_batch_dependent_networks_are_attacked_in_whole_batches():

@@ -72,6 +72,21 @@ def test_gradients_that_are_zero(images, output):
         assert not found(Computed(output), images, attacks)
 
 
+@pytest.mark.parametrize('attack', ['fmn2', 'ddn2', 'fab-t2', 'malt', 'quick'])
+def test_every_attack_that_uses_gradients_needs_them(images, attack):
+    several = Computed(lambda z: torch.stack([-z, z, z * 0 - 9, z * 0 - 8], 1).round(decimals=2)).eval()
+    threat = 'L2 0.2' if attack == 'ddn2' else 'Linf 0.2'
+    report = evaluate(several, images, attacks=['clean', attack], threat=threat, **QUIET)
+    assert 'is exactly zero for 8 of the first 8' in report.settings.suspicions[0] and not report.findings
+
+
+@pytest.mark.parametrize('shape', [(-1,), (-1, 1)])
+def test_a_network_with_one_logit_has_gradients(images, shape):
+    assert not found(Computed(lambda z: (9 * z).view(shape)), images)
+    text, = found(Computed(lambda z: (9 * z).round(decimals=2).view(shape)), images)
+    assert 'exactly zero for 8 of the first 8' in text
+
+
 def test_some_gradients_that_are_zero(images):
     text, = found(Computed(lambda z: two(torch.where(z.abs() > .3, 10_000 * z, z))), images)
     extreme = int(((images[0][:8].mean((1, 2, 3)) - .5).abs() > .3).sum())

@@ -224,6 +224,15 @@ def test_clean_images_alone_say_nothing_about_robustness(tmp_path):
         assert 'obust accuracy under' not in text and 'Robust accuracy ' not in text
 
 
+def test_a_printed_report_and_a_notebook_show_what_the_diagnosis_found():
+    report = make_report('clean,fgsm', findings=FINDINGS)
+    text, page = str(report), html.unescape(report._repr_html_())
+    assert 'Is the robustness real?' in text and 'Is the robustness real?' not in str(make_report('clean,fgsm'))
+    for finding in FINDINGS[1:3]:  # a warning and an alarm
+        assert finding.text in text and finding.text in page and finding.verdict.upper() in page
+    assert FINDINGS[0].text not in page
+
+
 def test_warnings_stand_above_the_table(tmp_path):
     report = make_report('clean,fgsm', batch_dependent=True, findings=FINDINGS, surrogate='other_net')
     report = replace(report, data=replace(report.data, mismatch='The data lacks class cat.'))

@@ -188,6 +188,12 @@ def test_any_timm_model(name):
     assert torch.isfinite(result['loss']) and all(p.grad is not None for p in model.parameters())
 
 
+def test_an_attack_of_an_evaluation_trains_nothing():
+    for attack in (PGD(steps=2), 'pgd2'):
+        with pytest.raises(InputError, match='attack: is .*pass a `TrainingAttack`'):
+            MadryTask(TinyNet(), attack=attack, space=SPACE)
+
+
 def test_settings_build_the_tasks():
     model, attack = TinyNet(), TrainingAttack(eps='4/255', eps_warmup_epochs=1.5)
     assert type(create_task(Standard(), model, attack=attack, space=SPACE, steps_per_epoch=10)) is ClassificationTask

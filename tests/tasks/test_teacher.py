@@ -145,8 +145,11 @@ def test_training_with_a_teacher(tmp_path, capsys):
     (dict(objective='madry', attack='n_fgsm'), '1 attack step '),
     (dict(objective='trades', attack_steps=2), '2 attack steps '), (dict(objective='trades', attack_steps=3), ''),
     (dict(objective='apart'), ''), (dict(objective='standard'), ''),
+    (dict(objective='apart', attack_steps=3), 'have no effect, since apart crafts no'),
+    (dict(objective='standard', attack_eps='4/255'), 'have no effect, since standard'),
+    (dict(objective='standard', attack_eps='4/255', robust_eval_steps=5), ''),
     (dict(objective='madry', attack='fgsm', robust_eval_steps=5), '')])
-def test_few_attack_steps_are_warned_about(settings, steps):
+def test_few_attack_steps_and_unused_attacks_are_warned_about(settings, steps):
     warning = TrainConfig.from_flat(settings).warning
     assert steps in warning and bool(warning) is bool(steps)
 

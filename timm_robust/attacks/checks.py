@@ -149,8 +149,9 @@ def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = N
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
     if not (low >= -_PIXEL_SLACK and high <= 1 + _PIXEL_SLACK):
         raise InputError(
-            f'span [{low:.3g}, {high:.3g}] but pixels in [0, 1] are expected', 'for normalized images pass '
-            '`space=InputSpace(mean, std)`, or wrap the network in NormalizedModel and pass pixels',
+            f'span [{low:.3g}, {high:.3g}] but pixels in [0, 1] are expected', 'divide images in [0, 255] '
+            'by 255; for normalized images give attacks their `space`, or wrap the network in NormalizedModel and pass '
+            'pixels',
             argument='images')
 
 

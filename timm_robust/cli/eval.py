@@ -11,7 +11,6 @@ import torch
 
 from ..errors import InputError
 from ..evaluation import EvalConfig, EvaluationReport, ThreatConfig, evaluate
-from ..evaluation.render import findings_text
 from ..inputs import ImagesConfig, NetworkConfig, init_process, write_text
 from ..inputs.pretrained import read_config, resolve_name
 from ..settings import from_flat
@@ -97,8 +96,6 @@ def run(argv: List[str]) -> None:
     if results_file:
         write_text(results_file, results_csv(report))
     print(f'\n{report}')
-    if report.findings:
-        print('\nIs the robustness real?\n\n' + findings_text(report.findings))
     print(f'\nWritten to {config.output}: ' + ', '.join(sorted(os.listdir(config.output))))
     best = Path(network.model).parent / 'model_best.pth.tar'
     exported = read_config(resolve_name(network.model))

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from ..attacks import Attack, Clean, GradientAttack, ThreatModel, error_rates, logits_of
+from ..attacks import Attack, Clean, ThreatModel, error_rates, logits_of
 from ..devices import halving, in_float64
 from ..errors import InputError
 from ..layers import has_batch_statistics
@@ -235,7 +235,8 @@ class Runner:
         rates = self.error_rates(x, labels)
         right = [rate < .5 for rate in rates]
         if first:
-            gradients = self.surrogate is None and any(isinstance(a, GradientAttack) for a in self.plan.attacks)
+            gradients = self.surrogate is None and any(
+                not (a.counts_queries or isinstance(a, Clean)) for a in self.plan.attacks)
             self.probe = self._fitting(lambda size: probe(
                 self.model, x, labels, batch_size=size, batch_dependent=self.batch_dependent, gradients=gradients))
         if first and self.plan.real_attacks and not self.allow_chance:

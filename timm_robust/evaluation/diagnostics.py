@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Callable, List, Optional, Sequence, cast
+from typing import Callable, List, Optional, Sequence, Union, cast
 
 import torch
 import torch.nn as nn
@@ -32,6 +32,7 @@ from ..attacks import (
     image_seeds,
     logit_gap,
     logits_of,
+    parse_threat,
 )
 from ..devices import in_float64, naming_batch_size
 from ..errors import InputError
@@ -335,7 +336,7 @@ def diagnose(
         model: nn.Module,
         x: torch.Tensor,
         y: torch.Tensor,
-        threat: ThreatModel,
+        threat: Union[str, ThreatModel],
         *,
         batch_size: int = 128,
         seed: int = 0,
@@ -354,7 +355,7 @@ def diagnose(
         model: Maps pixels in [0, 1], shape (N, C, H, W), to logits (N, K); in eval mode. The checks work on a copy.
         x: Clean images, shape (N, C, H, W), pixels in [0, 1]; 100 to 200 are enough.
         y: True class indices, shape (N,).
-        threat: Norm and eps.
+        threat: Norm and eps, or a string such as 'Linf 8/255'.
         batch_size: Largest batch size.
         seed: Seed of the batches, of every attack and of the network's own noise; the same seed gives the same
             findings on a CPU.
@@ -371,6 +372,7 @@ def diagnose(
         InputError: If the network does not return finite logits (N, K), pixels are not in [0, 1], a label is not a
             class of the network, or no image is classified correctly.
     """
+    threat = parse_threat(threat)
     check_images(x, None, model)
     y = check_batch(x, y).labels
     model = copy.deepcopy(model).requires_grad_(False)

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 
-from ..attacks import Clean, Ensemble, FastModel, logits_of, make_fast_model
+from ..attacks import AutoAttack, Clean, FastModel, logits_of, make_fast_model
 from ..devices import halving
 from ..errors import InputError
 from ..inputs import ImagesConfig, Peers
@@ -309,7 +309,7 @@ class Stages:
             report = self._optional('Adversarial images for the report', self._add_examples, report)
         wanted = config.diagnose
         if wanted is None:
-            wanted = any(isinstance(attack, Ensemble) for attack in self.plan.attacks)
+            wanted = any(isinstance(attack, AutoAttack) for attack in self.plan.attacks)
         if wanted:
             report = self._optional('Diagnosis: is the robustness real?', self._add_findings, report)
         return report

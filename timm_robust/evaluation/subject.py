@@ -119,6 +119,10 @@ def eval_mode(*models: Any) -> Iterator[None]:
 
 def _from_module(model: nn.Module, device: Optional[str]) -> Subject:
     model = without_ddp(model)
+    model = getattr(model, '_orig_mod', model)  # compiled by torch.compile
+    if isinstance(model, torch.jit.ScriptModule):
+        _logger.warning('A TorchScript network gets pixels in [0, 1]: if it expects normalized images, wrap it in '
+                        'NormalizedModel with their mean and std')
     low = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if low is not None:
         raise InputError(

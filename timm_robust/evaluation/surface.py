@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 from ..attacks import ThreatModel, check_images, cross_entropy, image_seeds, input_gradient, logits_of
+from ..attacks.checks import as_logits
 from ..attacks.noise import signs
 from ..precision import float32_proper
 from ..settings import check_types
@@ -48,8 +49,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def input_gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Gradient of the cross-entropy for each image, in the shape of x."""
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(as_logits(output, len(target)), target)
+
     return torch.cat([
-        input_gradient(model, part, partial(cross_entropy, target=labels))[0]
+        input_gradient(model, part, partial(loss, target=labels))[0]
         for part, labels in zip(x.split(batch_size), y.split(batch_size))])
 
 

@@ -82,6 +82,7 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ModelConfig):
     """A network with its weights, ready to evaluate."""
+    pretrained: bool = setting(True, 'use pretrained weights, unless there is a checkpoint')
     checkpoint: str = setting(
         '', 'weights to load, safetensors or checkpoint (default: pretrained weights)', metavar='PATH')
     use_ema: bool = setting(True, 'prefer the averaged weights of the checkpoint')
@@ -94,6 +95,9 @@ class NetworkConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not (self.pretrained or self.checkpoint):
+            raise InputError('leaves the network without weights', 'name them in `checkpoint`, or pass a module',
+                             argument='pretrained', value=False)
         if self.bn_mode is not None:
             check_choice('bn_mode', self.bn_mode, BN_MODES)
         if self.gamma is None:

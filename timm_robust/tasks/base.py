@@ -138,6 +138,9 @@ class RobustTask(TwoPassTask):
     ):
         super().__init__(model, criterion, **kwargs)
         self.attack = attack or TrainingAttack()
+        if not isinstance(self.attack, TrainingAttack):
+            raise InputError(f'is {attack!r}', "pass a `TrainingAttack`, such as TrainingAttack('pgd', steps=10)",
+                             argument='attack')
         self.check_attack(self.attack)
         self.awp = awp or AWP()
         self.teacher = teacher

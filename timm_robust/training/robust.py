@@ -43,11 +43,14 @@ class RobustConfig:
     @property
     def warning(self) -> str:
         """What a user should know before training begins; '' if nothing."""
+        if not self.objective.crafts and not self.robust_eval_steps and self.attack != TrainingAttack():
+            return (f'Settings of the attack have no effect, since {self.objective.name} crafts no adversarial images: '
+                    'choose another objective, or turn on robust validation (`robust_eval_steps`).')
         steps = getattr(self.attack.built(self.attack.threat), 'steps', 1)
         if not self.objective.crafts or steps > 2 or self.robust_eval_steps:
             return ''
         return (f"Training with {steps} attack step{'s' * (steps > 1)} can overfit catastrophically: robust accuracy "
-                'falls to 0 while the loss improves. Set robust_eval_steps=10 to detect it.')
+                'falls to 0 while the loss improves. Robust validation (`robust_eval_steps`) detects it.')
 
     def check_run(self, run: RunSettings) -> None:
         """Refuse robustness settings that conflict with the other settings of a run.

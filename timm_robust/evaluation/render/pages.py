@@ -145,6 +145,8 @@ def text_report(report: EvaluationReport) -> str:
             f'{b.name}: error (%) by severity\n\n{text_table(words.severity_rows(b), words.severity_header(b))}'
             for b in report.benchmarks if b.errors]
     blocks.append('\n'.join(words.notes(report)))
+    if report.findings:
+        blocks.append(f'Is the robustness real?\n\n{findings_text(report.findings)}')
     return '\n\n'.join(blocks)
 
 
