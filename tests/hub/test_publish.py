@@ -110,8 +110,8 @@ def check_numbers(folder):
          report.interval(outcome.name)) for report in reports for outcome in report.attacks}
     wanted = sorted(accuracy for *_, accuracy, _ in numbers)
     assert sorted(map(float, shown)) == [round(v, 2) for v in wanted]
-    intervals = sorted(interval for *_, interval in numbers)
-    assert sorted(zip(map(float, low), map(float, high))) == [(round(a, 1), round(b, 1)) for a, b in intervals]
+    intervals = sorted(tuple(round(v, 1) for v in interval) for *_, interval in numbers)
+    assert sorted(zip(map(float, low), map(float, high))) == intervals
     metadata = ModelCard(text).data.eval_results
     assert sorted(r.metric_value for r in metadata) == [round(v, 2) for v in wanted]
     for result in metadata:
@@ -706,10 +706,14 @@ def test_checks_are_named_for_each_threat_model(measured):
     complete = under(linf, 'autoattack', diagnosed)
     assert doubts([], [('Squares', complete)]) == []
     assert doubts([], [('Squares', complete), ('Squares', under(l2, 'pgd', report))]) == [
-        ('not checked', 'timm-robust diagnose was not run with L2.'),
+        ('not checked', 'timm-robust diagnose was not run for Squares, L2 0.5.'),
         ('no AutoAttack', 'Accuracies of Squares, L2 0.5 are upper bounds; expect lower ones under AutoAttack.')]
     assert doubts([], [('Squares', complete), ('Circles', under(linf, 'pgd', report))]) == [
+        ('not checked', 'timm-robust diagnose was not run for Circles, Linf 8/255.'),
         ('no AutoAttack', 'Accuracies of Circles, Linf 8/255 are upper bounds; expect lower ones under AutoAttack.')]
+    weaker = under(threat_facts(Linf('4/255')), 'autoattack', report)
+    assert doubts([], [('Squares', complete), ('Squares', weaker)]) == [
+        ('not checked', 'timm-robust diagnose was not run for Squares, Linf 4/255.')]
     assert doubts(['text'], [('Squares', under(linf, 'pgd', report)), ('Squares', under(l2, 'pgd', report))]) == [
         ('maybe trained on', 'text'),
         ('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'),

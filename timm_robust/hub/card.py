@@ -31,7 +31,17 @@ from ..inputs import (
 from ..models._build import WEIGHTS_DIR, classes_of
 from ..settings import check_types, from_mapping, to_mapping
 from .benchmark import published, write_benchmark
-from .metadata import Evaluations, arxiv_ids, doubts, eval_files, has_autoattack, hub_datasets, overlap, threat_tags
+from .metadata import (
+    Evaluations,
+    arxiv_ids,
+    diagnoses,
+    doubts,
+    eval_files,
+    has_autoattack,
+    hub_datasets,
+    overlap,
+    threat_tags,
+)
 from .papers import citations
 
 __all__ = [
@@ -179,10 +189,6 @@ def _eval_results(evaluations: Evaluations) -> List[EvalResult]:
     return found
 
 
-def _overlap(card: Card, evaluations: Evaluations) -> List[Tuple[bool, str]]:
-    return overlap(card.train_data, card.train_split, card.base_model, evaluations)
-
-
 def _class_names(card: Card, evaluations: Evaluations) -> Tuple[str, ...]:
     """Class names of the evaluated data, or else of the data set that the tag ends with."""
     names = [report.data.class_names for _, report in evaluations if not report.data.mismatch]
@@ -205,6 +211,7 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
     papers = citations(card.model, card.objective, has_autoattack(evaluations))
     arxiv = arxiv_ids(papers)
     names = _class_names(card, evaluations)
+    overlaps = overlap(card.train_data, card.train_split, card.base_model, evaluations)
     data = ModelCardData(
         model_name=card.name,
         library_name='timm',
@@ -222,8 +229,9 @@ def card_text(card: Card, evaluations: Evaluations) -> str:
         header=_HEADER,
         rows=result_rows(evaluations),
         in_turn=any(not outcome.complete for _, report in evaluations for outcome in report.attacks),
-        warnings=doubts([text for doubtful, text in _overlap(card, evaluations) if doubtful], evaluations),
-        overlap=[text for doubtful, text in _overlap(card, evaluations) if not doubtful],
+        warnings=doubts([text for doubtful, text in overlaps if doubtful], evaluations),
+        diagnoses=diagnoses(evaluations),
+        overlap=[text for doubtful, text in overlaps if not doubtful],
         class_names=names if len(names) <= _FEW_CLASSES else names[:0],
         num_classes=len(names),
         arxiv=arxiv,

@@ -95,6 +95,14 @@ def has_autoattack(evaluations: Evaluations) -> bool:
     return any(outcome.includes_autoattack for _, report in evaluations for outcome in report.attacks)
 
 
+def diagnoses(evaluations: Evaluations) -> List[str]:
+    """For each diagnosis, what was diagnosed, on how many images, and the result in a sentence."""
+    return [
+        f'{name}, {report.threats[0]}, '
+        f"{report.findings[0].measured.get('num_examples', report.data.num_examples)} images: {words.verdict(report)}"
+        for name, report in evaluations if report.findings and report.threats]
+
+
 def doubts(overlaps: Sequence[str], evaluations: Evaluations) -> List[Tuple[str, str]]:
     """Warnings about the numbers, and about checks that were not run, as pairs of kind and text.
 
@@ -105,12 +113,12 @@ def doubts(overlaps: Sequence[str], evaluations: Evaluations) -> List[Tuple[str,
     lines = [('maybe trained on', text) for text in overlaps]
     lines += [warning for _, report in evaluations for warning in words.warnings(report)]
     own = [(name, report) for name, report in evaluations if report.threats and not report.settings.surrogate]
-    checked = {report.threats[0].norm for _, report in own if report.findings}  # a diagnosis is of the first
-    unchecked = dict.fromkeys(t.norm for _, report in own for t in report.threats if t.norm not in checked)
+    checked = {(name, report.threats[0]) for name, report in own if report.findings}  # a diagnosis is of the first
+    unchecked = [f'{name}, {t}' for name, report in own for t in report.threats if (name, t) not in checked]
     if not checked:
         lines.append(('not checked', 'timm-robust diagnose was not run on these weights: gradients may be masked.'))
     elif unchecked:
-        lines.append(('not checked', f"timm-robust diagnose was not run with {', '.join(unchecked)}."))
+        lines.append(('not checked', f"timm-robust diagnose was not run for {'; '.join(dict.fromkeys(unchecked))}."))
     measured = dict.fromkeys((name, threat) for name, report in own for threat in report.threats)
     complete = {(name, a.threat) for name, report in own for a in report.attacks if a.includes_autoattack}
     if bounds := [f'{name}, {threat}' for name, threat in measured if (name, threat) not in complete]:
