@@ -60,12 +60,21 @@ def test_parts_are_what_one_evaluation_finds(join, network, tmp_path):
 
     def plain(report):  # without times, and words of the command that have other places
         return replace(
-            report, data=replace(report.data, sha256=''), attacks=[replace(a, seconds=0.) for a in report.attacks],
+            report, attacks=[replace(a, seconds=0.) for a in report.attacks],
             settings=replace(report.settings, date='', command=' '.join(sorted(report.settings.command.split()))))
 
     command = whole.settings.command.replace(f' --output {tmp_path / "whole"}', '')
     assert plain(joined) == plain(replace(whole, settings=replace(whole.settings, command=command)))
     with pytest.raises(SystemExit, match='not in its order'):
         join(*files[::-1], *given)
+    other = timm.create_model('nofrost_resnet11_mnist', num_classes=3, in_chans=3)
+    save_for_hf(other, str(tmp_path / 'other'), safe_serialization=True, model_args={'num_classes': 3, 'in_chans': 3})
     with pytest.raises(SystemExit, match='its weights are not those'):
-        join(*files, '--model', 'nofrost_resnet20_cifar', *given[2:])
+        join(*files, '--model', f'local-dir:{tmp_path / "other"}', *given[2:])
+    report = EvaluationReport.load(files[0])
+    clean, *attacks = report.attacks
+    wrong = clean.correct.index(False)
+    clean = replace(clean, correct=(*clean.correct[:wrong], True, *clean.correct[wrong + 1:]))
+    replace(report, attacks=(clean, *attacks)).save(tmp_path / 'changed')
+    with pytest.raises(SystemExit, match='clean images have other predictions'):
+        join(tmp_path / 'changed', files[1], *given)

@@ -48,13 +48,18 @@ class Claim(NamedTuple):
     rows: Sequence[Row] = ()
 
 
-def verdict(row: Row, tests: Sequence[Row]) -> str:
-    """The verdict of one of several tests, corrected for their number (Holm)."""
+def significant(row: Row, tests: Sequence[Row]) -> bool:
+    """Whether one of several tests shows a difference, corrected for their number (Holm)."""
     ordered = sorted(test.pvalue for test in tests)
-    differ = all(p * (len(ordered) - i) < LEVEL for i, p in enumerate(ordered) if p <= row.pvalue)
+    return all(p * (len(ordered) - i) < LEVEL for i, p in enumerate(ordered) if p <= row.pvalue)
+
+
+def verdict(row: Row, tests: Sequence[Row]) -> str:
+    """The verdict of one of several tests of claims."""
+    differ = significant(row, tests)
     if row.runs < FEWEST_RUNS:
         return 'these networks differ' if differ else 'no difference shown'
-    return 'not settled' if not differ else 'holds' if row.first > row.second else 'does not hold'
+    return 'not settled' if not differ else 'reproduced' if row.first > row.second else 'reversed'
 
 
 def sign_test(a: str, b: str) -> float:
@@ -84,6 +89,8 @@ def compared(
     runs = min(len(first), len(second))
     if runs < FEWEST_RUNS:
         (ours, a), (theirs, b) = first[0], second[0]
+        if not (a and b):
+            raise ValueError(f'{setting}: a sign test needs the outcomes of all images, or {FEWEST_RUNS} runs')
         return Row(setting, ours, theirs, sign_test(a, b), beside)
     ours, theirs = ([accuracy for accuracy, _ in found] for found in (first, second))
     differences = [{round(a - b, 6) for a, b in zip(ours, theirs)}] if paired else [{*ours}, {*theirs}]
@@ -134,9 +141,10 @@ def robustnorm(rows: List[Dict[str, Any]]) -> List[Claim]:
             f"Accuracy under the paper's attacks ({', '.join(PAPER_ATTACKS[1:])}), taking the strongest for each batch "
             f'of {BATCH} images. The next two columns show one more attack each, {STRONGEST["batch"]} with batch '
             f'statistics and {STRONGEST["population"]} with tracked ones; they are not comparable with each other. '
-            "The paper's figures are under PGD. "
+            "The paper's figures are of ResNet-20 or VGG-11 and under PGD. "
             f'With fewer than {FEWEST_RUNS} runs, the test treats the images of a batch as independent, although one '
-            'attack is chosen for all of them, and there are few batches. With more, it is a paired t-test.',
+            f'attack is chosen for all of them, and there are few batches. With {FEWEST_RUNS} or more, it is a paired '
+            't-test.',
             ('batch %', 'tracked %', f'{STRONGEST["batch"]}, batch %', f'{STRONGEST["population"]}, tracked %',
              'the paper, batch %', 'the paper, tracked %'),
             [compared(
@@ -189,7 +197,7 @@ def nofrost(rows: List[Dict[str, Any]], further: List[Dict[str, Any]]) -> List[C
                 f'MNIST digits, {one["threat_model"]}, {images}', *([*map(worst_case, network)] for network in runs),
                 (paper[-1], bn[-1]))]),
         Claim(
-            'Adversarial training costs less clean accuracy without BatchNorm (NoFrost).',
+            'After adversarial training clean accuracy is higher without BatchNorm (NoFrost).',
             'Clean accuracy of the same networks.', header,
             [compared(
                 f'MNIST digits, {images}', *(
@@ -216,8 +224,7 @@ def apart(tables: List[Dict[str, Any]]) -> Claim:
             found['setting'], *runs, (', '.join(gains), ', '.join(map(str, found['seeds']))), paired=True))
     return Claim(
         'APART gains clean accuracy (APART).',
-        'Means over seeds. With three or more seeds, the test covers variation between training seeds only, not '
-        'between test images.',
+        'Means over seeds.',
         ('APART %', 'plain %', 'gains', 'seeds'), rows)
 
 
@@ -239,12 +246,13 @@ def shown(claims: Sequence[Claim], seeds: str) -> str:
     parts = [
         f'A claim is decided only if there are at least {FEWEST_RUNS} training runs of each network, since the '
         f'training seed can matter more than the norm. {seeds}',
-        f'Tests with that many runs (t-tests over the runs): {enough} of {len(every)}. ' + (
+        f'Tests with that many runs (t-tests over the runs; p is 1 without any spread): {enough} of '
+        f'{len(every)}. They cover variation between training seeds, not between test images. ' + (
             'The others compare one run of each network and show only whether these two networks differ (sign tests '
             'over the images). ' if enough < len(every) else '') +
         f'The level is {LEVEL} for all {len(every)} tests together (Holm): the smallest p has to be below {LEVEL} / '
         f'{len(every)} = {LEVEL / len(every):.2g}, the next below {LEVEL} / {len(every) - 1}, and so on.']
-    headings = [('Settled', ('holds', 'does not hold'))]
+    headings = [('Settled at this scale', ('reproduced', 'reversed'))]
     if enough < len(every):
         headings.append(('Pairs of networks that differ', ('these networks differ',)))
     for heading, found in headings:

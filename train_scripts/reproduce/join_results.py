@@ -9,13 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import timm
-from timm.data import create_dataset
-
-import timm_robust  # noqa: F401
-from timm_robust.data import balanced_indices, class_names, dataset_labels
-from timm_robust.evaluation import EvaluationReport, join_reports
-from timm_robust.inputs import weights_sha256
+from timm_robust.evaluation import EvaluationReport, evaluate, join_reports
 
 REPLACED = {'--model': 1, '--checkpoint': 1, '--data-dir': 1, '--subset': 1, '--num-examples': 1, '--output': 1,
             '--resume': 0}
@@ -43,20 +37,21 @@ def main() -> None:
     parser.add_argument('--output', required=True, metavar='DIR', help='folder of the report')
     args = parser.parse_args()
     report = join_reports([EvaluationReport.load(path) for path in args.results])
-    if weights_sha256(timm.create_model(args.model, pretrained=True)) != report.model.weights_sha256:
-        sys.exit(f'{args.model}: its weights are not those that were measured')
-    dataset = create_dataset('', root=args.data_dir, split=report.data.split)
-    labels = dataset_labels(dataset)
     seed, count = report.settings.seed, report.data.num_examples
-    indices = balanced_indices(labels, len(labels), count, seed)
-    if list(report.data.indices) != indices:
+    whole = evaluate(  # for the facts about all images
+        args.model, args.data_dir, attacks='clean', split=report.data.split, num_examples=count, seed=seed,
+        batch_size=report.settings.batch_size, workers=0, allow_chance=True, diagnose=False, save_images=0,
+        progress=False)
+    if whole.model.weights_sha256 != report.model.weights_sha256:
+        sys.exit(f'{args.model}: its weights are not those that were measured')
+    if whole.data.indices != report.data.indices:
         sys.exit(f'the images are not the balanced selection of {count:,} with seed {seed}, or not in its order')
-    if list(report.data.labels) != [int(labels[i]) for i in indices]:
-        sys.exit('the labels do not match the images')
+    if whole.data.labels != report.data.labels or whole['clean'].correct != report['clean'].correct:
+        sys.exit('the labels do not match the images, or clean images have other predictions')
     report = replace(
         report,
         model=replace(report.model, name=args.model, checkpoint=''),
-        data=replace(report.data, data_dir=args.data_dir, subset='balanced', class_names=class_names(dataset)),
+        data=whole.data,
         settings=replace(report.settings, command=command(report.settings.command, args.model, args.data_dir, count)))
     report.save(Path(args.output))
     print(report)

@@ -14,10 +14,10 @@ from timm_robust.evaluation.render import findings_text
 from timm_robust.models._build import WEIGHTS_DIR
 
 ROOT = HERE.parents[1]
-COSTS_OF = 'objectives_nofrost_resnet26_batch_32'
+COSTS_OF = 'objectives_nofrost_resnet26_imagenette'
 BEGIN_WITH = {
     'standard': 'baseline without a defence',
-    'fat': 'the cheapest: each attack stops as soon as it succeeds',
+    'fat': 'stops each attack as soon as it succeeds: faster while many images are misclassified',
     'madry': 'the usual choice: trains on adversarial images only (`nofrost --adv-weight 1`)',
     'sat': 'higher clean accuracy: trains on clean and adversarial images (`nofrost` for networks without BatchNorm)',
     'trades': 'penalizes predictions that change under attack; `--trades-beta` trades clean against robust accuracy',
@@ -35,16 +35,18 @@ def training_minutes(name: str) -> str:
 def row(name: str, evaluations: Sequence[Tuple[str, EvaluationReport]]) -> List[str]:
     """One row of the table, from a model and tag and its evaluations, each with the name of its data.
 
-    The first evaluation is shown; attacks that it lacks are taken from others on the same images.
+    The first evaluation is shown; attacks that it lacks are taken from others with its images and threat model.
     """
     data, report = evaluations[0]
     accuracy: Dict[str, float] = {}
-    for _, other in evaluations:
-        if {*other.data.indices} == {*report.data.indices}:
+    for of, other in evaluations:
+        if (of, {*other.data.indices}, other.threat) == (data, {*report.data.indices}, report.threat):
             accuracy = {**accuracies(other), **accuracy}
+    clean = [other.clean_accuracy for of, other in evaluations
+             if of == data and other.data.num_examples == other.data.num_images]
     interval = '{:.1f} to {:.1f}'.format(*report.interval('autoattack')) if 'autoattack' in accuracy else '-'
     return [
-        f'`{name}`', data, str(report.threat),
+        f'`{name}`', data, str(report.threat), f'{clean[0]:.2f}' if clean else '-',
         *(f'{accuracy[a]:.2f}' if a in accuracy else '-' for a in ('clean', 'fgsm', 'pgd20', 'autoattack')),
         interval, f'{report.data.num_examples:,}', str(report.settings.seed), training_minutes(name),
         'yes' if (WEIGHTS_DIR / f'{name}.safetensors').is_file() else 'no',
@@ -59,8 +61,9 @@ def _evaluations() -> List[Tuple[str, List[Tuple[str, EvaluationReport]]]]:
 
 def results() -> str:
     """The table of results."""
-    header = ['network', 'data', 'threat model', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %',
-              'AutoAttack 95 % interval', 'test images', 'seed', 'GPU minutes', 'in the package', 'trained by']
+    header = ['network', 'data', 'threat model', 'clean %, all test images', 'clean %', 'FGSM %', 'PGD-20 %',
+              'AutoAttack %', 'AutoAttack 95 % interval', 'test images', 'seed', 'GPU minutes', 'in the package',
+              'trained by']
     return table(header, [row(name, found) for name, found in _evaluations()])
 
 
@@ -68,12 +71,12 @@ def zoo() -> str:
     """The table of packaged weights."""
     rows = []
     for name, found in _evaluations():
-        _, data, threat, clean, _, pgd20, robust, interval, images, _, _, ships, _ = row(name, found)
+        _, data, threat, clean, _, _, pgd20, robust, interval, images, _, _, ships, _ = row(name, found)
         shown = f'{robust} ({interval})' if robust != '-' else f'not measured (PGD-20: {pgd20})'
         if ships == 'yes':
-            rows.append([name, f'{data}, {images} test images', threat, clean, shown])
+            rows.append([name, data, threat, clean, shown, images])
     return table(
-        ['model and tag', 'data', 'threat model', 'clean %', 'robust % (95 % interval)'],
+        ['model and tag', 'data', 'threat model', 'clean %', 'robust % (95 % interval)', 'test images attacked'],
         [[f'`{name}`', *others] for name, *others in rows])
 
 
@@ -88,10 +91,12 @@ def costs() -> str:
     found = json.loads((ROOT / 'benchmarks' / 'results' / f'{COSTS_OF}.json').read_text())
     ratios = {r['arm']: r['ratio'] for r in found['rows']}
     rows = [[f'`{name}`', text, f'{ratios[name]:.1f}'] for name, text in BEGIN_WITH.items()]
-    network = found['rows'][0]['part'].split(', ')[0]
+    network, shape, _ = found['rows'][0]['part'].split(', ')
+    batch, _, *size = shape.split('x')
     return table(['`--objective`', 'what it does', 'time per step'], rows) + (
-        f'\n\nTime is relative to a step of `standard`, with three attack steps ({network}, 64×64 pixels, batch 32, '
-        'CPU). Each further attack step of `madry`, `sat`, `nofrost` and `trades` adds '
+        f"\n\nTime is relative to a step of `standard`, with three attack steps (`{network}`, training images of "
+        f"{'×'.join(size)} pixels, batch {batch}, CPU). "
+        'Each further attack step of `madry`, `sat`, `nofrost` and `trades` adds '
         f"{ratios['gradient step']:.1f}; with ten, the default, `trades` takes "
         f"{ratios['trades'] + 7 * ratios['gradient step']:.1f}.")
 
