@@ -120,6 +120,12 @@ def test_a_compiled_network_is_the_one_inside():
     assert compiled.model == inside.model and compiled['clean'].correct == inside['clean'].correct
 
 
+def test_images_of_a_size_that_the_network_does_not_take():
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=4).eval()
+    with pytest.raises(InputError, match=r'model: does not take images of shape \(3, 8, 8\) .*; resize them'):
+        measured(model, *data(4), 'clean', allow_chance=True)
+
+
 def test_quick_runs_no_diagnosis():
     x, y = data(8)
     model = undecided_net(x)

@@ -204,8 +204,12 @@ class Runner:
 
     def logits(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Full float32 logits, which decide whether images are classified correctly; checks the labels too."""
-        with float32_proper():
-            logits = self._fitting(lambda size: logits_of(self.model, x, len(x) if self.batch_dependent else size))
+        try:
+            with float32_proper():
+                logits = self._fitting(lambda size: logits_of(self.model, x, len(x) if self.batch_dependent else size))
+        except AssertionError as error:  # of timm's layers
+            raise InputError(f'does not take images of shape {tuple(x.shape[1:])} ({error})', 'resize them',
+                             argument='model') from error
         if labels.max() >= logits.shape[1]:
             raise InputError(
                 f'hold class {labels.max().item()}, but the network has {logits.shape[1]} classes',
