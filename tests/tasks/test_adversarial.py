@@ -306,9 +306,13 @@ def test_images_of_another_space_are_noticed():
         make_task(TinyNet())(pixels, y)
     with pytest.raises(InputError, match='`space` says that they are pixels'):
         SatTask(TinyNet(), verbose=False)(SPACE.normalize(pixels), y)
+    for wrong in (255 * pixels, pixels * float('nan')):
+        with pytest.raises(InputError, match='as pixels, without the normalization of the network'):
+            make_task(TinyNet())(wrong, y)
     noisy = pixels.clone()
     noisy[:, :, :4, :4] = 5.  # random erasing
     SatTask(TinyNet(), verbose=False)(noisy, y)
+    make_task(TinyNet())(SPACE.normalize(noisy), y)
 
 
 @pytest.mark.parametrize('weight', [1.5, -.1, float('nan')])

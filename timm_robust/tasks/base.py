@@ -173,12 +173,14 @@ class RobustTask(TwoPassTask):
         if not self.space.is_pixels and 0 <= low < high - .5 and high <= 1:
             raise InputError('are pixels in [0, 1], but the network expects them normalized', 'normalize them, or pass '
                              '`space=InputSpace()` for a network that takes pixels', argument='input')
-        outside = ((input < -.01) | (input > 1.01)).float().mean().item()
+        pixels = input if self.space.is_pixels else self.space.to_pixels(input.detach().float())
+        outside = (~((pixels > -.01) & (pixels < 1.01))).float().mean().item()  # NaN too
         # random erasing puts values outside the valid range, but not this many
-        if self.space.is_pixels and outside > .3:
-            raise InputError(
-                f'have {outside:.0%} of values outside [0, 1], but `space` says that they are pixels',
-                'pass `space=InputSpace(mean, std)`', argument='input')
+        if outside > .3:
+            said, fix = ('`space` says that they are pixels', 'pass `space=InputSpace(mean, std)`') if (
+                self.space.is_pixels) else (
+                'as pixels, without the normalization of the network', 'normalize images in [0, 1]')
+            raise InputError(f'have {outside:.0%} of values outside [0, 1], {said}', fix, argument='input')
 
     def current_threat(self) -> ThreatModel:
         """The threat model of this step; eps is smaller during warm-up."""
