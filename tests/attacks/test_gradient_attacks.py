@@ -176,7 +176,7 @@ def test_eps_is_in_pixels_whatever_the_space(attack, threat):
 
 def test_normalized_images_without_a_space_are_refused(problem):
     model, x, y = problem
-    with pytest.raises(InputError, match='for normalized images give attacks their `space`'):
+    with pytest.raises(InputError, match=r'space=InputSpace\(mean, std\)'):
         PGD()(model, SPACE.normalize(x), y, LINF)
 
 

@@ -139,7 +139,7 @@ def test_a_torchscript_network_gets_pixels(caplog):
     assert 'A TorchScript network gets pixels in [0, 1]' in caplog.text
 
 
-def test_a_balanced_choice_from_classes_of_different_sizes_has_a_warning(tmp_path):
+def test_a_balanced_choice_from_classes_of_different_sizes_has_a_warning(tmp_path, monkeypatch):
     def warned(sizes, num_examples=8):
         y = torch.repeat_interleave(torch.tensor([0, 1, 3]), torch.tensor(sizes))
         x, network = torch.rand(len(y), 3, 8, 8), TinyNet().eval()
@@ -163,6 +163,10 @@ def test_a_balanced_choice_from_classes_of_different_sizes_has_a_warning(tmp_pat
     for source in (str(folder / 'test'), ImageFolder(folder / 'test')):
         report = evaluate(model, source, attacks='clean', num_examples=4, allow_chance=True, progress=False, workers=0)
         assert report.data.class_sizes == (6, 2) and 'have 2 to 6 images' in str(report)
+    monkeypatch.setattr('timm_robust.evaluation.sources.dataset_labels', lambda dataset: None)
+    report = evaluate(model, str(folder / 'test'), attacks='clean', num_examples=4, allow_chance=True, progress=False,
+                      workers=0)
+    assert report.data.subset == 'random'
 
 
 def test_batch_dependent_networks_are_attacked_in_whole_batches():

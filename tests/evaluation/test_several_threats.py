@@ -126,6 +126,16 @@ def test_a_card_and_the_list_of_models_say_the_worst_case(together, tmp_path):
     write_json(tmp_path / 'results.json', with_autoattack.to_dict())
     assert models._accuracies(tmp_path / 'results.json')[2:] == (
         TEXT, f'{together.clean_accuracy:.2f}', f'{together.worst_case_accuracy:.2f}')
+    clean, *_ = together.attacks
+    changed = replace(together, attacks=(replace(clean, correct=(False,) * 24),))
+    some = replace(together, data=replace(together.data, num_images=25))
+    for name, of_all, expected in (('toys', changed, 0.), ('other', changed, together.clean_accuracy),
+                                   ('toys', some, together.clean_accuracy)):
+        write_json(tmp_path / 'results.json', {
+            'data_names': ['toys', name], 'evaluations': [
+                replace(report, data=replace(report.data, num_images=number)).to_dict()
+                for report, number in ((with_autoattack, 25), (of_all, of_all.data.num_images))]})
+        assert models._accuracies(tmp_path / 'results.json')[3] == f'{expected:.2f}'
 
 
 @pytest.mark.parametrize('threat, more, message', [

@@ -614,10 +614,14 @@ def test_clean_accuracy_on_all_images_is_that_of_aparts_claim():
     found = json.loads((FOLDER / 'tables' / 'apart_cifar10.json').read_text())
     for name, outcomes in found['outcomes'].items():
         reports = read_reports(FOLDER.parents[1] / 'hub_cards' / f'resnet20_cifar.{name}_cifar10' / 'results.json')
-        for _, report in reports:  # a larger sample with the same seed begins with the same images
-            changed = sum('01'[right] != known for right, known in zip(report['clean'].correct, outcomes[0]))
-            assert changed <= 2, 'processors round differently, but only images at the boundary change'
-        assert abs(reports[-1][1].clean_accuracy - found['top1'][name][0]) <= .02
+        *sampled, of_all = (report for _, report in reports)
+        for report in sampled:
+            of_card = ''.join('01'[right] for right in report['clean'].correct)
+            assert outcomes[0].startswith(of_card), 'a larger sample with the same seed begins with the same images'
+            assert 100 * outcomes[0].count('1') / 10_000 == found['top1'][name][0] < report.clean_accuracy
+        # measured on another processor, which rounds differently
+        changed = sum('01'[right] != known for right, known in zip(of_all['clean'].correct, outcomes[0], strict=True))
+        assert changed <= 2 and abs(of_all.clean_accuracy - found['top1'][name][0]) <= .02
 
 
 def test_rows_of_robustnorm_are_of_the_weights_on_the_cards():

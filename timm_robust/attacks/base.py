@@ -211,11 +211,15 @@ class Attack:
         return (self,)
 
     def check(self, threat: ThreatModel, num_classes: Optional[int] = None) -> None:
-        """Reject an unsupported norm or number of classes.
+        """Reject settings that do not fit a threat model or a number of classes.
 
         Raises:
-            InputError: On an unsupported norm, number of classes or `num_targets`.
+            InputError: On an unsupported norm, number of classes or `num_targets`, and on steps above 1 under Linf.
         """
+        step_size = getattr(self, 'step_size', None)
+        if threat.norm == 'Linf' and step_size is not None and step_size > 1:
+            raise InputError('is larger than any change of a pixel in [0, 1]', 'write it as 2/255 or 0.01',
+                             argument='step_size', value=step_size)
         norms = self.norms
         if norms is not None and threat.norm not in norms:
             names = ' and '.join((', '.join(norms[:-1]), norms[-1])[-len(norms):])

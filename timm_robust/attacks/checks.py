@@ -150,8 +150,8 @@ def check_images(images: Any, space: Optional[InputSpace] = None, model: Any = N
     if not (low >= -_PIXEL_SLACK and high <= 1 + _PIXEL_SLACK):
         raise InputError(
             f'span [{low:.3g}, {high:.3g}] but pixels in [0, 1] are expected', 'divide images in [0, 255] '
-            'by 255; for normalized images give attacks their `space`, or wrap the network in NormalizedModel and pass '
-            'pixels',
+            'by 255; for normalized images give attacks `space=InputSpace(mean, std)`, or wrap the network in '
+            'NormalizedModel and pass pixels',
             argument='images')
 
 

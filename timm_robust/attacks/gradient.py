@@ -228,7 +228,4 @@ class IterativeAttack(GradientAttack):
         return self.steps
 
     def step_length(self, threat: ThreatModel) -> float:
-        if self.step_size and self.step_size > 1 and threat.norm == 'Linf':
-            raise InputError('is larger than any change of a pixel in [0, 1]', 'write it as 2/255 or 0.01',
-                             argument='step_size', value=self.step_size)
         return self.step_size or madry_step_size(threat, self.steps)

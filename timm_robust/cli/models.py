@@ -6,14 +6,14 @@ from typing import List, Optional, Tuple
 import timm
 from timm.models import model_entrypoint
 
-from ..evaluation import EvaluationReport, read_reports
+from ..evaluation import EvaluationReport, accuracy_on_all_images, read_reports
 from ..evaluation.render import text_table
 from ..models._build import WEIGHTS_DIR, stored_weights
 from .arguments import Parser
 
 __all__ = ['build_parser', 'model_rows', 'run']
 
-_HEADER = ('model and tag', 'weights', 'data', 'images', 'threat model', 'clean %', 'AutoAttack %')
+_HEADER = ('model and tag', 'weights', 'data', 'images attacked', 'threat model', 'clean %', 'AutoAttack %')
 
 
 def build_parser() -> Parser:
@@ -29,15 +29,20 @@ def build_parser() -> Parser:
 
 
 def _accuracies(path: Path) -> Tuple[str, ...]:
-    """Data, images, threat model, clean and AutoAttack accuracy; of the first evaluation with AutoAttack, if any."""
+    """Data, images, threat model, clean and AutoAttack accuracy; of the first evaluation with AutoAttack, if any.
+
+    Clean accuracy is of all images, if the file has it.
+    """
     def autoattack(report: EvaluationReport) -> Optional[float]:
         found = next((report.accuracy(a.name) for a in report.attacks if a.is_autoattack), None)
         return found if found is None or len(report.threats) == 1 else report.worst_case_accuracy
 
     pairs = read_reports(path)
     name, report = next((p for p in pairs if autoattack(p[1]) is not None), pairs[0])
+    clean = accuracy_on_all_images(name, pairs)
+    clean = report.clean_accuracy if clean is None else clean
     return (name, f'{report.data.num_examples:,}', str(report.threat), *(
-        '-' if v is None else f'{v:.2f}' for v in (report.clean_accuracy, autoattack(report))))
+        '-' if v is None else f'{v:.2f}' for v in (clean, autoattack(report))))
 
 
 def model_rows(pattern: str, cards: Path) -> List[Tuple[str, ...]]:

@@ -7,7 +7,7 @@ from .join import join_reports
 from .journal import Journal
 from .outcome import AttackOutcome, EpsPoint, GammaPoint, wilson_interval
 from .plan import Plan, make_plan
-from .report import EvaluationReport, read_reports
+from .report import EvaluationReport, accuracy_on_all_images, read_reports
 from .run import evaluate
 from .surface import LossSurface, loss_surface
 from .transfer import TransferReport, transfer
@@ -36,6 +36,7 @@ __all__ = [
     'join_reports',
     'loss_surface',
     'make_plan',
+    'accuracy_on_all_images',
     'read_reports',
     'transfer',
     'versions',

@@ -239,8 +239,7 @@ class Runner:
         rates = self.error_rates(x, labels)
         right = [rate < .5 for rate in rates]
         if first:
-            gradients = self.surrogate is None and any(
-                not (a.counts_queries or isinstance(a, Clean)) for a in self.plan.attacks)
+            gradients = self.surrogate is None and any(not a.counts_queries for a in self.plan.real_attacks)
             self.probe = self._fitting(lambda size: probe(
                 self.model, x, labels, batch_size=size, batch_dependent=self.batch_dependent, gradients=gradients))
         if first and self.plan.real_attacks and not self.allow_chance:

@@ -333,6 +333,17 @@ def read_reports(path: Union[str, Path]) -> List[Tuple[str, EvaluationReport]]:
             'holds no evaluations with data names', argument='path', value=str(path)) from error
 
 
+def accuracy_on_all_images(data: str, evaluations: Sequence[Tuple[str, EvaluationReport]]) -> Optional[float]:
+    """Clean accuracy on all images of a data set, None if no evaluation took all.
+
+    Args:
+        data: Name of the data.
+        evaluations: From `read_reports`.
+    """
+    return next((report.clean_accuracy for name, report in evaluations
+                 if name == data and report.data.num_examples == report.data.num_images), None)
+
+
 def _unreadable(path: Path, error: InputError) -> InputError:
     inner = error.explanation if error.argument == 'path' else str(error)
     return InputError(inner, argument='path', value=str(path))

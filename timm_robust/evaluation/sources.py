@@ -80,12 +80,11 @@ class _NamedSource(Source):
     def __init__(self, images: Images):
         self.images, self.indices, self.batch_size = images, images.indices, images.config.batch_size
         config = images.config
-        names = images.class_names
+        names, labels = images.class_names, dataset_labels(images.dataset)
         self.facts = DataFacts(
             dataset=config.dataset or 'ImageFolder', data_dir=config.data_dir, split=images.split,
-            subset=config.subset, num_images=len(images.dataset),
-            class_sizes=_class_sizes(dataset_labels(images.dataset)), class_names=tuple(names) if names else None,
-            mismatch=images.mismatch)
+            subset=_subset_name(config, labels), num_images=len(images.dataset), class_sizes=_class_sizes(labels),
+            class_names=tuple(names) if names else None, mismatch=images.mismatch)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
         return self.images.loader(positions)
@@ -103,8 +102,9 @@ class _TensorSource(Source):
         labels = self.y.cpu().numpy()
         self.indices = _choose(len(x), labels, config, seed)
         self.batch_size = config.batch_size
-        self.facts = DataFacts(dataset='tensors', subset=_subset_name(config, labels), num_images=len(x),
-                               class_sizes=_class_sizes(labels))
+        self.facts = DataFacts(
+            dataset='tensors', subset='' if _takes_all(config) else _subset_name(config, labels), num_images=len(x),
+            class_sizes=_class_sizes(labels))
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
         rows = self.indices if positions is None else [self.indices[i] for i in positions]
@@ -151,8 +151,8 @@ class _DatasetSource(Source):
             part, network.num_classes, network.class_names(class_names(part)),
             allow_mismatch=config.allow_class_mismatch, argument='data') for part in whole_datasets(dataset))))
         self.facts = DataFacts(
-            dataset=type(dataset).__name__, subset=_subset_name(config, labels), num_images=len(dataset),
-            class_sizes=_class_sizes(labels),
+            dataset=type(dataset).__name__, subset='' if _takes_all(config) else _subset_name(config, labels),
+            num_images=len(dataset), class_sizes=_class_sizes(labels),
             class_names=tuple(names) if names else None, mismatch=mismatch)
 
     def loader(self, positions: Optional[Sequence[int]] = None) -> Batches:
@@ -184,10 +184,13 @@ def _first_pair(dataset: Any) -> Tuple[Any, Any]:
 
 
 def _subset_name(config: ImagesConfig, labels: Optional[np.ndarray]) -> str:
-    """How images were chosen; '' if all were taken, 'random' if classes could not be balanced."""
-    if config.subset != 'balanced':
-        return config.subset
-    return '' if config.num_examples is None else 'random' if labels is None else 'balanced'
+    """How images were chosen; 'random' if classes could not be balanced."""
+    return 'random' if config.subset == 'balanced' and labels is None else config.subset
+
+
+def _takes_all(config: ImagesConfig) -> bool:
+    """Whether all images of a data set in memory are taken, in their order."""
+    return config.subset == 'balanced' and config.num_examples is None
 
 
 def _class_sizes(labels: Optional[np.ndarray]) -> Tuple[int, ...]:

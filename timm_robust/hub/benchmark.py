@@ -63,9 +63,8 @@ def write_benchmark(folder: Path, evaluations: Iterable[Tuple[str, EvaluationRep
             threat = outcome.threat
             protocols[task] = {
                 'images': key, 'threat': {'norm': threat.norm, 'eps': threat.eps} if threat else None,
-                'attack': outcome.attack, 'members': list(outcome.members), 'after': [
-                    a.attack for a in report.attacks[:report.attacks.index(outcome)]
-                    if not (outcome.complete or a.is_clean) and a.threat == outcome.threat]}
+                'attack': outcome.attack, 'members': list(outcome.members),
+                'after': [] if outcome.complete else [a.attack for a in report.earlier(outcome)]}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'eval.yaml', yaml.safe_dump({
         'name': 'Adversarial robustness of image classifiers', 'description': _DESCRIPTION,

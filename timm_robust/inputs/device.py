@@ -32,8 +32,7 @@ def resolve_device(name: Optional[str]) -> str:
         reason = ' '.join(str(error).split()).split('. ')[0]
         raise InputError(f'no such device here ({reason})', "pass `device='cpu'` or `device='cuda'`",
                          argument='device', value=name) from error
-    count = torch.cuda.device_count()
-    if device.type == 'cuda' and (device.index or 0) >= count:
+    if device.type == 'cuda' and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise InputError(f'this machine has {count} CUDA devices', "pass `device='cpu'`" if not count else '',
                          argument='device', value=name)
     return name

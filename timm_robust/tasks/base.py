@@ -169,17 +169,18 @@ class RobustTask(TwoPassTask):
     def _check_space(self, input: torch.Tensor) -> None:
         """Reject images in another input space, where eps would mean another size. Checks only the first batch."""
         self._looked = True
-        low, high = torch.stack(torch.aminmax(input.detach().float())).tolist()
+        input = input.detach().float()
+        low, high = torch.stack(torch.aminmax(input)).tolist()
         if not self.space.is_pixels and 0 <= low < high - .5 and high <= 1:
             raise InputError('are pixels in [0, 1], but the network expects them normalized', 'normalize them, or pass '
                              '`space=InputSpace()` for a network that takes pixels', argument='input')
-        pixels = input if self.space.is_pixels else self.space.to_pixels(input.detach().float())
+        pixels = self.space.to_pixels(input)
         outside = (~((pixels > -.01) & (pixels < 1.01))).float().mean().item()  # NaN too
         # random erasing puts values outside the valid range, but not this many
         if outside > .3:
-            said, fix = ('`space` says that they are pixels', 'pass `space=InputSpace(mean, std)`') if (
-                self.space.is_pixels) else (
-                'as pixels, without the normalization of the network', 'normalize images in [0, 1]')
+            said, fix = 'as pixels, without the normalization of the network', 'normalize images in [0, 1]'
+            if self.space.is_pixels:
+                said, fix = 'but `space` says that they are pixels', 'pass `space=InputSpace(mean, std)`'
             raise InputError(f'have {outside:.0%} of values outside [0, 1], {said}', fix, argument='input')
 
     def current_threat(self) -> ThreatModel:

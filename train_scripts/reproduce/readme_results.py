@@ -4,12 +4,12 @@ With --check, write nothing and exit with 1 if they are out of date.
 """
 import json
 import sys
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 from claims import claims
 from common import HERE, accuracies, table, training_speeds
 
-from timm_robust.evaluation import EvaluationReport, Finding, read_reports
+from timm_robust.evaluation import EvaluationReport, Finding, accuracy_on_all_images, read_reports
 from timm_robust.evaluation.render import findings_text
 from timm_robust.models._build import WEIGHTS_DIR
 
@@ -32,7 +32,30 @@ def training_minutes(name: str) -> str:
     return f"{sum(n / speed for n, speed in training_speeds(folder / 'args.yaml', folder / 'log.txt')) / 60:.1f}"
 
 
-def row(name: str, evaluations: Sequence[Tuple[str, EvaluationReport]]) -> List[str]:
+class Row(NamedTuple):
+    """The cells of a network, under `HEADER`."""
+    name: str
+    data: str
+    threat: str
+    clean_of_all: str
+    clean: str
+    fgsm: str
+    pgd20: str
+    autoattack: str
+    interval: str
+    images: str
+    seed: str
+    minutes: str
+    packaged: str
+    recipe: str
+
+
+HEADER = Row(
+    'network', 'data', 'threat model', 'clean %, all test images', 'clean %', 'FGSM %', 'PGD-20 %', 'AutoAttack %',
+    'AutoAttack 95 % interval', 'test images', 'seed', 'GPU minutes', 'in the package', 'trained by')
+
+
+def row(name: str, evaluations: Sequence[Tuple[str, EvaluationReport]]) -> Row:
     """One row of the table, from a model and tag and its evaluations, each with the name of its data.
 
     The first evaluation is shown; attacks that it lacks are taken from others with its images and threat model.
@@ -42,16 +65,15 @@ def row(name: str, evaluations: Sequence[Tuple[str, EvaluationReport]]) -> List[
     for of, other in evaluations:
         if (of, {*other.data.indices}, other.threat) == (data, {*report.data.indices}, report.threat):
             accuracy = {**accuracies(other), **accuracy}
-    clean = [other.clean_accuracy for of, other in evaluations
-             if of == data and other.data.num_examples == other.data.num_images]
+    clean = accuracy_on_all_images(data, evaluations)
     interval = '{:.1f} to {:.1f}'.format(*report.interval('autoattack')) if 'autoattack' in accuracy else '-'
-    return [
-        f'`{name}`', data, str(report.threat), f'{clean[0]:.2f}' if clean else '-',
+    return Row(
+        f'`{name}`', data, str(report.threat), '-' if clean is None else f'{clean:.2f}',
         *(f'{accuracy[a]:.2f}' if a in accuracy else '-' for a in ('clean', 'fgsm', 'pgd20', 'autoattack')),
         interval, f'{report.data.num_examples:,}', str(report.settings.seed), training_minutes(name),
         'yes' if (WEIGHTS_DIR / f'{name}.safetensors').is_file() else 'no',
         f'[recipe](train_scripts/recipes/weights/{name}.yaml)',
-    ]
+    )
 
 
 def _evaluations() -> List[Tuple[str, List[Tuple[str, EvaluationReport]]]]:
@@ -61,23 +83,17 @@ def _evaluations() -> List[Tuple[str, List[Tuple[str, EvaluationReport]]]]:
 
 def results() -> str:
     """The table of results."""
-    header = ['network', 'data', 'threat model', 'clean %, all test images', 'clean %', 'FGSM %', 'PGD-20 %',
-              'AutoAttack %', 'AutoAttack 95 % interval', 'test images', 'seed', 'GPU minutes', 'in the package',
-              'trained by']
-    return table(header, [row(name, found) for name, found in _evaluations()])
+    return table(HEADER, [row(name, found) for name, found in _evaluations()])
 
 
 def zoo() -> str:
     """The table of packaged weights."""
-    rows = []
-    for name, found in _evaluations():
-        _, data, threat, clean, _, _, pgd20, robust, interval, images, _, _, ships, _ = row(name, found)
-        shown = f'{robust} ({interval})' if robust != '-' else f'not measured (PGD-20: {pgd20})'
-        if ships == 'yes':
-            rows.append([name, data, threat, clean, shown, images])
+    rows = [r for name, found in _evaluations() if (r := row(name, found)).packaged == 'yes']
     return table(
-        ['model and tag', 'data', 'threat model', 'clean %', 'robust % (95 % interval)', 'test images attacked'],
-        [[f'`{name}`', *others] for name, *others in rows])
+        ['model and tag', 'data', 'threat model', 'clean %, all test images', 'robust % (95 % interval)',
+         'test images attacked'],
+        [[r.name, r.data, r.threat, r.clean_of_all, f'{r.autoattack} ({r.interval})' if r.autoattack != '-' else
+          f'not measured (PGD-20: {r.pgd20})', r.images] for r in rows])
 
 
 def quickstart() -> str:
@@ -91,14 +107,15 @@ def costs() -> str:
     found = json.loads((ROOT / 'benchmarks' / 'results' / f'{COSTS_OF}.json').read_text())
     ratios = {r['arm']: r['ratio'] for r in found['rows']}
     rows = [[f'`{name}`', text, f'{ratios[name]:.1f}'] for name, text in BEGIN_WITH.items()]
-    network, shape, _ = found['rows'][0]['part'].split(', ')
+    network, shape, steps = found['rows'][0]['part'].split(', ')
     batch, _, *size = shape.split('x')
+    more = 10 - int(steps.split()[0])
     return table(['`--objective`', 'what it does', 'time per step'], rows) + (
-        f"\n\nTime is relative to a step of `standard`, with three attack steps (`{network}`, training images of "
-        f"{'×'.join(size)} pixels, batch {batch}, CPU). "
-        'Each further attack step of `madry`, `sat`, `nofrost` and `trades` adds '
+        f"\n\nTime is relative to a step of `standard`, with {steps} (`{network}`, training images of "
+        f"{'×'.join(size)} pixels, batch {batch}, CPU). Each further attack step of `madry`, `sat`, `nofrost` and "
+        f"`trades` adds "
         f"{ratios['gradient step']:.1f}; with ten, the default, `trades` takes "
-        f"{ratios['trades'] + 7 * ratios['gradient step']:.1f}.")
+        f"{ratios['trades'] + more * ratios['gradient step']:.1f}.")
 
 
 def diagnosis() -> str:

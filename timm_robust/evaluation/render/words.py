@@ -180,13 +180,14 @@ def upper_bound(report: EvaluationReport) -> List[str]:
 
 
 def _about_data(report: EvaluationReport) -> List[str]:
-    data, found = report.data, []
+    data = report.data
+    found = [data.mismatch] if data.mismatch else []
     if data.class_sizes_differ:
         sizes = data.class_sizes
         found.append(
             f'The images are class-balanced, but classes of the data set have {min(sizes):,} to {max(sizes):,} images: '
             'accuracies on all images can differ from these.')
-    return found + [data.mismatch] * bool(data.mismatch)
+    return found
 
 
 def notes(report: EvaluationReport) -> List[str]:
